@@ -1,0 +1,92 @@
+//! What can go wrong behind the queue.
+
+use std::path::PathBuf;
+
+use crate::{common::InvalidValue, device::DeviceError, models::ConfigError};
+
+/// Why a generation ended without a picture. Costs the request that it happened to, and no other.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    /// The request asks for what this model or this worker cannot do.
+    #[error(transparent)]
+    Unsupported(#[from] InvalidValue),
+    /// The client went away, or cancelled.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The picture has values that are no numbers.
+    #[error("the picture came out with values that are not numbers (NaN); try fewer extremes in guidance_scale, or another sampler")]
+    NotANumber,
+    /// Nothing but black.
+    #[error("the picture came out all black; try another seed, or a lower guidance_scale")]
+    AllBlack,
+    /// The tokenizer failed.
+    #[error("the prompt could not be read: {0}")]
+    Tokenizer(String),
+    /// A tensor operation failed.
+    #[error("the model failed: {0}")]
+    Model(#[from] candle_core::Error),
+    /// The picture could not be written.
+    #[error("the picture could not be encoded: {0}")]
+    Encoding(String),
+    /// A bug.
+    #[error("the generation panicked: {0}")]
+    Panicked(String),
+}
+
+/// Why a model could not be loaded. Says which file, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// There is no such model.
+    #[error("{0}")]
+    NotFound(String),
+    /// A file of the model is missing.
+    #[error("{path} is missing; a model directory has the layout of diffusers' save_pretrained", path = .0.display())]
+    MissingFile(PathBuf),
+    /// A file cannot be read.
+    #[error("{path} cannot be read", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file holds no valid weights.
+    #[error("{path} is no whole safetensors file", path = .path.display())]
+    BadWeights {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        #[source]
+        source: candle_core::Error,
+    },
+    /// The weights do not fit the configuration beside them.
+    #[error("{path} does not fit its config.json", path = .path.display())]
+    WrongWeights {
+        /// The file.
+        path: PathBuf,
+        /// Which tensor, and how.
+        #[source]
+        source: candle_core::Error,
+    },
+    /// A configuration that describes nothing that can be built.
+    #[error("{path}: {reason}", path = .path.display())]
+    BadConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The model is loaded, but a small real generation with it failed.
+    #[error("the model loads, but does not work")]
+    SelfTest(#[source] GenerationError),
+}
+
+impl LoadError {
+    pub(super) fn config(path: PathBuf) -> impl FnOnce(ConfigError) -> Self {
+        move |error| Self::BadConfig { path, reason: error.to_string() }
+    }
+}

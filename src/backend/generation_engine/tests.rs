@@ -1,0 +1,223 @@
+//! The engine, driven with a pipeline that makes no pictures.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use super::*;
+use crate::{
+    backend::RequestQueue,
+    common::{ImageFormat, ImageSize, OutputConfig, RequestId, Sampler, SamplingConfig, Schedule, Seed},
+};
+
+/// Does what the prompt says, and remembers which prompts it was asked for.
+#[derive(Default)]
+struct FakePipeline {
+    begun: Mutex<Vec<String>>,
+    steps: AtomicUsize,
+}
+
+struct FakeGeneration {
+    pipeline: Arc<FakePipeline>,
+    prompt: String,
+    total: usize,
+    client: CancellationToken,
+}
+
+impl Pipeline for FakePipeline {
+    type Generation = FakeGeneration;
+
+    fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
+        self.begun.lock().unwrap().push(request.prompt.clone());
+        assert_ne!(request.prompt, "panic at begin");
+        if request.prompt == "fail" {
+            return Err(GenerationError::Tokenizer("no such luck".to_owned()));
+        }
+        let (prompt, total, client) = (request.prompt.clone(), request.config.steps.get(), request.cancellation.clone());
+        Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, total, client })
+    }
+
+    fn model_id(&self) -> &'static str {
+        "fake"
+    }
+}
+
+impl Generation for FakeGeneration {
+    fn total_steps(&self) -> usize {
+        self.total
+    }
+
+    fn step(&mut self) -> Result<(), GenerationError> {
+        let done = self.pipeline.steps.fetch_add(1, Ordering::SeqCst) + 1;
+        assert!(self.prompt != "panic at step 2" || done < 2, "a bug in step {done}");
+        if self.prompt == "cancel at step 3" && done == 3 {
+            self.client.cancel();
+        }
+        Ok(())
+    }
+
+    fn preview(&self) -> Result<RgbImage, GenerationError> {
+        Ok(RgbImage::new(2, 2))
+    }
+
+    fn finish(self) -> Result<RgbImage, GenerationError> {
+        Ok(RgbImage::new(8, 8))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        vec![format!("only a fake of {}", self.prompt)]
+    }
+}
+
+fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, UnboundedReceiver<GenerationResponse>) {
+    let (response_tx, responses) = mpsc::unbounded_channel();
+    let request = GenerationRequest {
+        request_id: RequestId::random(),
+        prompt: prompt.to_owned(),
+        negative_prompt: String::new(),
+        config: SamplingConfig {
+            size: ImageSize::new(64, 64).unwrap(),
+            steps: steps.try_into().unwrap(),
+            guidance_scale: 1.0.try_into().unwrap(),
+            seed: Seed::from(1),
+            sampler: Sampler::Euler,
+            schedule: Schedule::Default,
+        },
+        output: OutputConfig { format: ImageFormat::Png, quality: 90, previews },
+        cancellation: CancellationToken::new(),
+        accepted_at: Instant::now(),
+        span: Span::none(),
+        response_tx,
+    };
+    (request, responses)
+}
+
+/// Serves `requests` one after the other, with everything queued before the engine starts, until the queue is closed.
+async fn serve_all(requests: Vec<GenerationRequest>) -> Arc<FakePipeline> {
+    let pipeline = Arc::new(FakePipeline::default());
+    let (queue, receiver) = RequestQueue::new();
+    for request in requests {
+        queue.add_request(request).unwrap();
+    }
+    let engine = GenerationEngine::new(Arc::clone(&pipeline), receiver).start();
+    drop(queue);
+    tokio::time::timeout(Duration::from_mins(1), engine).await.expect("a closed queue ends the loop").unwrap();
+    pipeline
+}
+
+/// All answers to one request, in short.
+fn transcript(mut responses: UnboundedReceiver<GenerationResponse>) -> Vec<String> {
+    let mut lines = Vec::new();
+    while let Ok(response) = responses.try_recv() {
+        lines.push(match response {
+            GenerationResponse::Progress(progress) => format!("step {}/{}", progress.step, progress.total),
+            GenerationResponse::Preview { index, .. } => format!("preview {index}"),
+            GenerationResponse::Complete(complete) => format!("complete, {}", complete.warnings.join(", ")),
+            GenerationResponse::Error(error) => format!("error: {error}"),
+        });
+    }
+    lines
+}
+
+#[tokio::test]
+async fn requests_are_served_in_order_and_answered_through_their_own_channel() {
+    let (first, first_responses) = request("one", 2, 0);
+    let (second, second_responses) = request("two", 1, 0);
+    let pipeline = serve_all(vec![first, second]).await;
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["one", "two"]);
+    assert_eq!(transcript(first_responses), ["step 1/2", "step 2/2", "complete, only a fake of one"]);
+    assert_eq!(transcript(second_responses), ["step 1/1", "complete, only a fake of two"]);
+}
+
+#[tokio::test]
+async fn an_error_costs_one_request() {
+    let (bad, bad_responses) = request("fail", 1, 0);
+    let (good, good_responses) = request("good", 1, 0);
+    serve_all(vec![bad, good]).await;
+    assert_eq!(transcript(bad_responses), ["error: the prompt could not be read: no such luck"]);
+    assert_eq!(transcript(good_responses), ["step 1/1", "complete, only a fake of good"]);
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_request() {
+    for (prompt, answers) in [("panic at begin", &[][..]), ("panic at step 2", &["step 1/5"][..])] {
+        let (bad, bad_responses) = request(prompt, 5, 0);
+        let (good, good_responses) = request("good", 1, 0);
+        serve_all(vec![bad, good]).await;
+        let mut lines = transcript(bad_responses);
+        let last = lines.pop().unwrap();
+        assert!(last.starts_with("error: the generation panicked: "), "{last}");
+        assert_eq!(lines, answers);
+        assert_eq!(transcript(good_responses).last().unwrap(), "complete, only a fake of good");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_before_its_turn_never_reaches_the_pipeline() {
+    let (gone, responses) = request("gone", 5, 0);
+    drop(responses);
+    let (cancelled, cancelled_responses) = request("cancelled", 5, 0);
+    cancelled.cancellation.cancel();
+    let (good, _good_responses) = request("good", 1, 0);
+    let pipeline = serve_all(vec![gone, cancelled, good]).await;
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["good"]);
+    assert_eq!(transcript(cancelled_responses), ["error: the request was cancelled"]);
+}
+
+#[tokio::test]
+async fn a_cancelled_request_stops_at_its_next_step() {
+    let (request, responses) = request("cancel at step 3", 100, 0);
+    let pipeline = serve_all(vec![request]).await;
+    assert_eq!(pipeline.steps.load(Ordering::SeqCst), 3);
+    assert_eq!(transcript(responses), ["step 1/100", "step 2/100", "step 3/100", "error: the request was cancelled"]);
+}
+
+#[tokio::test]
+async fn a_dropped_receiver_stops_the_request_at_its_next_step() {
+    let (request, mut responses) = request("long", 1000, 0);
+    let pipeline = Arc::new(FakePipeline::default());
+    let (queue, receiver) = RequestQueue::new();
+    let (next, next_responses) = self::request("next", 1, 0);
+    // The receiver is dropped from within the first answer's arrival on, however far the engine has come by then.
+    let engine = GenerationEngine::new(Arc::clone(&pipeline), receiver).start();
+    queue.add_request(request).unwrap();
+    assert!(matches!(responses.recv().await, Some(GenerationResponse::Progress(_))));
+    drop(responses);
+    queue.add_request(next).unwrap();
+    drop(queue);
+    engine.await.unwrap();
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["long", "next"]);
+    assert_eq!(transcript(next_responses), ["step 1/1", "complete, only a fake of next"]);
+}
+
+#[tokio::test]
+async fn previews_are_spread_over_the_steps_and_never_after_the_last() {
+    for (steps, previews, expected) in [
+        (4, 3, vec!["step 1/4", "preview 0", "step 2/4", "preview 1", "step 3/4", "preview 2", "step 4/4"]),
+        (5, 1, vec!["step 1/5", "step 2/5", "step 3/5", "preview 0", "step 4/5", "step 5/5"]),
+        (2, 3, vec!["step 1/2", "preview 0", "preview 1", "step 2/2"]),
+        (1, 3, vec!["step 1/1"]),
+    ] {
+        let (request, responses) = request("p", steps, previews);
+        serve_all(vec![request]).await;
+        let mut lines = transcript(responses);
+        assert_eq!(lines.pop().unwrap(), "complete, only a fake of p");
+        assert_eq!(lines, expected, "{steps} steps, {previews} previews");
+    }
+}
+
+#[tokio::test]
+async fn a_queue_without_engine_gives_the_request_back() {
+    let (queue, receiver) = RequestQueue::new();
+    drop(receiver);
+    let (request, _responses) = request("late", 1, 0);
+    assert_eq!(queue.add_request(request).unwrap_err().prompt, "late");
+}

@@ -1,0 +1,133 @@
+//! From tensors to pixels, and from pixels to files.
+
+use candle_core::{DType, Tensor};
+use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs};
+
+use super::{EncodedImage, GenerationError, GenerationRequest};
+use crate::common::{ImageFormat, OutputConfig, SamplingConfig, Schedule};
+
+/// The first of a batch of pictures `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
+/// `VaeImageProcessor.postprocess` rounds them.
+///
+/// # Errors
+/// When a value is NaN, or every pixel is black.
+pub(super) fn to_rgb(picture: &Tensor) -> Result<RgbImage, GenerationError> {
+    let (_, _, height, width) = picture.dims4()?;
+    let values: Vec<f32> = picture.get(0)?.permute((1, 2, 0))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    if values.iter().any(|value| value.is_nan()) {
+        return Err(GenerationError::NotANumber);
+    }
+    let pixels: Vec<u8> = values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+    if pixels.iter().all(|value| *value == 0) {
+        return Err(GenerationError::AllBlack);
+    }
+    RgbImage::from_raw(width as u32, height as u32, pixels)
+        .ok_or_else(|| GenerationError::Encoding("a picture must have 3 channels".to_owned()))
+}
+
+/// What a PNG file says of how it was made.
+#[derive(Debug, Clone)]
+pub struct ImageMetadata<'a> {
+    prompt: &'a str,
+    negative_prompt: &'a str,
+    config: SamplingConfig,
+    model_id: &'a str,
+}
+
+impl<'a> ImageMetadata<'a> {
+    /// Of a request to a model.
+    #[must_use]
+    pub fn new(request: &'a GenerationRequest, model_id: &'a str) -> Self {
+        Self { prompt: &request.prompt, negative_prompt: &request.negative_prompt, config: request.config, model_id }
+    }
+
+    /// In the form that A1111 writes and many tools read.
+    #[must_use]
+    pub fn to_a1111(&self) -> String {
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule } = self.config;
+        let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
+        let schedule = match schedule {
+            Schedule::Default => "",
+            Schedule::Karras => "Schedule type: Karras, ",
+        };
+        format!(
+            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
+            self.prompt,
+            sampler.a1111_name(),
+            self.model_id,
+            env!("CARGO_PKG_VERSION")
+        )
+    }
+}
+
+/// Writes a picture as a file. Only PNG carries the metadata.
+///
+/// # Errors
+/// When the encoder fails.
+pub fn encode(picture: &RgbImage, output: OutputConfig, metadata: Option<&ImageMetadata>) -> Result<EncodedImage, GenerationError> {
+    let mut bytes = Vec::new();
+    let (width, height) = picture.dimensions();
+    let failed = |error: image::ImageError| GenerationError::Encoding(error.to_string());
+    match output.format {
+        ImageFormat::Png => write_png(picture, metadata, &mut bytes).map_err(|error| GenerationError::Encoding(error.to_string()))?,
+        ImageFormat::Jpeg => codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, output.quality.clamp(1, 100))
+            .write_image(picture, width, height, ExtendedColorType::Rgb8)
+            .map_err(failed)?,
+        ImageFormat::Webp => codecs::webp::WebPEncoder::new_lossless(&mut bytes)
+            .write_image(picture, width, height, ExtendedColorType::Rgb8)
+            .map_err(failed)?,
+    }
+    Ok(EncodedImage { format: output.format, bytes })
+}
+
+fn write_png(picture: &RgbImage, metadata: Option<&ImageMetadata>, bytes: &mut Vec<u8>) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(bytes, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    if let Some(metadata) = metadata {
+        let text = metadata.to_a1111();
+        // tEXt is Latin-1 only; iTXt is what Pillow, and so A1111, falls back to.
+        if text.is_ascii() {
+            encoder.add_text_chunk("parameters".to_owned(), text)?;
+        } else {
+            encoder.add_itxt_chunk("parameters".to_owned(), text)?;
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.as_raw())?;
+    writer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn picture(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values, (1, 3, 1, 2), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn pixels_are_clamped_rounded_and_in_order() {
+        let rgb = to_rgb(&picture(&[-1., 1., 0., 2., -3., 0.5])).unwrap();
+        assert_eq!(rgb.as_raw(), &[0, 128, 0, 255, 255, 191]);
+    }
+
+    #[test]
+    fn what_is_no_picture_is_an_error() {
+        assert!(matches!(to_rgb(&picture(&[0., 0., 0., f32::NAN, 0., 0.])), Err(GenerationError::NotANumber)));
+        assert!(matches!(to_rgb(&picture(&[-1.; 6])), Err(GenerationError::AllBlack)));
+    }
+
+    #[test]
+    fn every_format_can_be_read_back() {
+        let rgb = RgbImage::from_fn(16, 8, |x, y| image::Rgb([x as u8 * 16, y as u8 * 32, 99]));
+        for (format, lossless) in [(ImageFormat::Png, true), (ImageFormat::Webp, true), (ImageFormat::Jpeg, false)] {
+            let file = encode(&rgb, OutputConfig { format, ..OutputConfig::default() }, None).unwrap();
+            let back = image::load_from_memory(&file.bytes).unwrap().to_rgb8();
+            assert_eq!(back.dimensions(), (16, 8));
+            assert!(!lossless || back == rgb, "{format:?}");
+        }
+    }
+}

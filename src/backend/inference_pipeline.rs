@@ -1,0 +1,254 @@
+//! Stable Diffusion, stage by stage. After diffusers' `pipeline_stable_diffusion.py`.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug_span};
+
+use super::{Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptTokenizer, image_utils};
+use crate::{
+    common::{GuidanceScale, ImageSize, ModelInfo, OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps, TorchRng},
+    models::{AutoencoderKl, ClipTextModel, UNet2DConditionModel},
+    schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
+};
+
+/// The three networks of Stable Diffusion.
+#[derive(Debug)]
+pub struct Networks {
+    /// Prompts to embeddings.
+    pub text_encoder: ClipTextModel,
+    /// Noisy latents to less noisy ones.
+    pub unet: UNet2DConditionModel,
+    /// Latents to pixels.
+    pub vae: AutoencoderKl,
+}
+
+/// A loaded model. Nothing in it changes after loading, so every generation shares it.
+#[derive(Debug)]
+pub struct InferencePipeline {
+    info: Arc<ModelInfo>,
+    tokenizer: PromptTokenizer,
+    networks: Networks,
+    scheduler: SchedulerConfig,
+    preview: LatentPreview,
+    device: Device,
+    dtype: DType,
+}
+
+/// One picture under way: everything that changes from step to step.
+#[derive(Debug)]
+pub struct Diffusion {
+    pipeline: Arc<InferencePipeline>,
+    plan: SamplingPlan,
+    guidance_scale: GuidanceScale,
+    /// `(1, tokens, hidden)`, or `(2, tokens, hidden)` with the negative prompt's first.
+    text_embeddings: Tensor,
+    /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
+    latents: Tensor,
+    /// Estimates of the picture without noise, the newest first.
+    denoised: VecDeque<Tensor>,
+    rng: TorchRng,
+    steps_done: usize,
+    warnings: Vec<String>,
+}
+
+impl Pipeline for InferencePipeline {
+    type Generation = Diffusion;
+
+    fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<Diffusion, GenerationError> {
+        // 1. Check inputs: their types leave only what this model decides.
+        let config = request.config;
+        self.info.check(&config)?;
+
+        // 2. Encode the prompt, both sides of guidance in one batch.
+        let span = debug_span!("text_encode").entered();
+        let mut warnings = Vec::new();
+        let prompts = [request.negative_prompt.as_str(), request.prompt.as_str()];
+        let prompts = if config.guidance_scale.is_guided() { &prompts[..] } else { &prompts[1..] };
+        let text_embeddings = self.encode_prompts(prompts, &mut warnings)?;
+        drop(span);
+
+        // 3. Prepare timesteps.
+        let plan = SamplingPlan::for_request(&self.scheduler, &config)?;
+
+        // 4. Prepare latents.
+        let mut rng = TorchRng::new(config.seed);
+        let latents = (self.randn(&mut rng, self.latent_shape(config.size))? * plan.init_noise_sigma)?;
+
+        let pipeline = Arc::clone(self);
+        let guidance_scale = config.guidance_scale;
+        Ok(Diffusion { pipeline, plan, guidance_scale, text_embeddings, latents, denoised: VecDeque::new(), rng, steps_done: 0, warnings })
+    }
+
+    fn model_id(&self) -> &str {
+        &self.info.id
+    }
+}
+
+impl Generation for Diffusion {
+    fn total_steps(&self) -> usize {
+        self.plan.stages.len()
+    }
+
+    // 5. Denoise.
+    fn step(&mut self) -> Result<(), GenerationError> {
+        let _span = debug_span!("denoise_step", step = self.steps_done).entered();
+        let pipeline = Arc::clone(&self.pipeline);
+        let stage = self.plan.stages[self.steps_done].clone();
+        let output = self.predict(&pipeline, &stage)?;
+        self.update(&stage, &output)?;
+        self.steps_done += 1;
+        Ok(())
+    }
+
+    fn preview(&self) -> Result<RgbImage, GenerationError> {
+        let picture = self.denoised.front().unwrap_or(&self.latents);
+        Ok(self.pipeline.preview.render(picture)?)
+    }
+
+    // 6. Decode.
+    fn finish(self) -> Result<RgbImage, GenerationError> {
+        let _span = debug_span!("vae_decode").entered();
+        let latents = self.latents.to_dtype(self.pipeline.dtype)?;
+        image_utils::to_rgb(&self.pipeline.networks.vae.decode(&latents)?)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+}
+
+impl Diffusion {
+    /// The latents as they are now, `(1, channels, height / 8, width / 8)` in f32.
+    #[must_use]
+    pub fn latents(&self) -> &Tensor {
+        &self.latents
+    }
+
+    /// Embeddings of the prompt, and before it of the negative prompt if there is guidance.
+    #[must_use]
+    pub fn text_embeddings(&self) -> &Tensor {
+        &self.text_embeddings
+    }
+
+    /// The network's output with classifier-free guidance, f32.
+    fn predict(&self, pipeline: &InferencePipeline, stage: &Stage) -> Result<Tensor, GenerationError> {
+        let unet = &pipeline.networks.unet;
+        let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
+        if !self.guidance_scale.is_guided() {
+            return Ok(unet.forward(&input, stage.timestep, &self.text_embeddings)?.to_dtype(DType::F32)?);
+        }
+        let both = unet.forward(&Tensor::cat(&[&input, &input], 0)?, stage.timestep, &self.text_embeddings)?.to_dtype(DType::F32)?;
+        let (negative, positive) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
+        Ok((&negative + ((positive - &negative)? * self.guidance_scale.get())?)?)
+    }
+
+    /// Moves the latents as the plan says.
+    fn update(&mut self, stage: &Stage, output: &Tensor) -> Result<(), GenerationError> {
+        let mut denoised = ((&self.latents * stage.denoised.sample)? + (output * stage.denoised.output)?)?;
+        if let Some(clip) = stage.denoised.clip {
+            denoised = denoised.clamp(-clip, clip)?;
+        }
+        self.denoised.push_front(denoised);
+        self.denoised.truncate(self.plan.history() + 1);
+
+        let mut next = self.latents.zeros_like()?;
+        for (term, weight) in &stage.update {
+            let value = match *term {
+                Term::Sample => self.latents.clone(),
+                Term::Output => output.clone(),
+                Term::Denoised(age) => self.denoised[age].clone(),
+                Term::Noise => self.pipeline.randn(&mut self.rng, self.latents.dims4()?)?,
+            };
+            next = (next + (value * *weight)?)?;
+        }
+        self.latents = next;
+        Ok(())
+    }
+}
+
+impl InferencePipeline {
+    /// Puts the parts of a model together. [`load`](super::load) makes them.
+    #[must_use]
+    pub fn new(
+        info: ModelInfo,
+        tokenizer: PromptTokenizer,
+        networks: Networks,
+        scheduler: SchedulerConfig,
+        preview: LatentPreview,
+        device: Device,
+        dtype: DType,
+    ) -> Self {
+        Self { info: Arc::new(info), tokenizer, networks, scheduler, preview, device, dtype }
+    }
+
+    /// What the world may know of the model.
+    #[must_use]
+    pub fn info(&self) -> &Arc<ModelInfo> {
+        &self.info
+    }
+
+    /// The networks, for benches that time them one by one.
+    #[must_use]
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// Makes a picture as small and as short as can be, to find out whether the model works on this device.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn self_test(self: &Arc<Self>) -> Result<(), GenerationError> {
+        let side = ImageSize::MIN_SIDE.next_multiple_of(self.info.size_multiple);
+        let (response_tx, _responses) = mpsc::unbounded_channel();
+        let request = GenerationRequest {
+            request_id: RequestId::random(),
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            config: SamplingConfig {
+                size: ImageSize::new(side, side)?,
+                steps: Steps::try_from(1)?,
+                guidance_scale: self.info.defaults.guidance_scale,
+                seed: Seed::from(0),
+                sampler: self.info.defaults.sampler,
+                schedule: Schedule::Default,
+            },
+            output: OutputConfig::default(),
+            cancellation: CancellationToken::new(),
+            accepted_at: Instant::now(),
+            span: Span::none(),
+            response_tx,
+        };
+        let mut generation = self.begin(&request)?;
+        generation.step()?;
+        generation.finish().map(drop)
+    }
+
+    /// Embeddings of prompts, `(prompts, tokens, hidden)`. What does not fit is cut, with a warning.
+    fn encode_prompts(&self, prompts: &[&str], warnings: &mut Vec<String>) -> Result<Tensor, GenerationError> {
+        let mut rows = Vec::new();
+        for prompt in prompts {
+            let tokens = self.tokenizer.encode(prompt)?;
+            if let Some(cut) = tokens.cut {
+                warnings.push(format!("the prompt is too long for the model; this part of it was not read: \"{cut}\""));
+            }
+            rows.push(Tensor::new(tokens.ids, &self.device)?);
+        }
+        Ok(self.networks.text_encoder.forward(&Tensor::stack(&rows, 0)?)?)
+    }
+
+    fn latent_shape(&self, size: ImageSize) -> (usize, usize, usize, usize) {
+        let (channels, scale) = (self.networks.unet.config().in_channels, self.networks.vae.config().scale_factor());
+        (1, channels, size.height() as usize / scale, size.width() as usize / scale)
+    }
+
+    /// Drawn on the host in f32, so that a seed means the same noise on every device.
+    fn randn(&self, rng: &mut TorchRng, shape: (usize, usize, usize, usize)) -> Result<Tensor, GenerationError> {
+        let (batch, channels, height, width) = shape;
+        let values = rng.randn(batch * channels * height * width);
+        Ok(Tensor::from_vec(values, shape, &self.device)?)
+    }
+}

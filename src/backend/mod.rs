@@ -1,0 +1,21 @@
+//! From a queued request to a picture: the queue, the engine that empties it, and the pipeline that the engine drives.
+
+mod error;
+mod generation_engine;
+mod image_utils;
+mod inference_pipeline;
+mod latent_preview;
+mod model_files;
+mod model_loader;
+mod prompt_tokenizer;
+mod request_queue;
+
+pub use error::{GenerationError, LoadError};
+pub use generation_engine::{Generation, GenerationEngine, Pipeline};
+pub use image_utils::{ImageMetadata, encode};
+pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
+pub use latent_preview::LatentPreview;
+pub use model_files::ModelFiles;
+pub use model_loader::{LoadOptions, load};
+pub use prompt_tokenizer::{PromptTokenizer, TokenIds};
+pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};

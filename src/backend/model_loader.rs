@@ -1,0 +1,136 @@
+//! From files to a pipeline.
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+use tracing::warn;
+
+use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptTokenizer};
+use crate::{
+    common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Steps},
+    device,
+    models::{AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel},
+    schedulers::SchedulerConfig,
+};
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// The largest picture that a request may ask for.
+    pub max_pixels: u64,
+}
+
+/// `generation_config.json`, which a model may carry, named as in transformers: settings of requests that leave them out.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct GenerationConfig {
+    num_inference_steps: Steps,
+    guidance_scale: GuidanceScale,
+}
+
+impl Default for GenerationConfig {
+    fn default() -> Self {
+        const STEPS: i64 = 20;
+        const GUIDANCE_SCALE: f64 = 7.5;
+        #[allow(clippy::expect_used, reason = "constants in range")]
+        Self {
+            num_inference_steps: Steps::try_from(STEPS).expect("in range"),
+            guidance_scale: GuidanceScale::try_from(GUIDANCE_SCALE).expect("in range"),
+        }
+    }
+}
+
+/// Loads a model: reads and checks every configuration first, then the weights.
+///
+/// # Errors
+/// Names the file that is missing, broken, or does not fit the others.
+pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
+    let dtype = DType::F32;
+    let device = &options.device;
+    let path = |name: &str| files.path(name);
+    let [text_config, unet_config, vae_config, scheduler_config] =
+        ["text_encoder/config.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"];
+
+    let text = ClipTextConfig::from_json(&files.read(text_config)?).map_err(LoadError::config(path(text_config)))?;
+    let unet = UNet2DConditionConfig::from_json(&files.read(unet_config)?).map_err(LoadError::config(path(unet_config)))?;
+    let vae = AutoencoderKlConfig::from_json(&files.read(vae_config)?).map_err(LoadError::config(path(vae_config)))?;
+    let scheduler = SchedulerConfig::from_json(&files.read(scheduler_config)?)
+        .map_err(|reason| LoadError::BadConfig { path: path(scheduler_config), reason })?;
+    let tokenizer = PromptTokenizer::load(files, text.max_position_embeddings)?;
+    check_fit(files, &text, &unet, &vae, &tokenizer)?;
+    let info = ModelInfo {
+        id: files.id(),
+        device: device::describe(device),
+        dtype: dtype.as_str(),
+        max_pixels: options.max_pixels,
+        size_multiple: vae.scale_factor() as u32,
+        max_steps: scheduler.num_train_timesteps,
+        defaults: defaults(files, &unet, &vae, &scheduler)?,
+    };
+
+    let text_encoder = build(files, "text_encoder", dtype, device, |vb| ClipTextModel::new(&text, vb))?;
+    let unet = build(files, "unet", dtype, device, |vb| UNet2DConditionModel::new(unet, vb))?;
+    let vae = build(files, "vae", dtype, device, |vb| AutoencoderKl::new(vae, vb))?;
+    let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
+    let networks = Networks { text_encoder, unet, vae };
+    Ok(InferencePipeline::new(info, tokenizer, networks, scheduler, preview, device.clone(), dtype))
+}
+
+fn build<T>(
+    files: &ModelFiles,
+    part: &str,
+    dtype: DType,
+    device: &Device,
+    new: impl FnOnce(&VarBuilder) -> candle_core::Result<T>,
+) -> Result<T, LoadError> {
+    let (path, vb) = files.weights(part, dtype, device)?;
+    new(&vb).map_err(|source| LoadError::WrongWeights { path, source })
+}
+
+/// The parts of a model must speak of the same latents and the same text.
+fn check_fit(
+    files: &ModelFiles,
+    text: &ClipTextConfig,
+    unet: &UNet2DConditionConfig,
+    vae: &AutoencoderKlConfig,
+    tokenizer: &PromptTokenizer,
+) -> Result<(), LoadError> {
+    let unfit = |path: &str, reason: String| Err(LoadError::BadConfig { path: files.path(path), reason });
+    if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
+        let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
+        return unfit("unet/config.json", format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));
+    }
+    if unet.cross_attention_dim != text.hidden_size {
+        let (cross, hidden) = (unet.cross_attention_dim, text.hidden_size);
+        return unfit("unet/config.json", format!("cross_attention_dim is {cross}, but the text encoder's hidden_size is {hidden}"));
+    }
+    if tokenizer.vocab_size() > text.vocab_size {
+        let (tokens, vocab) = (tokenizer.vocab_size(), text.vocab_size);
+        return unfit("tokenizer/tokenizer.json", format!("it has {tokens} tokens, but the text encoder knows {vocab}"));
+    }
+    Ok(())
+}
+
+fn defaults(
+    files: &ModelFiles,
+    unet: &UNet2DConditionConfig,
+    vae: &AutoencoderKlConfig,
+    scheduler: &SchedulerConfig,
+) -> Result<ModelDefaults, LoadError> {
+    let bad = |name: &str, reason: String| LoadError::BadConfig { path: files.path(name), reason };
+    let side = (unet.sample_size * vae.scale_factor()) as u32;
+    let size = ImageSize::new(side, side).map_err(|e| bad("unet/config.json", format!("sample_size: {e}")))?;
+    let name = "generation_config.json";
+    let config = match files.read(name) {
+        Ok(json) => serde_json::from_slice(&json).map_err(|e| bad(name, e.to_string()))?,
+        Err(LoadError::MissingFile(_)) => GenerationConfig::default(),
+        Err(other) => return Err(other),
+    };
+    let sampler = scheduler.class_name.parse().unwrap_or_else(|_| {
+        warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
+        Sampler::Euler
+    });
+    Ok(ModelDefaults { size, steps: config.num_inference_steps, guidance_scale: config.guidance_scale, sampler })
+}

@@ -1,0 +1,147 @@
+//! The queue between the server and the engine, and what travels through it.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use super::GenerationError;
+use crate::common::{ImageFormat, OutputConfig, RequestId, SamplingConfig};
+
+/// The way in: the sending half of an unbounded channel, and nothing else. Clone it freely.
+///
+/// How many requests may wait is decided before they come here (`http::Admission`), so that a refusal costs nothing and adding
+/// never waits.
+#[derive(Debug, Clone)]
+pub struct RequestQueue {
+    sender: UnboundedSender<GenerationRequest>,
+}
+
+impl RequestQueue {
+    /// A queue, and the receiver that belongs to the engine. The engine stops when every clone of the queue is gone.
+    #[must_use]
+    pub fn new() -> (Self, UnboundedReceiver<GenerationRequest>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self { sender }, receiver)
+    }
+
+    /// Adds a request. Its answers come through its own `response_tx`.
+    ///
+    /// # Errors
+    /// Gives the request back if the engine is gone.
+    pub fn add_request(&self, request: GenerationRequest) -> Result<(), Box<GenerationRequest>> {
+        self.sender.send(request).map_err(|error| Box::new(error.0))
+    }
+}
+
+/// One picture to make, with everything that is needed to make it and to answer.
+#[derive(Debug)]
+pub struct GenerationRequest {
+    /// Name in logs.
+    pub request_id: RequestId,
+    /// What the picture shows.
+    pub prompt: String,
+    /// What it does not show.
+    pub negative_prompt: String,
+    /// How it is sampled.
+    pub config: SamplingConfig,
+    /// How it is written.
+    pub output: OutputConfig,
+    /// Stops the generation at its next step. A dropped receiver of `response_tx` does the same.
+    pub cancellation: CancellationToken,
+    /// When the request was accepted.
+    pub accepted_at: Instant,
+    /// The request's span, so that what the engine logs is found under it.
+    pub span: Span,
+    /// Where the answers go: any number of `Progress` and `Preview`, then one `Complete` or `Error`.
+    pub response_tx: UnboundedSender<GenerationResponse>,
+}
+
+/// What the engine says to a request.
+#[derive(Debug)]
+pub enum GenerationResponse {
+    /// A step is done.
+    Progress(Progress),
+    /// A rough picture on the way.
+    Preview {
+        /// Counts the previews of a request from 0.
+        index: u8,
+        /// The picture, at the size of the latents.
+        image: EncodedImage,
+    },
+    /// The picture. The last response.
+    Complete(Box<Complete>),
+    /// There will be no picture. The last response.
+    Error(GenerationError),
+}
+
+/// How far a generation is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub total: usize,
+    /// How long the last step took.
+    pub step_time: Duration,
+}
+
+impl Progress {
+    /// How long the rest takes if its steps are like the last one.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.step_time * (self.total - self.step) as u32
+    }
+}
+
+/// A picture as a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedImage {
+    /// The format of `bytes`.
+    pub format: ImageFormat,
+    /// The file.
+    pub bytes: Vec<u8>,
+}
+
+/// A finished picture.
+#[derive(Debug)]
+pub struct Complete {
+    /// The picture.
+    pub image: EncodedImage,
+    /// How it was sampled.
+    pub config: SamplingConfig,
+    /// Where the time went.
+    pub timings: Timings,
+    /// What the client should know, such as a prompt that was cut.
+    pub warnings: Vec<String>,
+}
+
+/// Where the time of a generation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// Waiting for other requests.
+    pub queue: Duration,
+    /// Encoding the prompt.
+    pub text: Duration,
+    /// All steps.
+    pub denoise: Duration,
+    /// From latents to pixels.
+    pub decode: Duration,
+    /// From pixels to a file.
+    pub encode: Duration,
+}
+
+impl Timings {
+    /// From acceptance to the finished file.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.queue + self.work()
+    }
+
+    /// What the engine spent on it.
+    #[must_use]
+    pub fn work(&self) -> Duration {
+        self.text + self.denoise + self.decode + self.encode
+    }
+}

@@ -1,0 +1,23 @@
+//! The model inside the binary: a small, true Stable Diffusion, so that the first command gives a picture without a download.
+
+macro_rules! files {
+    ($($path:literal),* $(,)?) => { [$(($path, include_bytes!(concat!("model/", $path)).as_slice())),*] };
+}
+
+/// Its files, in the layout of diffusers' `save_pretrained`.
+pub const FILES: &[(&str, &[u8])] = &files!(
+    "LICENSES.md",
+    "generation_config.json",
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+);

@@ -1,0 +1,45 @@
+//! How a finished picture is written.
+
+use serde::{Deserialize, Serialize};
+
+/// File formats of the answer, named as in the `OpenAI` Images API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// Lossless, carries the parameters of the generation.
+    #[default]
+    Png,
+    /// Small, lossy.
+    Jpeg,
+    /// Lossless here: `output_compression` has no effect on it.
+    Webp,
+}
+
+impl ImageFormat {
+    /// The name in the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+        }
+    }
+}
+
+/// What is made of the pictures on their way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputConfig {
+    /// File format of the picture and of its previews.
+    pub format: ImageFormat,
+    /// JPEG quality, 0 to 100.
+    pub quality: u8,
+    /// How many previews are sent on the way, evenly spaced over the steps.
+    pub previews: u8,
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        Self { format: ImageFormat::Png, quality: 90, previews: 0 }
+    }
+}

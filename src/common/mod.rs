@@ -1,0 +1,17 @@
+//! Plain data that every room of the crate speaks: settings of a generation, identifiers, the state of the worker.
+
+mod image_format;
+mod lifecycle;
+mod model_info;
+mod request_id;
+mod sampler;
+mod sampling_config;
+mod torch_rng;
+
+pub use image_format::{ImageFormat, OutputConfig};
+pub use lifecycle::Lifecycle;
+pub use model_info::{ModelDefaults, ModelInfo};
+pub use request_id::RequestId;
+pub use sampler::{Sampler, Schedule};
+pub use sampling_config::{GuidanceScale, ImageSize, InvalidValue, SamplingConfig, Seed, Steps};
+pub use torch_rng::TorchRng;

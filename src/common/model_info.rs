@@ -1,0 +1,58 @@
+//! What the world may know of the loaded model.
+
+use serde::Serialize;
+
+use super::{GuidanceScale, ImageSize, InvalidValue, Sampler, SamplingConfig, Steps};
+
+/// The loaded model: its name, what it runs on, and what it does when a request does not say.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelInfo {
+    /// Name in `/v1/models` and in answers.
+    pub id: String,
+    /// Where it runs, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// Number format of the weights, such as `f32`.
+    pub dtype: &'static str,
+    /// The largest number of pixels that a request may ask for.
+    pub max_pixels: u64,
+    /// Sides of pictures are multiples of this.
+    pub size_multiple: u32,
+    /// The most steps: as many as there were timesteps in training.
+    pub max_steps: usize,
+    /// Settings of a request that leaves them out.
+    #[serde(skip)]
+    pub defaults: ModelDefaults,
+}
+
+impl ModelInfo {
+    /// Makes sure that the model can do what is asked, before anything is spent on it.
+    ///
+    /// # Errors
+    /// Names the setting that it cannot follow.
+    pub fn check(&self, config: &SamplingConfig) -> Result<(), InvalidValue> {
+        let (size, steps) = (config.size, config.steps);
+        if size.pixels() > self.max_pixels {
+            return Err(InvalidValue::new("size", size, format!("at most {} pixels on this worker", self.max_pixels)));
+        }
+        if !size.width().is_multiple_of(self.size_multiple) || !size.height().is_multiple_of(self.size_multiple) {
+            return Err(InvalidValue::new("size", size, format!("multiples of {} for this model", self.size_multiple)));
+        }
+        if steps.get() > self.max_steps {
+            return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {} for this model", self.max_steps)));
+        }
+        config.sampler.check_schedule(config.schedule)
+    }
+}
+
+/// Settings of a request that leaves them out.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelDefaults {
+    /// The size that the model was trained for.
+    pub size: ImageSize,
+    /// Denoising steps.
+    pub steps: Steps,
+    /// Guidance scale.
+    pub guidance_scale: GuidanceScale,
+    /// The checkpoint's own sampler.
+    pub sampler: Sampler,
+}

@@ -1,0 +1,292 @@
+//! The settings of one generation, each a type that has no invalid value.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Sampler, Schedule};
+
+/// Everything that decides how a picture is sampled, apart from the prompt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingConfig {
+    /// Size of the picture.
+    pub size: ImageSize,
+    /// Number of denoising steps.
+    pub steps: Steps,
+    /// How strongly the picture follows the prompt.
+    pub guidance_scale: GuidanceScale,
+    /// Seed of the initial noise, and of the noise that stochastic samplers add.
+    pub seed: Seed,
+    /// The solver.
+    pub sampler: Sampler,
+    /// How the noise levels are spaced.
+    pub schedule: Schedule,
+}
+
+/// A value outside its range, with what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} must be {allowed}, not {value}")]
+pub struct InvalidValue {
+    /// What the value is for, in the words of the API.
+    pub name: &'static str,
+    /// The value as given.
+    pub value: String,
+    /// The values that are allowed, to be read after "must be".
+    pub allowed: String,
+}
+
+impl InvalidValue {
+    /// Says that `value` is none of the `allowed` values of `name`.
+    pub fn new(name: &'static str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
+        Self { name, value: value.to_string(), allowed: allowed.into() }
+    }
+}
+
+/// Width and height in pixels: multiples of 8 from 64 to 4096.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSize {
+    width: u32,
+    height: u32,
+}
+
+impl ImageSize {
+    /// The smallest side.
+    pub const MIN_SIDE: u32 = 64;
+    /// The largest side. What a worker accepts is usually less: see [`ModelInfo::max_pixels`](super::ModelInfo::max_pixels).
+    pub const MAX_SIDE: u32 = 4096;
+
+    /// A size of `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// When a side is no multiple of 8, or out of range.
+    pub fn new(width: u32, height: u32) -> Result<Self, InvalidValue> {
+        let valid = |side: u32| side.is_multiple_of(8) && (Self::MIN_SIDE..=Self::MAX_SIDE).contains(&side);
+        if valid(width) && valid(height) { Ok(Self { width, height }) } else { Err(Self::invalid(format_args!("{width}x{height}"))) }
+    }
+
+    /// Width in pixels.
+    #[must_use]
+    pub fn width(self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    #[must_use]
+    pub fn height(self) -> u32 {
+        self.height
+    }
+
+    /// Width times height.
+    #[must_use]
+    pub fn pixels(self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+
+    fn invalid(value: impl fmt::Display) -> InvalidValue {
+        let (min, max) = (Self::MIN_SIDE, Self::MAX_SIDE);
+        InvalidValue::new("size", value, format!("WIDTHxHEIGHT with both multiples of 8 from {min} to {max}"))
+    }
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+impl FromStr for ImageSize {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let sides = text.split_once(['x', 'X']).and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+        let (width, height) = sides.ok_or_else(|| Self::invalid(format_args!("\"{text}\"")))?;
+        Self::new(width, height)
+    }
+}
+
+/// Number of denoising steps, 1 to 1000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Steps(u16);
+
+impl Steps {
+    /// The most steps that any of the models was trained with timesteps for.
+    pub const MAX: i64 = 1000;
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> usize {
+        self.0.into()
+    }
+}
+
+impl TryFrom<i64> for Steps {
+    type Error = InvalidValue;
+
+    fn try_from(steps: i64) -> Result<Self, InvalidValue> {
+        match u16::try_from(steps) {
+            Ok(n) if (1..=Self::MAX).contains(&steps) => Ok(Self(n)),
+            _ => Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {}", Self::MAX))),
+        }
+    }
+}
+
+impl FromStr for Steps {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let steps: i64 = text.parse().map_err(|_| InvalidValue::new("steps", text, format!("a whole number from 1 to {}", Self::MAX)))?;
+        steps.try_into()
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance,
+/// as in diffusers: the negative prompt is not looked at and a step costs half.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct GuidanceScale(f64);
+
+impl GuidanceScale {
+    /// The largest scale.
+    pub const MAX: f64 = 50.0;
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        self.0
+    }
+
+    /// Whether the network is evaluated for the negative prompt as well.
+    #[must_use]
+    pub fn is_guided(self) -> bool {
+        self.0 > 1.0
+    }
+}
+
+impl TryFrom<f64> for GuidanceScale {
+    type Error = InvalidValue;
+
+    fn try_from(scale: f64) -> Result<Self, InvalidValue> {
+        if (0.0..=Self::MAX).contains(&scale) {
+            Ok(Self(scale))
+        } else {
+            Err(InvalidValue::new("guidance_scale", scale, format!("a number from 0 to {}", Self::MAX)))
+        }
+    }
+}
+
+impl FromStr for GuidanceScale {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let scale: f64 =
+            text.parse().map_err(|_| InvalidValue::new("guidance_scale", text, format!("a number from 0 to {}", Self::MAX)))?;
+        scale.try_into()
+    }
+}
+
+impl fmt::Display for GuidanceScale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Seed of the random numbers. Like torch's Mersenne Twister, only its low 32 bits count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed(u64);
+
+impl Seed {
+    /// A seed that nobody chose: 32 bits, so that it survives JSON numbers and can be typed.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(rand::random::<u32>().into())
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The seed of the `index`th picture of a request for several: `seed`, `seed + 1`, ….
+    #[must_use]
+    pub fn offset(self, index: u64) -> Self {
+        Self(self.0.wrapping_add(index))
+    }
+}
+
+impl From<u64> for Seed {
+    fn from(seed: u64) -> Self {
+        Self(seed)
+    }
+}
+
+impl FromStr for Seed {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        text.parse().map(Self).map_err(|_| InvalidValue::new("seed", text, format!("a whole number from 0 to {}", u64::MAX)))
+    }
+}
+
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_size_that_parses_is_valid_and_prints_as_it_was_written(width in 0u32..5000, height in 0u32..5000) {
+            let text = format!("{width}x{height}");
+            match text.parse::<ImageSize>() {
+                Ok(size) => {
+                    prop_assert_eq!(size.to_string(), text);
+                    prop_assert!(width % 8 == 0 && height % 8 == 0 && width.min(height) >= 64 && width.max(height) <= 4096);
+                }
+                Err(error) => {
+                    prop_assert!(error.to_string().contains(&text));
+                    prop_assert!(width % 8 != 0 || height % 8 != 0 || width.min(height) < 64 || width.max(height) > 4096);
+                }
+            }
+        }
+
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = (text.parse::<ImageSize>().is_ok(), text.parse::<Steps>().is_ok(), text.parse::<GuidanceScale>().is_ok(), text.parse::<Seed>().is_ok());
+        }
+
+        #[test]
+        fn steps_are_valid_exactly_from_1_to_1000(steps in any::<i64>()) {
+            prop_assert_eq!(Steps::try_from(steps).is_ok(), (1..=1000).contains(&steps));
+        }
+    }
+
+    #[test]
+    fn guidance_refuses_what_is_no_number() {
+        for scale in [f64::NAN, f64::INFINITY, -0.1, 50.1] {
+            assert!(GuidanceScale::try_from(scale).is_err(), "{scale}");
+        }
+        assert!("NaN".parse::<GuidanceScale>().is_err());
+        assert!(!GuidanceScale::try_from(1.0).unwrap().is_guided());
+        assert!(GuidanceScale::try_from(1.01).unwrap().is_guided());
+    }
+
+    #[test]
+    fn an_error_names_the_value_and_the_range() {
+        let error = Steps::try_from(0).unwrap_err();
+        assert_eq!(error.to_string(), "steps must be a whole number from 1 to 1000, not 0");
+    }
+}

@@ -1,0 +1,125 @@
+//! Where the tensors live: CPU, CUDA or Metal.
+
+use std::{fmt, str::FromStr};
+
+use candle_core::Device;
+
+use crate::common::InvalidValue;
+
+/// A device by name: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`; a bare number is a CUDA device, as rbee's hive writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first accelerator that this binary is built for and that is there, else the CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU by number.
+    Cuda(usize),
+    /// Apple's GPU.
+    Metal,
+}
+
+/// A device that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("device {choice} is not available: {reason}")]
+pub struct DeviceError {
+    choice: DeviceChoice,
+    reason: String,
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// When this binary is not built for it, or it is not there.
+    pub fn open(self) -> Result<Device, DeviceError> {
+        let error = |reason: String| DeviceError { choice: self, reason };
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(Self::accelerator().unwrap_or(Device::Cpu)),
+            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+                Err(error("this binary is built without it; build with --features cuda".to_owned()))
+            }
+            Self::Metal if !candle_core::utils::metal_is_available() => {
+                Err(error("this binary is built without it; build with --features metal".to_owned()))
+            }
+            Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| error(e.to_string())),
+            Self::Metal => Device::new_metal(0).map_err(|e| error(e.to_string())),
+        }
+    }
+
+    fn accelerator() -> Option<Device> {
+        if candle_core::utils::cuda_is_available() {
+            Device::new_cuda(0).ok()
+        } else if candle_core::utils::metal_is_available() {
+            Device::new_metal(0).ok()
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let cuda = |ordinal: &str| ordinal.parse().map(Self::Cuda).ok();
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "metal" => Some(Self::Metal),
+            "cuda" => Some(Self::Cuda(0)),
+            name => cuda(name.strip_prefix("cuda:").unwrap_or(name)),
+        }
+        .ok_or_else(|| InvalidValue::new("device", format_args!("\"{text}\""), "auto, cpu, cuda, cuda:N or metal"))
+    }
+}
+
+/// The name of an open device, such as `cpu` or `cuda:0`.
+#[must_use]
+pub fn describe(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_other_tools_name_them() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("CPU", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+            ("1", DeviceChoice::Cuda(1)),
+            ("metal", DeviceChoice::Metal),
+        ] {
+            assert_eq!(text.parse(), Ok(choice));
+        }
+        assert!("tpu".parse::<DeviceChoice>().is_err());
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_the_binary_is_not_built_for_says_how_to_get_it() {
+        let error = DeviceChoice::Cuda(0).open().unwrap_err().to_string();
+        assert!(error.contains("cuda:0 is not available") && error.contains("--features cuda"), "{error}");
+    }
+}

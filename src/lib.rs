@@ -1,0 +1,23 @@
+//! An HTTP inference worker for Stable Diffusion: one process, one model, one device.
+//!
+//! Data flows one way, and so do imports:
+//!
+//! ```text
+//! http ──▶ backend::RequestQueue ──▶ backend::GenerationEngine ──▶ backend::InferencePipeline ──▶ models ──▶ ops
+//!                                                                          └──▶ schedulers
+//! ```
+//!
+//! [`http`] turns wire requests into [`backend::GenerationRequest`]s and sends them down an unbounded queue; the
+//! [`backend::GenerationEngine`] takes them one at a time on a blocking thread, moves a generation of the shared, immutable
+//! [`backend::InferencePipeline`] forward step by step, and answers through the channel inside each request.
+
+pub mod backend;
+#[cfg(feature = "builtin-model")]
+pub mod builtin_model;
+pub mod cli;
+pub mod common;
+pub mod device;
+pub mod http;
+pub mod models;
+pub mod ops;
+pub mod schedulers;

@@ -1,0 +1,69 @@
+//! Multi-head attention, after diffusers' `attention_processor.py`.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::ops::{Linear, attention};
+
+/// diffusers' `Attention` without its many options: of a sequence to itself, or to another one.
+#[derive(Debug, Clone)]
+pub(super) struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    /// `channels` is the width of the queries and of the result, `context` that of the sequence that is looked at.
+    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            to_q: Linear::no_bias(channels, channels, &vb.pp("to_q"))?,
+            to_k: Linear::no_bias(context, channels, &vb.pp("to_k"))?,
+            to_v: Linear::no_bias(context, channels, &vb.pp("to_v"))?,
+            to_out: Linear::new(channels, channels, &vb.pp("to_out.0"))?,
+            heads,
+        })
+    }
+
+    /// The VAE's: one head, projections with bias. Older checkpoints have other names for the same.
+    pub(super) fn for_vae(channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let names =
+            if vb.contains_tensor("query.weight") { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
+        let [to_q, to_k, to_v, to_out] = names.map(|name| Linear::new(channels, channels, &vb.pp(name)));
+        Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1 })
+    }
+
+    /// `x` is `(batch, tokens, channels)`, `context` `(batch, keys, context)`.
+    pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let q = split_heads(&self.to_q.forward(x)?, self.heads)?;
+        let k = split_heads(&self.to_k.forward(context)?, self.heads)?;
+        let v = split_heads(&self.to_v.forward(context)?, self.heads)?;
+        self.to_out.forward(&join_heads(&attention(&q, &k, &v, None)?)?)
+    }
+}
+
+/// `(batch, tokens, channels)` to `(batch, heads, tokens, channels / heads)`.
+pub(super) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, channels) = x.dims3()?;
+    x.reshape((batch, tokens, heads, channels / heads))?.transpose(1, 2)
+}
+
+/// The way back.
+pub(super) fn join_heads(x: &Tensor) -> Result<Tensor> {
+    let (batch, heads, tokens, head_dim) = x.dims4()?;
+    x.transpose(1, 2)?.reshape((batch, tokens, heads * head_dim))
+}
+
+/// `(batch, channels, height, width)` to a sequence of pixels, `(batch, height * width, channels)`.
+pub(super) fn to_sequence(x: &Tensor) -> Result<Tensor> {
+    x.flatten_from(2)?.transpose(1, 2)?.contiguous()
+}
+
+/// The way back, to the shape of `like`.
+pub(super) fn to_image(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let (batch, _, height, width) = like.dims4()?;
+    let channels = x.dim(2)?;
+    x.transpose(1, 2)?.reshape((batch, channels, height, width))
+}

@@ -1,0 +1,168 @@
+//! CLIP's text encoder: [Radford et al.](https://arxiv.org/abs/2103.00020). After transformers' `modeling_clip.py`.
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+
+use super::ConfigError;
+use crate::ops::{Activation, LayerNorm, Linear, attention};
+
+/// `text_encoder/config.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ClipTextConfig {
+    /// Number of tokens known.
+    pub vocab_size: usize,
+    /// Width of the embeddings.
+    pub hidden_size: usize,
+    /// Width between the two layers of an MLP.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Heads of each attention.
+    pub num_attention_heads: usize,
+    /// The longest sequence.
+    pub max_position_embeddings: usize,
+    /// Activation of the MLPs.
+    pub hidden_act: Activation,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+}
+
+impl ClipTextConfig {
+    /// Reads and checks `config.json`.
+    ///
+    /// # Errors
+    /// When it is no valid JSON, or describes no network.
+    pub fn from_json(json: &[u8]) -> std::result::Result<Self, ConfigError> {
+        let config: Self = serde_json::from_slice(json)?;
+        let heads = config.num_attention_heads;
+        ConfigError::unless(heads > 0 && config.hidden_size > 0 && config.hidden_size.is_multiple_of(heads), || {
+            format!("hidden_size {} does not fall into {heads} attention heads", config.hidden_size)
+        })?;
+        ConfigError::unless(config.max_position_embeddings >= 2, || "max_position_embeddings must be at least 2".to_owned())?;
+        Ok(config)
+    }
+}
+
+/// `CLIPTextModel`.
+#[derive(Debug, Clone)]
+pub struct ClipTextModel {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<ClipEncoderLayer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipTextModel {
+    /// Reads the weights, with or without the `text_model.` in front of their names (transformers 4 and 5).
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+        let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
+        let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
+        let embeddings = vb.pp("embeddings");
+        let layer = |i: usize| ClipEncoderLayer::new(config, &vb.pp("encoder.layers").pp(i));
+        Ok(Self {
+            token_embedding: embeddings.get((config.vocab_size, config.hidden_size), "token_embedding.weight")?,
+            position_embedding: embeddings.get((config.max_position_embeddings, config.hidden_size), "position_embedding.weight")?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
+        })
+    }
+
+    /// Token ids `(batch, tokens)` to the last hidden state after the final norm, `(batch, tokens, hidden_size)`.
+    ///
+    /// # Errors
+    /// When there are more tokens than positions, an id is out of the vocabulary, or the device fails.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (batch, tokens) = ids.dims2()?;
+        let hidden_size = self.token_embedding.dim(1)?;
+        let embedded = self.token_embedding.index_select(&ids.flatten_all()?, 0)?.reshape((batch, tokens, hidden_size))?;
+        let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
+        let mask = causal_mask(tokens, x.dtype(), x.device())?;
+        for layer in &self.layers {
+            x = layer.forward(&x, &mask)?;
+        }
+        self.final_layer_norm.forward(&x)
+    }
+}
+
+/// `(tokens, tokens)`: 0 where a token may look, minus infinity at those after it.
+fn causal_mask(tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let mask: Vec<f32> = (0..tokens * tokens).map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 }).collect();
+    Tensor::from_vec(mask, (tokens, tokens), device)?.to_dtype(dtype)
+}
+
+#[derive(Debug, Clone)]
+struct ClipEncoderLayer {
+    layer_norm1: LayerNorm,
+    self_attn: ClipAttention,
+    layer_norm2: LayerNorm,
+    mlp: ClipMlp,
+}
+
+impl ClipEncoderLayer {
+    fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            layer_norm1: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
+            self_attn: ClipAttention::new(config, &vb.pp("self_attn"))?,
+            layer_norm2: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("layer_norm2"))?,
+            mlp: ClipMlp::new(config, &vb.pp("mlp"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, mask)?)?;
+        &x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ClipAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    heads: usize,
+}
+
+impl ClipAttention {
+    fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+        let projection = |name: &str| Linear::new(config.hidden_size, config.hidden_size, &vb.pp(name));
+        Ok(Self {
+            q_proj: projection("q_proj")?,
+            k_proj: projection("k_proj")?,
+            v_proj: projection("v_proj")?,
+            out_proj: projection("out_proj")?,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let split = |projection: &Linear| super::attention::split_heads(&projection.forward(x)?, self.heads);
+        let y = attention(&split(&self.q_proj)?, &split(&self.k_proj)?, &split(&self.v_proj)?, Some(mask))?;
+        self.out_proj.forward(&super::attention::join_heads(&y)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ClipMlp {
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl ClipMlp {
+    fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            fc1: Linear::new(config.hidden_size, config.intermediate_size, &vb.pp("fc1"))?,
+            fc2: Linear::new(config.intermediate_size, config.hidden_size, &vb.pp("fc2"))?,
+            activation: config.hidden_act,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    }
+}

@@ -1,0 +1,97 @@
+//! Residual blocks and changes of resolution, shared by UNet and VAE. After diffusers' `resnet.py`, `downsampling.py` and
+//! `upsampling.py`.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Linear, upsample_nearest};
+
+/// What the residual blocks of a network have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ResnetConfig {
+    pub(super) norm_num_groups: usize,
+    pub(super) norm_eps: f64,
+    /// Width of the time embedding; the VAE has none.
+    pub(super) time_embed_dim: Option<usize>,
+}
+
+/// `ResnetBlock2D`.
+#[derive(Debug, Clone)]
+pub(super) struct ResnetBlock2D {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    /// Only where the number of channels changes.
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock2D {
+    pub(super) fn new(in_channels: usize, out_channels: usize, config: ResnetConfig, vb: &VarBuilder) -> Result<Self> {
+        let norm = |channels, name| GroupNorm::new(config.norm_num_groups, channels, config.norm_eps, &vb.pp(name));
+        let time_emb_proj = config.time_embed_dim.map(|dim| Linear::new(dim, out_channels, &vb.pp("time_emb_proj")));
+        let conv_shortcut =
+            (in_channels != out_channels).then(|| Conv2d::new(in_channels, out_channels, Conv2dConfig::POINTWISE, &vb.pp("conv_shortcut")));
+        Ok(Self {
+            norm1: norm(in_channels, "norm1")?,
+            conv1: Conv2d::new(in_channels, out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv1"))?,
+            time_emb_proj: time_emb_proj.transpose()?,
+            norm2: norm(out_channels, "norm2")?,
+            conv2: Conv2d::new(out_channels, out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv2"))?,
+            conv_shortcut: conv_shortcut.transpose()?,
+        })
+    }
+
+    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
+    pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        if let (Some(projection), Some(temb)) = (&self.time_emb_proj, temb) {
+            hidden = hidden.broadcast_add(&projection.forward(temb)?.unsqueeze(2)?.unsqueeze(3)?)?;
+        }
+        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
+        match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(x)? + hidden,
+            None => x + hidden,
+        }
+    }
+}
+
+/// `Downsample2D`: half the resolution by a convolution of stride 2.
+#[derive(Debug, Clone)]
+pub(super) struct Downsample2D {
+    conv: Conv2d,
+    padding: usize,
+}
+
+impl Downsample2D {
+    pub(super) fn new(channels: usize, padding: usize, vb: &VarBuilder) -> Result<Self> {
+        let config = Conv2dConfig { kernel: 3, stride: 2, padding };
+        Ok(Self { conv: Conv2d::new(channels, channels, config, &vb.pp("conv"))?, padding })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.padding > 0 {
+            return self.conv.forward(x);
+        }
+        // Without padding all round, diffusers (and the VAE) pads the right and the bottom.
+        self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
+    }
+}
+
+/// `Upsample2D`: a larger resolution by nearest neighbours and a convolution.
+#[derive(Debug, Clone)]
+pub(super) struct Upsample2D {
+    conv: Conv2d,
+}
+
+impl Upsample2D {
+    pub(super) fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self { conv: Conv2d::new(channels, channels, Conv2dConfig::SAME_3X3, &vb.pp("conv"))? })
+    }
+
+    /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.
+    pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        self.conv.forward(&upsample_nearest(x, size.0, size.1)?)
+    }
+}

@@ -1,0 +1,128 @@
+//! The levels of the UNet: down, middle, up.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{
+    UNet2DConditionConfig,
+    config::{DownBlockType, UpBlockType},
+    transformer::Transformer2DModel,
+};
+use crate::models::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
+
+impl UNet2DConditionConfig {
+    fn resnet(&self) -> ResnetConfig {
+        ResnetConfig { norm_num_groups: self.norm_num_groups, norm_eps: self.norm_eps, time_embed_dim: Some(self.time_embed_dim()) }
+    }
+}
+
+/// A residual block and, on levels that look at the text, the transformer after it.
+#[derive(Debug, Clone)]
+struct Layer {
+    resnet: ResnetBlock2D,
+    attention: Option<Transformer2DModel>,
+}
+
+impl Layer {
+    fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let x = self.resnet.forward(x, Some(temb))?;
+        self.attention.as_ref().map_or(Ok(x.clone()), |attention| attention.forward(&x, context))
+    }
+}
+
+/// `DownBlock2D` and `CrossAttnDownBlock2D`.
+#[derive(Debug, Clone)]
+pub(super) struct DownBlock {
+    layers: Vec<Layer>,
+    downsampler: Option<Downsample2D>,
+}
+
+impl DownBlock {
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+        let channels = &config.block_out_channels;
+        let has_attention = config.down_block_types[level] == DownBlockType::CrossAttention;
+        let layer = |i: usize| {
+            let from = if i == 0 { channels[level.saturating_sub(1)] } else { channels[level] };
+            let attention = has_attention.then(|| Transformer2DModel::new(config, level, &vb.pp("attentions").pp(i)));
+            let resnet = ResnetBlock2D::new(from, channels[level], config.resnet(), &vb.pp("resnets").pp(i))?;
+            Ok(Layer { resnet, attention: attention.transpose()? })
+        };
+        let is_last = level == channels.len() - 1;
+        let downsampler = (!is_last).then(|| Downsample2D::new(channels[level], config.downsample_padding, &vb.pp("downsamplers.0")));
+        Ok(Self { layers: (0..config.layers_per_block).map(layer).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
+    }
+
+    /// Leaves what each layer made in `skips`, for the way up.
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        let mut x = x.clone();
+        for layer in &self.layers {
+            x = layer.forward(&x, temb, context)?;
+            skips.push(x.clone());
+        }
+        if let Some(downsampler) = &self.downsampler {
+            x = downsampler.forward(&x)?;
+            skips.push(x.clone());
+        }
+        Ok(x)
+    }
+}
+
+/// `UNetMidBlock2DCrossAttn`.
+#[derive(Debug, Clone)]
+pub(super) struct MidBlock {
+    first: Layer,
+    last: ResnetBlock2D,
+}
+
+impl MidBlock {
+    pub(super) fn new(config: &UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
+        let level = config.block_out_channels.len() - 1;
+        let channels = config.block_out_channels[level];
+        let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet(), &vb.pp("resnets").pp(i));
+        let attention = Some(Transformer2DModel::new(config, level, &vb.pp("attentions.0"))?);
+        Ok(Self { first: Layer { resnet: resnet(0)?, attention }, last: resnet(1)? })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> Result<Tensor> {
+        self.last.forward(&self.first.forward(x, temb, context)?, Some(temb))
+    }
+}
+
+/// `UpBlock2D` and `CrossAttnUpBlock2D`.
+#[derive(Debug, Clone)]
+pub(super) struct UpBlock {
+    layers: Vec<Layer>,
+    upsampler: Option<Upsample2D>,
+}
+
+impl UpBlock {
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+        let channels = &config.block_out_channels;
+        let coarsest = channels.len() - 1;
+        let has_attention = config.up_block_types[coarsest - level] == UpBlockType::CrossAttention;
+        let layer = |i: usize| {
+            let from = if i == 0 { channels[(level + 1).min(coarsest)] } else { channels[level] };
+            // The way down left as many channels as its level has, but began each level with those of the one above.
+            let skip = if i == config.layers_per_block { channels[level.saturating_sub(1)] } else { channels[level] };
+            let attention = has_attention.then(|| Transformer2DModel::new(config, level, &vb.pp("attentions").pp(i)));
+            let resnet = ResnetBlock2D::new(from + skip, channels[level], config.resnet(), &vb.pp("resnets").pp(i))?;
+            Ok(Layer { resnet, attention: attention.transpose()? })
+        };
+        let upsampler = (level > 0).then(|| Upsample2D::new(channels[level], &vb.pp("upsamplers.0")));
+        Ok(Self { layers: (0..=config.layers_per_block).map(layer).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
+    }
+
+    /// Takes back from `skips` what the way down left there.
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        let mut x = x.clone();
+        for layer in &self.layers {
+            let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
+            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, temb, context)?;
+        }
+        match (&self.upsampler, skips.last()) {
+            // The size of the next skip: where the way down halved an odd number, that is not twice ours.
+            (Some(upsampler), Some(next)) => upsampler.forward(&x, (next.dim(2)?, next.dim(3)?)),
+            _ => Ok(x),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Transformers over the pixels of a level. After diffusers' `transformer_2d.py` and `attention.py`.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::UNet2DConditionConfig;
+use crate::{
+    models::attention::{Attention, to_image, to_sequence},
+    ops::{GroupNorm, LayerNorm, Linear, geglu},
+};
+
+const GROUP_NORM_EPS: f64 = 1e-6;
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// `Transformer2DModel`.
+#[derive(Debug, Clone)]
+pub(super) struct Transformer2DModel {
+    norm: GroupNorm,
+    proj_in: Linear,
+    transformer_blocks: Vec<BasicTransformerBlock>,
+    proj_out: Linear,
+}
+
+impl Transformer2DModel {
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+        let channels = config.block_out_channels[level];
+        let projection = |name: &str| {
+            let read = if config.use_linear_projection { Linear::new } else { Linear::pointwise };
+            read(channels, channels, &vb.pp(name))
+        };
+        let block = |i: usize| BasicTransformerBlock::new(config, level, &vb.pp("transformer_blocks").pp(i));
+        Ok(Self {
+            norm: GroupNorm::new(config.norm_num_groups, channels, GROUP_NORM_EPS, &vb.pp("norm"))?,
+            proj_in: projection("proj_in")?,
+            transformer_blocks: (0..config.transformer_layers_per_block.at(level)).map(block).collect::<Result<_>>()?,
+            proj_out: projection("proj_out")?,
+        })
+    }
+
+    /// `x` is `(batch, channels, height, width)`, `context` `(batch, tokens, cross_attention_dim)`.
+    pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let mut hidden = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
+        for block in &self.transformer_blocks {
+            hidden = block.forward(&hidden, context)?;
+        }
+        x + to_image(&self.proj_out.forward(&hidden)?, x)?
+    }
+}
+
+/// `BasicTransformerBlock`: to itself, to the text, and through an MLP.
+#[derive(Debug, Clone)]
+struct BasicTransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl BasicTransformerBlock {
+    fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+        let (channels, heads) = (config.block_out_channels[level], config.heads(level));
+        let norm = |name: &str| LayerNorm::new(channels, LAYER_NORM_EPS, &vb.pp(name));
+        Ok(Self {
+            norm1: norm("norm1")?,
+            attn1: Attention::new(channels, channels, heads, &vb.pp("attn1"))?,
+            norm2: norm("norm2")?,
+            attn2: Attention::new(channels, config.cross_attention_dim, heads, &vb.pp("attn2"))?,
+            norm3: norm("norm3")?,
+            ff: FeedForward::new(channels, &vb.pp("ff.net"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let normed = self.norm1.forward(x)?;
+        let x = (x + self.attn1.forward(&normed, &normed)?)?;
+        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, context)?)?;
+        &x + self.ff.forward(&self.norm3.forward(&x)?)?
+    }
+}
+
+/// `FeedForward` with GEGLU.
+#[derive(Debug, Clone)]
+struct FeedForward {
+    proj: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let inner = 4 * channels;
+        Ok(Self { proj: Linear::new(channels, 2 * inner, &vb.pp("0.proj"))?, out: Linear::new(inner, channels, &vb.pp("2"))? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.out.forward(&geglu(&self.proj.forward(x)?)?)
+    }
+}

@@ -1,0 +1,300 @@
+//! The autoencoder between pixels and latents: [Kingma & Welling](https://arxiv.org/abs/1312.6114), with the architecture of
+//! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+
+use super::{
+    ConfigError,
+    attention::{Attention, to_image, to_sequence},
+    resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
+};
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm};
+
+const NORM_EPS: f64 = 1e-6;
+
+/// `vae/config.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AutoencoderKlConfig {
+    /// Channels of the image.
+    pub in_channels: usize,
+    /// Channels of the decoded image.
+    pub out_channels: usize,
+    /// Channels of each level, the finest first. Each level after the first halves the resolution.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks to a level of the encoder; the decoder has one more.
+    pub layers_per_block: usize,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Groups of the group norms.
+    pub norm_num_groups: usize,
+    /// What the latents are multiplied with, so that the UNet sees a variance of about 1.
+    #[serde(default = "sd1_scaling_factor")]
+    pub scaling_factor: f64,
+    /// What is subtracted from the latents first. Stable Diffusion has none.
+    pub shift_factor: Option<f64>,
+    /// Whether there is attention at the coarsest level.
+    #[serde(default = "yes")]
+    pub mid_block_add_attention: bool,
+    /// Whether a 1 x 1 convolution follows the encoder.
+    #[serde(default = "yes")]
+    pub use_quant_conv: bool,
+    /// Whether a 1 x 1 convolution precedes the decoder.
+    #[serde(default = "yes")]
+    pub use_post_quant_conv: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Checkpoints from before the field was introduced are Stable Diffusion 1.
+fn sd1_scaling_factor() -> f64 {
+    0.18215
+}
+
+impl AutoencoderKlConfig {
+    /// Reads and checks `config.json`.
+    ///
+    /// # Errors
+    /// When it is no valid JSON, or describes no network.
+    pub fn from_json(json: &[u8]) -> std::result::Result<Self, ConfigError> {
+        let config: Self = serde_json::from_slice(json)?;
+        ConfigError::unless((1..=6).contains(&config.block_out_channels.len()), || {
+            "block_out_channels must have 1 to 6 entries".to_owned()
+        })?;
+        ConfigError::unless(config.in_channels == 3 && config.out_channels == 3, || {
+            "only pictures of 3 channels are supported".to_owned()
+        })?;
+        ConfigError::unless(config.latent_channels > 0, || "latent_channels must not be 0".to_owned())?;
+        ConfigError::unless(config.scaling_factor.is_normal(), || format!("scaling_factor must not be {}", config.scaling_factor))?;
+        Ok(config)
+    }
+
+    /// Pixels to a latent, along each side.
+    #[must_use]
+    pub fn scale_factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    fn resnet(&self) -> ResnetConfig {
+        ResnetConfig { norm_num_groups: self.norm_num_groups, norm_eps: NORM_EPS, time_embed_dim: None }
+    }
+
+    fn coarsest(&self) -> usize {
+        self.block_out_channels.last().copied().unwrap_or_default()
+    }
+}
+
+/// `AutoencoderKL`.
+#[derive(Debug, Clone)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+    post_quant_conv: Option<Conv2d>,
+    config: AutoencoderKlConfig,
+}
+
+impl AutoencoderKl {
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn new(config: AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+        let pointwise = |wanted: bool, channels: usize, name: &str| {
+            wanted.then(|| Conv2d::new(channels, channels, Conv2dConfig::POINTWISE, &vb.pp(name))).transpose()
+        };
+        Ok(Self {
+            encoder: Encoder::new(&config, &vb.pp("encoder"))?,
+            quant_conv: pointwise(config.use_quant_conv, 2 * config.latent_channels, "quant_conv")?,
+            decoder: Decoder::new(&config, &vb.pp("decoder"))?,
+            post_quant_conv: pointwise(config.use_post_quant_conv, config.latent_channels, "post_quant_conv")?,
+            config,
+        })
+    }
+
+    /// The configuration that it was built from.
+    #[must_use]
+    pub fn config(&self) -> &AutoencoderKlConfig {
+        &self.config
+    }
+
+    /// A picture `(batch, 3, height, width)` in [-1, 1] to the most likely latents,
+    /// `(batch, latent_channels, height / scale_factor, width / scale_factor)`, scaled for the UNet.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn encode_mode(&self, x: &Tensor) -> Result<Tensor> {
+        let mut moments = self.encoder.forward(x)?;
+        if let Some(conv) = &self.quant_conv {
+            moments = conv.forward(&moments)?;
+        }
+        let mean = moments.narrow(1, 0, self.config.latent_channels)?;
+        (mean - self.config.shift_factor.unwrap_or(0.0))? * self.config.scaling_factor
+    }
+
+    /// Latents as the UNet leaves them to a picture `(batch, 3, height, width)`, about [-1, 1].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut z = ((latents / self.config.scaling_factor)? + self.config.shift_factor.unwrap_or(0.0))?;
+        if let Some(conv) = &self.post_quant_conv {
+            z = conv.forward(&z)?;
+        }
+        self.decoder.forward(&z)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<DownEncoderBlock2D>,
+    mid_block: UNetMidBlock2D,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+        let channels = &config.block_out_channels;
+        let down_block = |i: usize| {
+            let is_last = i == channels.len() - 1;
+            DownEncoderBlock2D::new(channels[i.saturating_sub(1)], channels[i], is_last, config, &vb.pp("down_blocks").pp(i))
+        };
+        Ok(Self {
+            conv_in: Conv2d::new(config.in_channels, channels[0], Conv2dConfig::SAME_3X3, &vb.pp("conv_in"))?,
+            down_blocks: (0..channels.len()).map(down_block).collect::<Result<_>>()?,
+            mid_block: UNetMidBlock2D::new(config, &vb.pp("mid_block"))?,
+            conv_norm_out: GroupNorm::new(config.norm_num_groups, config.coarsest(), NORM_EPS, &vb.pp("conv_norm_out"))?,
+            conv_out: Conv2d::new(config.coarsest(), 2 * config.latent_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv_out"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = self.conv_in.forward(x)?;
+        for block in &self.down_blocks {
+            x = block.forward(&x)?;
+        }
+        x = self.mid_block.forward(&x)?;
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct DownEncoderBlock2D {
+    resnets: Vec<ResnetBlock2D>,
+    downsampler: Option<Downsample2D>,
+}
+
+impl DownEncoderBlock2D {
+    fn new(in_channels: usize, out_channels: usize, is_last: bool, config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+        let resnet = |i: usize| {
+            let from = if i == 0 { in_channels } else { out_channels };
+            ResnetBlock2D::new(from, out_channels, config.resnet(), &vb.pp("resnets").pp(i))
+        };
+        let downsampler = (!is_last).then(|| Downsample2D::new(out_channels, 0, &vb.pp("downsamplers.0")));
+        Ok(Self { resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for resnet in &self.resnets {
+            x = resnet.forward(&x, None)?;
+        }
+        self.downsampler.as_ref().map_or(Ok(x.clone()), |down| down.forward(&x))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: UNetMidBlock2D,
+    up_blocks: Vec<UpDecoderBlock2D>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+        let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let finest = config.block_out_channels[0];
+        let up_block = |i: usize| {
+            let is_last = i == channels.len() - 1;
+            UpDecoderBlock2D::new(channels[i.saturating_sub(1)], channels[i], is_last, config, &vb.pp("up_blocks").pp(i))
+        };
+        Ok(Self {
+            conv_in: Conv2d::new(config.latent_channels, config.coarsest(), Conv2dConfig::SAME_3X3, &vb.pp("conv_in"))?,
+            mid_block: UNetMidBlock2D::new(config, &vb.pp("mid_block"))?,
+            up_blocks: (0..channels.len()).map(up_block).collect::<Result<_>>()?,
+            conv_norm_out: GroupNorm::new(config.norm_num_groups, finest, NORM_EPS, &vb.pp("conv_norm_out"))?,
+            conv_out: Conv2d::new(finest, config.out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv_out"))?,
+        })
+    }
+
+    fn forward(&self, z: &Tensor) -> Result<Tensor> {
+        let mut x = self.mid_block.forward(&self.conv_in.forward(z)?)?;
+        for block in &self.up_blocks {
+            x = block.forward(&x)?;
+        }
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct UpDecoderBlock2D {
+    resnets: Vec<ResnetBlock2D>,
+    upsampler: Option<Upsample2D>,
+}
+
+impl UpDecoderBlock2D {
+    fn new(in_channels: usize, out_channels: usize, is_last: bool, config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+        let resnet = |i: usize| {
+            let from = if i == 0 { in_channels } else { out_channels };
+            ResnetBlock2D::new(from, out_channels, config.resnet(), &vb.pp("resnets").pp(i))
+        };
+        let upsampler = (!is_last).then(|| Upsample2D::new(out_channels, &vb.pp("upsamplers.0")));
+        Ok(Self { resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for resnet in &self.resnets {
+            x = resnet.forward(&x, None)?;
+        }
+        let (_, _, height, width) = x.dims4()?;
+        self.upsampler.as_ref().map_or(Ok(x.clone()), |up| up.forward(&x, (2 * height, 2 * width)))
+    }
+}
+
+/// Two residual blocks around an attention of one head.
+#[derive(Debug, Clone)]
+struct UNetMidBlock2D {
+    resnets: [ResnetBlock2D; 2],
+    attention: Option<(GroupNorm, Attention)>,
+}
+
+impl UNetMidBlock2D {
+    fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+        let channels = config.coarsest();
+        let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet(), &vb.pp("resnets").pp(i));
+        let attention = |vb: VarBuilder| -> Result<_> {
+            Ok((GroupNorm::new(config.norm_num_groups, channels, NORM_EPS, &vb.pp("group_norm"))?, Attention::for_vae(channels, &vb)?))
+        };
+        Ok(Self {
+            resnets: [resnet(0)?, resnet(1)?],
+            attention: config.mid_block_add_attention.then(|| attention(vb.pp("attentions.0"))).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = self.resnets[0].forward(x, None)?;
+        if let Some((norm, attention)) = &self.attention {
+            let sequence = to_sequence(&norm.forward(&x)?)?;
+            x = (&x + to_image(&attention.forward(&sequence, &sequence)?, &x)?)?;
+        }
+        self.resnets[1].forward(&x, None)
+    }
+}

@@ -1,0 +1,200 @@
+//! A checkpoint's `scheduler/scheduler_config.json`, and the noise levels that follow from it.
+
+use serde::Deserialize;
+
+/// What the network was trained to predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    #[default]
+    Epsilon,
+    /// The velocity of [Salimans & Ho](https://arxiv.org/abs/2202.00512).
+    VPrediction,
+}
+
+/// Which of the training timesteps a run visits: table 2 of [Lin et al.](https://arxiv.org/abs/2305.08891).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimestepSpacing {
+    /// Evenly from the last to the first, both included.
+    Linspace,
+    /// Multiples of the step width, from the first on; the last is missed.
+    Leading,
+    /// Multiples of the step width, back from the last.
+    Trailing,
+}
+
+/// How the noise grows over the training timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Evenly.
+    #[default]
+    Linear,
+    /// Evenly in the square root; all Stable Diffusion models.
+    ScaledLinear,
+    /// The cosine of [Nichol & Dhariwal](https://arxiv.org/abs/2102.09672).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredCosine,
+}
+
+/// Which noise level comes after the last step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalSigmas {
+    /// None.
+    #[default]
+    Zero,
+    /// That of the first training timestep.
+    SigmaMin,
+}
+
+/// `scheduler_config.json`, with the defaults of diffusers for what it leaves out. A field is an `Option` where diffusers'
+/// scheduler classes have different defaults for it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+#[allow(clippy::struct_excessive_bools, reason = "the fields are the file's")]
+pub struct SchedulerConfig {
+    /// diffusers' name of the checkpoint's own scheduler.
+    #[serde(rename = "_class_name")]
+    pub class_name: String,
+    /// Number of timesteps in training.
+    pub num_train_timesteps: usize,
+    /// Beta of the first timestep.
+    pub beta_start: f64,
+    /// Beta of the last timestep.
+    pub beta_end: f64,
+    /// The way from one to the other.
+    pub beta_schedule: BetaSchedule,
+    /// Betas given one by one.
+    pub trained_betas: Option<Vec<f64>>,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+    /// Which timesteps a run visits.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Added to the timesteps of [`TimestepSpacing::Leading`].
+    pub steps_offset: usize,
+    /// Whether the last timestep is nothing but noise ([Lin et al.](https://arxiv.org/abs/2305.08891), algorithm 1).
+    pub rescale_betas_zero_snr: bool,
+    /// DDIM: whether nothing of the noise is left after the last step.
+    pub set_alpha_to_one: bool,
+    /// DDIM: whether x0 is clamped.
+    pub clip_sample: bool,
+    /// DDIM: to what.
+    pub clip_sample_range: f64,
+    /// Whether x0 is clamped to a quantile of its own. Refused: no latent diffusion model asks for it.
+    pub thresholding: bool,
+    /// The noise level after the last step.
+    pub final_sigmas_type: FinalSigmas,
+    /// DPM-Solver++: whether short runs end with a step of first order.
+    pub lower_order_final: bool,
+    /// DPM-Solver++: whether every run does.
+    pub euler_at_final: bool,
+    /// Whether the checkpoint asks for Karras sigmas.
+    pub use_karras_sigmas: bool,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            class_name: String::new(),
+            num_train_timesteps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: BetaSchedule::Linear,
+            trained_betas: None,
+            prediction_type: PredictionType::Epsilon,
+            timestep_spacing: None,
+            steps_offset: 0,
+            rescale_betas_zero_snr: false,
+            set_alpha_to_one: true,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            thresholding: false,
+            final_sigmas_type: FinalSigmas::Zero,
+            lower_order_final: true,
+            euler_at_final: false,
+            use_karras_sigmas: false,
+        }
+    }
+}
+
+impl SchedulerConfig {
+    /// Reads and checks `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// When it is no valid JSON, or asks for what cannot be.
+    pub fn from_json(json: &[u8]) -> Result<Self, String> {
+        let config: Self = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let is_beta = |beta: &f64| *beta > 0.0 && *beta < 1.0;
+        if !(1..=100_000).contains(&self.num_train_timesteps) {
+            Err(format!("num_train_timesteps must be from 1 to 100000, not {}", self.num_train_timesteps))
+        } else if !is_beta(&self.beta_start) || !is_beta(&self.beta_end) {
+            Err(format!("beta_start and beta_end must be between 0 and 1, not {} and {}", self.beta_start, self.beta_end))
+        } else if self.trained_betas.as_ref().is_some_and(|b| b.len() != self.num_train_timesteps || !b.iter().all(is_beta)) {
+            Err("trained_betas must be num_train_timesteps numbers between 0 and 1".to_owned())
+        } else if self.thresholding {
+            Err("thresholding is not supported: it is meant for models that work on pixels".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What remains of the picture at each training timestep, as a share of the variance; falling from almost 1 to almost 0, or
+    /// to 0 itself with `rescale_betas_zero_snr`.
+    #[must_use]
+    pub fn alphas_cumprod(&self) -> Vec<f64> {
+        let mut product = 1.0;
+        let mut alphas_cumprod: Vec<f64> = self
+            .betas()
+            .iter()
+            .map(|beta| {
+                product *= 1.0 - beta;
+                product
+            })
+            .collect();
+        if self.rescale_betas_zero_snr {
+            rescale_to_zero_snr(&mut alphas_cumprod);
+        }
+        alphas_cumprod
+    }
+
+    fn betas(&self) -> Vec<f64> {
+        let n = self.num_train_timesteps;
+        let (start, end) = (self.beta_start, self.beta_end);
+        if let Some(betas) = &self.trained_betas {
+            return betas.clone();
+        }
+        match self.beta_schedule {
+            BetaSchedule::Linear => linspace(start, end, n),
+            BetaSchedule::ScaledLinear => linspace(start.sqrt(), end.sqrt(), n).iter().map(|root| root * root).collect(),
+            BetaSchedule::SquaredCosine => {
+                let alpha_bar = |t: f64| ((t / n as f64 + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+                (0..n).map(|t| (1.0 - alpha_bar((t + 1) as f64) / alpha_bar(t as f64)).min(0.999)).collect()
+            }
+        }
+    }
+}
+
+/// Shifts and stretches the signal so that none of it is left at the last timestep and the first stays as it is.
+fn rescale_to_zero_snr(alphas_cumprod: &mut [f64]) {
+    let (Some(first), Some(last)) = (alphas_cumprod.first().map(|a| a.sqrt()), alphas_cumprod.last().map(|a| a.sqrt())) else { return };
+    if first <= last {
+        return; // A single timestep has no range to stretch.
+    }
+    for alpha in alphas_cumprod {
+        *alpha = ((alpha.sqrt() - last) * first / (first - last)).powi(2);
+    }
+}
+
+/// `count` numbers from `start` to `end`, both included, as `numpy.linspace`: one number is `start`.
+pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
+    let step = (end - start) / (count.max(2) - 1) as f64;
+    (0..count).map(|i| step.mul_add(i as f64, start)).collect()
+}
