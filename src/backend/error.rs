@@ -8,7 +8,7 @@ use crate::{common::InvalidValue, device::DeviceError, models::ConfigError};
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     /// The request asks for what this model or this worker cannot do.
-    #[error(transparent)]
+    #[error("{} {}", .0.name, .0)]
     Unsupported(#[from] InvalidValue),
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]

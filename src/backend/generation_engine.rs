@@ -80,7 +80,10 @@ impl<P: Pipeline> GenerationEngine<P> {
     }
 
     fn run(mut self) {
+        let running = metrics::gauge!("sdw_requests_running");
         while let Some(request) = self.requests.blocking_recv() {
+            metrics::gauge!("sdw_requests_waiting").decrement(1);
+            running.set(1);
             let span = info_span!(
                 parent: &request.span, "generate",
                 request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed
@@ -88,17 +91,8 @@ impl<P: Pipeline> GenerationEngine<P> {
             let _entered = span.enter();
             let outcome = catch_unwind(AssertUnwindSafe(|| serve(&self.pipeline, &request)))
                 .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))));
-            let response = match outcome {
-                Ok(complete) => {
-                    info!(total_ms = complete.timings.total().as_millis(), "picture finished");
-                    GenerationResponse::Complete(Box::new(complete))
-                }
-                Err(error) => {
-                    warn!(%error, "no picture");
-                    GenerationResponse::Error(error)
-                }
-            };
-            respond(&request, response);
+            running.set(0);
+            conclude(&request, outcome);
         }
     }
 }
@@ -127,8 +121,30 @@ fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<
     let image = image_utils::encode(&picture, request.output, Some(&metadata))?;
     timings.encode = started.elapsed();
 
-    record(&timings);
     Ok(Complete { image, config: request.config, timings, warnings })
+}
+
+/// The last response, and what is remembered of the request.
+fn conclude(request: &GenerationRequest, outcome: Result<Complete, GenerationError>) {
+    let (name, response) = match outcome {
+        Ok(complete) => {
+            info!(total_ms = complete.timings.total().as_millis(), "picture finished");
+            record(&complete.timings);
+            ("ok", GenerationResponse::Complete(Box::new(complete)))
+        }
+        Err(error @ GenerationError::Cancelled) => {
+            let reason = if request.cancellation.is_cancelled() { "cancelled" } else { "disconnect" };
+            metrics::counter!("sdw_cancelled_total", "reason" => reason).increment(1);
+            info!(reason, "stopped");
+            ("cancelled", GenerationResponse::Error(error))
+        }
+        Err(error) => {
+            warn!(%error, "no picture");
+            ("error", GenerationResponse::Error(error))
+        }
+    };
+    metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
+    respond(request, response);
 }
 
 /// All steps, with progress after each and previews between some.

@@ -38,7 +38,7 @@ impl<'a> ImageMetadata<'a> {
     /// Of a request to a model.
     #[must_use]
     pub fn new(request: &'a GenerationRequest, model_id: &'a str) -> Self {
-        Self { prompt: &request.prompt, negative_prompt: &request.negative_prompt, config: request.config, model_id }
+        Self { prompt: request.prompt.as_str(), negative_prompt: request.negative_prompt.as_str(), config: request.config, model_id }
     }
 
     /// In the form that A1111 writes and many tools read.
@@ -77,7 +77,7 @@ pub fn encode(picture: &RgbImage, output: OutputConfig, metadata: Option<&ImageM
             .write_image(picture, width, height, ExtendedColorType::Rgb8)
             .map_err(failed)?,
     }
-    Ok(EncodedImage { format: output.format, bytes })
+    Ok(EncodedImage { format: output.format, width, height, bytes })
 }
 
 fn write_png(picture: &RgbImage, metadata: Option<&ImageMetadata>, bytes: &mut Vec<u8>) -> Result<(), png::EncodingError> {

@@ -10,7 +10,10 @@ use tracing::{Span, debug_span};
 
 use super::{Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptTokenizer, image_utils};
 use crate::{
-    common::{GuidanceScale, ImageSize, ModelInfo, OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps, TorchRng},
+    common::{
+        GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig, Schedule, Seed, Steps,
+        TorchRng,
+    },
     models::{AutoencoderKl, ClipTextModel, UNet2DConditionModel},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
 };
@@ -206,8 +209,8 @@ impl InferencePipeline {
         let (response_tx, _responses) = mpsc::unbounded_channel();
         let request = GenerationRequest {
             request_id: RequestId::random(),
-            prompt: String::new(),
-            negative_prompt: String::new(),
+            prompt: Prompt::try_from("a".to_owned())?,
+            negative_prompt: NegativePrompt::default(),
             config: SamplingConfig {
                 size: ImageSize::new(side, side)?,
                 steps: Steps::try_from(1)?,

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::GenerationError;
-use crate::common::{ImageFormat, OutputConfig, RequestId, SamplingConfig};
+use crate::common::{ImageFormat, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig};
 
 /// The way in: the sending half of an unbounded channel, and nothing else. Clone it freely.
 ///
@@ -31,7 +31,9 @@ impl RequestQueue {
     /// # Errors
     /// Gives the request back if the engine is gone.
     pub fn add_request(&self, request: GenerationRequest) -> Result<(), Box<GenerationRequest>> {
-        self.sender.send(request).map_err(|error| Box::new(error.0))
+        self.sender.send(request).map_err(|error| Box::new(error.0))?;
+        metrics::gauge!("sdw_requests_waiting").increment(1);
+        Ok(())
     }
 }
 
@@ -41,9 +43,9 @@ pub struct GenerationRequest {
     /// Name in logs.
     pub request_id: RequestId,
     /// What the picture shows.
-    pub prompt: String,
+    pub prompt: Prompt,
     /// What it does not show.
-    pub negative_prompt: String,
+    pub negative_prompt: NegativePrompt,
     /// How it is sampled.
     pub config: SamplingConfig,
     /// How it is written.
@@ -100,6 +102,10 @@ impl Progress {
 pub struct EncodedImage {
     /// The format of `bytes`.
     pub format: ImageFormat,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
     /// The file.
     pub bytes: Vec<u8>,
 }

@@ -3,6 +3,7 @@
 mod image_format;
 mod lifecycle;
 mod model_info;
+mod prompt;
 mod request_id;
 mod sampler;
 mod sampling_config;
@@ -11,6 +12,7 @@ mod torch_rng;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use lifecycle::Lifecycle;
 pub use model_info::{ModelDefaults, ModelInfo};
+pub use prompt::{NegativePrompt, Prompt};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
 pub use sampling_config::{GuidanceScale, ImageSize, InvalidValue, SamplingConfig, Seed, Steps};

@@ -205,6 +205,6 @@ mod tests {
     #[test]
     fn an_unknown_sampler_is_answered_with_the_known_ones() {
         let error = "plms2".parse::<Sampler>().unwrap_err();
-        assert_eq!(error.to_string(), "sampler must be one of ddim, euler, euler_a, dpmpp_2m, not \"plms2\"");
+        assert_eq!(error.to_string(), "must be one of ddim, euler, euler_a, dpmpp_2m, not \"plms2\"");
     }
 }

@@ -111,7 +111,7 @@ proptest! {
 #[test]
 fn a_schedule_that_the_sampler_does_not_have_is_refused() {
     let error = SamplingPlan::new(&SchedulerConfig::default(), Sampler::Ddim, Schedule::Karras, Steps::try_from(5).unwrap()).unwrap_err();
-    assert_eq!(error.to_string(), "schedule must be default with the sampler ddim, not karras");
+    assert_eq!(error.to_string(), "must be default with the sampler ddim, not karras");
 }
 
 #[test]

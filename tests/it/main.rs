@@ -1,1 +1,11 @@
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `parity` looks inside.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod architecture;
+mod cli;
+mod faults;
+mod http;
+mod parity;
+mod probes;
+mod sse;
+mod support;

@@ -15,7 +15,7 @@ use tracing::Span;
 use super::*;
 use crate::{
     backend::RequestQueue,
-    common::{ImageFormat, ImageSize, OutputConfig, RequestId, Sampler, SamplingConfig, Schedule, Seed},
+    common::{ImageFormat, ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, Schedule, Seed},
 };
 
 /// Does what the prompt says, and remembers which prompts it was asked for.
@@ -36,12 +36,12 @@ impl Pipeline for FakePipeline {
     type Generation = FakeGeneration;
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
-        self.begun.lock().unwrap().push(request.prompt.clone());
-        assert_ne!(request.prompt, "panic at begin");
-        if request.prompt == "fail" {
+        self.begun.lock().unwrap().push(request.prompt.as_str().to_owned());
+        assert_ne!(request.prompt.as_str(), "panic at begin");
+        if request.prompt.as_str() == "fail" {
             return Err(GenerationError::Tokenizer("no such luck".to_owned()));
         }
-        let (prompt, total, client) = (request.prompt.clone(), request.config.steps.get(), request.cancellation.clone());
+        let (prompt, total, client) = (request.prompt.as_str().to_owned(), request.config.steps.get(), request.cancellation.clone());
         Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, total, client })
     }
 
@@ -81,8 +81,8 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
     let (response_tx, responses) = mpsc::unbounded_channel();
     let request = GenerationRequest {
         request_id: RequestId::random(),
-        prompt: prompt.to_owned(),
-        negative_prompt: String::new(),
+        prompt: prompt.to_owned().try_into().unwrap(),
+        negative_prompt: NegativePrompt::default(),
         config: SamplingConfig {
             size: ImageSize::new(64, 64).unwrap(),
             steps: steps.try_into().unwrap(),
@@ -219,5 +219,5 @@ async fn a_queue_without_engine_gives_the_request_back() {
     let (queue, receiver) = RequestQueue::new();
     drop(receiver);
     let (request, _responses) = request("late", 1, 0);
-    assert_eq!(queue.add_request(request).unwrap_err().prompt, "late");
+    assert_eq!(queue.add_request(request).unwrap_err().prompt.as_str(), "late");
 }

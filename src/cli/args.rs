@@ -1,0 +1,171 @@
+//! Arguments, each of which is valid by the time it has its type.
+
+#![allow(clippy::doc_markdown, reason = "these comments are the help text")]
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
+    device::DeviceChoice,
+};
+
+/// Stable Diffusion over HTTP: one process, one model, one device.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sd-worker",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command, sd-worker serves. Try:\n  sd-worker generate \"a fox on a blue background\" -o fox.png"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve, where no command is given.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// What is logged.
+    #[command(flatten)]
+    pub logs: LogArgs,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer HTTP requests (the default)
+    Serve(ServeArgs),
+    /// Make one picture and write it to a file
+    Generate(Box<GenerateArgs>),
+    /// List models, or write the built-in one to a directory
+    Models {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: ModelsCommand,
+    },
+}
+
+/// What is logged, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct LogArgs {
+    /// What to log: error, warn, info, debug, trace, or filters such as sd_worker=debug
+    #[arg(long, global = true, env = "SD_WORKER_LOG", default_value = "info", value_name = "FILTER")]
+    pub log_level: String,
+    /// How to log
+    #[arg(long, global = true, env = "SD_WORKER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Which model, and where it runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// The model: "builtin", or a directory in the layout of diffusers
+    #[arg(long, env = "SD_WORKER_MODEL", default_value = "builtin")]
+    pub model: String,
+    /// Where to run it: auto, cpu, cuda, cuda:N, metal
+    #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// The largest picture, in pixels
+    #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
+    pub max_pixels: u64,
+}
+
+/// How to serve.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Which model to serve.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The address to listen on
+    #[arg(long, env = "SD_WORKER_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// The port to listen on; 0 picks a free one
+    #[arg(long, env = "SD_WORKER_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Listen on an address that others can reach, without any authentication
+    #[arg(long, env = "SD_WORKER_INSECURE")]
+    pub insecure: bool,
+    /// How many pictures may wait or run before requests are refused with 429
+    #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
+    pub queue_capacity: u32,
+    /// How long requests may take to finish once the worker is asked to stop
+    #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS")]
+    pub drain_timeout: u64,
+}
+
+/// One picture.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What the picture shows
+    pub prompt: Prompt,
+    /// The file to write: .png, .jpg or .webp
+    #[arg(short, long, default_value = "out.png", value_name = "FILE")]
+    pub output: PathBuf,
+    /// What the picture does not show
+    #[arg(long, default_value = "", value_name = "PROMPT")]
+    pub negative_prompt: NegativePrompt,
+    /// The same seed gives the same picture [default: random]
+    #[arg(long)]
+    pub seed: Option<Seed>,
+    /// Denoising steps, 1 to 1000 [default: the model's]
+    #[arg(long)]
+    pub steps: Option<Steps>,
+    /// How strongly the picture follows the prompt, 0 to 50 [default: the model's]
+    #[arg(long, value_name = "SCALE")]
+    pub guidance_scale: Option<GuidanceScale>,
+    /// The solver: ddim, euler, euler_a, dpmpp_2m [default: the model's]
+    #[arg(long)]
+    pub sampler: Option<Sampler>,
+    /// How noise levels are spaced: default, karras
+    #[arg(long, default_value = "default")]
+    pub schedule: Schedule,
+    /// Width in pixels, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<u32>,
+    /// Height in pixels, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<u32>,
+    /// Also write the text embeddings and the latents after every step, for comparing with other implementations
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub save_latents: Option<PathBuf>,
+    /// Which model to use.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+impl GenerateArgs {
+    /// The size asked for; what is left out is the model's.
+    ///
+    /// # Errors
+    /// When it is no valid size.
+    pub fn size(&self, default: ImageSize) -> Result<ImageSize, crate::common::InvalidValue> {
+        ImageSize::new(self.width.unwrap_or(default.width()), self.height.unwrap_or(default.height()))
+    }
+}
+
+/// What to do with models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// List the models that are there without a download
+    List,
+    /// Write a model as a directory that diffusers can load
+    Export {
+        /// The model
+        #[arg(value_parser = ["builtin"])]
+        model: String,
+        /// The directory to write; it must be new or empty
+        directory: PathBuf,
+    },
+}

@@ -1,0 +1,86 @@
+//! Why the process ends, and with which code.
+
+use std::{error::Error, net::SocketAddr, path::PathBuf};
+
+use crate::{
+    backend::{GenerationError, LoadError},
+    common::InvalidValue,
+};
+
+/// Why the process ends. The codes are those of BSD's `sysexits.h`.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Arguments that do not fit each other, or the model.
+    #[error("{} {}", .0.name, .0)]
+    Usage(#[from] InvalidValue),
+    /// Settings that are not safe or not possible.
+    #[error("{0}")]
+    Configuration(String),
+    /// The model is missing or broken, or does not work.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// The address cannot be used.
+    #[error("cannot listen on {address}")]
+    Port {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No picture came of it.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// A file cannot be written.
+    #[error("cannot write {path}", path = .path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The process is not in a state to work.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Failure {
+    /// Arguments that cannot be read.
+    pub const USAGE: u8 = 64;
+
+    /// The exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Generation(GenerationError::Unsupported(_)) => Self::USAGE,
+            Self::Model(LoadError::Device(_)) | Self::Port { .. } => 69,
+            Self::Model(
+                LoadError::NotFound(_)
+                | LoadError::MissingFile(_)
+                | LoadError::Unreadable { .. }
+                | LoadError::BadWeights { .. }
+                | LoadError::WrongWeights { .. }
+                | LoadError::BadConfig { .. }
+                | LoadError::SelfTest(_),
+            ) => 66,
+            Self::Generation(_) | Self::Internal(_) => 70,
+            Self::Output { .. } => 73,
+            Self::Configuration(_) => 78,
+        }
+    }
+
+    /// The message with all its causes, in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            // candle puts a backtrace after its message.
+            let message = error.to_string();
+            text = format!("{text}: {}", message.lines().next().unwrap_or_default());
+            cause = error.source();
+        }
+        text
+    }
+}

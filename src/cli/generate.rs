@@ -1,0 +1,153 @@
+//! `sd-worker generate`: one picture, without a server.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use candle_core::Tensor;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use super::{Failure, GenerateArgs};
+use crate::{
+    backend::{self, Generation, GenerationError, GenerationRequest, ImageMetadata, LoadOptions, ModelFiles, Pipeline},
+    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, Seed},
+};
+
+/// Makes the picture, with a progress bar if somebody watches.
+///
+/// # Errors
+/// When the arguments do not fit the model, the model does not load or work, or a file cannot be written.
+pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
+    let output = OutputConfig { format: format_of(&args.output)?, ..OutputConfig::default() };
+    check_folder(&args.output)?;
+
+    let started = Instant::now();
+    let device = args.model.device.open().map_err(backend::LoadError::from)?;
+    let files = ModelFiles::open(&args.model.model)?;
+    let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, max_pixels: args.model.max_pixels })?);
+    let load_time = started.elapsed();
+
+    let request = request(args, output, pipeline.info())?;
+    let mut record = Record::new(args.save_latents.as_deref());
+    let started = Instant::now();
+    let mut generation = pipeline.begin(&request)?;
+    let text_time = started.elapsed();
+    for warning in generation.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    record.add("text_embeddings", generation.text_embeddings());
+    record.add("latents.0", generation.latents());
+
+    let started = Instant::now();
+    let bar = progress_bar(generation.total_steps());
+    for step in 1..=generation.total_steps() {
+        generation.step()?;
+        record.add(&format!("latents.{step}"), generation.latents());
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let denoise_time = started.elapsed();
+
+    let started = Instant::now();
+    let picture = generation.finish()?;
+    let decode_time = started.elapsed();
+    let image = backend::encode(&picture, output, Some(&ImageMetadata::new(&request, pipeline.model_id())))?;
+    fs::write(&args.output, &image.bytes).map_err(|source| Failure::Output { path: args.output.clone(), source })?;
+    record.write()?;
+
+    let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
+    eprintln!(
+        "{}: {}, {} steps of {} at guidance {}, seed {} (load {}, text {}, denoise {}, decode {})",
+        args.output.display(),
+        request.config.size,
+        request.config.steps,
+        request.config.sampler,
+        request.config.guidance_scale,
+        request.config.seed,
+        seconds(load_time),
+        seconds(text_time),
+        seconds(denoise_time),
+        seconds(decode_time)
+    );
+    Ok(())
+}
+
+fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Result<GenerationRequest, Failure> {
+    let defaults = info.defaults;
+    let config = SamplingConfig {
+        size: args.size(defaults.size)?,
+        steps: args.steps.unwrap_or(defaults.steps),
+        guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
+        seed: args.seed.unwrap_or_else(Seed::random),
+        sampler: args.sampler.unwrap_or(defaults.sampler),
+        schedule: args.schedule,
+    };
+    // Nobody listens: the generation is moved forward right here.
+    let (response_tx, _) = mpsc::unbounded_channel();
+    Ok(GenerationRequest {
+        request_id: RequestId::random(),
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative_prompt.clone(),
+        config,
+        output,
+        cancellation: CancellationToken::new(),
+        accepted_at: Instant::now(),
+        span: Span::none(),
+        response_tx,
+    })
+}
+
+fn format_of(path: &Path) -> Result<ImageFormat, InvalidValue> {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match extension.as_str() {
+        "png" => Ok(ImageFormat::Png),
+        "jpg" | "jpeg" => Ok(ImageFormat::Jpeg),
+        "webp" => Ok(ImageFormat::Webp),
+        _ => Err(InvalidValue::new("output", path.display(), "a file name that ends in .png, .jpg, .jpeg or .webp")),
+    }
+}
+
+/// Says before the work is done that its result could not be kept.
+fn check_folder(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::metadata(folder).map(drop).map_err(|source| Failure::Output { path: path.to_owned(), source })
+}
+
+fn progress_bar(steps: usize) -> ProgressBar {
+    let bar = ProgressBar::new(steps as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} steps, {per_sec}, {eta} to go") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Tensors that are kept on the way, if somebody wants them.
+struct Record<'a> {
+    path: Option<&'a Path>,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl<'a> Record<'a> {
+    fn new(path: Option<&'a Path>) -> Self {
+        Self { path, tensors: HashMap::new() }
+    }
+
+    fn add(&mut self, name: &str, tensor: &Tensor) {
+        if self.path.is_some() {
+            self.tensors.insert(name.to_owned(), tensor.clone());
+        }
+    }
+
+    fn write(&self) -> Result<(), Failure> {
+        self.path.map_or(Ok(()), |path| {
+            candle_core::safetensors::save(&self.tensors, path).map_err(|error| Failure::Generation(GenerationError::Model(error)))
+        })
+    }
+}

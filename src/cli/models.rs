@@ -1,0 +1,44 @@
+//! `sd-worker models`.
+
+use std::{fs, path::Path};
+
+use super::{Failure, ModelsCommand};
+
+/// Lists or exports.
+///
+/// # Errors
+/// When there is no such model, or a file cannot be written.
+pub fn models(command: &ModelsCommand) -> Result<(), Failure> {
+    match command {
+        ModelsCommand::List => {
+            #[cfg(feature = "builtin-model")]
+            println!("builtin");
+            Ok(())
+        }
+        ModelsCommand::Export { directory, .. } => export(directory),
+    }
+}
+
+#[cfg(not(feature = "builtin-model"))]
+fn export(_: &Path) -> Result<(), Failure> {
+    Err(Failure::Configuration("this binary has no built-in model".to_owned()))
+}
+
+#[cfg(feature = "builtin-model")]
+fn export(directory: &Path) -> Result<(), Failure> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Failure::Output { path, source }
+    };
+    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::Configuration(format!("{} is not empty", directory.display())));
+    }
+    for (name, bytes) in crate::builtin_model::FILES {
+        let path = directory.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed(parent))?;
+        }
+        fs::write(&path, bytes).map_err(failed(&path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Pictures as server-sent events.
+//!
+//! Shaped by what the official clients do: no `id:` and no `retry:`, progress as comments unless asked for as events, errors
+//! nested as in JSON bodies, and a last event whatever happens, since both clients take a stream that just ends for a success.
+
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
+
+use axum::response::{
+    IntoResponse, Response,
+    sse::{Event, KeepAlive, Sse},
+};
+use futures::stream;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{
+    ApiError, Permit,
+    images::{self, Pictures},
+    wire::{self, ImageEvent, ImagesOrder, Parameters, Usage, WireTimings},
+};
+use crate::{
+    backend::{Complete, EncodedImage, GenerationResponse, Progress},
+    common::SamplingConfig,
+};
+
+/// Comments in long steps keep proxies from closing the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// The state of one stream. When the client goes, it is dropped, and with it the receivers: that is what stops the engine.
+pub(super) struct ImageStream {
+    order: ImagesOrder,
+    model: String,
+    permit: Permit,
+    /// Pictures to come, the current one first; empty after the last event.
+    responses: VecDeque<UnboundedReceiver<GenerationResponse>>,
+    greeted: bool,
+}
+
+/// What one response becomes.
+enum Sent {
+    Event(ImageEvent),
+    Comment(String),
+}
+
+/// Turns the stream into an answer.
+pub(super) fn respond(stream: ImageStream) -> Response {
+    let events = stream::unfold(stream, |mut stream| async move {
+        let event = stream.next().await?;
+        Some((Ok::<_, Infallible>(event), stream))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+impl ImageStream {
+    pub(super) fn new(pictures: Pictures) -> Self {
+        let Pictures { order, model, permit, responses } = pictures;
+        Self { order, model, permit, responses: responses.into(), greeted: false }
+    }
+
+    /// The next event, or `None` after the last.
+    async fn next(&mut self) -> Option<Event> {
+        let current = self.responses.front_mut()?;
+        if !self.greeted {
+            // The client knows at once that it is heard, however long it waits for its turn.
+            self.greeted = true;
+            return Some(Event::default().comment("accepted"));
+        }
+        let response = images::next(current).await;
+        let sent = match response {
+            GenerationResponse::Progress(progress) => self.progress(&progress),
+            GenerationResponse::Preview { index, image } => Sent::Event(partial_image(index, &image)),
+            GenerationResponse::Complete(complete) => {
+                self.responses.pop_front();
+                Sent::Event(self.completed(*complete))
+            }
+            GenerationResponse::Error(error) => {
+                self.responses.clear();
+                Sent::Event(ImageEvent::Error { error: ApiError::from(error).into_body() })
+            }
+        };
+        Some(match sent {
+            Sent::Comment(text) => Event::default().comment(text),
+            Sent::Event(event) => data(&event),
+        })
+    }
+
+    fn progress(&mut self, progress: &Progress) -> Sent {
+        self.permit.note(progress);
+        let (step, total, eta_ms) = (progress.step, progress.total, progress.remaining().as_millis() as u64);
+        if self.order.progress {
+            Sent::Event(ImageEvent::Progress { step, total, seconds_per_step: progress.step_time.as_secs_f64(), eta_ms })
+        } else {
+            Sent::Comment(format!("step {step}/{total}, {eta_ms} ms to go"))
+        }
+    }
+
+    fn completed(&self, complete: Complete) -> ImageEvent {
+        let SamplingConfig { size, seed, .. } = complete.config;
+        ImageEvent::Completed {
+            b64_json: wire::base64(&complete.image),
+            created_at: images::unix_seconds(),
+            size: size.to_string(),
+            quality: "auto",
+            background: "opaque",
+            output_format: complete.image.format,
+            usage: Usage::default(),
+            seed,
+            parameters: Box::new(Parameters::new(&self.model, complete.config)),
+            timings: WireTimings::of(&[complete.timings]),
+            ignored: self.order.ignored.clone(),
+            warnings: complete.warnings,
+        }
+    }
+}
+
+fn partial_image(index: u8, image: &EncodedImage) -> ImageEvent {
+    ImageEvent::PartialImage {
+        b64_json: wire::base64(image),
+        created_at: images::unix_seconds(),
+        size: format!("{}x{}", image.width, image.height),
+        quality: "auto",
+        background: "opaque",
+        output_format: image.format,
+        partial_image_index: index,
+    }
+}
+
+fn data(event: &ImageEvent) -> Event {
+    let named = Event::default().event(event.name());
+    // Numbers and strings always serialise; the fallback still ends the stream as the contract says.
+    named.json_data(event).unwrap_or_else(|_| Event::default().event("error").data(r#"{"type":"error","error":{"message":"the answer could not be written","type":"server_error","param":null,"code":"internal_error"}}"#))
+}

@@ -1,0 +1,41 @@
+//! `GET /metrics`, for Prometheus.
+
+use axum::{extract::State, http::header, response::IntoResponse};
+use metrics::Unit;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::AppState;
+
+/// From a step of the built-in model to an hour.
+const SECONDS: [f64; 18] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 300., 900., 3600.];
+
+/// Makes this process' metrics go to the handle that is returned.
+///
+/// # Errors
+/// When another recorder is installed already.
+pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?;
+    let handle = builder.install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    metrics::describe_gauge!("sdw_requests_waiting", "Pictures that wait for their turn");
+    metrics::describe_gauge!("sdw_requests_running", "Pictures being made");
+    metrics::describe_gauge!("sdw_queue_capacity", "Pictures that may wait or run");
+    metrics::describe_gauge!("sdw_model_loaded", "1 when the model is loaded and works");
+    metrics::describe_histogram!("sdw_queue_seconds", Unit::Seconds, "Time from acceptance to the request's turn");
+    metrics::describe_histogram!("sdw_phase_seconds", Unit::Seconds, "Time of one phase of a generation");
+    metrics::describe_histogram!("sdw_step_seconds", Unit::Seconds, "Time of one denoising step");
+    metrics::describe_histogram!("sdw_generation_seconds", Unit::Seconds, "Time of a generation, without waiting");
+    metrics::describe_counter!("sdw_requests_total", "Pictures asked for, by outcome");
+    metrics::describe_counter!("sdw_rejected_total", "HTTP requests refused before they were queued, by reason");
+    metrics::describe_counter!("sdw_cancelled_total", "Pictures given up, by reason");
+    metrics::describe_counter!("sdw_images_total", "Pictures finished");
+}
+
+pub(super) async fn render(State(state): State<AppState>) -> impl IntoResponse {
+    state.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+}

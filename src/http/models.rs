@@ -1,0 +1,74 @@
+//! `GET /v1/models`: the one model of this worker.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use serde::Serialize;
+
+use super::{ApiError, AppState};
+use crate::common::{Lifecycle, ModelInfo};
+
+/// A model as `OpenAI`'s API lists it, with what this worker adds.
+#[derive(Debug, Serialize)]
+pub(super) struct ModelObject {
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    #[serde(flatten)]
+    info: ModelInfo,
+    defaults: Defaults,
+}
+
+/// Settings of a request that leaves them out.
+#[derive(Debug, Serialize)]
+struct Defaults {
+    size: String,
+    num_inference_steps: usize,
+    guidance_scale: f64,
+    sampler: &'static str,
+}
+
+/// A list with one entry, or none while loading.
+#[derive(Debug, Serialize)]
+pub(super) struct ModelList {
+    object: &'static str,
+    data: Vec<ModelObject>,
+}
+
+impl ModelObject {
+    fn new(info: &Arc<ModelInfo>) -> Self {
+        let defaults = &info.defaults;
+        let defaults = Defaults {
+            size: defaults.size.to_string(),
+            num_inference_steps: defaults.steps.get(),
+            guidance_scale: defaults.guidance_scale.get(),
+            sampler: defaults.sampler.name(),
+        };
+        // Nobody knows when a checkpoint was made.
+        Self { object: "model", created: 0, owned_by: "sd-worker", info: ModelInfo::clone(info), defaults }
+    }
+}
+
+impl AppState {
+    /// The model, if the worker takes requests.
+    pub(super) fn model(&self) -> Result<Arc<ModelInfo>, ApiError> {
+        match &*self.lifecycle.borrow() {
+            Lifecycle::Loading => Err(ApiError::loading()),
+            Lifecycle::Ready(info) => Ok(Arc::clone(info)),
+            Lifecycle::Draining => Err(ApiError::draining()),
+        }
+    }
+}
+
+pub(super) async fn list(State(state): State<AppState>) -> Json<ModelList> {
+    let data = state.model().map(|info| ModelObject::new(&info)).into_iter().collect();
+    Json(ModelList { object: "list", data })
+}
+
+pub(super) async fn show(State(state): State<AppState>, Path(id): Path<String>) -> Result<Json<ModelObject>, ApiError> {
+    let info = state.model()?;
+    if info.id == id { Ok(Json(ModelObject::new(&info))) } else { Err(ApiError::no_such_model(&id)) }
+}

@@ -1,0 +1,314 @@
+//! `POST /v1/images/generations` as it travels: `OpenAI`'s fields, ours, and the names that other servers' users send.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::ApiError;
+use crate::{
+    backend::{Complete, EncodedImage, Timings},
+    common::{
+        GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, Schedule, Seed,
+        Steps,
+    },
+};
+
+/// The request.
+#[derive(Debug, Deserialize)]
+pub(super) struct ImagesRequest {
+    prompt: Prompt,
+    model: Option<String>,
+    n: Option<Bounded<1, 10>>,
+    size: Option<String>,
+    response_format: Option<String>,
+    output_format: Option<ImageFormat>,
+    output_compression: Option<Bounded<0, 100>>,
+    stream: Option<bool>,
+    partial_images: Option<Bounded<0, 3>>,
+
+    negative_prompt: Option<NegativePrompt>,
+    seed: Option<WireSeed>,
+    #[serde(alias = "steps", alias = "step")]
+    num_inference_steps: Option<Steps>,
+    #[serde(alias = "cfg_scale")]
+    guidance_scale: Option<GuidanceScale>,
+    #[serde(alias = "sample_method", alias = "sampler_name")]
+    sampler: Option<Sampler>,
+    #[serde(alias = "scheduler")]
+    schedule: Option<Schedule>,
+    progress: Option<bool>,
+
+    /// Everything else. A part of it means something to `OpenAI` and nothing here; the rest means nothing to anybody.
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "i64")]
+struct Bounded<const MIN: i64, const MAX: i64>(i64);
+
+impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
+    type Error = InvalidValue;
+
+    fn try_from(value: i64) -> Result<Self, InvalidValue> {
+        let valid = (MIN..=MAX).contains(&value);
+        valid.then_some(Self(value)).ok_or_else(|| InvalidValue::new("value", value, format!("a whole number from {MIN} to {MAX}")))
+    }
+}
+
+/// A seed, or -1 for any, as A1111's users write it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "serde_json::Number")]
+struct WireSeed(Option<Seed>);
+
+impl TryFrom<serde_json::Number> for WireSeed {
+    type Error = InvalidValue;
+
+    fn try_from(number: serde_json::Number) -> Result<Self, InvalidValue> {
+        match (number.as_u64(), number.as_i64()) {
+            (Some(seed), _) => Ok(Self(Some(seed.into()))),
+            (None, Some(-1)) => Ok(Self(None)),
+            _ => Err(InvalidValue::new("seed", number, format!("a whole number from 0 to {}, or -1 for any", u64::MAX))),
+        }
+    }
+}
+
+/// What a valid request asks for.
+#[derive(Debug)]
+pub(super) struct ImagesOrder {
+    pub(super) prompt: Prompt,
+    pub(super) negative_prompt: NegativePrompt,
+    /// Of the first picture; the others have the seeds that follow.
+    pub(super) config: SamplingConfig,
+    pub(super) output: OutputConfig,
+    pub(super) count: u32,
+    pub(super) stream: bool,
+    /// Whether progress is sent as events, not only as comments.
+    pub(super) progress: bool,
+    /// Fields that were given and have no effect.
+    pub(super) ignored: Vec<String>,
+}
+
+impl ImagesRequest {
+    /// Checks the request against the model and fills in what it leaves out.
+    pub(super) fn into_order(self, info: &ModelInfo) -> Result<ImagesOrder, ApiError> {
+        let defaults = info.defaults;
+        let size = match self.size.as_deref() {
+            None | Some("auto") => defaults.size,
+            Some(text) => text.parse()?,
+        };
+        if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
+            return Err(InvalidValue::new(
+                "response_format",
+                format_args!("\"{format}\""),
+                "b64_json (this worker keeps no files to link to)",
+            )
+            .into());
+        }
+        let config = SamplingConfig {
+            size,
+            steps: self.num_inference_steps.unwrap_or(defaults.steps),
+            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
+            sampler: self.sampler.unwrap_or(defaults.sampler),
+            schedule: self.schedule.unwrap_or_default(),
+        };
+        info.check(&config)?;
+
+        let stream = self.stream.unwrap_or(false);
+        let format = self.output_format.unwrap_or_default();
+        let mut ignored: Vec<String> = self.others.into_iter().filter(|(_, value)| *value != "auto").map(|(name, _)| name).collect();
+        let mut ignore_if = |given: bool, name: &str| {
+            if given {
+                ignored.push(name.to_owned());
+            }
+        };
+        ignore_if(self.model.is_some_and(|model| model != info.id), "model");
+        ignore_if(self.output_compression.is_some() && format != ImageFormat::Jpeg, "output_compression");
+        ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
+        ignore_if(self.progress == Some(true) && !stream, "progress");
+        ignored.sort();
+
+        let default_output = OutputConfig::default();
+        Ok(ImagesOrder {
+            prompt: self.prompt,
+            negative_prompt: self.negative_prompt.unwrap_or_default(),
+            config,
+            output: OutputConfig {
+                format,
+                quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),
+                previews: self.partial_images.filter(|_| stream).map_or(0, |n| n.0 as u8),
+            },
+            count: self.n.map_or(1, |n| n.0 as u32),
+            stream,
+            progress: self.progress.unwrap_or(false),
+            ignored,
+        })
+    }
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub(super) struct ImagesResponse {
+    created: u64,
+    data: Vec<ImageData>,
+    background: &'static str,
+    output_format: ImageFormat,
+    size: String,
+    quality: &'static str,
+    usage: Usage,
+    parameters: Parameters,
+    timings: WireTimings,
+    ignored: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageData {
+    b64_json: String,
+    seed: Seed,
+}
+
+/// Tokens are what `OpenAI` bills; here there are none.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Usage {
+    total_tokens: u32,
+    input_tokens: u32,
+    output_tokens: u32,
+    input_tokens_details: InputTokensDetails,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct InputTokensDetails {
+    text_tokens: u32,
+    image_tokens: u32,
+}
+
+/// The settings that the pictures were made with.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Parameters {
+    model: String,
+    seed: Seed,
+    steps: Steps,
+    guidance_scale: GuidanceScale,
+    sampler: Sampler,
+    schedule: Schedule,
+    width: u32,
+    height: u32,
+}
+
+impl Parameters {
+    pub(super) fn new(model: &str, config: SamplingConfig) -> Self {
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule } = config;
+        Self { model: model.to_owned(), seed, steps, guidance_scale, sampler, schedule, width: size.width(), height: size.height() }
+    }
+}
+
+/// Milliseconds.
+#[allow(clippy::struct_field_names, reason = "the names are the contract's")]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct WireTimings {
+    queue_ms: u64,
+    text_ms: u64,
+    denoise_ms: u64,
+    decode_ms: u64,
+    encode_ms: u64,
+    total_ms: u64,
+}
+
+impl WireTimings {
+    /// Of pictures made one after the other: the first waited for others, the next only for the first.
+    pub(super) fn of(all: &[Timings]) -> Self {
+        let millis = |time: fn(&Timings) -> std::time::Duration| all.iter().map(time).sum::<std::time::Duration>().as_millis() as u64;
+        let queue_ms = all.first().map_or(0, |timings| timings.queue.as_millis() as u64);
+        Self {
+            queue_ms,
+            text_ms: millis(|t| t.text),
+            denoise_ms: millis(|t| t.denoise),
+            decode_ms: millis(|t| t.decode),
+            encode_ms: millis(|t| t.encode),
+            total_ms: queue_ms + millis(Timings::work),
+        }
+    }
+}
+
+impl ImagesResponse {
+    /// Puts finished pictures together. `created` is in seconds since 1970.
+    pub(super) fn new(created: u64, parameters: Parameters, pictures: Vec<Complete>, ignored: Vec<String>) -> Self {
+        let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
+        let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
+        warnings.dedup();
+        let output_format = pictures.first().map_or(ImageFormat::Png, |picture| picture.image.format);
+        let data = |picture: Complete| ImageData { b64_json: base64(&picture.image), seed: picture.config.seed };
+        Self {
+            created,
+            data: pictures.into_iter().map(data).collect(),
+            background: "opaque",
+            output_format,
+            size: format!("{}x{}", parameters.width, parameters.height),
+            quality: "auto",
+            usage: Usage::default(),
+            parameters,
+            timings: WireTimings::of(&timings),
+            ignored,
+            warnings,
+        }
+    }
+}
+
+/// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type")]
+pub(super) enum ImageEvent {
+    /// A rough picture, of the size of the latents.
+    #[serde(rename = "image_generation.partial_image")]
+    PartialImage {
+        b64_json: String,
+        created_at: u64,
+        size: String,
+        quality: &'static str,
+        background: &'static str,
+        output_format: ImageFormat,
+        partial_image_index: u8,
+    },
+    /// A finished picture.
+    #[serde(rename = "image_generation.completed")]
+    Completed {
+        b64_json: String,
+        created_at: u64,
+        size: String,
+        quality: &'static str,
+        background: &'static str,
+        output_format: ImageFormat,
+        usage: Usage,
+        seed: Seed,
+        parameters: Box<Parameters>,
+        timings: WireTimings,
+        ignored: Vec<String>,
+        warnings: Vec<String>,
+    },
+    /// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
+    #[serde(rename = "image_generation.progress")]
+    Progress { step: usize, total: usize, seconds_per_step: f64, eta_ms: u64 },
+    /// The end of a stream that went wrong.
+    #[serde(rename = "error")]
+    Error { error: super::api_error::ErrorBody },
+}
+
+impl ImageEvent {
+    /// The name before the data.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::PartialImage { .. } => "image_generation.partial_image",
+            Self::Completed { .. } => "image_generation.completed",
+            Self::Progress { .. } => "image_generation.progress",
+            Self::Error { .. } => "error",
+        }
+    }
+}
+
+/// A file as text.
+pub(super) fn base64(image: &EncodedImage) -> String {
+    BASE64_STANDARD.encode(&image.bytes)
+}

@@ -1,0 +1,122 @@
+//! The same numbers as diffusers: text embeddings, first noise, latents after every step, picture. The goldens are made by
+//! `tests/parity/make_goldens.py`.
+
+use std::{collections::HashMap, fs, sync::Arc, time::Instant};
+
+use candle_core::{Device, Tensor};
+use sd_worker::{
+    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline},
+    common::{GuidanceScale, ImageSize, NegativePrompt, OutputConfig, Prompt, RequestId, Sampler, SamplingConfig, Schedule, Seed, Steps},
+};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+/// Largest difference of a tensor, next to the largest value of diffusers'.
+const LATENTS_LIMIT: f32 = 1e-3;
+const TEXT_LIMIT: f32 = 1e-4;
+/// Of 255.
+const PIXEL_LIMIT: i32 = 2;
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    model: String,
+    sampler: Sampler,
+    schedule: Schedule,
+    prompt: Prompt,
+    negative_prompt: NegativePrompt,
+    guidance_scale: GuidanceScale,
+    seed: Seed,
+    width: u32,
+    height: u32,
+    steps: Steps,
+}
+
+impl Case {
+    fn request(&self) -> GenerationRequest {
+        GenerationRequest {
+            request_id: RequestId::random(),
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            config: SamplingConfig {
+                size: ImageSize::new(self.width, self.height).unwrap(),
+                steps: self.steps,
+                guidance_scale: self.guidance_scale,
+                seed: self.seed,
+                sampler: self.sampler,
+                schedule: self.schedule,
+            },
+            output: OutputConfig::default(),
+            cancellation: CancellationToken::new(),
+            accepted_at: Instant::now(),
+            span: Span::none(),
+            response_tx: mpsc::unbounded_channel().0,
+        }
+    }
+}
+
+/// The largest errors of one model.
+#[derive(Debug, Default)]
+struct Errors {
+    text: f32,
+    noise: f32,
+    latents: f32,
+    pixels: i32,
+}
+
+#[test]
+fn every_stage_agrees_with_diffusers() {
+    let goldens = candle_core::safetensors::load("tests/parity/goldens.safetensors", &Device::Cpu).unwrap();
+    let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/goldens.json").unwrap()).unwrap();
+    let mut pipelines: HashMap<String, Arc<InferencePipeline>> = HashMap::new();
+    let mut worst: HashMap<String, Errors> = HashMap::new();
+    for case in &cases {
+        let pipeline = pipelines.entry(case.model.clone()).or_insert_with(|| Arc::new(load(&case.model)));
+        let errors = worst.entry(case.model.clone()).or_default();
+        compare(pipeline, case, |part| &goldens[&format!("{}.{part}", case.name)], errors);
+    }
+    assert_eq!((cases.len(), worst.len()), (36, 2));
+    println!("largest errors: {worst:?}");
+}
+
+fn load(model: &str) -> InferencePipeline {
+    let options = LoadOptions { device: Device::Cpu, max_pixels: 1 << 20 };
+    backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
+}
+
+fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&str) -> &'a Tensor, worst: &mut Errors) {
+    let what = format!("{} {} {} {}", case.model, case.sampler, case.schedule, case.prompt.as_str());
+    let mut generation = pipeline.begin(&case.request()).unwrap();
+    let text = relative_error(generation.text_embeddings(), golden("text_embeddings"));
+    assert!(text < TEXT_LIMIT, "{what}: text embeddings are off by {text}");
+    worst.text = worst.text.max(text);
+
+    let latents = golden("latents");
+    assert_eq!(generation.total_steps() + 1, latents.dim(0).unwrap(), "{what}");
+    for step in 0..=generation.total_steps() {
+        if step > 0 {
+            generation.step().unwrap();
+        }
+        let error = relative_error(generation.latents(), &latents.narrow(0, step, 1).unwrap());
+        assert!(error < LATENTS_LIMIT, "{what}: latents are off by {error} after step {step}");
+        let slot = if step == 0 { &mut worst.noise } else { &mut worst.latents };
+        *slot = slot.max(error);
+    }
+
+    let ours = generation.finish().unwrap().into_raw();
+    let theirs: Vec<u8> = golden("image").flatten_all().unwrap().to_vec1().unwrap();
+    assert_eq!(ours.len(), theirs.len());
+    let pixels = ours.iter().zip(&theirs).map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs()).max().unwrap();
+    assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
+    worst.pixels = worst.pixels.max(pixels);
+}
+
+fn relative_error(ours: &Tensor, theirs: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), theirs.dims());
+    let largest = |tensor: Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    let error = largest((ours - theirs).unwrap()) / largest(theirs.clone());
+    assert!(error.is_finite());
+    error
+}

@@ -1,0 +1,75 @@
+"""Runs diffusers on the same models as the tests and writes what it computes on the way: tests/parity/goldens.{json,safetensors}.
+
+  pip install torch diffusers transformers accelerate && python tests/parity/make_goldens.py
+
+Two models: the built-in one, and tests/parity/tiny, which has random weights and everything that the built-in one has not
+(epsilon prediction, linear projections, heads by level, several layers, 8x latents, GELU). The tiny one is made here if it is
+not there. Run it again whenever the built-in model changes.
+"""
+import json, pathlib
+
+import torch
+from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
+                       StableDiffusionPipeline, UNet2DConditionModel)
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+HERE = pathlib.Path(__file__).parent
+BUILTIN = HERE.parent.parent / "src/builtin_model/model"
+TINY = HERE / "tiny"
+SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "euler_a": EulerAncestralDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+FOX = dict(prompt="a fox on a blue background", negative_prompt="", guidance_scale=4.0, seed=1, width=64, height=64, steps=6)
+OWL = dict(prompt="An owl and a PIZZA, on yellow!", negative_prompt="a red background", guidance_scale=7.5, seed=2**32 + 99, width=72, height=64, steps=5)
+PLAIN = dict(prompt="strawberry 🍓 ünder 3 skies", negative_prompt="ignored", guidance_scale=1.0, seed=3, width=64, height=88, steps=4)
+
+
+def make_tiny():
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer")
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=2, vocab_size=len(tokenizer), hidden_act="gelu",
+                                        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0))
+    unet = UNet2DConditionModel(block_out_channels=(16, 24, 32), layers_per_block=2, sample_size=8, cross_attention_dim=32, attention_head_dim=(2, 3, 4), norm_num_groups=8,
+                                transformer_layers_per_block=(1, 2, 1), use_linear_projection=True, freq_shift=1, flip_sin_to_cos=False,
+                                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+    vae = AutoencoderKL(block_out_channels=(16, 16, 16, 32), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2,
+                        norm_num_groups=8, latent_channels=4, sample_size=64, scaling_factor=.18215)
+    scheduler = EulerDiscreteScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
+    pipe = StableDiffusionPipeline(vae=vae, unet=unet, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.to(torch.float16).save_pretrained(TINY)
+
+
+@torch.no_grad()
+def run(pipe, own_config, case, tensors):
+    name = case["name"]
+    pipe.scheduler = SAMPLERS[case["sampler"]].from_config(own_config, use_karras_sigmas=case["schedule"] == "karras")
+    latents = []
+    keep = lambda pipe, step, t, kw: latents.append(kw["latents"].clone()) or {}
+    generator = torch.Generator("cpu").manual_seed(case["seed"])
+    guided = case["guidance_scale"] > 1
+    positive, negative = pipe.encode_prompt(case["prompt"], "cpu", 1, guided, case["negative_prompt"])
+    image = pipe(case["prompt"], negative_prompt=case["negative_prompt"], guidance_scale=case["guidance_scale"], num_inference_steps=case["steps"], width=case["width"],
+                 height=case["height"], generator=generator, callback_on_step_end=keep, output_type="np").images[0]
+    shape = latents[0].shape
+    noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(case["seed"]))
+    tensors[f"{name}.text_embeddings"] = torch.cat([negative, positive]) if guided else positive
+    tensors[f"{name}.latents"] = torch.cat([noise * pipe.scheduler.init_noise_sigma] + latents)
+    tensors[f"{name}.image"] = torch.from_numpy((image * 255).round().astype("uint8")).contiguous()
+
+
+def main():
+    if not TINY.exists():
+        make_tiny()
+    tensors, cases = {}, []
+    for model, path in (("builtin", BUILTIN), ("tests/parity/tiny", TINY)):
+        pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        own = pipe.scheduler.config
+        for prompt in (FOX, OWL, PLAIN):
+            for sampler, schedule in [(s, "default") for s in SAMPLERS] + [("euler", "karras"), ("dpmpp_2m", "karras")]:
+                cases.append(dict(name=f"{len(cases)}", model=model, sampler=sampler, schedule=schedule, **prompt))
+                run(pipe, own, cases[-1], tensors)
+    HERE.joinpath("goldens.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+    save_file(tensors, HERE / "goldens.safetensors")
+
+
+main()
