@@ -1,1 +1,130 @@
-fn main() {}
+//! Where the time of a picture goes: text encoder, one UNet step, VAE decoder, the whole, and what the worker adds to it.
+//!
+//! Each network is timed beside candle-transformers' own of the same kind and size, as the yardstick.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a bench may panic")]
+
+use std::{hint::black_box, sync::Arc, time::Instant};
+
+use candle_core::{DType, Device, Tensor};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use sd_worker::{
+    backend::{
+        self, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles, Pipeline,
+        RequestQueue,
+    },
+    common::{OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps},
+};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+fn pipeline() -> Arc<InferencePipeline> {
+    let options = LoadOptions { device: Device::Cpu, max_pixels: 1 << 20 };
+    Arc::new(backend::load(&ModelFiles::open("builtin").unwrap(), &options).unwrap())
+}
+
+fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc::UnboundedReceiver<GenerationResponse>) {
+    let defaults = pipeline.info().defaults;
+    let (response_tx, responses) = mpsc::unbounded_channel();
+    let request = GenerationRequest {
+        request_id: RequestId::random(),
+        prompt: "a fox on a blue background".parse().unwrap(),
+        negative_prompt: "".parse().unwrap(),
+        config: SamplingConfig {
+            size: defaults.size,
+            steps: Steps::try_from(steps).unwrap(),
+            guidance_scale: defaults.guidance_scale,
+            seed: Seed::from(1),
+            sampler: defaults.sampler,
+            schedule: Schedule::Default,
+        },
+        output: OutputConfig::default(),
+        cancellation: CancellationToken::new(),
+        accepted_at: Instant::now(),
+        span: Span::none(),
+        response_tx,
+    };
+    (request, responses)
+}
+
+fn networks(c: &mut Criterion) {
+    let pipeline = pipeline();
+    let networks = pipeline.networks();
+    let config = networks.unet.config();
+    let side = config.sample_size;
+    let latents = Tensor::randn(0f32, 1., (1, config.in_channels, side, side), &Device::Cpu).unwrap();
+    let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
+    let ids = Tensor::zeros((2, 77), DType::U32, &Device::Cpu).unwrap();
+    let text = networks.text_encoder.forward(&ids).unwrap();
+
+    c.bench_function("text_encode/batch 2", |b| b.iter(|| networks.text_encoder.forward(black_box(&ids)).unwrap()));
+    c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), 500.0, &text).unwrap()));
+    c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents)).unwrap()));
+}
+
+/// candle-transformers' VAE on the built-in model's weights. Its UNet cannot be built for them (it insists on heads and levels of
+/// its own), nor its text encoder (which insists on 49,408 tokens), so this is the network that can be compared on equal terms.
+fn yardstick(c: &mut Criterion) {
+    use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
+    let pipeline = pipeline();
+    let ours = &pipeline.networks().vae;
+    let config = ours.config().clone();
+    let (_, vb) = ModelFiles::open("builtin").unwrap().weights("vae", DType::F32, &Device::Cpu).unwrap();
+    let theirs = AutoEncoderKLConfig {
+        block_out_channels: config.block_out_channels.clone(),
+        layers_per_block: config.layers_per_block,
+        latent_channels: config.latent_channels,
+        norm_num_groups: config.norm_num_groups,
+        use_quant_conv: config.use_quant_conv,
+        use_post_quant_conv: config.use_post_quant_conv,
+    };
+    let theirs = AutoEncoderKL::new(vb, config.in_channels, config.out_channels, theirs).unwrap();
+    let side = pipeline.networks().unet.config().sample_size;
+    let latents = Tensor::randn(0f32, 1., (1, config.latent_channels, side, side), &Device::Cpu).unwrap();
+    let mut group = c.benchmark_group("vae_decode against candle-transformers");
+    group.bench_function("sd-worker", |b| b.iter(|| ours.decode(black_box(&latents)).unwrap()));
+    group.bench_function("candle-transformers", |b| b.iter(|| theirs.decode(black_box(&latents)).unwrap()));
+    group.finish();
+}
+
+fn whole(c: &mut Criterion) {
+    let pipeline = pipeline();
+    let runtime = Runtime::new().unwrap();
+    let (queue, requests) = RequestQueue::new();
+    let inside = runtime.enter();
+    let engine = GenerationEngine::new(Arc::clone(&pipeline), requests).start();
+    drop(inside);
+    let mut group = c.benchmark_group("generation");
+    group.sample_size(10);
+    for steps in [1, 15] {
+        group.bench_with_input(BenchmarkId::new("bare pipeline", steps), &steps, |b, &steps| {
+            b.iter(|| {
+                let (request, _responses) = request(&pipeline, steps);
+                let mut generation = pipeline.begin(&request).unwrap();
+                (0..steps).for_each(|_| generation.step().unwrap());
+                backend::encode(&generation.finish().unwrap(), request.output, None).unwrap()
+            });
+        });
+        group.bench_with_input(BenchmarkId::new("queue and engine", steps), &steps, |b, &steps| {
+            b.iter(|| {
+                let (request, mut responses) = request(&pipeline, steps);
+                queue.add_request(request).unwrap();
+                runtime.block_on(async move {
+                    loop {
+                        match responses.recv().await.unwrap() {
+                            GenerationResponse::Complete(complete) => break complete,
+                            GenerationResponse::Error(error) => panic!("{error}"),
+                            _ => {}
+                        }
+                    }
+                })
+            });
+        });
+    }
+    group.finish();
+    drop(queue);
+    runtime.block_on(engine).unwrap();
+}
+
+criterion_group!(benches, networks, yardstick, whole);
+criterion_main!(benches);

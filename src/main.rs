@@ -105,15 +105,11 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let info = Arc::clone(pipeline.info());
     let engine = GenerationEngine::new(pipeline, requests).start();
     metrics::gauge!("sdw_model_loaded").set(1);
+    // First in fact, then in words: whoever reads the line may send a request at once.
+    lifecycle.send_replace(Lifecycle::Ready(Arc::clone(&info)));
     announce(&json!({ "event": "ready", "model": info.id, "device": info.device, "port": address.port() }));
-    info!(
-        model = info.id,
-        device = info.device,
-        load_ms = started.elapsed().as_millis(),
-        "ready at http://{address}; try:\n{}",
-        example(address)
-    );
-    lifecycle.send_replace(Lifecycle::Ready(info));
+    info!(model = info.id, device = info.device, load_ms = started.elapsed().as_millis(), "ready");
+    eprintln!("Try:\n{}", example(address));
 
     stop_signal.await;
     info!("stopping: requests that run have {} s to finish", args.drain_timeout);

@@ -1,19 +1,18 @@
 //! What latents look like, without the decoder: a linear map from each latent to one colour.
 //!
-//! The idea is that of the well-known tables of "latent RGB factors", but fitted to the VAE at hand: a chart of colours goes
-//! through the encoder, and least squares give the map back from its latents to its colours.
+//! The idea is that of the well-known tables of "latent RGB factors", but fitted to the VAE at hand: plain pictures in the eight
+//! corner colours of the cube go through the encoder, and least squares give the map back from their latents to their colours.
+//! Of the charts that were tried, gradients, patches and larger sets of colours among them, this small one did best.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use image::RgbImage;
 
 use crate::models::AutoencoderKl;
 
-/// Side of the chart in latents, and of its patches: small next to a picture, with more latents than unknowns.
-const CHART: usize = 16;
-const PATCH: usize = 2;
-
-/// The fractional parts of multiples of these fill a cube evenly: the R3 sequence (M. Roberts, 2018).
-const R3: [f64; 3] = [0.819_172_513_396_164_4, 0.671_043_606_703_789_2, 0.549_700_477_901_970_3];
+/// The corners of the cube of colours in [-1, 1].
+const CORNERS: usize = 8;
+/// Side of each plain picture in latents: enough that most of them do not see the border.
+const SIDE: usize = 8;
 
 /// The map: one row for each latent channel and one for the constant, one column for each colour.
 #[derive(Debug, Clone)]
@@ -22,19 +21,18 @@ pub struct LatentPreview {
 }
 
 impl LatentPreview {
-    /// Fits the map to a VAE. Costs one encoding of a small picture.
+    /// Fits the map to a VAE. Costs one encoding of eight small pictures.
     ///
     /// # Errors
     /// When the device fails.
     pub fn fit(vae: &AutoencoderKl, dtype: DType, device: &Device) -> Result<Self> {
-        let scale = vae.config().scale_factor();
-        let side = CHART * scale;
-        let pixel = |i: usize| chart_color(i / (side * side), i / side % side / scale, i % side / scale);
-        let chart: Vec<f32> = (0..3 * side * side).map(pixel).collect();
-        let chart = Tensor::from_vec(chart, (1, 3, side, side), device)?.to_dtype(dtype)?;
-        let latents: Vec<Vec<f64>> = rows(&vae.encode_mode(&chart)?)?;
-        let colors = (0..CHART * CHART).map(|i| [0, 1, 2].map(|c| f64::from(chart_color(c, i / CHART, i % CHART))));
-        Ok(Self { weights: least_squares(&latents, &colors.collect::<Vec<_>>()) })
+        let colors: Vec<f32> = (0..CORNERS).flat_map(corner).collect();
+        let side = SIDE * vae.config().scale_factor();
+        let plain = Tensor::from_vec(colors, (CORNERS, 3, 1, 1), device)?.to_dtype(dtype)?.broadcast_as((CORNERS, 3, side, side))?;
+        let latents = vae.encode_mode(&plain.contiguous()?)?;
+        let inputs = (0..CORNERS).map(|i| rows(&latents.get(i)?)).collect::<Result<Vec<_>>>()?.concat();
+        let outputs: Vec<[f64; 3]> = (0..CORNERS).flat_map(|i| [corner(i).map(f64::from); SIDE * SIDE]).collect();
+        Ok(Self { weights: least_squares(&inputs, &outputs) })
     }
 
     /// A picture of latents `(1, channels, height, width)`, one pixel for each.
@@ -43,7 +41,7 @@ impl LatentPreview {
     /// When the device fails.
     pub fn render(&self, latents: &Tensor) -> Result<RgbImage> {
         let (height, width) = (latents.dim(2)?, latents.dim(D::Minus1)?);
-        let pixels = rows(latents)?.into_iter().flat_map(|row| {
+        let pixels = rows(&latents.get(0)?)?.into_iter().flat_map(|row| {
             let color = |c: usize| row.iter().zip(&self.weights).map(|(x, w)| x * w[c]).sum::<f64>();
             [0, 1, 2].map(|c| ((color(c) / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8)
         });
@@ -52,15 +50,13 @@ impl LatentPreview {
     }
 }
 
-/// The chart: patches whose colours step through the cube of colours in an order that does not repeat, in [-1, 1].
-fn chart_color(channel: usize, y: usize, x: usize) -> f32 {
-    let patch = (y / PATCH) * (CHART / PATCH) + x / PATCH;
-    ((patch as f64 * R3[channel]).fract() * 2.0 - 1.0) as f32
+fn corner(i: usize) -> [f32; 3] {
+    [0, 1, 2].map(|channel| if i >> channel & 1 == 1 { 1.0 } else { -1.0 })
 }
 
-/// Each latent as a row, with a 1 at its end for the constant.
+/// Each latent of `(channels, height, width)` as a row, with a 1 at its end for the constant.
 fn rows(latents: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let mut rows: Vec<Vec<f64>> = latents.get(0)?.flatten_from(1)?.t()?.to_dtype(DType::F64)?.to_vec2()?;
+    let mut rows: Vec<Vec<f64>> = latents.flatten_from(1)?.t()?.to_dtype(DType::F64)?.to_vec2()?;
     for row in &mut rows {
         row.push(1.0);
     }

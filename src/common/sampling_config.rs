@@ -248,6 +248,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn a_size_that_parses_is_valid_and_prints_as_it_was_written(width in 0u32..5000, height in 0u32..5000) {
             let text = format!("{width}x{height}");

@@ -40,9 +40,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         }
         // The field is known; where it stands in the text helps nobody.
         let reason = reason.split(" at line ").next().unwrap_or_default();
+        // serde speaks of Rust's types.
+        let reason = &reason.replace("expected i64", "expected a whole number").replace("expected f64", "expected a number");
         match (path.as_str(), reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))) {
             (_, Some(field)) => ApiError::missing_param(field),
-            (".", None) => ApiError::broken_json(reason),
+            (".", None) => ApiError::unreadable_body(reason),
             (param, None) => ApiError::invalid_param(param, reason),
         }
     })?;

@@ -15,6 +15,7 @@ use crate::{
 
 /// The request.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "a JSON object")]
 pub(super) struct ImagesRequest {
     prompt: Prompt,
     model: Option<String>,

@@ -11,7 +11,8 @@ pub(super) fn plan(config: &SchedulerConfig, _: Schedule, steps: usize) -> Sampl
     let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
     let run = sigmas::SigmaSchedule::new(config, &table, sigmas::timesteps(config, spacing, steps));
     let stage = |(timestep, from, to): (f64, f64, f64)| {
-        let up = (to * to * (from * from - to * to) / (from * from)).sqrt();
+        // Not below 0: next to zero terminal SNR, a very fine schedule can begin with a noise level just below its second.
+        let up = (to * to * (from * from - to * to).max(0.0) / (from * from)).sqrt();
         let down = (to * to - up * up).sqrt();
         Stage {
             timestep,

@@ -85,6 +85,8 @@ fn any_config() -> impl Strategy<Value = SchedulerConfig> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn every_plan_has_the_steps_asked_for_and_finite_numbers(
         config in any_config(),
@@ -127,4 +129,18 @@ fn impossible_configurations_are_refused() {
     ] {
         assert!(SchedulerConfig::from_json(json.as_bytes()).is_err(), "{json}");
     }
+}
+
+#[test]
+fn a_noise_level_that_rises_at_first_is_no_square_root_of_a_negative_number() {
+    let config = SchedulerConfig {
+        num_train_timesteps: 1040,
+        beta_schedule: BetaSchedule::ScaledLinear,
+        prediction_type: PredictionType::VPrediction,
+        timestep_spacing: Some(TimestepSpacing::Trailing),
+        rescale_betas_zero_snr: true,
+        ..SchedulerConfig::default()
+    };
+    let plan = SamplingPlan::new(&config, Sampler::EulerAncestral, Schedule::Default, Steps::try_from(694).unwrap()).unwrap();
+    assert!(plan.stages[0].update.iter().all(|(_, weight)| weight.is_finite()));
 }

@@ -1,1 +1,154 @@
-//! x
+//! The command line: pictures, exports, messages and exit codes.
+
+use std::{fs, path::Path, process::Output};
+
+use crate::support::binary;
+
+fn run(args: &[&str]) -> Output {
+    binary().args(args).output().unwrap()
+}
+
+/// Exit code and last line of stderr.
+fn failure(args: &[&str]) -> (i32, String) {
+    let output = run(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), stderr.trim_end().lines().last().unwrap_or_default().to_owned())
+}
+
+fn path(folder: &tempfile::TempDir, name: &str) -> String {
+    folder.path().join(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_prompt_becomes_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, latents) = (path(&folder, "fox.png"), path(&folder, "fox.safetensors"));
+    let args = [
+        "generate",
+        "a fox",
+        "-o",
+        &file,
+        "--seed",
+        "1",
+        "--steps",
+        "2",
+        "--width",
+        "72",
+        "--sampler",
+        "euler a",
+        "--save-latents",
+        &latents,
+    ];
+    let output = run(&args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("72x64, 2 steps of euler_a at guidance 4, seed 1 (load "), "{stderr}");
+    assert_eq!(image::open(&file).unwrap().width(), 72);
+
+    let tensors = candle_core::safetensors::load(&latents, &candle_core::Device::Cpu).unwrap();
+    let mut names: Vec<&String> = tensors.keys().collect();
+    names.sort();
+    assert_eq!(names, ["latents.0", "latents.1", "latents.2", "text_embeddings"]);
+    assert_eq!(tensors["latents.2"].dims()[..2], [1, 4]);
+
+    let first = fs::read(&file).unwrap();
+    assert!(run(&args).status.success());
+    assert_eq!(fs::read(&file).unwrap(), first, "the same seed, the same file");
+}
+
+#[test]
+fn an_exported_model_makes_the_same_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, ours, theirs) = (path(&folder, "model"), path(&folder, "a.png"), path(&folder, "b.png"));
+    assert!(run(&["models", "export", "builtin", &model]).status.success());
+    for part in ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json", "LICENSES.md"] {
+        assert!(Path::new(&model).join(part).is_file(), "{part}");
+    }
+    for (file, name) in [(&ours, "builtin"), (&theirs, model.as_str())] {
+        let output = run(&["generate", "a fox", "--seed", "1", "--steps", "1", "-o", file, "--model", name]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let pixels = |file: &str| image::open(file).unwrap().to_rgb8();
+    assert_eq!(pixels(&ours), pixels(&theirs));
+    let (code, message) = failure(&["models", "export", "builtin", &model]);
+    assert_eq!(code, 78);
+    assert!(message.ends_with("model is not empty"), "{message}");
+    assert_eq!(String::from_utf8(run(&["models", "list"]).stdout).unwrap(), "builtin\n");
+}
+
+#[test]
+fn bad_arguments_are_refused_in_one_line() {
+    let long = "x".repeat(33_000);
+    for (args, code, message) in [
+        (vec!["generate", ""], 64, "must be 1 to 32000 characters, not empty"),
+        (vec!["generate", &long], 64, "must be 1 to 32000 characters, not 33000"),
+        (vec!["generate", "a", "--steps", "0"], 64, "must be a whole number from 1 to 1000, not 0"),
+        (vec!["generate", "a", "--guidance-scale", "NaN"], 64, "must be a number from 0 to 50, not NaN"),
+        (vec!["generate", "a", "--sampler", "plms2"], 64, "must be one of ddim, euler, euler_a, dpmpp_2m, not \"plms2\""),
+        (
+            vec!["generate", "a", "--width", "65"],
+            64,
+            "error: size must be WIDTHxHEIGHT with both multiples of 8 from 64 to 4096, not 65x64",
+        ),
+        (
+            vec!["generate", "a", "--width", "4096", "--height", "4096"],
+            64,
+            "error: size must be at most 1048576 pixels on this worker, not 4096x4096",
+        ),
+        (
+            vec!["generate", "a", "--sampler", "ddim", "--schedule", "karras"],
+            64,
+            "error: schedule must be default with the sampler ddim, not karras",
+        ),
+        (
+            vec!["generate", "a", "-o", "fox.gif"],
+            64,
+            "error: output must be a file name that ends in .png, .jpg, .jpeg or .webp, not fox.gif",
+        ),
+        (
+            vec!["generate", "a", "-o", "no/such/folder/fox.png"],
+            73,
+            "error: cannot write no/such/folder/fox.png: No such file or directory (os error 2)",
+        ),
+        (vec!["generate", "a", "--device", "tpu"], 64, "must be auto, cpu, cuda, cuda:N or metal, not \"tpu\""),
+        (
+            vec!["serve", "--host", "0.0.0.0"],
+            78,
+            "error: 0.0.0.0 can be reached by others, and nothing would keep them out; say --insecure if that is what you want",
+        ),
+        (vec!["serve", "--queue-capacity", "0"], 64, "0 is not in 1..=1000000"),
+        (vec!["dance"], 64, "unrecognized subcommand"),
+    ] {
+        let output = run(&args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(message), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_there_is_code_69() {
+    let (code, message) = failure(&["generate", "a", "--device", "cuda"]);
+    assert_eq!(code, 69);
+    assert!(message.contains("cuda:0 is not available"), "{message}");
+}
+
+#[test]
+fn a_port_in_use_is_code_69() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, message) = failure(&["serve", "--port", &port]);
+    assert_eq!(code, 69);
+    assert!(message.starts_with(&format!("error: cannot listen on 127.0.0.1:{port}: ")), "{message}");
+}
+
+#[test]
+fn help_is_worth_reading() {
+    for args in [&["--help"][..], &["generate", "--help"], &["models", "--help"]] {
+        let output = binary().args(args).env("COLUMNS", "120").output().unwrap();
+        assert!(output.status.success());
+        insta::assert_snapshot!(args.join(" "), String::from_utf8(output.stdout).unwrap());
+    }
+}

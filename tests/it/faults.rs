@@ -1,1 +1,154 @@
-//! x
+//! Models that are missing, broken, or impossible: one line, the file's name, code 66, and never a panic.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::support::binary;
+
+const TINY: &str = "tests/parity/tiny";
+
+/// A copy of the small test model to be broken.
+fn copy() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(Path::new(TINY), folder.path());
+    folder
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Loads a model and gives back the message it fails with.
+fn failure(model: &Path) -> String {
+    let output = binary().args(["generate", "a", "-o", "/dev/null/x.png"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(73), "the output is looked at first, so that nothing is written here");
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("x.png");
+    let output = binary().args(["generate", "a", "--steps", "1", "-o"]).arg(&picture).arg("--model").arg(model).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(66), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(!picture.exists());
+    stderr.trim_end().lines().last().unwrap().to_owned()
+}
+
+fn edit(file: &Path, change: impl FnOnce(&mut Value)) {
+    let mut json: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(file, json.to_string()).unwrap();
+}
+
+#[test]
+fn the_copy_works_before_it_is_broken() {
+    let (model, out) = (copy(), tempfile::tempdir().unwrap());
+    let picture = out.path().join("x.png");
+    let output = binary().args(["generate", "a", "--steps", "1", "-o"]).arg(&picture).arg("--model").arg(model.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(picture.exists());
+}
+
+#[test]
+fn a_model_that_is_not_there_is_named() {
+    assert!(failure(Path::new("/no/such/model")).contains("there is no model /no/such/model"));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(failure(empty.path()).contains("model_index.json is missing"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    for file in [
+        "unet/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json",
+    ] {
+        let model = copy();
+        fs::remove_file(model.path().join(file)).unwrap();
+        let message = failure(model.path());
+        let (folder, _) = file.split_once('/').unwrap();
+        assert!(message.contains(folder) && message.contains(" is missing"), "{file}: {message}");
+    }
+}
+
+#[test]
+fn broken_files_are_named() {
+    let size = |file: &Path| fs::metadata(file).unwrap().len();
+    for (file, keep) in [
+        ("unet/diffusion_pytorch_model.safetensors", 0.5),
+        ("vae/diffusion_pytorch_model.safetensors", 0.0),
+        ("text_encoder/model.safetensors", 0.001),
+    ] {
+        let model = copy();
+        let path = model.path().join(file);
+        let cut = (size(&path) as f64 * keep) as u64;
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+        let message = failure(model.path());
+        assert!(message.contains(file) && message.contains("is no whole safetensors file"), "{message}");
+    }
+    for file in ["unet/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"] {
+        let model = copy();
+        fs::write(model.path().join(file), "{ \"half\": ").unwrap();
+        let message = failure(model.path());
+        assert!(message.contains(file), "{message}");
+    }
+}
+
+#[test]
+fn impossible_configurations_are_errors() {
+    for (file, field, value, reason) in [
+        ("unet/config.json", "block_out_channels", json!([]), "1 to 8 entries"),
+        ("unet/config.json", "block_out_channels", json!([16, 24]), "down_block_types has 3 entries"),
+        ("unet/config.json", "block_out_channels", json!([16, 24, 33]), "33 channels"),
+        ("unet/config.json", "block_out_channels", json!([32, 48, 64]), "shape mismatch"),
+        ("unet/config.json", "attention_head_dim", json!(0), "0 attention heads"),
+        ("unet/config.json", "norm_num_groups", json!(0), "0 groups"),
+        ("unet/config.json", "norm_num_groups", json!(5), "do not fall into 5 groups"),
+        ("unet/config.json", "sample_size", json!(0), "sample_size"),
+        ("unet/config.json", "cross_attention_dim", json!(33), "cross_attention_dim is 33"),
+        ("unet/config.json", "in_channels", json!(9), "the UNet takes 9 channels"),
+        ("unet/config.json", "class_embed_type", json!("timestep"), "class_embed_type = \"timestep\" is not supported"),
+        ("unet/config.json", "layers_per_block", json!(1_000_000), "cannot find tensor"),
+        ("vae/config.json", "block_out_channels", json!([]), "1 to 6 entries"),
+        ("vae/config.json", "scaling_factor", json!(0), "scaling_factor must not be 0"),
+        ("vae/config.json", "norm_num_groups", json!(0), "0 groups"),
+        ("text_encoder/config.json", "num_attention_heads", json!(3), "3 attention heads"),
+        ("text_encoder/config.json", "max_position_embeddings", json!(1), "max_position_embeddings"),
+        ("text_encoder/config.json", "vocab_size", json!(10), "the text encoder knows 10"),
+        ("text_encoder/config.json", "hidden_act", json!("relu7"), "relu7"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", json!(0), "num_train_timesteps"),
+        ("scheduler/scheduler_config.json", "beta_end", json!(7), "between 0 and 1"),
+        ("scheduler/scheduler_config.json", "prediction_type", json!("flow"), "flow"),
+    ] {
+        let model = copy();
+        edit(&model.path().join(file), |json| json[field] = value.clone());
+        let message = failure(model.path());
+        assert!(message.contains(reason), "{file} {field} = {value}: {message}");
+    }
+}
+
+#[test]
+fn pickled_weights_are_refused_with_the_reason() {
+    let model = copy();
+    fs::rename(model.path().join("unet/diffusion_pytorch_model.safetensors"), model.path().join("unet/diffusion_pytorch_model.bin"))
+        .unwrap();
+    assert!(failure(model.path()).contains("convert them to safetensors"));
+}
+
+#[test]
+fn a_server_with_a_broken_model_ends_with_code_66() {
+    let output = binary().args(["serve", "--port", "0", "--model", "/no/such/model"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(66));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\"listening\""), "the socket is bound first");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.trim_end().lines().last().unwrap().starts_with("error: there is no model /no/such/model"), "{stderr}");
+}

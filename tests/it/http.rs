@@ -1,1 +1,258 @@
-//! x
+//! `POST /v1/images/generations`: what it answers, and what it refuses.
+
+use reqwest::Client;
+use serde_json::{Value, json};
+
+use crate::support::{Worker, bytes, long, picture, small};
+
+/// Answers are compared without what changes from run to run.
+fn snapshot(name: &str, answer: &Value) {
+    let mut answer = answer.clone();
+    for item in answer["data"].as_array_mut().unwrap() {
+        item["b64_json"] = "…".into();
+    }
+    for time in answer["timings"].as_object_mut().unwrap().values_mut() {
+        assert!(time.is_u64());
+        *time = "ms".into();
+    }
+    assert!(answer["created"].as_u64().unwrap() > 1_700_000_000);
+    answer["created"] = "seconds".into();
+    insta::assert_json_snapshot!(name, answer);
+}
+
+#[tokio::test]
+async fn a_prompt_becomes_a_picture() {
+    let worker = Worker::ready(&[]);
+    let answer = worker.generate(&json!({ "prompt": "a fox on a blue background", "seed": 42 })).await;
+    snapshot("answer", &answer);
+    let picture = picture(&answer["data"][0]).to_rgb8();
+    assert_eq!(format!("{}x{}", picture.width(), picture.height()), answer["size"].as_str().unwrap());
+    // The prompt says blue: the corners must be.
+    let [red, green, blue] = picture.get_pixel(2, 2).0;
+    assert!(blue > 150 && blue > red && blue > green, "{red} {green} {blue}");
+}
+
+#[tokio::test]
+async fn the_same_seed_gives_the_same_picture_and_no_seed_gives_any() {
+    let worker = Worker::ready(&[]);
+    let one = worker.generate(&small("a fox")).await;
+    let again = worker.generate(&small("a fox")).await;
+    assert_eq!(one["data"], again["data"]);
+    let mut any = small("a fox");
+    any["seed"] = (-1).into();
+    let (first, second) = (worker.generate(&any).await, worker.generate(&any).await);
+    assert_ne!(first["data"][0]["seed"], second["data"][0]["seed"]);
+    any["seed"] = first["data"][0]["seed"].clone();
+    assert_eq!(worker.generate(&any).await["data"], first["data"], "the seed that was told leads back to the picture");
+}
+
+#[tokio::test]
+async fn several_pictures_have_the_seeds_that_follow() {
+    let worker = Worker::ready(&[]);
+    let mut request = small("a fox");
+    request["n"] = 3.into();
+    let answer = worker.generate(&request).await;
+    assert_eq!(answer["data"].as_array().unwrap().len(), 3);
+    for (i, data) in answer["data"].as_array().unwrap().iter().enumerate() {
+        let mut single = small("a fox");
+        single["seed"] = (1 + i).into();
+        assert_eq!(&worker.generate(&single).await["data"][0], data);
+    }
+}
+
+#[tokio::test]
+async fn every_setting_changes_the_picture() {
+    let worker = Worker::ready(&[]);
+    let plain = worker.generate(&small("a fox")).await["data"].clone();
+    for (name, value) in [
+        ("prompt", json!("a pizza")),
+        ("negative_prompt", json!("blue")),
+        ("seed", json!(2)),
+        ("steps", json!(3)),
+        ("guidance_scale", json!(9)),
+        ("sampler", json!("euler_a")),
+        ("size", json!("72x64")),
+    ] {
+        let mut request = small("a fox");
+        request[name] = value;
+        assert_ne!(worker.generate(&request).await["data"], plain, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn names_from_other_tools_are_understood() {
+    let worker = Worker::ready(&[]);
+    let ours =
+        json!({ "prompt": "a fox", "seed": 1, "num_inference_steps": 2, "guidance_scale": 3, "sampler": "dpmpp_2m", "schedule": "karras" });
+    let ours = worker.generate(&ours).await;
+    for theirs in [
+        json!({ "prompt": "a fox", "seed": 1, "steps": 2, "cfg_scale": 3, "sampler_name": "DPM++ 2M", "scheduler": "Karras" }),
+        json!({ "prompt": "a fox", "seed": 1, "step": 2, "cfg_scale": 3.0, "sample_method": "dpm++2m", "scheduler": "karras" }),
+    ] {
+        let theirs = worker.generate(&theirs).await;
+        assert_eq!(theirs["data"], ours["data"]);
+        assert_eq!(theirs["parameters"], ours["parameters"]);
+        assert_eq!(theirs["ignored"], json!([]));
+    }
+}
+
+#[tokio::test]
+async fn a_field_without_effect_is_named() {
+    let worker = Worker::ready(&[]);
+    let mut request = small("a fox");
+    for (name, value) in [
+        ("model", json!("gpt-image-1")),
+        ("quality", json!("high")),
+        ("style", json!("vivid")),
+        ("user", json!("me")),
+        ("background", json!("auto")),
+        ("moderation", json!("auto")),
+        ("output_compression", json!(50)),
+        ("partial_images", json!(2)),
+        ("stepz", json!(5)),
+    ] {
+        request[name] = value;
+    }
+    let answer = worker.generate(&request).await;
+    assert_eq!(answer["ignored"], json!(["model", "output_compression", "partial_images", "quality", "stepz", "style", "user"]));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
+    let worker = Worker::ready(&[]);
+    let prompt = format!("{} and the end that nobody reads", "a fox ".repeat(60).trim());
+    let answer = worker.generate(&small(&prompt)).await;
+    let warning = answer["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("too long") && warning.ends_with("and the end that nobody reads\""), "{warning}");
+}
+
+#[tokio::test]
+async fn every_output_format_is_what_it_says() {
+    let worker = Worker::ready(&[]);
+    for (format, magic) in [("png", &b"\x89PNG"[..]), ("jpeg", &b"\xff\xd8\xff"[..]), ("webp", &b"RIFF"[..])] {
+        let mut request = small("a fox");
+        request["output_format"] = format.into();
+        let answer = worker.generate(&request).await;
+        assert_eq!(answer["output_format"], format);
+        assert!(bytes(&answer["data"][0]).starts_with(magic), "{format}");
+    }
+}
+
+#[tokio::test]
+async fn png_files_say_how_they_were_made() {
+    let worker = Worker::ready(&[]);
+    let mut request = small("a fox — 🦊");
+    request["negative_prompt"] = "red".into();
+    request["sampler"] = "dpmpp_2m".into();
+    request["schedule"] = "karras".into();
+    let answer = worker.generate(&request).await;
+    let file = bytes(&answer["data"][0]);
+    let reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
+    let text = reader.info().utf8_text[0].get_text().unwrap();
+    assert_eq!(reader.info().utf8_text[0].keyword, "parameters");
+    insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_with_the_reason() {
+    let worker = Worker::ready(&["--max-pixels", "10000"]);
+    let mut refusals = Vec::new();
+    let long_prompt = "x".repeat(33_000);
+    for (name, value) in [
+        ("prompt", json!("")),
+        ("prompt", json!(long_prompt)),
+        ("prompt", json!(7)),
+        ("prompt", Value::Null),
+        ("negative_prompt", json!(long_prompt)),
+        ("n", json!(0)),
+        ("n", json!(11)),
+        ("n", json!(1.5)),
+        ("size", json!("100x100")),
+        ("size", json!("big")),
+        ("size", json!("64x-64")),
+        ("size", json!("0x0")),
+        ("size", json!("512x512")),
+        ("size", json!("99999999999x64")),
+        ("steps", json!(0)),
+        ("steps", json!(1001)),
+        ("num_inference_steps", json!("many")),
+        ("guidance_scale", json!(-1)),
+        ("cfg_scale", json!(51)),
+        ("seed", json!(-2)),
+        ("seed", json!(0.5)),
+        ("sampler", json!("plms2")),
+        ("schedule", json!("karras")),
+        ("response_format", json!("url")),
+        ("output_format", json!("gif")),
+        ("output_compression", json!(101)),
+        ("partial_images", json!(4)),
+        ("stream", json!("yes")),
+    ] {
+        let mut request = small("a fox");
+        request[name] = value.clone();
+        let response = worker.post(&request).await;
+        assert_eq!(response.status(), 400, "{name} = {value}");
+        let error = response.json::<Value>().await.unwrap()["error"].clone();
+        assert_eq!(error["param"], name, "{error}");
+        let shown = if value.to_string().len() > 100 { "\"xxx…\"".to_owned() } else { value.to_string() };
+        refusals.push(format!("{name} = {shown} -> {} [{}]", error["message"].as_str().unwrap(), error["code"].as_str().unwrap()));
+    }
+    insta::assert_snapshot!(refusals.join("\n"));
+    assert_eq!(worker.metric("sdw_requests_waiting").await.to_bits(), 0, "nothing of this was queued");
+    assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused_in_the_same_form() {
+    let worker = Worker::ready(&[]);
+    let url = worker.url("/v1/images/generations");
+    let post = |body: &'static str| Client::new().post(&url).header("content-type", "application/json").body(body);
+    let mut refusals = Vec::new();
+    for (name, request) in [
+        ("broken JSON", post("{\"prompt\": ")),
+        ("a number out of range", post("{\"prompt\": \"a\", \"guidance_scale\": 1e999}")),
+        ("NaN", post("{\"prompt\": \"a\", \"guidance_scale\": NaN}")),
+        ("something after the JSON", post("{\"prompt\": \"a\"} {}")),
+        ("a list", post("[]")),
+        ("no prompt", post("{}")),
+        ("steps twice", post("{\"prompt\": \"a\", \"steps\": 2, \"num_inference_steps\": 3}")),
+        ("no content type", Client::new().post(&url).body("{}")),
+        ("20 MB", Client::new().post(&url).header("content-type", "application/json").body(vec![b' '; 20 << 20])),
+        ("no UTF-8", Client::new().post(&url).header("content-type", "application/json").body(&b"{\"prompt\": \"\xff\"}"[..])),
+        ("no such route", Client::new().get(worker.url("/v2"))),
+        ("wrong method", Client::new().get(&url)),
+    ] {
+        let response = request.send().await.unwrap();
+        assert!(response.headers().contains_key("x-request-id"), "{name}");
+        let status = response.status();
+        let error = response.json::<Value>().await.unwrap()["error"].clone();
+        assert_eq!(error.as_object().unwrap().keys().collect::<Vec<_>>(), ["code", "message", "param", "type"], "{name}");
+        refusals.push(format!("{name} -> {status} {error}"));
+    }
+    insta::assert_snapshot!(refusals.join("\n"));
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_name() {
+    let worker = Worker::ready(&[]);
+    let named = |name: &'static str| Client::new().get(worker.url("/livez")).header("x-request-id", name).send();
+    assert_eq!(named("job-7").await.unwrap().headers()["x-request-id"], "job-7");
+    assert_ne!(named("two words").await.unwrap().headers()["x-request-id"], "two words");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_a_client_that_goes_makes_room() {
+    let worker = Worker::ready(&["--queue-capacity", "1"]);
+    let running = worker.start(&long("a fox")).await;
+    let refused = worker.post(&small("no room")).await;
+    assert_eq!(refused.status(), 429);
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=120).contains(&wait), "{wait}");
+    let error = refused.json::<Value>().await.unwrap()["error"].clone();
+    assert_eq!((&error["code"], &error["type"]), (&"queue_full".into(), &"rate_limit_error".into()));
+
+    running.abort();
+    worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
+    worker.generate(&small("room again")).await;
+    assert!(worker.metric("sdw_step_seconds_count").await < 1000.0, "the request that nobody waits for was not finished");
+}

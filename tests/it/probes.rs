@@ -1,1 +1,111 @@
-//! x
+//! What orchestrators look at: probes, models, metrics, and the end of the process.
+
+use serde_json::Value;
+
+use crate::support::{Worker, long, small, steps};
+
+#[tokio::test]
+async fn a_ready_worker_says_so_everywhere() {
+    let worker = Worker::ready(&[]);
+    for path in ["/", "/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/builtin"] {
+        assert_eq!(worker.get(path).await.status(), 200, "{path}");
+    }
+    let root: Value = worker.get("/").await.json().await.unwrap();
+    assert_eq!((&root["name"], &root["status"]), (&"sd-worker".into(), &"ready".into()));
+    assert!(worker.metric("sdw_model_loaded").await > 0.0);
+}
+
+#[tokio::test]
+async fn the_models_list_has_the_one_model_with_its_defaults() {
+    let worker = Worker::ready(&["--model", "tests/parity/tiny", "--device", "cpu"]);
+    let list: Value = worker.get("/v1/models").await.json().await.unwrap();
+    insta::assert_json_snapshot!(list);
+    let missing = worker.get("/v1/models/gpt-image-1").await;
+    assert_eq!(missing.status(), 404);
+    insta::assert_json_snapshot!(missing.json::<Value>().await.unwrap());
+}
+
+#[tokio::test]
+async fn metrics_count_what_happened() {
+    let worker = Worker::ready(&[]);
+    worker.generate(&small("a fox")).await;
+    assert_eq!(worker.post(&serde_json::json!({ "prompt": "a", "n": 0 })).await.status(), 400);
+    for (metric, value) in [
+        ("sdw_images_total", 1.0),
+        ("sdw_requests_total{outcome=\"ok\"}", 1.0),
+        ("sdw_rejected_total{reason=\"invalid_n\"}", 1.0),
+        ("sdw_step_seconds_count", 2.0),
+        ("sdw_phase_seconds_count{phase=\"decode\"}", 1.0),
+        ("sdw_queue_seconds_count", 1.0),
+        ("sdw_generation_seconds_count", 1.0),
+        ("sdw_requests_waiting", 0.0),
+        ("sdw_requests_running", 0.0),
+        ("sdw_queue_capacity", 64.0),
+    ] {
+        assert_eq!(worker.metric(metric).await.to_bits(), f64::to_bits(value), "{metric}");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_worker_ends_cleanly_on_both_signals() {
+    for signal in ["TERM", "INT"] {
+        let mut worker = Worker::ready(&[]);
+        worker.signal(signal);
+        assert_eq!(worker.wait().code(), Some(0), "SIG{signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
+    let mut worker = Worker::ready(&["--drain-timeout", "600"]);
+    let running = worker.start(&steps("a fox", 40)).await;
+    worker.signal("TERM");
+    // The signal is handled when the worker says that it is not ready.
+    let refused = loop {
+        let response = worker.get("/readyz").await;
+        if response.status() != 200 {
+            break response;
+        }
+    };
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.headers()["x-should-retry"], "false");
+    let refused = worker.post(&small("too late")).await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "shutting_down");
+    assert_eq!(worker.get("/livez").await.status(), 200);
+
+    assert_eq!(running.await.unwrap().status(), 200, "what runs may finish");
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stopping_worker_cancels_what_does_not_finish_in_time() {
+    let mut worker = Worker::ready(&["--drain-timeout", "0"]);
+    let running = worker.start(&long("a fox")).await;
+    worker.signal("TERM");
+    let answer = running.await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "shutting_down");
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn probes_answer_before_the_model_is_loaded() {
+    // A model that never finishes loading: its configuration is a pipe that nobody writes to.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model_index.json"), "{}").unwrap();
+    std::fs::create_dir(folder.path().join("text_encoder")).unwrap();
+    let pipe = folder.path().join("text_encoder/config.json");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+
+    let mut worker = Worker::listening(&["--model", folder.path().to_str().unwrap()]);
+    assert_eq!(worker.get("/livez").await.status(), 200);
+    assert_eq!(worker.get("/").await.json::<Value>().await.unwrap()["status"], "loading");
+    for response in [worker.get("/readyz").await, worker.post(&small("a fox")).await] {
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], "model_loading");
+    }
+    worker.signal("TERM");
+    assert_eq!(worker.wait().code(), Some(0), "a worker that loads can be stopped");
+}

@@ -1,1 +1,149 @@
-//! x
+//! A worker as users start it: the real binary, on a free port, talked to over a socket.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// A running `sd-worker serve`. Killed when dropped.
+pub(crate) struct Worker {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    port: u16,
+    /// Keeps its connections: waiting for a metric asks often.
+    client: reqwest::Client,
+}
+
+/// The binary under test.
+pub(crate) fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-worker"));
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Worker {
+    /// Starts a worker and waits until it is ready.
+    pub(crate) fn ready(args: &[&str]) -> Self {
+        let mut worker = Self::listening(args);
+        let event = worker.event();
+        assert_eq!(event["event"], "ready");
+        worker
+    }
+
+    /// Starts a worker and waits until its socket is bound.
+    pub(crate) fn listening(args: &[&str]) -> Self {
+        let mut child = binary().args(["serve", "--port", "0"]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut worker = Self { child, stdout, port: 0, client: reqwest::Client::new() };
+        let event = worker.event();
+        assert_eq!(event["event"], "listening");
+        worker.port = event["port"].as_u64().unwrap().try_into().unwrap();
+        worker
+    }
+
+    /// The next line on stdout.
+    pub(crate) fn event(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("no event but {line:?}: {}", self.stderr()))
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    pub(crate) async fn post(&self, body: &Value) -> reqwest::Response {
+        self.client.post(self.url("/v1/images/generations")).json(body).send().await.unwrap()
+    }
+
+    /// Asks for pictures and gives back the answer, which must be a success.
+    pub(crate) async fn generate(&self, body: &Value) -> Value {
+        let response = self.post(body).await;
+        let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// The value of a metric, or 0 if it has none yet.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.text().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(0.0)
+    }
+
+    /// Waits until a metric has a value that will do. Whoever calls it knows that it will come to that; the test runner's patience
+    /// is the only limit.
+    pub(crate) async fn wait_for_metric(&self, name: &str, will_do: impl Fn(f64) -> bool) {
+        while !will_do(self.metric(name).await) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Sends a request whose answer is not waited for yet, and waits until the engine works on it. Its connection is its own, so
+    /// that aborting the task closes it.
+    pub(crate) async fn start(&self, body: &Value) -> JoinHandle<reqwest::Response> {
+        let request = reqwest::Client::new().post(self.url("/v1/images/generations")).json(body);
+        let task = tokio::spawn(async { request.send().await.unwrap() });
+        self.wait_for_metric("sdw_requests_running", |value| value > 0.0).await;
+        assert!(!task.is_finished());
+        task
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// What is left on stderr, once the process has ended.
+    pub(crate) fn stderr(&mut self) -> String {
+        let _ = self.child.kill();
+        let mut text = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The smallest real request.
+pub(crate) fn small(prompt: &str) -> Value {
+    json!({ "prompt": prompt, "steps": 2, "seed": 1, "size": "64x64" })
+}
+
+/// A request that takes long enough to be met while it runs.
+pub(crate) fn long(prompt: &str) -> Value {
+    json!({ "prompt": prompt, "steps": 1000, "seed": 1, "size": "64x64" })
+}
+
+/// The picture in an answer's base64.
+pub(crate) fn picture(data: &Value) -> image::DynamicImage {
+    image::load_from_memory(&bytes(data)).unwrap()
+}
+
+/// The file in an answer's base64.
+pub(crate) fn bytes(data: &Value) -> Vec<u8> {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    BASE64_STANDARD.decode(data["b64_json"].as_str().unwrap()).unwrap()
+}
+
+/// A small request of so many steps.
+pub(crate) fn steps(prompt: &str, steps: u32) -> Value {
+    json!({ "prompt": prompt, "steps": steps, "seed": 1, "size": "64x64" })
+}
