@@ -5,7 +5,7 @@ macro_rules! files {
 }
 
 /// Its files, in the layout of diffusers' `save_pretrained`.
-pub const FILES: &[(&str, &[u8])] = &files!(
+pub static FILES: &[(&str, &[u8])] = &files!(
     "LICENSES.md",
     "generation_config.json",
     "model_index.json",
