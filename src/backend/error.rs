@@ -77,6 +77,15 @@ pub enum LoadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A model could not be downloaded.
+    #[error("{repository} cannot be downloaded")]
+    Download {
+        /// The repository's name.
+        repository: String,
+        /// What the hub says.
+        #[source]
+        source: Box<hf_hub::api::sync::ApiError>,
+    },
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -2,6 +2,7 @@
 
 mod error;
 mod generation_engine;
+mod hub;
 mod image_utils;
 mod inference_pipeline;
 mod latent_preview;

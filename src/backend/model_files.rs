@@ -8,7 +8,7 @@ use std::{
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
-use super::LoadError;
+use super::{LoadError, hub};
 
 /// A model in the layout of diffusers' `save_pretrained`.
 #[derive(Debug, Clone)]
@@ -20,13 +20,13 @@ pub enum ModelFiles {
 }
 
 /// Names under which weights are looked for, in this order.
-const WEIGHTS: [&str; 4] =
+pub(super) const WEIGHTS: [&str; 4] =
     ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors"];
 /// Pickled weights, which run code when they are read.
 const PICKLES: [&str; 2] = ["diffusion_pytorch_model.bin", "pytorch_model.bin"];
 
 impl ModelFiles {
-    /// `builtin`, or a directory.
+    /// `builtin`, a directory, or the name of a repository on the Hugging Face Hub, which is downloaded.
     ///
     /// # Errors
     /// When there is no such model.
@@ -37,14 +37,14 @@ impl ModelFiles {
             #[cfg(not(feature = "builtin-model"))]
             return Err(LoadError::NotFound("this binary has no built-in model; give a directory with --model".to_owned()));
         }
-        let path = PathBuf::from(model);
+        let path = if hub::is_repository(model) { hub::fetch(model)? } else { PathBuf::from(model) };
         if path.join("model_index.json").is_file() {
             Ok(Self::Directory(path))
         } else if path.is_dir() {
             Err(LoadError::MissingFile(path.join("model_index.json")))
         } else {
             Err(LoadError::NotFound(format!(
-                "there is no model {model}: --model takes \"builtin\" or a directory in the layout of diffusers"
+                "there is no model {model}: --model takes \"builtin\", a directory in the layout of diffusers, or a repository such as owner/name"
             )))
         }
     }

@@ -71,7 +71,7 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// The model: "builtin", or a directory in the layout of diffusers
+    /// The model: "builtin", a directory in the layout of diffusers, or a repository such as owner/name
     #[arg(long, env = "SD_WORKER_MODEL", default_value = "builtin")]
     pub model: String,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal

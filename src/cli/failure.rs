@@ -62,6 +62,7 @@ impl Failure {
                 | LoadError::BadWeights { .. }
                 | LoadError::WrongWeights { .. }
                 | LoadError::BadConfig { .. }
+                | LoadError::Download { .. }
                 | LoadError::SelfTest(_),
             ) => 66,
             Self::Generation(_) | Self::Internal(_) => 70,

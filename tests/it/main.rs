@@ -5,6 +5,7 @@ mod architecture;
 mod cli;
 mod faults;
 mod http;
+mod hub;
 mod parity;
 mod probes;
 mod sse;
