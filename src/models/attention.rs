@@ -35,35 +35,21 @@ impl Attention {
         Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1 })
     }
 
-    /// `x` is `(batch, tokens, channels)`, `context` `(batch, keys, context)`.
-    pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let q = split_heads(&self.to_q.forward(x)?, self.heads)?;
-        let k = split_heads(&self.to_k.forward(context)?, self.heads)?;
-        let v = split_heads(&self.to_v.forward(context)?, self.heads)?;
-        self.to_out.forward(&join_heads(&attention(&q, &k, &v, None)?)?)
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, `context` is `(batch, keys, context)`.
+    pub(super) fn forward(&self, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
+        self.to_out.forward_add(&attention(&q, &k, &v, self.heads, false)?, residual)
     }
-}
-
-/// `(batch, tokens, channels)` to `(batch, heads, tokens, channels / heads)`.
-pub(super) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (batch, tokens, channels) = x.dims3()?;
-    x.reshape((batch, tokens, heads, channels / heads))?.transpose(1, 2)
-}
-
-/// The way back.
-pub(super) fn join_heads(x: &Tensor) -> Result<Tensor> {
-    let (batch, heads, tokens, head_dim) = x.dims4()?;
-    x.transpose(1, 2)?.reshape((batch, tokens, heads * head_dim))
 }
 
 /// `(batch, channels, height, width)` to a sequence of pixels, `(batch, height * width, channels)`.
 pub(super) fn to_sequence(x: &Tensor) -> Result<Tensor> {
-    x.flatten_from(2)?.transpose(1, 2)?.contiguous()
+    let (batch, channels, height, width) = x.dims4()?;
+    x.permute((0, 2, 3, 1))?.reshape((batch, height * width, channels))
 }
 
-/// The way back, to the shape of `like`.
+/// The way back, to the size of `like`.
 pub(super) fn to_image(x: &Tensor, like: &Tensor) -> Result<Tensor> {
     let (batch, _, height, width) = like.dims4()?;
-    let channels = x.dim(2)?;
-    x.transpose(1, 2)?.reshape((batch, channels, height, width))
+    x.reshape((batch, height, width, x.dim(2)?))?.permute((0, 3, 1, 2))
 }

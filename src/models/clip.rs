@@ -1,6 +1,6 @@
 //! CLIP's text encoder: [Radford et al.](https://arxiv.org/abs/2103.00020). After transformers' `modeling_clip.py`.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
@@ -80,18 +80,11 @@ impl ClipTextModel {
         let hidden_size = self.token_embedding.dim(1)?;
         let embedded = self.token_embedding.index_select(&ids.flatten_all()?, 0)?.reshape((batch, tokens, hidden_size))?;
         let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
-        let mask = causal_mask(tokens, x.dtype(), x.device())?;
         for layer in &self.layers {
-            x = layer.forward(&x, &mask)?;
+            x = layer.forward(&x)?;
         }
         self.final_layer_norm.forward(&x)
     }
-}
-
-/// `(tokens, tokens)`: 0 where a token may look, minus infinity at those after it.
-fn causal_mask(tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let mask: Vec<f32> = (0..tokens * tokens).map(|i| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 }).collect();
-    Tensor::from_vec(mask, (tokens, tokens), device)?.to_dtype(dtype)
 }
 
 #[derive(Debug, Clone)]
@@ -112,9 +105,9 @@ impl ClipEncoderLayer {
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, mask)?)?;
-        &x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, x)?;
+        self.mlp.forward(&self.layer_norm2.forward(&x)?, &x)
     }
 }
 
@@ -139,10 +132,10 @@ impl ClipAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let split = |projection: &Linear| super::attention::split_heads(&projection.forward(x)?, self.heads);
-        let y = attention(&split(&self.q_proj)?, &split(&self.k_proj)?, &split(&self.v_proj)?, Some(mask))?;
-        self.out_proj.forward(&super::attention::join_heads(&y)?)
+    /// A token sees those before it.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
+        self.out_proj.forward_add(&attention(&q, &k, &v, self.heads, true)?, residual)
     }
 }
 
@@ -162,7 +155,7 @@ impl ClipMlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.fc2.forward_add(&self.fc1.forward_activated(x, self.activation)?, residual)
     }
 }

@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Linear, upsample_nearest};
+use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Linear};
 
 /// What the residual blocks of a network have in common.
 #[derive(Debug, Clone, Copy)]
@@ -45,15 +45,13 @@ impl ResnetBlock2D {
 
     /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
     pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        if let (Some(projection), Some(temb)) = (&self.time_emb_proj, temb) {
-            hidden = hidden.broadcast_add(&projection.forward(temb)?.unsqueeze(2)?.unsqueeze(3)?)?;
-        }
-        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
-        match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x)? + hidden,
-            None => x + hidden,
-        }
+        let time = match (&self.time_emb_proj, temb) {
+            (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
+            _ => None,
+        };
+        let hidden = self.conv1.forward_add(&self.norm1.forward_silu(x)?, Added { sample_bias: time.as_ref(), residual: None })?;
+        let shortcut = self.conv_shortcut.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(x))?;
+        self.conv2.forward_add(&self.norm2.forward_silu(&hidden)?, Added { sample_bias: None, residual: Some(&shortcut) })
     }
 }
 
@@ -92,6 +90,6 @@ impl Upsample2D {
 
     /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-        self.conv.forward(&upsample_nearest(x, size.0, size.1)?)
+        self.conv.forward_enlarged(x, size, Added::default())
     }
 }

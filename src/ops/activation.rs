@@ -1,7 +1,10 @@
 //! Element-wise functions between the layers.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
+use rayon::prelude::*;
 use serde::Deserialize;
+
+use super::cpu;
 
 /// Activation functions, under the names that checkpoints use for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -19,10 +22,7 @@ pub enum Activation {
 
 impl Activation {
     /// Applies the function to each element.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Silu => x.silu(),
             Self::Gelu => x.gelu_erf(),
@@ -35,9 +35,26 @@ impl Activation {
 /// `(batch, tokens, 2 * channels)` to `(batch, tokens, channels)`.
 ///
 /// # Errors
-/// When the number of channels is odd, or the device fails.
+/// When the device fails.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let channels = x.dim(D::Minus1)? / 2;
-    let (value, gate) = (x.narrow(D::Minus1, 0, channels)?, x.narrow(D::Minus1, channels, channels)?);
-    value * Activation::Gelu.forward(&gate.contiguous()?)?
+    if !cpu::is_fast(x) {
+        let (value, gate) = (x.narrow(D::Minus1, 0, channels)?, x.narrow(D::Minus1, channels, channels)?);
+        return value * Activation::Gelu.forward(&gate.contiguous()?)?;
+    }
+    let (batch, tokens, _) = x.dims3()?;
+    let gated = cpu::Rows::new(x)?.with(|values| {
+        let arch = pulp::Arch::new();
+        let mut out = vec![0.0; batch * tokens * channels];
+        out.par_chunks_mut(channels).zip(values.par_chunks(2 * channels)).for_each(|(out, row)| {
+            arch.dispatch(|| {
+                let (value, gate) = row.split_at(channels);
+                for ((o, value), gate) in out.iter_mut().zip(value).zip(gate) {
+                    *o = value * cpu::gelu(*gate);
+                }
+            });
+        });
+        Ok(out)
+    })?;
+    Tensor::from_vec(gated, (batch, tokens, channels), &Device::Cpu)
 }

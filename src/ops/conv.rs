@@ -1,10 +1,12 @@
 //! Two-dimensional convolution.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::cpu;
+
 /// Shape of a convolution.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv2dConfig {
     /// Side of the square kernel.
     pub kernel: usize,
@@ -24,9 +26,23 @@ impl Conv2dConfig {
 /// A convolution with bias.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    weight: Tensor,
-    bias: Tensor,
+    weights: Weights,
     config: Conv2dConfig,
+}
+
+#[derive(Debug, Clone)]
+enum Weights {
+    Packed(Box<cpu::PackedConv>),
+    Plain { weight: Tensor, bias: Tensor },
+}
+
+/// What is added to the result of a convolution.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Added<'a> {
+    /// A number for each sample and channel, `(batch, out_channels)`.
+    pub sample_bias: Option<&'a Tensor>,
+    /// An image of the result's shape.
+    pub residual: Option<&'a Tensor>,
 }
 
 impl Conv2d {
@@ -36,8 +52,16 @@ impl Conv2d {
     /// When a tensor is missing or has another shape.
     pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, config.kernel, config.kernel), "weight")?;
-        let bias = vb.get(out_channels, "bias")?.reshape((1, out_channels, 1, 1))?;
-        Ok(Self { weight, bias, config })
+        let bias = vb.get(out_channels, "bias")?;
+        let weights = if cpu::is_fast(&weight) {
+            let bias = bias.to_vec1()?;
+            let packed =
+                cpu::Rows::new(&weight)?.with(|weight| Ok(cpu::PackedConv::new(weight, in_channels, out_channels, bias, config)))?;
+            Weights::Packed(Box::new(packed))
+        } else {
+            Weights::Plain { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
+        };
+        Ok(Self { weights, config })
     }
 
     /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`.
@@ -45,6 +69,59 @@ impl Conv2d {
     /// # Errors
     /// When the number of channels is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.conv2d(&self.weight, self.config.padding, self.config.stride, 1, 1)?.broadcast_add(&self.bias)
+        self.forward_add(x, Added::default())
     }
+
+    /// The same, with something added to the result on the way.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`], and when the shape of what is added does not fit.
+    pub fn forward_add(&self, x: &Tensor, added: Added) -> Result<Tensor> {
+        self.forward_enlarged(x, (x.dim(2)?, x.dim(3)?), added)
+    }
+
+    /// The same, of the image enlarged to `size` (height, width) by nearest neighbours.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_add`].
+    pub fn forward_enlarged(&self, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Packed(packed) => packed_forward(packed, x, size, added),
+            Weights::Plain { weight, bias } => {
+                let same = size == (x.dim(2)?, x.dim(3)?);
+                let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
+                let mut y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?.broadcast_add(bias)?;
+                if let Some(bias) = added.sample_bias {
+                    y = y.broadcast_add(&bias.unsqueeze(2)?.unsqueeze(3)?)?;
+                }
+                added.residual.map_or(Ok(y.clone()), |residual| y + residual)
+            }
+        }
+    }
+}
+
+fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
+    let image = cpu::Image::new(x)?;
+    let (batch, (height, width), channels) = (image.batch, packed.output_size(size), packed.outputs());
+    if image.channels != packed.channels() {
+        candle_core::bail!("a convolution of {} channels got {:?}", packed.channels(), x.shape());
+    }
+    if added.residual.is_some_and(|residual| residual.dims() != [batch, channels, height, width]) {
+        candle_core::bail!("a residual of another shape than the convolution's {:?}", (batch, channels, height, width));
+    }
+    let bias: Option<Vec<f32>> =
+        added.sample_bias.map(|bias| bias.broadcast_as((batch, channels))?.flatten_all()?.to_vec1()).transpose()?;
+    let residual = added.residual.map(cpu::Image::new).transpose()?;
+    let shape = cpu::Shape { batch, height: image.height, width: image.width, seen: size };
+    let run = |residual: Option<&[f32]>| {
+        let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
+        let epilogue = cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() };
+        image.with(|pixels| Ok(packed.forward(pixels, shape, epilogue)))
+    };
+    let pixels = match &residual {
+        Some(residual) => residual.with(|residual| run(Some(residual)))?,
+        None => run(None)?,
+    };
+    debug_assert_eq!(x.dtype(), DType::F32);
+    cpu::Image::tensor(pixels, batch, height, width, channels)
 }

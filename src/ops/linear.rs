@@ -1,11 +1,19 @@
 //! Fully connected layer.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::{Module, VarBuilder};
+
+use super::{Activation, cpu};
 
 /// `x W^T + b` over the last dimension.
 #[derive(Debug, Clone)]
-pub struct Linear(candle_nn::Linear);
+pub struct Linear(Weights);
+
+#[derive(Debug, Clone)]
+enum Weights {
+    Packed(Box<cpu::PackedLinear>),
+    Plain(candle_nn::Linear),
+}
 
 impl Linear {
     /// Reads `weight` `(out_features, in_features)` and `bias`.
@@ -13,7 +21,7 @@ impl Linear {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
-        candle_nn::linear(in_features, out_features, vb.clone()).map(Self)
+        Self::pack(&vb.get((out_features, in_features), "weight")?, Some(&vb.get(out_features, "bias")?))
     }
 
     /// Reads `weight` alone.
@@ -21,7 +29,7 @@ impl Linear {
     /// # Errors
     /// As [`Linear::new`].
     pub fn no_bias(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
-        candle_nn::linear_no_bias(in_features, out_features, vb.clone()).map(Self)
+        Self::pack(&vb.get((out_features, in_features), "weight")?, None)
     }
 
     /// Reads a 1 x 1 convolution, `weight` `(out_features, in_features, 1, 1)`, which is the same thing to a sequence of pixels.
@@ -30,7 +38,17 @@ impl Linear {
     /// As [`Linear::new`].
     pub fn pointwise(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get((out_features, in_features, 1, 1), "weight")?.reshape((out_features, in_features))?;
-        Ok(Self(candle_nn::Linear::new(weight, Some(vb.get(out_features, "bias")?))))
+        Self::pack(&weight, Some(&vb.get(out_features, "bias")?))
+    }
+
+    fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        if !cpu::is_fast(weight) {
+            return Ok(Self(Weights::Plain(candle_nn::Linear::new(weight.clone(), bias.cloned()))));
+        }
+        let (outputs, inputs) = weight.dims2()?;
+        let bias = bias.map(Tensor::to_vec1).transpose()?;
+        let packed = cpu::Rows::new(weight)?.with(|weight| Ok(cpu::PackedLinear::new(weight, inputs, outputs, bias)))?;
+        Ok(Self(Weights::Packed(Box::new(packed))))
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -38,6 +56,54 @@ impl Linear {
     /// # Errors
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)
+        self.run(x, None, None)
+    }
+
+    /// The same, with `residual` of the result's shape added.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`], and when `residual` has another shape.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.run(x, Some(residual), None)
+    }
+
+    /// The same, followed by an activation function.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.run(x, None, Some(activation))
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+        let packed = match &self.0 {
+            Weights::Packed(packed) => packed,
+            Weights::Plain(linear) => {
+                let mut y = linear.forward(x)?;
+                if let Some(residual) = residual {
+                    y = (y + residual)?;
+                }
+                return activation.map_or(Ok(y.clone()), |activation| activation.forward(&y));
+            }
+        };
+        let mut dims = x.dims().to_vec();
+        if x.dim(D::Minus1)? != packed.inputs() {
+            candle_core::bail!("a linear layer of {} inputs got {:?}", packed.inputs(), x.shape());
+        }
+        let last = dims.len() - 1;
+        dims[last] = packed.outputs();
+        if residual.is_some_and(|residual| residual.dims() != dims) {
+            candle_core::bail!("a residual of another shape than the layer's {dims:?}");
+        }
+        let (rows, residual) = (cpu::Rows::new(x)?, residual.map(cpu::Rows::new).transpose()?);
+        let run = |residual: Option<&[f32]>| {
+            let epilogue = cpu::Epilogue { residual, activation, ..cpu::Epilogue::default() };
+            rows.with(|values| Ok(packed.forward(values, epilogue)))
+        };
+        let values = match &residual {
+            Some(residual) => residual.with(|residual| run(Some(residual)))?,
+            None => run(None)?,
+        };
+        Tensor::from_vec(values, dims, &Device::Cpu)
     }
 }

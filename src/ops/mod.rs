@@ -1,17 +1,20 @@
-//! The operations that the networks are made of, behind one function or layer each.
+//! The operations that the networks are made of, behind one function or layer each: fast kernels on a CPU, candle's own elsewhere.
 //!
-//! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers.
+//! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers. On a CPU the channels
+//! of an image are last in memory, which only this room knows: see [`cpu`].
 
 mod activation;
 mod attention;
+mod concat;
 mod conv;
+#[allow(clippy::inline_always, reason = "kernels are compiled once for each set of instructions, into functions that enable them")]
+mod cpu;
 mod linear;
 mod norm;
-mod upsample;
 
 pub use activation::{Activation, geglu};
 pub use attention::attention;
-pub use conv::{Conv2d, Conv2dConfig};
+pub use concat::concat_channels;
+pub use conv::{Added, Conv2d, Conv2dConfig};
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm};
-pub use upsample::upsample_nearest;

@@ -1,11 +1,19 @@
 //! Normalisation over groups of channels and over features.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::{Module, VarBuilder};
 
-/// [Group normalisation](https://arxiv.org/abs/1803.08494) of `(batch, channels, …)`.
+use super::cpu;
+
+/// [Group normalisation](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
-pub struct GroupNorm(candle_nn::GroupNorm);
+pub struct GroupNorm {
+    plain: candle_nn::GroupNorm,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    groups: usize,
+    eps: f64,
+}
 
 impl GroupNorm {
     /// Reads `weight` and `bias`, one number a channel.
@@ -16,15 +24,19 @@ impl GroupNorm {
         if groups == 0 || !channels.is_multiple_of(groups) {
             candle_core::bail!("{}: {channels} channels do not fall into {groups} groups", vb.prefix());
         }
-        candle_nn::group_norm(groups, channels, eps, vb.clone()).map(Self)
+        let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+        let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F32)?.to_vec1();
+        let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
+        let plain = candle_nn::GroupNorm::new(weight, bias, channels, groups, eps)?;
+        Ok(Self { plain, weight: weight_numbers, bias: bias_numbers, groups, eps })
     }
 
-    /// Keeps the shape.
+    /// `(batch, channels, height, width)`, keeps the shape.
     ///
     /// # Errors
     /// When the number of channels is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)
+        if cpu::is_fast(x) { self.fast(x, false) } else { self.plain.forward(x) }
     }
 
     /// Followed by SiLU, as almost everywhere in these networks.
@@ -32,13 +44,29 @@ impl GroupNorm {
     /// # Errors
     /// As [`GroupNorm::forward`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward(x)?.silu()
+        if cpu::is_fast(x) { self.fast(x, true) } else { self.plain.forward(x)?.silu() }
+    }
+
+    fn fast(&self, x: &Tensor, activate: bool) -> Result<Tensor> {
+        let image = cpu::Image::new(x)?;
+        let (batch, channels) = (image.batch, image.channels);
+        if channels != self.weight.len() {
+            candle_core::bail!("a group norm of {} channels got {:?}", self.weight.len(), x.shape());
+        }
+        let normed = image
+            .with(|pixels| Ok(cpu::group_norm_silu(pixels, batch, channels, self.groups, self.eps, &self.weight, &self.bias, activate)))?;
+        cpu::Image::tensor(normed, batch, image.height, image.width, channels)
     }
 }
 
 /// [Layer normalisation](https://arxiv.org/abs/1607.06450) over the last dimension.
 #[derive(Debug, Clone)]
-pub struct LayerNorm(candle_nn::LayerNorm);
+pub struct LayerNorm {
+    plain: candle_nn::LayerNorm,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    eps: f64,
+}
 
 impl LayerNorm {
     /// Reads `weight` and `bias`, one number a feature.
@@ -46,7 +74,10 @@ impl LayerNorm {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(features: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
-        candle_nn::layer_norm(features, eps, vb.clone()).map(Self)
+        let (weight, bias) = (vb.get(features, "weight")?, vb.get(features, "bias")?);
+        let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F32)?.to_vec1();
+        let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
+        Ok(Self { plain: candle_nn::LayerNorm::new(weight, bias, eps), weight: weight_numbers, bias: bias_numbers, eps })
     }
 
     /// Keeps the shape.
@@ -54,6 +85,14 @@ impl LayerNorm {
     /// # Errors
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)
+        let features = self.weight.len();
+        if !cpu::is_fast(x) {
+            return self.plain.forward(x);
+        }
+        if x.dim(D::Minus1)? != features {
+            candle_core::bail!("a layer norm of {features} features got {:?}", x.shape());
+        }
+        let normed = cpu::Rows::new(x)?.with(|values| Ok(cpu::layer_norm(values, features, self.eps as f32, &self.weight, &self.bias)))?;
+        Tensor::from_vec(normed, x.shape(), &Device::Cpu)
     }
 }

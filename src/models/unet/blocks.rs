@@ -8,7 +8,10 @@ use super::{
     config::{DownBlockType, UpBlockType},
     transformer::Transformer2DModel,
 };
-use crate::models::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
+use crate::{
+    models::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
+    ops::concat_channels,
+};
 
 impl UNet2DConditionConfig {
     fn resnet(&self) -> ResnetConfig {
@@ -117,7 +120,7 @@ impl UpBlock {
         let mut x = x.clone();
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
-            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, temb, context)?;
+            x = layer.forward(&concat_channels(&x, &skip)?, temb, context)?;
         }
         match (&self.upsampler, skips.last()) {
             // The size of the next skip: where the way down halved an odd number, that is not twice ours.

@@ -43,7 +43,7 @@ impl Transformer2DModel {
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, context)?;
         }
-        x + to_image(&self.proj_out.forward(&hidden)?, x)?
+        to_image(&self.proj_out.forward_add(&hidden, &to_sequence(x)?)?, x)
     }
 }
 
@@ -74,9 +74,9 @@ impl BasicTransformerBlock {
 
     fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
         let normed = self.norm1.forward(x)?;
-        let x = (x + self.attn1.forward(&normed, &normed)?)?;
-        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, context)?)?;
-        &x + self.ff.forward(&self.norm3.forward(&x)?)?
+        let x = self.attn1.forward(&normed, &normed, x)?;
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, context, &x)?;
+        self.ff.forward(&self.norm3.forward(&x)?, &x)
     }
 }
 
@@ -93,7 +93,7 @@ impl FeedForward {
         Ok(Self { proj: Linear::new(channels, 2 * inner, &vb.pp("0.proj"))?, out: Linear::new(inner, channels, &vb.pp("2"))? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.out.forward(&geglu(&self.proj.forward(x)?)?)
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.out.forward_add(&geglu(&self.proj.forward(x)?)?, residual)
     }
 }

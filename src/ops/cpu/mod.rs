@@ -1,0 +1,27 @@
+//! The hot operations on a CPU, in f32.
+//!
+//! Images are kept with their channels last: a tensor of shape `(batch, channels, height, width)` whose memory is ordered
+//! `(batch, height, width, channels)`, which is what candle calls a permuted view and torch `channels_last`. Pixels are then rows of
+//! a matrix, so that convolutions, linear layers and attention all come down to one kernel in [`matmul`], and going from an image
+//! to a sequence of pixels costs nothing.
+//!
+//! Work is cut into tasks by the shape of the problem alone, never by the number of threads, and each number is summed in one order,
+//! so results do not depend on how many cores there are or on what else is in the batch.
+
+mod attention;
+mod conv;
+mod math;
+mod matmul;
+mod norm;
+mod tensor;
+mod winograd;
+
+pub(super) use attention::{Sequences, attention};
+pub(super) use conv::{PackedConv, Shape};
+pub(super) use math::gelu;
+pub(super) use matmul::{Epilogue, PackedLinear};
+pub(super) use norm::{group_norm_silu, layer_norm};
+pub(super) use tensor::{Image, Rows, is_fast};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! Every kernel against a plain f64 version, on random shapes and on every set of instructions that this machine has.
+
+use proptest::prelude::*;
+use pulp::Arch;
+
+use super::{
+    attention::{Sequences, attention_with},
+    conv::{PackedConv, Shape},
+    math,
+    matmul::{Epilogue, MatrixRows, Panels, matmul},
+    norm::{group_norm_silu, layer_norm},
+};
+use crate::ops::{Activation, Conv2dConfig};
+
+/// What the machine has, the portable path first.
+fn archs() -> Vec<Arch> {
+    let mut archs = vec![Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    {
+        archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        archs.extend(pulp::x86::V4::try_new().map(Arch::V4));
+    }
+    #[cfg(target_arch = "aarch64")]
+    archs.push(Arch::new());
+    archs
+}
+
+/// Numbers in [-1, 1) that differ from place to place and from seed to seed.
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// The largest difference, next to the root mean square of what is right.
+fn error(ours: &[f32], right: &[f64]) -> f64 {
+    assert_eq!(ours.len(), right.len());
+    let rms = (right.iter().map(|v| v * v).sum::<f64>() / right.len() as f64).sqrt();
+    ours.iter().zip(right).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / rms.max(1e-3)
+}
+
+/// Convolution as it is defined, of an image that may be enlarged first.
+fn plain_conv(pixels: &[f32], weight: &[f32], bias: &[f32], shape: Shape, channels: usize, config: Conv2dConfig) -> Vec<f64> {
+    let Conv2dConfig { kernel, stride, padding } = config;
+    let outputs = bias.len();
+    let (height, width) = ((shape.seen.0 + 2 * padding - kernel) / stride + 1, (shape.seen.1 + 2 * padding - kernel) / stride + 1);
+    let mut out = Vec::new();
+    for (b, y, x) in (0..shape.batch).flat_map(|b| (0..height).flat_map(move |y| (0..width).map(move |x| (b, y, x)))) {
+        for (n, bias) in bias.iter().enumerate() {
+            let mut sum = f64::from(*bias);
+            for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
+                let (Some(iy), Some(ix)) = ((y * stride + ky).checked_sub(padding), (x * stride + kx).checked_sub(padding)) else {
+                    continue;
+                };
+                if iy >= shape.seen.0 || ix >= shape.seen.1 {
+                    continue;
+                }
+                let (iy, ix) = (iy * shape.height / shape.seen.0, ix * shape.width / shape.seen.1);
+                for c in 0..channels {
+                    let pixel = pixels[((b * shape.height + iy) * shape.width + ix) * channels + c];
+                    sum += f64::from(pixel) * f64::from(weight[((n * channels + c) * kernel + ky) * kernel + kx]);
+                }
+            }
+            out.push(sum);
+        }
+    }
+    assert_eq!(out.len(), shape.batch * height * width * outputs);
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn matrix_products_agree_with_f64(rows in 1usize..120, depth in 1usize..90, columns in 1usize..90, seed in any::<u64>()) {
+        let (values, weight) = (numbers(rows * depth, seed), numbers(depth * columns, seed ^ 1));
+        let (bias, residual) = (numbers(columns, seed ^ 2), numbers(rows * columns, seed ^ 3));
+        let sample_rows = rows.div_ceil(2);
+        let sample_bias = numbers(2 * columns, seed ^ 4);
+        let right: Vec<f64> = (0..rows * columns).map(|i| {
+            let (m, n) = (i / columns, i % columns);
+            let product: f64 = (0..depth).map(|k| f64::from(values[m * depth + k]) * f64::from(weight[k * columns + n])).sum();
+            let sum = product + f64::from(bias[n]) + f64::from(sample_bias[m / sample_rows * columns + n]) + f64::from(residual[i]);
+            sum / (1.0 + (-sum).exp())
+        }).collect();
+        for arch in archs() {
+            let panels = Panels::new(arch, depth, columns, |k, n| weight[k * columns + n]);
+            let epilogue = Epilogue {
+                bias: Some(&bias), sample_bias: Some((&sample_bias, sample_rows)), residual: Some(&residual), activation: Some(Activation::Silu),
+            };
+            let mut out = vec![f32::NAN; rows * columns];
+            matmul(&MatrixRows { values: &values, depth }, rows, &panels, &epilogue, &mut out);
+            prop_assert!(error(&out, &right) < 2e-5, "{arch:?}: {}", error(&out, &right));
+        }
+    }
+
+    #[test]
+    fn convolutions_agree_with_f64(
+        (batch, height, width) in (1usize..4, 1usize..14, 1usize..14),
+        (channels, outputs) in (1usize..40, 1usize..40),
+        (kernel, stride, padding) in prop::sample::select(&[(3usize, 1usize, 1usize), (1, 1, 0), (3, 2, 1), (3, 2, 0), (5, 1, 2)][..]),
+        enlarged in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let config = Conv2dConfig { kernel, stride, padding };
+        // To twice its size, or one less, as where a way down met an odd number.
+        let seen = if enlarged { (2 * height - seed as usize % 2, 2 * width) } else { (height, width) };
+        prop_assume!(seen.0 + 2 * padding >= kernel && seen.1 + 2 * padding >= kernel);
+        let shape = Shape { batch, height, width, seen };
+        let pixels = numbers(batch * height * width * channels, seed);
+        let (weight, bias) = (numbers(outputs * channels * kernel * kernel, seed ^ 1), numbers(outputs, seed ^ 2));
+        let right = plain_conv(&pixels, &weight, &bias, shape, channels, config);
+        for arch in archs() {
+            for winograd in [false, true] {
+                if winograd && config != Conv2dConfig::SAME_3X3 {
+                    continue;
+                }
+                let packed = PackedConv::with_arch(arch, &weight, channels, outputs, bias.clone(), config, winograd);
+                let ours = packed.forward(&pixels, shape, Epilogue::default());
+                let limit = if winograd { 4e-5 } else { 5e-6 };
+                prop_assert!(error(&ours, &right) < limit, "{arch:?}, winograd {winograd}: {}", error(&ours, &right));
+            }
+        }
+    }
+
+    #[test]
+    fn attention_agrees_with_f64(
+        (batch, heads, head_dim) in (1usize..3, 1usize..4, 1usize..50),
+        (queries, keys) in (1usize..70, 1usize..70),
+        causal in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        // Blocks of keys are longer than a test can afford often; a run of 1,100 crosses two borders.
+        let keys = if seed % 10 == 0 { 1100 } else if causal { queries } else { keys };
+        let queries = if causal { keys } else { queries };
+        let shape = Sequences { batch, heads, head_dim, queries, keys, causal };
+        let width = heads * head_dim;
+        let scaled = |mut values: Vec<f32>| { values.iter_mut().for_each(|v| *v *= 4.0); values };
+        let (q, k, v) = (scaled(numbers(batch * queries * width, seed)), scaled(numbers(batch * keys * width, seed ^ 1)), numbers(batch * keys * width, seed ^ 2));
+        let right = plain_attention(&q, &k, &v, shape);
+        for arch in archs() {
+            let ours = attention_with(arch, &q, &k, &v, shape);
+            prop_assert!(error(&ours, &right) < 1e-4, "{arch:?}: {}", error(&ours, &right));
+        }
+    }
+
+    #[test]
+    fn norms_agree_with_f64(batch in 1usize..4, pixels in 1usize..600, per_group in 1usize..9, groups in 1usize..9, seed in any::<u64>()) {
+        let channels = groups * per_group;
+        let values: Vec<f32> = numbers(batch * pixels * channels, seed).into_iter().map(|v| 3.0 * v + 2.0).collect();
+        let (weight, bias) = (numbers(channels, seed ^ 1), numbers(channels, seed ^ 2));
+        let normed = |values: &[f64], eps: f64| {
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+            (mean, 1.0 / (variance + eps).sqrt())
+        };
+        let mut right = vec![0.0; values.len()];
+        for (b, group) in (0..batch).flat_map(|b| (0..groups).map(move |g| (b, g))) {
+            let members: Vec<usize> = (0..pixels).flat_map(|p| (0..per_group).map(move |c| (b * pixels + p) * channels + group * per_group + c)).collect();
+            let (mean, deviation) = normed(&members.iter().map(|i| f64::from(values[*i])).collect::<Vec<_>>(), 1e-5);
+            for i in members {
+                let y = (f64::from(values[i]) - mean) * deviation * f64::from(weight[i % channels]) + f64::from(bias[i % channels]);
+                right[i] = y / (1.0 + (-y).exp());
+            }
+        }
+        let ours = group_norm_silu(&values, batch, channels, groups, 1e-5, &weight, &bias, true);
+        prop_assert!(error(&ours, &right) < 2e-5, "{}", error(&ours, &right));
+
+        let right: Vec<f64> = values.chunks_exact(channels).flat_map(|row| {
+            let row: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+            let (mean, deviation) = normed(&row, 1e-5);
+            row.into_iter().enumerate().map(|(c, v)| (v - mean) * deviation * f64::from(weight[c]) + f64::from(bias[c])).collect::<Vec<_>>()
+        }).collect();
+        // A row of one or two near-equal numbers is divided by almost nothing.
+        if channels > 2 {
+            let ours = layer_norm(&values, channels, 1e-5, &weight, &bias);
+            prop_assert!(error(&ours, &right) < 1e-3, "{}", error(&ours, &right));
+        }
+    }
+
+    #[test]
+    fn functions_agree_with_f64(x in -100f32..100.0) {
+        let wide = f64::from(x);
+        let close = |ours: f32, right: f64| (f64::from(ours) - right).abs() <= 1e-6 * right.abs().max(0.3);
+        prop_assert!(close(math::silu(x), wide / (1.0 + (-wide).exp())), "silu({x}) = {}", math::silu(x));
+        prop_assert!(close(math::quick_gelu(x), wide / (1.0 + (-1.702 * wide).exp())), "quick_gelu({x}) = {}", math::quick_gelu(x));
+        if x < 88.0 {
+            let (ours, right) = (f64::from(math::exp(x)), wide.exp());
+            prop_assert!((ours - right).abs() <= 3e-7 * right + 1e-38, "exp({x}) = {ours}");
+        }
+    }
+}
+
+fn plain_attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f64> {
+    let Sequences { batch, heads, head_dim, queries, keys, causal } = shape;
+    let width = heads * head_dim;
+    let mut out = vec![0.0; batch * queries * width];
+    for (b, query, head) in (0..batch).flat_map(|b| (0..queries).flat_map(move |q| (0..heads).map(move |h| (b, q, h)))) {
+        let at = |values: &[f32], token: usize, i: usize| f64::from(values[token * width + head * head_dim + i]);
+        let seen = if causal { query + 1 } else { keys };
+        let dot = |key: usize| (0..head_dim).map(|i| at(q, b * queries + query, i) * at(k, b * keys + key, i)).sum::<f64>();
+        let scores: Vec<f64> = (0..seen).map(|key| dot(key) / (head_dim as f64).sqrt()).collect();
+        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for i in 0..head_dim {
+            let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * at(v, b * keys + key, i)).sum();
+            out[(b * queries + query) * width + head * head_dim + i] = sum / total;
+        }
+    }
+    out
+}
+
+/// Published values, where the standard library has no error function.
+#[test]
+fn gelu_is_the_exact_one() {
+    for (x, right) in [
+        (-3.0f32, -0.004_049_694),
+        (-1.0, -0.158_655_25),
+        (-0.5, -0.154_268_77),
+        (0.0, 0.0),
+        (0.5, 0.345_731_23),
+        (1.0, 0.841_344_75),
+        (3.0, 2.995_950_3),
+    ] {
+        assert!((math::gelu(x) - right).abs() < 5e-7, "gelu({x}) = {}", math::gelu(x));
+    }
+}
+
+/// What comes in as no number must come out as none, for the engine to see.
+#[test]
+fn nan_is_not_lost() {
+    assert!([math::silu(f32::NAN), math::gelu(f32::NAN), math::quick_gelu(f32::NAN)].iter().all(|v| v.is_nan()));
+    assert!(math::silu(f32::INFINITY).is_infinite() && math::gelu(f32::INFINITY).is_infinite());
+    let pixels = [vec![f32::NAN], numbers(16 * 16 * 16 - 1, 1)].concat();
+    let shape = Shape { batch: 1, height: 16, width: 16, seen: (16, 16) };
+    for winograd in [false, true] {
+        let packed = PackedConv::with_arch(Arch::new(), &numbers(16 * 16 * 9, 2), 16, 16, vec![0.0; 16], Conv2dConfig::SAME_3X3, winograd);
+        assert!(packed.forward(&pixels, shape, Epilogue::default())[0].is_nan());
+    }
+}
+
+#[test]
+fn threads_and_neighbours_change_nothing() {
+    let (channels, outputs) = (48, 40);
+    let packed = PackedConv::new(&numbers(outputs * channels * 9, 1), channels, outputs, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
+    let one = numbers(20 * 20 * channels, 3);
+    let both = [numbers(20 * 20 * channels, 4), one.clone()].concat();
+    let shape = |batch| Shape { batch, height: 20, width: 20, seen: (20, 20) };
+    let on_threads = |threads: usize, pixels: &[f32], batch: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| packed.forward(pixels, shape(batch), Epilogue::default()))
+    };
+    let alone = on_threads(1, &one, 1);
+    assert_eq!(on_threads(3, &one, 1), alone);
+    assert_eq!(on_threads(2, &both, 2)[alone.len()..], alone);
+
+    let sequences = |batch| Sequences { batch, heads: 2, head_dim: 24, queries: 100, keys: 100, causal: false };
+    let (one, other) = (numbers(100 * 48, 5), numbers(100 * 48, 6));
+    let both = [other, one.clone()].concat();
+    let alone = super::attention(&one, &one, &one, sequences(1));
+    assert_eq!(super::attention(&both, &both, &both, sequences(2))[alone.len()..], alone);
+}
