@@ -42,6 +42,7 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
         span: Span::none(),
+        place: None,
         response_tx,
     };
     (request, responses)

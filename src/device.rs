@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use candle_core::Device;
+use tracing::warn;
 
 use crate::common::InvalidValue;
 
@@ -50,13 +51,14 @@ impl DeviceChoice {
     }
 
     fn accelerator() -> Option<Device> {
-        if candle_core::utils::cuda_is_available() {
-            Device::new_cuda(0).ok()
+        let device = if candle_core::utils::cuda_is_available() {
+            Device::new_cuda(0)
         } else if candle_core::utils::metal_is_available() {
-            Device::new_metal(0).ok()
+            Device::new_metal(0)
         } else {
-            None
-        }
+            return None;
+        };
+        device.inspect_err(|error| warn!(%error, "the accelerator cannot be used; the CPU is")).ok()
     }
 }
 

@@ -1,7 +1,6 @@
 //! The `sd-worker` binary: reads the arguments and, to serve, wires queue, engine and server together.
 
 use std::{
-    future::Future,
     io::{IsTerminal, Write},
     net::SocketAddr,
     process::ExitCode,
@@ -10,19 +9,20 @@ use std::{
 };
 
 use clap::Parser;
+use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
     backend::{self, GenerationEngine, InferencePipeline, LoadError, LoadOptions, ModelFiles, RequestQueue},
     cli::{self, Cli, Command, Failure, LogArgs, LogFormat, ServeArgs},
-    common::Lifecycle,
+    common::{Lifecycle, error_chain},
     http::{self, Admission, AppState},
 };
 use serde_json::json;
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::timeout,
+    time::{interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -30,34 +30,48 @@ use tracing::{info, warn};
 /// How long cancelled requests may take to notice.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
+/// How often metrics that nobody reads are put together, so that they do not pile up.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
 /// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(cli::with_command(std::env::args_os())) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version come this way too; if stdout or stderr is closed, nobody reads them anyway.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(Failure::USAGE) } else { ExitCode::SUCCESS };
+        Err(error) if error.use_stderr() => {
+            say(&cli::reason_last(&error.render().to_string()));
+            return ExitCode::from(Failure::USAGE);
+        }
+        Err(help) => {
+            // Help, or the version. If stdout is closed, nobody reads it anyway.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
         }
     };
     init_logs(&cli.logs);
-    let outcome = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(args) => run_server(&args),
+    let outcome = match cli.command {
+        Command::Serve(args) => run_server(&args, cli.logs.log_format),
         Command::Generate(args) => cli::generate(&args),
         Command::Models { command } => cli::models(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", failure.chain());
+            say(&format!("error: {}", error_chain(&failure)));
             ExitCode::from(failure.exit_code())
         }
     }
 }
 
+/// A line on stderr, for whoever is there to read it: a closed stderr must not end a worker.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Logs go to stderr; stdout is for the lines that an orchestrator reads.
 fn init_logs(args: &LogArgs) {
     let subscriber = tracing_subscriber::fmt().with_env_filter(args.log_level.as_str()).with_writer(std::io::stderr);
+    // Otherwise a log line that cannot be written panics.
+    let subscriber = subscriber.log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().init(),
@@ -65,7 +79,7 @@ fn init_logs(args: &LogArgs) {
 }
 
 /// Serves until SIGTERM or SIGINT.
-fn run_server(args: &ServeArgs) -> Result<(), Failure> {
+fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     if !args.host.is_loopback() && !args.insecure {
         return Err(Failure::Configuration(format!(
             "{} can be reached by others, and nothing would keep them out; say --insecure if that is what you want",
@@ -73,15 +87,16 @@ fn run_server(args: &ServeArgs) -> Result<(), Failure> {
         )));
     }
     let runtime = Runtime::new().map_err(|error| Failure::Internal(format!("no runtime: {error}")))?;
-    let outcome = runtime.block_on(serve(args));
+    let outcome = runtime.block_on(serve(args, log_format));
     // A step that is still running is not waited for: it could take minutes, and its client is gone.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    let mut stop_signal = Box::pin(stop_signal()?);
+async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
     let metrics = http::install_recorder().map_err(|error| Failure::Internal(format!("no metrics: {error}")))?;
+    tokio::spawn(keep_up(metrics.clone()));
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Failure::Port { address, source })?;
     let address = listener.local_addr().map_err(|source| Failure::Port { address, source })?;
@@ -100,29 +115,46 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let pipeline = tokio::select! {
         loaded = load(args) => loaded?,
-        () = &mut stop_signal => return Ok(()),
+        () = signals.next() => return Ok(()),
     };
     let info = Arc::clone(pipeline.info());
-    let engine = GenerationEngine::new(pipeline, requests).start();
+    let mut engine = GenerationEngine::new(pipeline, requests).start();
     metrics::gauge!("sdw_model_loaded").set(1);
     // First in fact, then in words: whoever reads the line may send a request at once.
     lifecycle.send_replace(Lifecycle::Ready(Arc::clone(&info)));
     announce(&json!({ "event": "ready", "model": info.id, "device": info.device, "port": address.port() }));
     info!(model = info.id, device = info.device, load_ms = started.elapsed().as_millis(), "ready");
-    eprintln!("Try:\n{}", example(address));
+    if log_format == LogFormat::Text {
+        say(&format!("Try:\n{}", example(address)));
+    }
 
-    stop_signal.await;
+    tokio::select! {
+        () = signals.next() => {}
+        _ = &mut engine => return Err(Failure::Internal("the engine stopped".to_owned())),
+    }
     info!("stopping: requests that run have {} s to finish", args.drain_timeout);
     lifecycle.send_replace(Lifecycle::Draining);
-    if timeout(Duration::from_secs(args.drain_timeout), admission.idle()).await.is_err() {
-        warn!("requests that did not finish in time are cancelled");
-        stop.cancel();
-        let _ = timeout(CANCEL_GRACE, admission.idle()).await;
+    let deadline = Instant::now() + Duration::from_secs(args.drain_timeout);
+    tokio::select! {
+        () = admission.idle() => {}
+        () = sleep_until(deadline.into()) => warn!("requests that did not finish in time are cancelled"),
+        () = signals.next() => warn!("asked twice: requests that run are cancelled"),
     }
+    stop.cancel();
+    // The server's state holds the last queue; without it the engine's loop ends. Answers get what is left of the time to be read.
     closed.cancel();
-    // The server's state holds the last queue; without it the engine's loop ends.
-    let _ = timeout(CANCEL_GRACE, async { (server.await, engine.await) }).await;
+    let rest = deadline.saturating_duration_since(Instant::now()).max(CANCEL_GRACE);
+    let _ = timeout(rest, async { (server.await, timeout(CANCEL_GRACE, engine).await) }).await;
     Ok(())
+}
+
+/// Puts together what the metrics have gathered.
+async fn keep_up(metrics: PrometheusHandle) {
+    let mut ticks = interval(METRICS_UPKEEP);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 /// Loads the model and makes a first small picture with it, off the runtime's threads.
@@ -138,16 +170,24 @@ async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
     Ok(loaded?)
 }
 
-/// Ends at the first SIGTERM or SIGINT.
-fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::Internal(format!("no signals: {error}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
+/// SIGTERM and SIGINT, which mean the same here.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::Internal(format!("no signals: {error}")));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    })
+    }
 }
 
 /// One line of JSON for whoever started this process. If nobody reads them, the worker works all the same.

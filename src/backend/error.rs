@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 
-use crate::{common::InvalidValue, device::DeviceError, models::ConfigError};
+use crate::{
+    common::{ImageSize, InvalidValue},
+    device::DeviceError,
+    models::ConfigError,
+};
 
 /// Why a generation ended without a picture. Costs the request that it happened to, and no other.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     /// The request asks for what this model or this worker cannot do.
     #[error("{} {}", .0.name, .0)]
-    Unsupported(#[from] InvalidValue),
+    Unsupported(InvalidValue),
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
@@ -23,7 +27,7 @@ pub enum GenerationError {
     #[error("the prompt could not be read: {0}")]
     Tokenizer(String),
     /// A tensor operation failed.
-    #[error("the model failed: {0}")]
+    #[error("the model failed")]
     Model(#[from] candle_core::Error),
     /// The picture could not be written.
     #[error("the picture could not be encoded: {0}")]
@@ -86,12 +90,27 @@ pub enum LoadError {
         #[source]
         source: Box<hf_hub::api::sync::ApiError>,
     },
+    /// The model's own pictures would be refused.
+    #[error("--max-pixels {max_pixels} is less than the model's own {size} needs")]
+    Limit {
+        /// The option.
+        max_pixels: u64,
+        /// The size that the model was trained for.
+        size: ImageSize,
+    },
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The model is loaded, but a small real generation with it failed.
     #[error("the model loads, but does not work")]
     SelfTest(#[source] GenerationError),
+}
+
+// Not derived, since the value is the message and not a cause of it.
+impl From<InvalidValue> for GenerationError {
+    fn from(error: InvalidValue) -> Self {
+        Self::Unsupported(error)
+    }
 }
 
 impl LoadError {

@@ -6,13 +6,14 @@ use std::{
     time::Instant,
 };
 
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
 use tracing::{info, info_span, warn};
 
 use super::{
     Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Timings, image_utils,
 };
+use crate::common::{ImageSize, error_chain};
 
 /// What the engine needs of a pipeline: to begin a generation. Tests have one that makes no pictures.
 pub trait Pipeline: Send + Sync + 'static {
@@ -92,7 +93,8 @@ impl<P: Pipeline> GenerationEngine<P> {
             let outcome = catch_unwind(AssertUnwindSafe(|| serve(&self.pipeline, &request)))
                 .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))));
             running.set(0);
-            conclude(&request, outcome);
+            // Not even a log that cannot be written may end the loop.
+            let _ = catch_unwind(AssertUnwindSafe(|| conclude(&request, outcome)));
         }
     }
 }
@@ -111,6 +113,7 @@ fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<
     denoise(&mut generation, request)?;
     timings.denoise = started.elapsed();
     let warnings = generation.warnings();
+    check_wanted(request)?;
 
     let started = Instant::now();
     let picture = generation.finish()?;
@@ -139,7 +142,7 @@ fn conclude(request: &GenerationRequest, outcome: Result<Complete, GenerationErr
             ("cancelled", GenerationResponse::Error(error))
         }
         Err(error) => {
-            warn!(%error, "no picture");
+            warn!(error = error_chain(&error), "no picture");
             ("error", GenerationResponse::Error(error))
         }
     };
@@ -163,11 +166,16 @@ fn denoise(generation: &mut impl Generation, request: &GenerationRequest) -> Res
         let due = step * (usize::from(request.output.previews) + 1) / total;
         while usize::from(previews.start) < due && step < total {
             let Some(index) = previews.next() else { break };
-            let image = image_utils::encode(&generation.preview()?, request.output, None)?;
+            let image = image_utils::encode(&enlarge(&generation.preview()?, request.config.size), request.output, None)?;
             respond(request, GenerationResponse::Preview { index, image });
         }
     }
     Ok(())
+}
+
+/// A preview at the picture's own size, so that a client can show it in the picture's place.
+fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
+    imageops::resize(preview, size.width(), size.height(), imageops::FilterType::Triangle)
 }
 
 /// Stops where nobody waits for the picture any more.

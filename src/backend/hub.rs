@@ -11,6 +11,8 @@ use hf_hub::{
     api::sync::{ApiBuilder, ApiError},
 };
 
+use tracing::warn;
+
 use super::{LoadError, model_files::WEIGHTS};
 
 /// The parts of a Stable Diffusion model, as folders of its repository.
@@ -31,9 +33,9 @@ pub(super) fn is_repository(model: &str) -> bool {
 /// When the hub cannot be reached, or has no such model.
 pub(super) fn fetch(repository: &str) -> Result<PathBuf, LoadError> {
     let folder = |index: PathBuf| index.parent().map(Path::to_owned).unwrap_or_default();
+    let cached = || Cache::from_env().model(repository.to_owned()).get(INDEX);
     if env::var("HF_HUB_OFFLINE").is_ok_and(|value| !matches!(value.as_str(), "" | "0")) {
-        let index = Cache::from_env().model(repository.to_owned()).get(INDEX);
-        return index
+        return cached()
             .map(folder)
             .ok_or_else(|| LoadError::NotFound(format!("{repository} is not in the cache, and HF_HUB_OFFLINE forbids to download it")));
     }
@@ -41,7 +43,16 @@ pub(super) fn fetch(repository: &str) -> Result<PathBuf, LoadError> {
     let token = env::var("HF_TOKEN").ok().or_else(|| Cache::from_env().token());
     let builder = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).with_progress(std::io::stderr().is_terminal());
     let repo = builder.build().map_err(failed)?.model(repository.to_owned());
-    let files: Vec<String> = repo.info().map_err(failed)?.siblings.into_iter().map(|file| file.rfilename).collect();
+    let info = match (repo.info(), cached()) {
+        (Ok(info), _) => info,
+        // The index is fetched last: where it is, all of the model is.
+        (Err(error), Some(index)) => {
+            warn!(%error, "the hub does not answer; {repository} is taken from the cache");
+            return Ok(folder(index));
+        }
+        (Err(error), None) => return Err(failed(error)),
+    };
+    let files: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
     for file in wanted(&files) {
         repo.get(file).map_err(failed)?;
     }
@@ -51,7 +62,10 @@ pub(super) fn fetch(repository: &str) -> Result<PathBuf, LoadError> {
 /// Of a repository's files those that this worker reads: small ones, and for each part the weights that come first in its search.
 fn wanted(files: &[String]) -> Vec<&str> {
     let is_small = |name: &str| [".json", ".txt"].iter().any(|end| name.ends_with(end)) && !name.ends_with(".index.json");
-    let in_part = |file: &str, part: &str| file.strip_prefix(part).and_then(|rest| rest.strip_prefix('/')).is_some_and(is_small);
+    // A name that leads out of its part is none of its files.
+    let in_part = |file: &str, part: &str| {
+        !file.contains("..") && file.strip_prefix(part).and_then(|rest| rest.strip_prefix('/')).is_some_and(is_small)
+    };
     let small =
         files.iter().map(String::as_str).filter(|file| PARTS.iter().any(|part| in_part(file, part)) || *file == "generation_config.json");
     let weights = PARTS.iter().filter_map(|part| {

@@ -75,7 +75,7 @@ impl Pipeline for InferencePipeline {
         drop(span);
 
         // 3. Prepare timesteps.
-        let plan = SamplingPlan::for_request(&self.scheduler, &config)?;
+        let plan = SamplingPlan::new(&self.scheduler, config.sampler, config.schedule, config.steps)?;
 
         // 4. Prepare latents.
         let mut rng = TorchRng::new(config.seed);
@@ -223,6 +223,7 @@ impl InferencePipeline {
             cancellation: CancellationToken::new(),
             accepted_at: Instant::now(),
             span: Span::none(),
+            place: None,
             response_tx,
         };
         let mut generation = self.begin(&request)?;
@@ -236,7 +237,7 @@ impl InferencePipeline {
         for prompt in prompts {
             let tokens = self.tokenizer.encode(prompt)?;
             if let Some(cut) = tokens.cut {
-                warnings.push(format!("the prompt is too long for the model; this part of it was not read: \"{cut}\""));
+                warnings.push(format!("a prompt is too long for the model; this part of it was not read: \"{cut}\""));
             }
             rows.push(Tensor::new(tokens.ids, &self.device)?);
         }

@@ -16,7 +16,12 @@ pub enum ModelFiles {
     /// Embedded in this binary.
     Embedded(&'static [(&'static str, &'static [u8])]),
     /// A directory.
-    Directory(PathBuf),
+    Directory {
+        /// Where it is.
+        path: PathBuf,
+        /// What the model is called.
+        id: String,
+    },
 }
 
 /// Names under which weights are looked for, in this order.
@@ -37,27 +42,28 @@ impl ModelFiles {
             #[cfg(not(feature = "builtin-model"))]
             return Err(LoadError::NotFound("this binary has no built-in model; give a directory with --model".to_owned()));
         }
-        let path = if hub::is_repository(model) { hub::fetch(model)? } else { PathBuf::from(model) };
+        if hub::is_repository(model) {
+            return Ok(Self::Directory { path: hub::fetch(model)?, id: model.to_owned() });
+        }
+        let path = PathBuf::from(model);
         if path.join("model_index.json").is_file() {
-            Ok(Self::Directory(path))
+            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let id = whole.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+            Ok(Self::Directory { path, id })
         } else if path.is_dir() {
             Err(LoadError::MissingFile(path.join("model_index.json")))
         } else {
-            Err(LoadError::NotFound(format!(
-                "there is no model {model}: --model takes \"builtin\", a directory in the layout of diffusers, or a repository such as owner/name"
-            )))
+            let help = "--model takes \"builtin\", a directory in the layout of diffusers, or a repository such as owner/name";
+            Err(LoadError::NotFound(format!("there is no model {model}: {help}")))
         }
     }
 
     /// The name of the model.
     #[must_use]
-    pub fn id(&self) -> String {
+    pub fn id(&self) -> &str {
         match self {
-            Self::Embedded(_) => "builtin".to_owned(),
-            Self::Directory(path) => {
-                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-                path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
-            }
+            Self::Embedded(_) => "builtin",
+            Self::Directory { id, .. } => id,
         }
     }
 
@@ -66,7 +72,7 @@ impl ModelFiles {
     pub fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Embedded(_) => Path::new("builtin").join(name),
-            Self::Directory(path) => path.join(name),
+            Self::Directory { path, .. } => path.join(name),
         }
     }
 
@@ -80,7 +86,7 @@ impl ModelFiles {
                 let file = files.iter().find(|(path, _)| *path == name);
                 file.map(|(_, bytes)| Cow::Borrowed(*bytes)).ok_or_else(|| LoadError::MissingFile(self.path(name)))
             }
-            Self::Directory(_) => {
+            Self::Directory { .. } => {
                 let path = self.path(name);
                 match std::fs::read(&path) {
                     Ok(bytes) => Ok(Cow::Owned(bytes)),
@@ -94,7 +100,7 @@ impl ModelFiles {
     fn exists(&self, name: &str) -> bool {
         match self {
             Self::Embedded(files) => files.iter().any(|(path, _)| *path == name),
-            Self::Directory(_) => self.path(name).is_file(),
+            Self::Directory { .. } => self.path(name).is_file(),
         }
     }
 
@@ -119,7 +125,7 @@ impl ModelFiles {
                 let Cow::Borrowed(bytes) = self.read(&name)? else { return Err(LoadError::MissingFile(path)) };
                 VarBuilder::from_slice_safetensors(bytes, dtype, device)
             }
-            Self::Directory(_) => map_weights(&path, dtype, device),
+            Self::Directory { .. } => map_weights(&path, dtype, device),
         };
         match vb {
             Ok(vb) => Ok((path, vb)),

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptTokenizer};
 use crate::{
-    common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Steps},
+    common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
     device,
     models::{AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel},
     schedulers::SchedulerConfig,
@@ -61,7 +61,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let tokenizer = PromptTokenizer::load(files, text.max_position_embeddings)?;
     check_fit(files, &text, &unet, &vae, &tokenizer)?;
     let info = ModelInfo {
-        id: files.id(),
+        id: files.id().to_owned(),
         device: device::describe(device),
         dtype: dtype.as_str(),
         max_pixels: options.max_pixels,
@@ -70,6 +70,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         defaults: defaults(files, &unet, &vae, &scheduler)?,
     };
 
+    if info.defaults.size.pixels() > info.max_pixels {
+        return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
+    }
     let text_encoder = build(files, "text_encoder", dtype, device, |vb| ClipTextModel::new(&text, vb))?;
     let unet = build(files, "unet", dtype, device, |vb| UNet2DConditionModel::new(unet, vb))?;
     let vae = build(files, "vae", dtype, device, |vb| AutoencoderKl::new(vae, vb))?;
@@ -132,5 +135,7 @@ fn defaults(
         warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
         Sampler::Euler
     });
-    Ok(ModelDefaults { size, steps: config.num_inference_steps, guidance_scale: config.guidance_scale, sampler })
+    let own = if scheduler.use_karras_sigmas { Schedule::Karras } else { Schedule::Default };
+    let schedule = if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default };
+    Ok(ModelDefaults { size, steps: config.num_inference_steps, guidance_scale: config.guidance_scale, sampler, schedule })
 }

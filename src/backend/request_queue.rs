@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{
+    OwnedSemaphorePermit,
+    mpsc::{self, UnboundedReceiver, UnboundedSender},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -31,9 +34,13 @@ impl RequestQueue {
     /// # Errors
     /// Gives the request back if the engine is gone.
     pub fn add_request(&self, request: GenerationRequest) -> Result<(), Box<GenerationRequest>> {
-        self.sender.send(request).map_err(|error| Box::new(error.0))?;
-        metrics::gauge!("sdw_requests_waiting").increment(1);
-        Ok(())
+        // Before the engine can take it down again.
+        let waiting = metrics::gauge!("sdw_requests_waiting");
+        waiting.increment(1);
+        self.sender.send(request).map_err(|error| {
+            waiting.decrement(1);
+            Box::new(error.0)
+        })
     }
 }
 
@@ -56,6 +63,8 @@ pub struct GenerationRequest {
     pub accepted_at: Instant,
     /// The request's span, so that what the engine logs is found under it.
     pub span: Span,
+    /// Its place among those that may wait or run, given back when the request is dropped. The engine does not look at it.
+    pub place: Option<OwnedSemaphorePermit>,
     /// Where the answers go: any number of `Progress` and `Preview`, then one `Complete` or `Error`.
     pub response_tx: UnboundedSender<GenerationResponse>,
 }
@@ -69,7 +78,7 @@ pub enum GenerationResponse {
     Preview {
         /// Counts the previews of a request from 0.
         index: u8,
-        /// The picture, at the size of the latents.
+        /// The picture, at its full size.
         image: EncodedImage,
     },
     /// The picture. The last response.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help text")]
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -16,16 +16,12 @@ use crate::{
 #[command(
     name = "sd-worker",
     version,
-    args_conflicts_with_subcommands = true,
-    after_help = "Without a command, sd-worker serves. Try:\n  sd-worker generate \"a fox on a blue background\" -o fox.png"
+    after_help = "Without a command, sd-worker serves, and takes the options of serve. Try:\n  sd-worker generate \"a fox on a blue background\" -o fox.png"
 )]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Option<Command>,
-    /// How to serve, where no command is given.
-    #[command(flatten)]
-    pub serve: ServeArgs,
+    pub command: Command,
     /// What is logged.
     #[command(flatten)]
     pub logs: LogArgs,
@@ -128,9 +124,9 @@ pub struct GenerateArgs {
     /// The solver: ddim, euler, euler_a, dpmpp_2m [default: the model's]
     #[arg(long)]
     pub sampler: Option<Sampler>,
-    /// How noise levels are spaced: default, karras
-    #[arg(long, default_value = "default")]
-    pub schedule: Schedule,
+    /// How noise levels are spaced: default, karras [default: the model's]
+    #[arg(long)]
+    pub schedule: Option<Schedule>,
     /// Width in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<u32>,
@@ -168,4 +164,50 @@ pub enum ModelsCommand {
         /// The directory to write; it must be new or empty
         directory: PathBuf,
     },
+}
+
+/// Adds the command that is meant where none is given, `serve`, so that an orchestrator can start the worker with options alone.
+pub fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    let says_more =
+        |arg: &OsString| ["serve", "generate", "models", "help", "-h", "--help", "-V", "--version"].iter().any(|word| arg == word);
+    let is_option = |arg: &OsString| arg.to_string_lossy().starts_with('-');
+    if !args.iter().skip(1).any(says_more) && args.get(1).is_none_or(is_option) {
+        args.insert(1.min(args.len()), "serve".into());
+    }
+    args
+}
+
+/// clap's message with its reason moved to the last line, where orchestrators look for it.
+#[must_use]
+pub fn reason_last(message: &str) -> String {
+    let (reasons, rest): (Vec<&str>, Vec<&str>) = message.trim_end().split("\n\n").partition(|part| part.starts_with("error: "));
+    let reason = reasons.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{}\n\n{reason}", rest.join("\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(args: &str) -> String {
+        let args = args.split(' ').map(OsString::from);
+        with_command(args).iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn options_alone_mean_serve() {
+        assert_eq!(completed("sd-worker"), "sd-worker serve");
+        assert_eq!(completed("sd-worker --port 0"), "sd-worker serve --port 0");
+        for same in
+            ["sd-worker --log-level warn models list", "sd-worker --help", "sd-worker -V", "sd-worker generate -o a.png", "sd-worker dance"]
+        {
+            assert_eq!(completed(same), same);
+        }
+    }
+
+    #[test]
+    fn the_reason_of_a_usage_error_comes_last() {
+        assert_eq!(reason_last("error: a\n  b\n\nUsage: x\n\nFor more\n"), "Usage: x\n\nFor more\n\nerror: a b");
+    }
 }

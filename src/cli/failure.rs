@@ -1,6 +1,6 @@
 //! Why the process ends, and with which code.
 
-use std::{error::Error, net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
     backend::{GenerationError, LoadError},
@@ -12,7 +12,7 @@ use crate::{
 pub enum Failure {
     /// Arguments that do not fit each other, or the model.
     #[error("{} {}", .0.name, .0)]
-    Usage(#[from] InvalidValue),
+    Usage(InvalidValue),
     /// Settings that are not safe or not possible.
     #[error("{0}")]
     Configuration(String),
@@ -67,21 +67,14 @@ impl Failure {
             ) => 66,
             Self::Generation(_) | Self::Internal(_) => 70,
             Self::Output { .. } => 73,
-            Self::Configuration(_) => 78,
+            Self::Configuration(_) | Self::Model(LoadError::Limit { .. }) => 78,
         }
     }
+}
 
-    /// The message with all its causes, in one line.
-    #[must_use]
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            // candle puts a backtrace after its message.
-            let message = error.to_string();
-            text = format!("{text}: {}", message.lines().next().unwrap_or_default());
-            cause = error.source();
-        }
-        text
+// Not derived, since the value is the message and not a cause of it.
+impl From<InvalidValue> for Failure {
+    fn from(error: InvalidValue) -> Self {
+        Self::Usage(error)
     }
 }

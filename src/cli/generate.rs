@@ -16,7 +16,7 @@ use tracing::Span;
 
 use super::{Failure, GenerateArgs};
 use crate::{
-    backend::{self, Generation, GenerationError, GenerationRequest, ImageMetadata, LoadOptions, ModelFiles, Pipeline},
+    backend::{self, Generation, GenerationRequest, ImageMetadata, LoadOptions, ModelFiles, Pipeline},
     common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, Seed},
 };
 
@@ -26,7 +26,9 @@ use crate::{
 /// When the arguments do not fit the model, the model does not load or work, or a file cannot be written.
 pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let output = OutputConfig { format: format_of(&args.output)?, ..OutputConfig::default() };
-    check_folder(&args.output)?;
+    for file in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
+        check_folder(file)?;
+    }
 
     let started = Instant::now();
     let device = args.model.device.open().map_err(backend::LoadError::from)?;
@@ -87,7 +89,7 @@ fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Resul
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler: args.sampler.unwrap_or(defaults.sampler),
-        schedule: args.schedule,
+        schedule: args.schedule.unwrap_or(defaults.schedule),
     };
     // Nobody listens: the generation is moved forward right here.
     let (response_tx, _) = mpsc::unbounded_channel();
@@ -100,6 +102,7 @@ fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Resul
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
         span: Span::none(),
+        place: None,
         response_tx,
     })
 }
@@ -147,7 +150,8 @@ impl<'a> Record<'a> {
 
     fn write(&self) -> Result<(), Failure> {
         self.path.map_or(Ok(()), |path| {
-            candle_core::safetensors::save(&self.tensors, path).map_err(|error| Failure::Generation(GenerationError::Model(error)))
+            let failed = |error| Failure::Output { path: path.to_owned(), source: std::io::Error::other(error) };
+            candle_core::safetensors::save(&self.tensors, path).map_err(failed)
         })
     }
 }

@@ -5,7 +5,7 @@ mod failure;
 mod generate;
 mod models;
 
-pub use args::{Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, ServeArgs};
+pub use args::{Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, ServeArgs, reason_last, with_command};
 pub use failure::Failure;
 pub use generate::generate;
 pub use models::models;

@@ -15,18 +15,6 @@ pub enum ImageFormat {
     Webp,
 }
 
-impl ImageFormat {
-    /// The name in the API.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Png => "png",
-            Self::Jpeg => "jpeg",
-            Self::Webp => "webp",
-        }
-    }
-}
-
 /// What is made of the pictures on their way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputConfig {

@@ -1,5 +1,6 @@
 //! Plain data that every room of the crate speaks: settings of a generation, identifiers, the state of the worker.
 
+mod error_chain;
 mod image_format;
 mod lifecycle;
 mod model_info;
@@ -9,6 +10,7 @@ mod sampler;
 mod sampling_config;
 mod torch_rng;
 
+pub use error_chain::error_chain;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use lifecycle::Lifecycle;
 pub use model_info::{ModelDefaults, ModelInfo};

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{GuidanceScale, ImageSize, InvalidValue, Sampler, SamplingConfig, Steps};
+use super::{GuidanceScale, ImageSize, InvalidValue, Sampler, SamplingConfig, Schedule, Steps};
 
 /// The loaded model: its name, what it runs on, and what it does when a request does not say.
 #[derive(Debug, Clone, Serialize)]
@@ -55,4 +55,6 @@ pub struct ModelDefaults {
     pub guidance_scale: GuidanceScale,
     /// The checkpoint's own sampler.
     pub sampler: Sampler,
+    /// The checkpoint's own schedule.
+    pub schedule: Schedule,
 }

@@ -36,16 +36,25 @@ struct Backlog {
 /// The right to have some pictures made. What is left of its steps leaves the backlog when it is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _permits: OwnedSemaphorePermit,
+    /// Places that no request has taken along yet.
+    places: OwnedSemaphorePermit,
     backlog: Arc<Backlog>,
     steps_left: u64,
 }
 
-/// There is no room.
+/// Why there is no permit.
 #[derive(Debug, PartialEq, Eq)]
-pub struct QueueFull {
-    /// When to try again, from the measured time of a step and the steps that wait.
-    pub retry_after: Duration,
+pub enum Refusal {
+    /// There is no room at present.
+    Full {
+        /// When to try again, from the measured time of a step and the steps that wait.
+        retry_after: Duration,
+    },
+    /// There never is room for so many.
+    TooMany {
+        /// How many there is room for.
+        capacity: u32,
+    },
 }
 
 impl Admission {
@@ -61,19 +70,16 @@ impl Admission {
     ///
     /// # Errors
     /// When there is no room for all of them.
-    pub fn admit(&self, pictures: u32, steps: usize) -> Result<Permit, QueueFull> {
-        let Ok(permits) = Arc::clone(&self.permits).try_acquire_many_owned(pictures) else {
-            return Err(QueueFull { retry_after: self.backlog.time().clamp(Duration::from_secs(1), MAX_RETRY_AFTER) });
+    pub fn admit(&self, pictures: u32, steps: usize) -> Result<Permit, Refusal> {
+        if pictures > self.capacity {
+            return Err(Refusal::TooMany { capacity: self.capacity });
+        }
+        let Ok(places) = Arc::clone(&self.permits).try_acquire_many_owned(pictures) else {
+            return Err(Refusal::Full { retry_after: self.backlog.time().clamp(Duration::from_secs(1), MAX_RETRY_AFTER) });
         };
         let steps_left = u64::from(pictures) * steps as u64;
         self.backlog.steps.fetch_add(steps_left, Ordering::Relaxed);
-        Ok(Permit { _permits: permits, backlog: Arc::clone(&self.backlog), steps_left })
-    }
-
-    /// How many pictures there is room for in all.
-    #[must_use]
-    pub fn capacity(&self) -> u32 {
-        self.capacity
+        Ok(Permit { places, backlog: Arc::clone(&self.backlog), steps_left })
     }
 
     /// Waits until nothing waits or runs.
@@ -91,6 +97,12 @@ impl Backlog {
 }
 
 impl Permit {
+    /// A place for one picture. It is taken until the engine is done with the request that carries it, whether or not anybody still
+    /// waits for the answer.
+    pub(super) fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.places.split(1)
+    }
+
     /// Takes note of a step that is done.
     pub fn note(&mut self, progress: &Progress) {
         let done = 1.min(self.steps_left);
@@ -113,6 +125,13 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    fn retry_after(admission: &Admission) -> Duration {
+        match admission.admit(1, 1) {
+            Err(Refusal::Full { retry_after }) => retry_after,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn step(millis: u64) -> Progress {
         Progress { step: 1, total: 10, step_time: Duration::from_millis(millis) }
     }
@@ -121,18 +140,32 @@ mod tests {
     fn a_full_queue_says_when_to_come_back() {
         let admission = Admission::new(2);
         let mut permit = admission.admit(2, 10).unwrap();
-        assert_eq!(admission.admit(1, 1).unwrap_err().retry_after, FIRST_GUESS * 20);
+        assert_eq!(retry_after(&admission), FIRST_GUESS * 20);
         for _ in 0..10 {
             permit.note(&step(2000));
         }
-        let retry_after = admission.admit(1, 1).unwrap_err().retry_after;
-        assert!((Duration::from_secs(18)..Duration::from_secs(20)).contains(&retry_after), "10 steps of nearly 2 s, not {retry_after:?}");
+        let wait = retry_after(&admission);
+        assert!((Duration::from_secs(18)..Duration::from_secs(20)).contains(&wait), "10 steps of nearly 2 s, not {wait:?}");
         for _ in 0..10 {
             permit.note(&step(600_000));
         }
         drop(permit);
         let _room = admission.admit(2, 1000).unwrap();
-        assert_eq!(admission.admit(1, 1).unwrap_err().retry_after, MAX_RETRY_AFTER);
+        assert_eq!(retry_after(&admission), MAX_RETRY_AFTER);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_at_all_is_not_asked_to_come_back() {
+        assert_eq!(Admission::new(2).admit(3, 1).unwrap_err(), Refusal::TooMany { capacity: 2 });
+    }
+
+    #[test]
+    fn a_place_is_taken_for_as_long_as_its_request_lives() {
+        let admission = Admission::new(1);
+        let place = admission.admit(1, 1).unwrap().place().unwrap();
+        assert!(admission.admit(1, 1).is_err(), "the client is gone, the request is not");
+        drop(place);
+        assert!(admission.admit(1, 1).is_ok());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::admission::QueueFull;
+use super::admission::Refusal;
 use crate::{backend::GenerationError, common::InvalidValue};
 
 /// Tells `OpenAI`'s clients not to retry by themselves.
@@ -47,6 +47,10 @@ impl ApiError {
 
     pub(super) fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not take this method")
+    }
+
+    pub(super) fn unreadable_path(reason: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_path", format!("the path could not be read: {reason}"))
     }
 
     pub(super) fn no_such_model(id: &str) -> Self {
@@ -111,12 +115,17 @@ impl From<InvalidValue> for ApiError {
     }
 }
 
-impl From<QueueFull> for ApiError {
-    fn from(full: QueueFull) -> Self {
-        let retry_after = Some(full.retry_after);
-        let mut error = Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "the queue is full") };
-        error.body.kind = "rate_limit_error";
-        error
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full { retry_after } => {
+                let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "the queue is full");
+                error.retry_after = Some(retry_after);
+                error.body.kind = "rate_limit_error";
+                error
+            }
+            Refusal::TooMany { capacity } => Self::invalid_param("n", &format!("must be at most {capacity} on this worker")),
+        }
     }
 }
 
@@ -124,15 +133,17 @@ impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> Self {
         let message = error.to_string();
         let internal = |code: &'static str| Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message.clone());
+        // Doing the same again would end the same.
+        let hopeless = |code: &'static str| Self { never_retry: true, ..internal(code) };
         match error {
             GenerationError::Unsupported(invalid) => invalid.into(),
             // Nobody who asked for it is left to read it, unless it is the worker that cancels.
             GenerationError::Cancelled => Self::draining(),
-            GenerationError::NotANumber => internal("not_a_number"),
-            GenerationError::AllBlack => internal("black_image"),
-            GenerationError::Tokenizer(_) => internal("tokenizer_failed"),
+            GenerationError::NotANumber => hopeless("not_a_number"),
+            GenerationError::AllBlack => hopeless("black_image"),
+            GenerationError::Tokenizer(_) => hopeless("tokenizer_failed"),
             GenerationError::Model(_) => internal("model_failed"),
-            GenerationError::Encoding(_) => internal("encoding_failed"),
+            GenerationError::Encoding(_) => hopeless("encoding_failed"),
             GenerationError::Panicked(_) => internal("internal_error"),
         }
     }

@@ -23,6 +23,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         if essence != "application/json" {
             return Err(ApiError::not_json());
         }
+        // Said at once where the client says how much it means to send, so that it need not send it.
+        let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if length.is_some_and(|length: usize| length > MAX_BODY_BYTES) {
+            return Err(ApiError::body_too_large(MAX_BODY_BYTES));
+        }
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(error) if error.status() == 413 => ApiError::body_too_large(MAX_BODY_BYTES),
             other => ApiError::unreadable_body(&other.body_text()),

@@ -11,6 +11,7 @@ use axum::response::{
 };
 use futures::stream;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ApiError, Permit,
@@ -32,6 +33,7 @@ pub(super) struct ImageStream {
     permit: Permit,
     /// Pictures to come, the current one first; empty after the last event.
     responses: VecDeque<UnboundedReceiver<GenerationResponse>>,
+    stop: CancellationToken,
     greeted: bool,
 }
 
@@ -52,8 +54,8 @@ pub(super) fn respond(stream: ImageStream) -> Response {
 
 impl ImageStream {
     pub(super) fn new(pictures: Pictures) -> Self {
-        let Pictures { order, model, permit, responses } = pictures;
-        Self { order, model, permit, responses: responses.into(), greeted: false }
+        let Pictures { order, model, permit, responses, stop } = pictures;
+        Self { order, model, permit, responses: responses.into(), stop, greeted: false }
     }
 
     /// The next event, or `None` after the last.
@@ -64,7 +66,7 @@ impl ImageStream {
             self.greeted = true;
             return Some(Event::default().comment("accepted"));
         }
-        let response = images::next(current).await;
+        let response = images::next(current, &self.stop).await;
         let sent = match response {
             GenerationResponse::Progress(progress) => self.progress(&progress),
             GenerationResponse::Preview { index, image } => Sent::Event(partial_image(index, &image)),

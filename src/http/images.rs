@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::{
@@ -45,13 +46,15 @@ pub(super) struct Pictures {
     pub(super) permit: Permit,
     /// Where the answers for each picture come from, in order.
     pub(super) responses: Vec<UnboundedReceiver<GenerationResponse>>,
+    /// Ends the wait for answers, however long the step that runs may take.
+    pub(super) stop: CancellationToken,
 }
 
 /// Everything up to the queue: nothing is spent on a request before all of it is known to be right.
 fn accept(state: &AppState, id: &RequestId, request: ImagesRequest) -> Result<Pictures, ApiError> {
     let info = state.model()?;
     let order = request.into_order(&info)?;
-    let permit = state.admission.admit(order.count, order.config.steps.get())?;
+    let mut permit = state.admission.admit(order.count, order.config.steps.get())?;
     let accepted_at = Instant::now();
     let mut responses = Vec::new();
     for index in 0..order.count {
@@ -65,20 +68,21 @@ fn accept(state: &AppState, id: &RequestId, request: ImagesRequest) -> Result<Pi
             cancellation: state.stop.child_token(),
             accepted_at,
             span: Span::current(),
+            place: permit.place(),
             response_tx,
         };
         // The engine is gone only when the worker is going.
         state.queue.add_request(request).map_err(|_| ApiError::draining())?;
         responses.push(response_rx);
     }
-    Ok(Pictures { order, model: info.id.clone(), permit, responses })
+    Ok(Pictures { order, model: info.id.clone(), permit, responses, stop: state.stop.clone() })
 }
 
 impl Pictures {
     async fn collect(mut self) -> Result<ImagesResponse, ApiError> {
         let mut pictures = Vec::new();
         for mut responses in std::mem::take(&mut self.responses) {
-            pictures.push(last(&mut responses, &mut self.permit).await?);
+            pictures.push(last(&mut responses, &mut self.permit, &self.stop).await?);
         }
         let parameters = Parameters::new(&self.model, self.order.config);
         Ok(ImagesResponse::new(unix_seconds(), parameters, pictures, self.order.ignored))
@@ -86,9 +90,13 @@ impl Pictures {
 }
 
 /// Waits for the end of one picture.
-async fn last(responses: &mut UnboundedReceiver<GenerationResponse>, permit: &mut Permit) -> Result<Complete, ApiError> {
+async fn last(
+    responses: &mut UnboundedReceiver<GenerationResponse>,
+    permit: &mut Permit,
+    stop: &CancellationToken,
+) -> Result<Complete, ApiError> {
     loop {
-        match next(responses).await {
+        match next(responses, stop).await {
             GenerationResponse::Progress(progress) => permit.note(&progress),
             GenerationResponse::Preview { .. } => {}
             GenerationResponse::Complete(complete) => return Ok(*complete),
@@ -98,9 +106,13 @@ async fn last(responses: &mut UnboundedReceiver<GenerationResponse>, permit: &mu
 }
 
 /// The next response. An engine that is gone without a last word is an error like any other: no client waits for ever.
-pub(super) async fn next(responses: &mut UnboundedReceiver<GenerationResponse>) -> GenerationResponse {
+pub(super) async fn next(responses: &mut UnboundedReceiver<GenerationResponse>, stop: &CancellationToken) -> GenerationResponse {
     let gone = || GenerationResponse::Error(GenerationError::Panicked("the engine stopped".to_owned()));
-    responses.recv().await.unwrap_or_else(gone)
+    tokio::select! {
+        biased;
+        response = responses.recv() => response.unwrap_or_else(gone),
+        () = stop.cancelled() => GenerationResponse::Error(GenerationError::Cancelled),
+    }
 }
 
 /// Seconds since 1970.

@@ -54,7 +54,7 @@ pub fn router(state: AppState) -> Router {
         .route("/health", get(probes::readyz))
         .route("/metrics", get(metrics_endpoint::render))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{id}", get(models::show))
+        .route("/v1/models/{*id}", get(models::show))
         .route("/v1/images/generations", post(images::generations))
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })

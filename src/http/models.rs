@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
 
@@ -29,6 +29,7 @@ struct Defaults {
     num_inference_steps: usize,
     guidance_scale: f64,
     sampler: &'static str,
+    schedule: &'static str,
 }
 
 /// A list with one entry, or none while loading.
@@ -46,6 +47,7 @@ impl ModelObject {
             num_inference_steps: defaults.steps.get(),
             guidance_scale: defaults.guidance_scale.get(),
             sampler: defaults.sampler.name(),
+            schedule: defaults.schedule.name(),
         };
         // Nobody knows when a checkpoint was made.
         Self { object: "model", created: 0, owned_by: "sd-worker", info: ModelInfo::clone(info), defaults }
@@ -68,7 +70,8 @@ pub(super) async fn list(State(state): State<AppState>) -> Json<ModelList> {
     Json(ModelList { object: "list", data })
 }
 
-pub(super) async fn show(State(state): State<AppState>, Path(id): Path<String>) -> Result<Json<ModelObject>, ApiError> {
+pub(super) async fn show(State(state): State<AppState>, id: Result<Path<String>, PathRejection>) -> Result<Json<ModelObject>, ApiError> {
+    let Path(id) = id.map_err(|rejection| ApiError::unreadable_path(&rejection.body_text()))?;
     let info = state.model()?;
     if info.id == id { Ok(Json(ModelObject::new(&info))) } else { Err(ApiError::no_such_model(&id)) }
 }

@@ -113,13 +113,14 @@ impl ImagesRequest {
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
             sampler: self.sampler.unwrap_or(defaults.sampler),
-            schedule: self.schedule.unwrap_or_default(),
+            schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
         };
         info.check(&config)?;
 
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
-        let mut ignored: Vec<String> = self.others.into_iter().filter(|(_, value)| *value != "auto").map(|(name, _)| name).collect();
+        let mut ignored: Vec<String> =
+            self.others.into_iter().filter(|(name, value)| has_meaning(name, value)).map(|(name, _)| name).collect();
         let mut ignore_if = |given: bool, name: &str| {
             if given {
                 ignored.push(name.to_owned());
@@ -129,12 +130,14 @@ impl ImagesRequest {
         ignore_if(self.output_compression.is_some() && format != ImageFormat::Jpeg, "output_compression");
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.progress == Some(true) && !stream, "progress");
+        let negative_prompt = self.negative_prompt.unwrap_or_default();
+        ignore_if(!config.guidance_scale.is_guided() && !negative_prompt.as_str().is_empty(), "negative_prompt");
         ignored.sort();
 
         let default_output = OutputConfig::default();
         Ok(ImagesOrder {
             prompt: self.prompt,
-            negative_prompt: self.negative_prompt.unwrap_or_default(),
+            negative_prompt,
             config,
             output: OutputConfig {
                 format,
@@ -147,6 +150,17 @@ impl ImagesRequest {
             ignored,
         })
     }
+}
+
+/// The checkpoint's own schedule, if the sampler can be run with it.
+fn default_schedule(info: &ModelInfo, sampler: Option<Sampler>) -> Schedule {
+    let own = info.defaults.schedule;
+    if sampler.unwrap_or(info.defaults.sampler).check_schedule(own).is_ok() { own } else { Schedule::Default }
+}
+
+/// Whether a field that is not looked at asks for something else than what happens anyway.
+fn has_meaning(name: &str, value: &Value) -> bool {
+    !value.is_null() && value != "auto" && !(name == "background" && value == "opaque")
 }
 
 /// The answer.
@@ -262,7 +276,7 @@ impl ImagesResponse {
 #[derive(Debug, Serialize)]
 #[serde(tag = "type")]
 pub(super) enum ImageEvent {
-    /// A rough picture, of the size of the latents.
+    /// A rough picture.
     #[serde(rename = "image_generation.partial_image")]
     PartialImage {
         b64_json: String,

@@ -14,7 +14,7 @@ mod sigmas;
 
 pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 
-use crate::common::{InvalidValue, Sampler, SamplingConfig, Schedule, Steps};
+use crate::common::{InvalidValue, Sampler, Schedule, Steps};
 
 /// A whole sampling run, from noise to latents.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,14 +80,6 @@ impl SamplingPlan {
             Sampler::Dpmpp2m => dpmpp_2m::plan,
         };
         Ok(plan(config, schedule, steps.get()))
-    }
-
-    /// The plan that a request asks for.
-    ///
-    /// # Errors
-    /// As [`SamplingPlan::new`].
-    pub fn for_request(config: &SchedulerConfig, sampling: &SamplingConfig) -> Result<Self, InvalidValue> {
-        Self::new(config, sampling.sampler, sampling.schedule, sampling.steps)
     }
 
     /// How many earlier x0 the stages look back at.

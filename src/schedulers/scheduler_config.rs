@@ -120,13 +120,35 @@ impl Default for SchedulerConfig {
     }
 }
 
+/// Fields that change the samplers in ways that they are not written for, with the values at which they do not.
+const UNSUPPORTED: [(&str, &[&str]); 11] = [
+    ("algorithm_type", &["\"dpmsolver++\""]),
+    ("interpolation_type", &["\"linear\""]),
+    ("lambda_min_clipped", &["null", "\"-Infinity\"", "-Infinity"]),
+    ("sigma_max", &["null"]),
+    ("sigma_min", &["null"]),
+    ("solver_order", &["2"]),
+    ("solver_type", &["\"midpoint\""]),
+    ("timestep_type", &["\"discrete\""]),
+    ("use_beta_sigmas", &["null", "false"]),
+    ("use_exponential_sigmas", &["null", "false"]),
+    ("use_lu_lambdas", &["null", "false"]),
+];
+
 impl SchedulerConfig {
     /// Reads and checks `scheduler_config.json`.
     ///
     /// # Errors
     /// When it is no valid JSON, or asks for what cannot be.
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
-        let config: Self = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        let raw: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        for (field, supported) in UNSUPPORTED {
+            match raw.get(field).map(ToString::to_string) {
+                Some(value) if !supported.contains(&value.as_str()) => return Err(format!("{field} = {value} is not supported")),
+                _ => {}
+            }
+        }
+        let config: Self = serde_json::from_value(raw.into()).map_err(|e| e.to_string())?;
         config.check()?;
         Ok(config)
     }

@@ -34,6 +34,10 @@ fn a_prompt_becomes_a_file() {
         "2",
         "--width",
         "72",
+        "--height",
+        "64",
+        "--guidance-scale",
+        "4",
         "--sampler",
         "euler a",
         "--save-latents",
@@ -86,7 +90,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (vec!["generate", "a", "--guidance-scale", "NaN"], 64, "must be a number from 0 to 50, not NaN"),
         (vec!["generate", "a", "--sampler", "plms2"], 64, "must be one of ddim, euler, euler_a, dpmpp_2m, not \"plms2\""),
         (
-            vec!["generate", "a", "--width", "65"],
+            vec!["generate", "a", "--width", "65", "--height", "64"],
             64,
             "error: size must be WIDTHxHEIGHT with both multiples of 8 from 64 to 4096, not 65x64",
         ),
@@ -117,12 +121,17 @@ fn bad_arguments_are_refused_in_one_line() {
             "error: 0.0.0.0 can be reached by others, and nothing would keep them out; say --insecure if that is what you want",
         ),
         (vec!["serve", "--queue-capacity", "0"], 64, "0 is not in 1..=1000000"),
+        (vec!["generate", "a", "--save-latents", "no/such/folder/x.safetensors"], 73, "cannot write no/such/folder/x.safetensors"),
+        (vec!["generate", "a", "--max-pixels", "1000"], 78, "error: --max-pixels 1000 is less than the model's own "),
+        (vec!["--port", "70000"], 64, "70000 is not in 0..=65535"),
         (vec!["dance"], 64, "unrecognized subcommand"),
     ] {
         let output = run(&args);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
-        assert!(stderr.contains(message), "{args:?}: {stderr}");
+        let last = stderr.trim_end().lines().last().unwrap();
+        assert!(last.starts_with("error: ") && last.contains(message), "{args:?}: {stderr}");
+        assert_eq!(last.matches(message).count(), 1, "{last}");
         assert!(!stderr.contains("panicked"), "{stderr}");
     }
 }

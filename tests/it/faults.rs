@@ -29,8 +29,6 @@ fn copy_folder(from: &Path, to: &Path) {
 
 /// Loads a model and gives back the message it fails with.
 fn failure(model: &Path) -> String {
-    let output = binary().args(["generate", "a", "-o", "/dev/null/x.png"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(73), "the output is looked at first, so that nothing is written here");
     let folder = tempfile::tempdir().unwrap();
     let picture = folder.path().join("x.png");
     let output = binary().args(["generate", "a", "--steps", "1", "-o"]).arg(&picture).arg("--model").arg(model).output().unwrap();
@@ -128,6 +126,7 @@ fn impossible_configurations_are_errors() {
         ("scheduler/scheduler_config.json", "num_train_timesteps", json!(0), "num_train_timesteps"),
         ("scheduler/scheduler_config.json", "beta_end", json!(7), "between 0 and 1"),
         ("scheduler/scheduler_config.json", "prediction_type", json!("flow"), "flow"),
+        ("scheduler/scheduler_config.json", "use_beta_sigmas", json!(true), "use_beta_sigmas = true is not supported"),
     ] {
         let model = copy();
         edit(&model.path().join(file), |json| json[field] = value.clone());

@@ -2,8 +2,9 @@
 
 use reqwest::Client;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Worker, bytes, long, picture, small};
+use crate::support::{Worker, bytes, long, picture, small, steps};
 
 /// Answers are compared without what changes from run to run.
 fn snapshot(name: &str, answer: &Value) {
@@ -23,7 +24,7 @@ fn snapshot(name: &str, answer: &Value) {
 #[tokio::test]
 async fn a_prompt_becomes_a_picture() {
     let worker = Worker::ready(&[]);
-    let answer = worker.generate(&json!({ "prompt": "a fox on a blue background", "seed": 42 })).await;
+    let answer = worker.generate(&steps("a fox on a blue background", 15)).await;
     snapshot("answer", &answer);
     let picture = picture(&answer["data"][0]).to_rgb8();
     assert_eq!(format!("{}x{}", picture.width(), picture.height()), answer["size"].as_str().unwrap());
@@ -107,6 +108,7 @@ async fn a_field_without_effect_is_named() {
         ("user", json!("me")),
         ("background", json!("auto")),
         ("moderation", json!("auto")),
+        ("suffix", Value::Null),
         ("output_compression", json!(50)),
         ("partial_images", json!(2)),
         ("stepz", json!(5)),
@@ -115,6 +117,17 @@ async fn a_field_without_effect_is_named() {
     }
     let answer = worker.generate(&request).await;
     assert_eq!(answer["ignored"], json!(["model", "output_compression", "partial_images", "quality", "stepz", "style", "user"]));
+}
+
+#[tokio::test]
+async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
+    let worker = Worker::ready(&[]);
+    let mut request = small("a fox");
+    request["negative_prompt"] = "red".into();
+    assert_eq!(worker.generate(&request).await["ignored"], json!([]));
+    request["guidance_scale"] = 1.into();
+    request["background"] = "opaque".into();
+    assert_eq!(worker.generate(&request).await["ignored"], json!(["negative_prompt"]));
 }
 
 #[tokio::test]
@@ -217,10 +230,10 @@ async fn what_is_no_request_is_refused_in_the_same_form() {
         ("no prompt", post("{}")),
         ("steps twice", post("{\"prompt\": \"a\", \"steps\": 2, \"num_inference_steps\": 3}")),
         ("no content type", Client::new().post(&url).body("{}")),
-        ("20 MB", Client::new().post(&url).header("content-type", "application/json").body(vec![b' '; 20 << 20])),
         ("no UTF-8", Client::new().post(&url).header("content-type", "application/json").body(&b"{\"prompt\": \"\xff\"}"[..])),
         ("no such route", Client::new().get(worker.url("/v2"))),
         ("wrong method", Client::new().get(&url)),
+        ("a path that is no text", Client::new().get(worker.url("/v1/models/%ff"))),
     ] {
         let response = request.send().await.unwrap();
         assert!(response.headers().contains_key("x-request-id"), "{name}");
@@ -230,6 +243,44 @@ async fn what_is_no_request_is_refused_in_the_same_form() {
         refusals.push(format!("{name} -> {status} {error}"));
     }
     insta::assert_snapshot!(refusals.join("\n"));
+}
+
+#[tokio::test]
+async fn a_body_of_20_mb_is_refused_before_it_is_sent() {
+    let worker = Worker::ready(&[]);
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 20971520\r\n\r\n";
+    let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(answer.ends_with("{\"error\":{\"message\":\"the body must be at most 1048576 bytes\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"body_too_large\"}}"), "{answer}");
+}
+
+#[tokio::test]
+async fn more_pictures_than_the_queue_takes_are_refused_for_good() {
+    let worker = Worker::ready(&["--queue-capacity", "3"]);
+    let mut request = small("a fox");
+    request["n"] = 4.into();
+    let response = worker.post(&request).await;
+    assert_eq!(response.status(), 400);
+    assert_eq!(response.json::<Value>().await.unwrap()["error"]["message"], "n must be at most 3 on this worker");
+}
+
+#[tokio::test]
+async fn requests_that_nobody_waits_for_still_count_until_the_engine_drops_them() {
+    let worker = Worker::ready(&["--queue-capacity", "3"]);
+    let mut slow = long("slow");
+    slow["size"] = "1024x1024".into();
+    let running = worker.start(&slow).await;
+    for queue in [1.0, 2.0] {
+        let queued = tokio::spawn(Client::new().post(worker.url("/v1/images/generations")).json(&small("gone")).send());
+        worker.wait_for_metric("sdw_requests_waiting", |value| value >= queue).await;
+        queued.abort();
+    }
+    assert_eq!(worker.post(&small("no room")).await.status(), 429);
+    assert_eq!(worker.metric("sdw_requests_waiting").await.to_bits(), f64::to_bits(2.0));
+    running.abort();
 }
 
 #[tokio::test]
@@ -253,6 +304,7 @@ async fn a_full_queue_refuses_and_a_client_that_goes_makes_room() {
 
     running.abort();
     worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
-    worker.generate(&small("room again")).await;
+    // The place is free when the engine has let go of the request, which is after it has counted it.
+    while worker.post(&small("room again")).await.status() == 429 {}
     assert!(worker.metric("sdw_step_seconds_count").await < 1000.0, "the request that nobody waits for was not finished");
 }

@@ -69,9 +69,13 @@ async fn a_model_is_downloaded_once_and_then_found_offline() {
     assert_eq!(missing.status.code(), Some(66));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("is not in the cache"));
 
-    for env in [&[("HF_ENDPOINT", hub.as_str())][..], &offline[..]] {
+    // The hub, no network at all by choice, and a hub that is gone.
+    for env in [&[("HF_ENDPOINT", hub.as_str())][..], &offline[..], &[("HF_ENDPOINT", "http://127.0.0.1:1")][..]] {
         let output = generate("somebody/tiny", home.path(), env).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let picture = std::io::BufReader::new(fs::File::open(home.path().join("x.png")).unwrap());
+        let text = png::Decoder::new(picture).read_info().unwrap().info().uncompressed_latin1_text[0].text.clone();
+        assert!(text.contains("Model: somebody/tiny,"), "{text}");
     }
 }
 

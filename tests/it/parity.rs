@@ -52,6 +52,7 @@ impl Case {
             cancellation: CancellationToken::new(),
             accepted_at: Instant::now(),
             span: Span::none(),
+            place: None,
             response_tx: mpsc::unbounded_channel().0,
         }
     }

@@ -58,7 +58,7 @@ async fn an_idle_worker_ends_cleanly_on_both_signals() {
 #[tokio::test]
 async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
     let mut worker = Worker::ready(&["--drain-timeout", "600"]);
-    let running = worker.start(&steps("a fox", 40)).await;
+    let running = worker.start(&steps("a fox", 300)).await;
     worker.signal("TERM");
     // The signal is handled when the worker says that it is not ready.
     let refused = loop {
@@ -108,4 +108,36 @@ async fn probes_answer_before_the_model_is_loaded() {
     }
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0), "a worker that loads can be stopped");
+}
+
+#[tokio::test]
+async fn streams_end_with_an_error_even_if_a_step_does_not() {
+    // A step of a large picture takes longer than the drain; the request behind it never has its turn.
+    let mut worker = Worker::ready(&["--drain-timeout", "0"]);
+    let mut slow = long("slow");
+    slow["size"] = "1024x1024".into();
+    slow["stream"] = true.into();
+    let client = reqwest::Client::new();
+    let send = |request: &Value| client.post(worker.url("/v1/images/generations")).json(request).send();
+    let (running, waiting) = (send(&slow).await.unwrap(), send(&slow).await.unwrap());
+    worker.wait_for_metric("sdw_requests_running", |value| value > 0.0).await;
+    worker.signal("TERM");
+    for stream in [running, waiting] {
+        let text = stream.text().await.unwrap();
+        assert!(text.contains("event: error") && text.contains("shutting_down"), "{text}");
+    }
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_worker_whose_stderr_is_closed_works_on() {
+    let mut worker = Worker::ready(&["--log-level", "debug"]);
+    worker.close_stderr();
+    for seed in 0..3 {
+        let mut request = small("a fox");
+        request["seed"] = seed.into();
+        worker.generate(&request).await;
+    }
+    worker.signal("TERM");
+    assert_eq!(worker.wait().code(), Some(0));
 }

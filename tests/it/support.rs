@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -56,6 +56,10 @@ impl Worker {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
+    pub(crate) fn address(&self) -> (&'static str, u16) {
+        ("127.0.0.1", self.port)
+    }
+
     pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
         self.client.get(self.url(path)).send().await.unwrap()
     }
@@ -79,10 +83,11 @@ impl Worker {
         value.unwrap_or(0.0)
     }
 
-    /// Waits until a metric has a value that will do. Whoever calls it knows that it will come to that; the test runner's patience
-    /// is the only limit.
+    /// Waits until a metric has a value that will do. What never happens is told from what takes its time by minutes.
     pub(crate) async fn wait_for_metric(&self, name: &str, will_do: impl Fn(f64) -> bool) {
+        let started = Instant::now();
         while !will_do(self.metric(name).await) {
+            assert!(started.elapsed() < Duration::from_mins(3), "{name} stays at {}", self.metric(name).await);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -106,6 +111,11 @@ impl Worker {
         self.child.wait().unwrap()
     }
 
+    /// As when the one who read it is gone.
+    pub(crate) fn close_stderr(&mut self) {
+        drop(self.child.stderr.take());
+    }
+
     /// What is left on stderr, once the process has ended.
     pub(crate) fn stderr(&mut self) -> String {
         let _ = self.child.kill();
@@ -124,12 +134,17 @@ impl Drop for Worker {
 
 /// The smallest real request.
 pub(crate) fn small(prompt: &str) -> Value {
-    json!({ "prompt": prompt, "steps": 2, "seed": 1, "size": "64x64" })
+    steps(prompt, 2)
 }
 
 /// A request that takes long enough to be met while it runs.
 pub(crate) fn long(prompt: &str) -> Value {
-    json!({ "prompt": prompt, "steps": 1000, "seed": 1, "size": "64x64" })
+    steps(prompt, 1000)
+}
+
+/// A small request of so many steps, with everything said that a model could have a default for.
+pub(crate) fn steps(prompt: &str, steps: u32) -> Value {
+    json!({ "prompt": prompt, "steps": steps, "seed": 1, "size": "64x64", "guidance_scale": 4, "sampler": "ddim", "schedule": "default" })
 }
 
 /// The picture in an answer's base64.
@@ -141,9 +156,4 @@ pub(crate) fn picture(data: &Value) -> image::DynamicImage {
 pub(crate) fn bytes(data: &Value) -> Vec<u8> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     BASE64_STANDARD.decode(data["b64_json"].as_str().unwrap()).unwrap()
-}
-
-/// A small request of so many steps.
-pub(crate) fn steps(prompt: &str, steps: u32) -> Value {
-    json!({ "prompt": prompt, "steps": steps, "seed": 1, "size": "64x64" })
 }

@@ -23,6 +23,9 @@ use crate::{
 struct FakePipeline {
     begun: Mutex<Vec<String>>,
     steps: AtomicUsize,
+    finished: AtomicUsize,
+    /// The client of the request "leave at step 3".
+    client: Mutex<Option<UnboundedReceiver<GenerationResponse>>>,
 }
 
 struct FakeGeneration {
@@ -61,6 +64,9 @@ impl Generation for FakeGeneration {
         if self.prompt == "cancel at step 3" && done == 3 {
             self.client.cancel();
         }
+        if self.prompt == "leave at step 3" && done == 3 {
+            self.pipeline.client.lock().unwrap().take();
+        }
         Ok(())
     }
 
@@ -69,6 +75,7 @@ impl Generation for FakeGeneration {
     }
 
     fn finish(self) -> Result<RgbImage, GenerationError> {
+        self.pipeline.finished.fetch_add(1, Ordering::SeqCst);
         Ok(RgbImage::new(8, 8))
     }
 
@@ -95,6 +102,7 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
         span: Span::none(),
+        place: None,
         response_tx,
     };
     (request, responses)
@@ -103,14 +111,18 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
 /// Serves `requests` one after the other, with everything queued before the engine starts, until the queue is closed.
 async fn serve_all(requests: Vec<GenerationRequest>) -> Arc<FakePipeline> {
     let pipeline = Arc::new(FakePipeline::default());
+    serve_all_with(&pipeline, requests).await;
+    pipeline
+}
+
+async fn serve_all_with(pipeline: &Arc<FakePipeline>, requests: Vec<GenerationRequest>) {
     let (queue, receiver) = RequestQueue::new();
     for request in requests {
         queue.add_request(request).unwrap();
     }
-    let engine = GenerationEngine::new(Arc::clone(&pipeline), receiver).start();
+    let engine = GenerationEngine::new(Arc::clone(pipeline), receiver).start();
     drop(queue);
     tokio::time::timeout(Duration::from_mins(1), engine).await.expect("a closed queue ends the loop").unwrap();
-    pipeline
 }
 
 /// All answers to one request, in short.
@@ -182,20 +194,20 @@ async fn a_cancelled_request_stops_at_its_next_step() {
 
 #[tokio::test]
 async fn a_dropped_receiver_stops_the_request_at_its_next_step() {
-    let (request, mut responses) = request("long", 1000, 0);
-    let pipeline = Arc::new(FakePipeline::default());
-    let (queue, receiver) = RequestQueue::new();
-    let (next, next_responses) = self::request("next", 1, 0);
-    // The receiver is dropped from within the first answer's arrival on, however far the engine has come by then.
-    let engine = GenerationEngine::new(Arc::clone(&pipeline), receiver).start();
-    queue.add_request(request).unwrap();
-    assert!(matches!(responses.recv().await, Some(GenerationResponse::Progress(_))));
-    drop(responses);
-    queue.add_request(next).unwrap();
-    drop(queue);
-    engine.await.unwrap();
-    assert_eq!(*pipeline.begun.lock().unwrap(), ["long", "next"]);
+    let (leaving, responses) = request("leave at step 3", 1000, 0);
+    let (next, next_responses) = request("next", 1, 0);
+    let pipeline = Arc::new(FakePipeline { client: Mutex::new(Some(responses)), ..FakePipeline::default() });
+    serve_all_with(&pipeline, vec![leaving, next]).await;
+    assert_eq!(pipeline.steps.load(Ordering::SeqCst), 3 + 1, "three steps, and the one of the next request");
     assert_eq!(transcript(next_responses), ["step 1/1", "complete, only a fake of next"]);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_last_step_costs_no_decoding() {
+    let (leaving, responses) = request("leave at step 3", 3, 0);
+    let pipeline = Arc::new(FakePipeline { client: Mutex::new(Some(responses)), ..FakePipeline::default() });
+    serve_all_with(&pipeline, vec![leaving]).await;
+    assert_eq!(pipeline.finished.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
