@@ -1,7 +1,7 @@
 //! The operations that the networks are made of, behind one function or layer each: fast kernels on a CPU, candle's own elsewhere.
 //!
 //! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers. On a CPU the channels
-//! of an image are last in memory, which only this room knows: see [`cpu`].
+//! of an image are last in memory, which only this room knows: see `cpu/mod.rs`.
 
 mod activation;
 mod attention;
