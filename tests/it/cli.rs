@@ -65,7 +65,7 @@ fn an_exported_model_makes_the_same_picture() {
     let folder = tempfile::tempdir().unwrap();
     let (model, ours, theirs) = (path(&folder, "model"), path(&folder, "a.png"), path(&folder, "b.png"));
     assert!(run(&["models", "export", "builtin", &model]).status.success());
-    for part in ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json", "LICENSES.md"] {
+    for part in ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json", "LICENSES.md"] {
         assert!(Path::new(&model).join(part).is_file(), "{part}");
     }
     for (file, name) in [(&ours, "builtin"), (&theirs, model.as_str())] {

@@ -168,7 +168,7 @@ async fn png_files_say_how_they_were_made() {
 
 #[tokio::test]
 async fn bad_requests_are_refused_with_the_reason() {
-    let worker = Worker::ready(&["--max-pixels", "10000"]);
+    let worker = Worker::ready(&["--max-pixels", "65536"]);
     let mut refusals = Vec::new();
     let long_prompt = "x".repeat(33_000);
     for (name, value) in [

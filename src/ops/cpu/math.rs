@@ -1,6 +1,6 @@
 //! Functions of one number without branches, written so that the compiler turns loops over them into vector code.
 
-/// `e^x`, with a relative error of at most 2e-7; 0 below about -87, never infinite above 88.
+/// `e^x`, with a relative error of at most 2e-7; 0 below -87, and as at 88 above it.
 #[inline(always)]
 pub(in crate::ops) fn exp(x: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits

@@ -26,9 +26,13 @@ const STRIP: usize = 32;
 /// Tiles of a task of the matrix products.
 const TASK_TILES: usize = 48;
 
-/// Whether it is faster than summing directly: the transforms cost as much for one output channel as for many.
+/// The largest layers, `channels * outputs`, that are transformed. Weights grow to four times their size, and those of the coarsest
+/// levels are most of a large model, while the work is elsewhere.
+const LARGEST: usize = 1 << 20;
+
+/// Whether it is worth its memory, and faster than summing directly: the transforms cost as much for one output channel as for many.
 pub(super) fn pays(channels: usize, outputs: usize) -> bool {
-    channels >= 16 && outputs >= 16
+    channels >= 16 && outputs >= 16 && channels * outputs <= LARGEST
 }
 
 /// Transformed weights: a matrix `(channels, outputs)` for each point.
