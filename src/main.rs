@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
@@ -86,7 +87,7 @@ fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
             args.host
         )));
     }
-    let runtime = Runtime::new().map_err(|error| Failure::Internal(format!("no runtime: {error}")))?;
+    let runtime = Runtime::new().context("no runtime").map_err(Failure::Internal)?;
     let outcome = runtime.block_on(serve(args, log_format));
     // A step that is still running is not waited for: it could take minutes, and its client is gone.
     runtime.shutdown_background();
@@ -95,7 +96,7 @@ fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
 
 async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let metrics = http::install_recorder().map_err(|error| Failure::Internal(format!("no metrics: {error}")))?;
+    let metrics = http::install_recorder().context("no metrics").map_err(Failure::Internal)?;
     tokio::spawn(keep_up(metrics.clone()));
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Failure::Port { address, source })?;
@@ -130,7 +131,7 @@ async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
 
     tokio::select! {
         () = signals.next() => {}
-        _ = &mut engine => return Err(Failure::Internal("the engine stopped".to_owned())),
+        _ = &mut engine => return Err(Failure::Internal(anyhow!("the engine stopped"))),
     }
     info!("stopping: requests that run have {} s to finish", args.drain_timeout);
     lifecycle.send_replace(Lifecycle::Draining);
@@ -166,7 +167,7 @@ async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
         pipeline.self_test().map_err(LoadError::SelfTest)?;
         Ok(pipeline)
     };
-    let loaded = tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Internal(format!("loading the model: {error}")))?;
+    let loaded = tokio::task::spawn_blocking(work).await.context("loading the model").map_err(Failure::Internal)?;
     Ok(loaded?)
 }
 
@@ -178,7 +179,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::Internal(format!("no signals: {error}")));
+        let listen = |kind| signal(kind).context("no signals").map_err(Failure::Internal);
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 

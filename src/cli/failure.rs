@@ -41,8 +41,8 @@ pub enum Failure {
         source: std::io::Error,
     },
     /// The process is not in a state to work.
-    #[error("{0}")]
-    Internal(String),
+    #[error(transparent)]
+    Internal(anyhow::Error),
 }
 
 impl Failure {
