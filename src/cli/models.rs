@@ -1,6 +1,6 @@
 //! `sd-worker models`.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::{Failure, ModelsCommand};
 
@@ -26,6 +26,8 @@ fn export(_: &Path) -> Result<(), Failure> {
 
 #[cfg(feature = "builtin-model")]
 fn export(directory: &Path) -> Result<(), Failure> {
+    use std::fs;
+
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| Failure::Output { path, source }
