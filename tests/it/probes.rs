@@ -141,3 +141,15 @@ async fn a_worker_whose_stderr_is_closed_works_on() {
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_second_signal_does_not_wait() {
+    let mut worker = Worker::ready(&["--drain-timeout", "600"]);
+    let running = worker.start(&long("a fox")).await;
+    worker.signal("TERM");
+    // Two signals at once would be one.
+    while worker.get("/readyz").await.status() == 200 {}
+    worker.signal("TERM");
+    assert_eq!(running.await.unwrap().status(), 503);
+    assert_eq!(worker.wait().code(), Some(0));
+}
