@@ -53,11 +53,10 @@ impl Conv2d {
     pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, config.kernel, config.kernel), "weight")?;
         let bias = vb.get(out_channels, "bias")?;
-        let weights = if cpu::is_fast(&weight) {
-            let bias = bias.to_vec1()?;
-            let packed =
-                cpu::Rows::new(&weight)?.with(|weight| Ok(cpu::PackedConv::new(weight, in_channels, out_channels, bias, config)))?;
-            Weights::Packed(Box::new(packed))
+        let weights = if let Some(storage) = cpu::storage(&weight) {
+            let bias = cpu::numbers(&bias)?;
+            let pack = |weight: &[f32]| Ok(cpu::PackedConv::new(storage, weight, in_channels, bias, config));
+            Weights::Packed(Box::new(cpu::with_numbers(&weight, pack)?))
         } else {
             Weights::Plain { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
         };

@@ -42,12 +42,12 @@ impl Linear {
     }
 
     fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        if !cpu::is_fast(weight) {
+        let Some(storage) = cpu::storage(weight) else {
             return Ok(Self(Weights::Plain(candle_nn::Linear::new(weight.clone(), bias.cloned()))));
-        }
+        };
         let (outputs, inputs) = weight.dims2()?;
-        let bias = bias.map(Tensor::to_vec1).transpose()?;
-        let packed = cpu::Rows::new(weight)?.with(|weight| Ok(cpu::PackedLinear::new(weight, inputs, outputs, bias)))?;
+        let bias = bias.map(cpu::numbers).transpose()?;
+        let packed = cpu::with_numbers(weight, |weight| Ok(cpu::PackedLinear::new(storage, weight, inputs, outputs, bias)))?;
         Ok(Self(Weights::Packed(Box::new(packed))))
     }
 
@@ -86,24 +86,66 @@ impl Linear {
                 return activation.map_or(Ok(y.clone()), |activation| activation.forward(&y));
             }
         };
-        let mut dims = x.dims().to_vec();
-        if x.dim(D::Minus1)? != packed.inputs() {
-            candle_core::bail!("a linear layer of {} inputs got {:?}", packed.inputs(), x.shape());
-        }
-        let last = dims.len() - 1;
-        dims[last] = packed.outputs();
-        if residual.is_some_and(|residual| residual.dims() != dims) {
-            candle_core::bail!("a residual of another shape than the layer's {dims:?}");
-        }
-        let (rows, residual) = (cpu::Rows::new(x)?, residual.map(cpu::Rows::new).transpose()?);
-        let run = |residual: Option<&[f32]>| {
-            let epilogue = cpu::Epilogue { residual, activation, ..cpu::Epilogue::default() };
-            rows.with(|values| Ok(packed.forward(values, epilogue)))
+        run_packed(packed, x, residual, activation)
+    }
+}
+
+fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+    let mut dims = x.dims().to_vec();
+    if x.dim(D::Minus1)? != packed.inputs() {
+        candle_core::bail!("a linear layer of {} inputs got {:?}", packed.inputs(), x.shape());
+    }
+    let last = dims.len() - 1;
+    dims[last] = packed.outputs();
+    if residual.is_some_and(|residual| residual.dims() != dims) {
+        candle_core::bail!("a residual of another shape than the layer's {dims:?}");
+    }
+    let (rows, residual) = (cpu::Rows::new(x)?, residual.map(cpu::Rows::new).transpose()?);
+    let run = |residual: Option<&[f32]>| {
+        let epilogue = cpu::Epilogue { residual, activation, ..cpu::Epilogue::default() };
+        rows.with(|values| Ok(packed.forward(values, epilogue)))
+    };
+    let values = match &residual {
+        Some(residual) => residual.with(|residual| run(Some(residual)))?,
+        None => run(None)?,
+    };
+    Tensor::from_vec(values, dims, &Device::Cpu)
+}
+
+/// [GEGLU](https://arxiv.org/abs/2002.05202): a linear layer, the second half of whose outputs gates the first through a GELU.
+#[derive(Debug, Clone)]
+pub struct Geglu(Weights);
+
+impl Geglu {
+    /// Reads `weight` `(2 * out_features, in_features)` and `bias`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn new(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
+        let (weight, bias) = (vb.get((2 * out_features, in_features), "weight")?, vb.get(2 * out_features, "bias")?);
+        let Some(storage) = cpu::storage(&weight) else {
+            return Ok(Self(Weights::Plain(candle_nn::Linear::new(weight, Some(bias)))));
         };
-        let values = match &residual {
-            Some(residual) => residual.with(|residual| run(Some(residual)))?,
-            None => run(None)?,
-        };
-        Tensor::from_vec(values, dims, &Device::Cpu)
+        let bias = cpu::numbers(&bias)?;
+        let packed = cpu::with_numbers(&weight, |weight| {
+            Ok(cpu::PackedLinear::gated(pulp::Arch::new(), storage, weight, in_features, out_features, &bias))
+        })?;
+        Ok(Self(Weights::Packed(Box::new(packed))))
+    }
+
+    /// `(batch, tokens, in_features)` to `(batch, tokens, out_features)`.
+    ///
+    /// # Errors
+    /// When the last dimension is another, or the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Weights::Packed(packed) => run_packed(packed, x, None, None),
+            Weights::Plain(linear) => {
+                let both = linear.forward(x)?;
+                let channels = both.dim(D::Minus1)? / 2;
+                let (value, gate) = (both.narrow(D::Minus1, 0, channels)?, both.narrow(D::Minus1, channels, channels)?);
+                value * Activation::Gelu.forward(&gate.contiguous()?)?
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::UNet2DConditionConfig;
 use crate::{
     models::attention::{Attention, to_image, to_sequence},
-    ops::{GroupNorm, LayerNorm, Linear, geglu},
+    ops::{Geglu, GroupNorm, LayerNorm, Linear},
 };
 
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -83,17 +83,17 @@ impl BasicTransformerBlock {
 /// `FeedForward` with GEGLU.
 #[derive(Debug, Clone)]
 struct FeedForward {
-    proj: Linear,
+    proj: Geglu,
     out: Linear,
 }
 
 impl FeedForward {
     fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
         let inner = 4 * channels;
-        Ok(Self { proj: Linear::new(channels, 2 * inner, &vb.pp("0.proj"))?, out: Linear::new(inner, channels, &vb.pp("2"))? })
+        Ok(Self { proj: Geglu::new(channels, inner, &vb.pp("0.proj"))?, out: Linear::new(inner, channels, &vb.pp("2"))? })
     }
 
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.out.forward_add(&geglu(&self.proj.forward(x)?)?, residual)
+        self.out.forward_add(&self.proj.forward(x)?, residual)
     }
 }

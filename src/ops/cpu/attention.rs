@@ -1,20 +1,27 @@
 //! Attention that streams over the keys ([FlashAttention](https://arxiv.org/abs/2205.14135)): the scores of a block of queries and
 //! a block of keys are all that is ever kept.
+//!
+//! Everything is turned on its side: scores are kept `(keys, queries)` and sums `(head_dim, queries)`, so that a vector holds
+//! neighbouring queries. Then keys and values are read where they lie, the highest score and the total need no sums within a vector,
+//! and the scores of a block are in just the order in which the second product reads its weights.
 
-use pulp::Arch;
+#![allow(unsafe_code)]
+
+use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
 use super::{
+    epilogue::map,
     math::exp,
-    matmul::{Block, Epilogue, Inputs, MatrixRows, Panels, Shared},
+    matmul::multiply,
+    memory::{Shared, with_scratch, written},
+    panels::lanes,
 };
 
-/// Queries of a task.
-const QUERIES: usize = 48;
-/// Keys of a block: scores and values of a block stay in the second-level cache.
-const KEYS: usize = 512;
-/// Sums that are kept apart, so that they fill a vector.
-const LANES: usize = 16;
+/// Panels of queries of a task, which read each block of keys and values together.
+const PANELS: usize = 2;
+/// Keys of a block: its scores stay in the first-level cache.
+const KEYS: usize = 128;
 
 /// Sequences `(batch, tokens, heads * head_dim)`.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +35,6 @@ pub(in crate::ops) struct Sequences {
     pub(in crate::ops) causal: bool,
 }
 
-/// Keys and values of one block of one head.
-struct KeyBlock {
-    keys: Panels,
-    values: Panels,
-}
-
 /// `softmax(q k^T / sqrt(head_dim)) v` for each head.
 pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
     attention_with(Arch::new(), q, k, v, shape)
@@ -43,115 +44,132 @@ pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequence
 pub(super) fn attention_with(arch: Arch, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
     let Sequences { batch, heads, head_dim, queries, keys, .. } = shape;
     let width = heads * head_dim;
-    let blocks = keys.div_ceil(KEYS);
-    let pack = |index: usize| {
-        let (head, block) = (index / blocks, index % blocks);
-        let start = block * KEYS;
-        let count = KEYS.min(keys - start);
-        let at = |values: &[f32], key: usize, i: usize| values[(head / heads * keys + start + key) * width + head % heads * head_dim + i];
-        KeyBlock {
-            keys: Panels::new(arch, head_dim, count, |i, key| at(k, key, i)),
-            values: Panels::new(arch, count, head_dim, |key, i| at(v, key, i)),
-        }
-    };
-    let packed: Vec<KeyBlock> = (0..batch * heads * blocks).into_par_iter().map(pack).collect();
-
-    let mut out = vec![0.0; batch * queries * width];
-    let shared = Shared::new(&mut out);
-    let tasks = queries.div_ceil(QUERIES);
-    (0..batch * heads * tasks).into_par_iter().for_each(|index| {
-        let (head, start) = (index / tasks, index % tasks * QUERIES);
-        let count = QUERIES.min(queries - start);
-        let offset = (head / heads * queries + start) * width + head % heads * head_dim;
-        let rows = HeadRows { values: &q[offset..], stride: width, head_dim };
-        let result = task(arch, &rows, count, start, &packed[head * blocks..(head + 1) * blocks], shape);
-        for (i, row) in result.chunks_exact(head_dim).enumerate() {
-            write(shared, offset + i * width, row);
-        }
-    });
-    out
-}
-
-#[allow(unsafe_code)]
-fn write(out: Shared, start: usize, row: &[f32]) {
-    // SAFETY: each task has queries of one head to itself.
-    unsafe { out.part(start, row.len()) }.copy_from_slice(row);
-}
-
-/// The queries of one head.
-struct HeadRows<'a> {
-    values: &'a [f32],
-    stride: usize,
-    head_dim: usize,
-}
-
-impl Inputs for HeadRows<'_> {
-    fn taps(&self) -> usize {
-        1
-    }
-
-    fn run(&self, row: usize, _: usize) -> &[f32] {
-        &self.values[row * self.stride..][..self.head_dim]
-    }
-}
-
-/// Some queries of one head over all keys: `(count, head_dim)`.
-fn task(arch: Arch, rows: &HeadRows, count: usize, first_query: usize, blocks: &[KeyBlock], shape: Sequences) -> Vec<f32> {
-    let head_dim = shape.head_dim;
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut scores = vec![0.0; count * KEYS];
-    let mut sums = vec![0.0; count * head_dim];
-    let mut added = vec![0.0; count * head_dim];
-    let mut highest = [f32::NEG_INFINITY; QUERIES];
-    let mut totals = [0.0f32; QUERIES];
-    let plain = Epilogue::default();
-    for (b, block) in blocks.iter().enumerate() {
-        let keys = block.keys.columns;
-        let scores = &mut scores[..count * keys];
-        let all = |weights: &Panels| 0..weights.count();
-        let out = Shared::new(scores);
-        arch.dispatch(Block { inputs: rows, rows: 0..count, weights: &block.keys, panels: all(&block.keys), epilogue: &plain, out });
-        arch.dispatch(|| {
-            for (i, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                let seen = if shape.causal { (first_query + i + 1).saturating_sub(b * KEYS).min(keys) } else { keys };
-                let shrink = soften(scores, seen, scale, &mut highest[i], &mut totals[i]);
-                sums[i * head_dim..(i + 1) * head_dim].iter_mut().for_each(|v| *v *= shrink);
-            }
+    assert!(q.len() == batch * queries * width && k.len() == batch * keys * width && v.len() == k.len());
+    let panel = 2 * lanes(arch);
+    let per_task = PANELS * panel;
+    let tasks = queries.div_ceil(per_task);
+    let write = |out: &mut [_]| {
+        let out = Shared::new(out);
+        (0..batch * heads * tasks).into_par_iter().for_each(|index| {
+            let (head, first) = (index / tasks, index % tasks * per_task);
+            let count = per_task.min(queries - first);
+            let (batch, offset) = (head / heads, head % heads * head_dim);
+            let start = (batch * queries + first) * width + offset;
+            let of_head = |values| -> &[f32] { &<&[f32]>::clone(&values)[batch * keys * width + offset..] };
+            let panels = count.div_ceil(panel);
+            let numbers = panel * (panels * 2 * (head_dim + 1) + KEYS.max(head_dim));
+            with_scratch(numbers, |scratch| {
+                arch.dispatch(Task { q: &q[start..], k: of_head(k), v: of_head(v), shape, first, count, out, start, scratch });
+            });
         });
-        let (inputs, out) = (MatrixRows { values: scores, depth: keys }, Shared::new(&mut added));
-        arch.dispatch(Block { inputs: &inputs, rows: 0..count, weights: &block.values, panels: all(&block.values), epilogue: &plain, out });
-        sums.iter_mut().zip(&added).for_each(|(sum, added)| *sum += added);
-    }
-    for (sums, total) in sums.chunks_exact_mut(head_dim).zip(totals) {
-        for v in sums {
-            *v /= total;
-        }
-    }
-    sums
+    };
+    // SAFETY: the tasks write each query of each head.
+    unsafe { written(batch * queries * width, write) }
 }
 
-/// Scores become weights relative to the highest score so far; gives back what earlier sums have to be multiplied with.
-#[inline(always)]
-fn soften(scores: &mut [f32], seen: usize, scale: f32, highest: &mut f32, total: &mut f32) -> f32 {
-    let (visible, hidden) = scores.split_at_mut(seen);
-    hidden.fill(0.0);
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in visible.chunks(LANES) {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, score)| *lane = lane.max(*score));
-    }
-    let now = lanes.iter().fold(*highest, |a, b| a.max(b * scale));
-    if now == f32::NEG_INFINITY {
-        return 1.0;
-    }
-    let mut lanes = [0.0; LANES];
-    for chunk in visible.chunks_mut(LANES) {
-        for (lane, score) in lanes.iter_mut().zip(chunk) {
-            *score = exp(*score * scale - now);
-            *lane += *score;
+/// Some queries of one head over all keys.
+struct Task<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    shape: Sequences,
+    /// The first query, and how many there are.
+    first: usize,
+    count: usize,
+    out: Shared,
+    /// Where the result begins.
+    start: usize,
+    scratch: &'a mut [f32],
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Sequences { heads, head_dim, keys, causal, .. } = self.shape;
+        let (panel, stride) = (2 * S::F32_LANES, heads * head_dim);
+        let keys = if causal { keys.min(self.first + self.count) } else { keys };
+        let panels = self.count.div_ceil(panel);
+        let square = head_dim * panel;
+        let (queries, rest) = self.scratch.split_at_mut(panels * square);
+        let (sums, rest) = rest.split_at_mut(panels * square);
+        let (highest, rest) = rest.split_at_mut(panels * panel);
+        let (totals, scores) = rest.split_at_mut(panels * panel);
+        pack_queries(self.q, self.shape, self.count, queries, panel);
+        sums.fill(0.0);
+        highest.fill(f32::MIN);
+        totals.fill(0.0);
+        for start in (0..keys).step_by(KEYS) {
+            let count = KEYS.min(keys - start);
+            let scores = &mut scores[..count * panel];
+            for p in 0..panels {
+                multiply(simd, &self.k[start * stride..], (stride, 1), count, &queries[p * square..][..square], panel, scores, false);
+                if causal {
+                    hide(scores, panel, start, self.first + p * panel);
+                }
+                let sums = &mut sums[p * square..][..square];
+                let of_panel = p * panel..(p + 1) * panel;
+                soften(simd, scores, &mut highest[of_panel.clone()], &mut totals[of_panel], sums);
+                multiply(simd, &self.v[start * stride..], (1, stride), head_dim, scores, panel, sums, true);
+            }
+        }
+        for query in 0..self.count {
+            let (p, lane) = (query / panel, query % panel);
+            let row = &mut scores[..head_dim];
+            for (i, value) in row.iter_mut().enumerate() {
+                *value = sums[p * square + i * panel + lane] / totals[query];
+            }
+            // SAFETY: each task has queries of one head to itself.
+            unsafe { self.out.write(self.start + query * stride, row) };
         }
     }
-    let shrink = exp(*highest - now);
-    *total = *total * shrink + lanes.iter().sum::<f32>();
-    *highest = now;
-    shrink
+}
+
+/// Panels `(head_dim, queries)`, multiplied with the scale. Past the last query they hold zeros.
+#[inline(always)]
+fn pack_queries(q: &[f32], shape: Sequences, count: usize, out: &mut [f32], panel: usize) {
+    let Sequences { heads, head_dim, .. } = shape;
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    out.fill(0.0);
+    for query in 0..count {
+        let row = &q[query * heads * head_dim..][..head_dim];
+        for (i, value) in row.iter().enumerate() {
+            out[(query / panel * head_dim + i) * panel + query % panel] = value * scale;
+        }
+    }
+}
+
+/// Takes away what a query must not see: the keys after it.
+fn hide(scores: &mut [f32], panel: usize, first_key: usize, first_query: usize) {
+    for (key, scores) in scores.chunks_exact_mut(panel).enumerate() {
+        let hidden = (first_key + key).saturating_sub(first_query).min(panel);
+        scores[..hidden].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// Scores `(keys, queries)` become weights relative to the highest so far, and earlier sums are brought to the same measure.
+#[inline(always)]
+fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mut [f32], sums: &mut [f32]) {
+    let scores: &mut [[S::f32s; 2]] = bytemuck::cast_slice_mut(scores);
+    let sums: &mut [[S::f32s; 2]] = bytemuck::cast_slice_mut(sums);
+    let highest: &mut [S::f32s] = bytemuck::cast_slice_mut(highest);
+    let totals: &mut [S::f32s] = bytemuck::cast_slice_mut(totals);
+    for j in 0..2 {
+        // A score that is no number does not win here; it is seen in the total.
+        let mut now = highest[j];
+        for score in scores.iter() {
+            now = simd.max_f32s(score[j], now);
+        }
+        let shrink = map(simd.sub_f32s(highest[j], now), exp);
+        let mut total = simd.mul_f32s(totals[j], shrink);
+        for score in scores.iter_mut() {
+            score[j] = map(simd.sub_f32s(score[j], now), exp);
+            total = simd.add_f32s(total, score[j]);
+        }
+        for sum in sums.iter_mut() {
+            sum[j] = simd.mul_f32s(sum[j], shrink);
+        }
+        (highest[j], totals[j]) = (now, total);
+    }
 }

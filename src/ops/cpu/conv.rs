@@ -3,10 +3,13 @@
 use pulp::Arch;
 
 use super::{
-    matmul::{Epilogue, Inputs, Panels, matmul},
-    winograd::{self, Winograd},
+    epilogue::Epilogue,
+    matmul::{Inputs, matmul},
+    memory::{Shared, written},
+    panels::Panels,
+    winograd,
 };
-use crate::ops::Conv2dConfig;
+use crate::ops::{Conv2dConfig, Storage};
 
 /// The size of an image in memory and, if it is enlarged on the way, as the convolution sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,60 +24,41 @@ pub(in crate::ops) struct Shape {
     pub(in crate::ops) seen: (usize, usize),
 }
 
-/// The weights of a convolution.
+/// The weights of a convolution: a matrix `(kernel * kernel * channels, outputs)`.
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct PackedConv {
-    weights: Weights,
+    panels: Panels,
     bias: Vec<f32>,
     channels: usize,
-    outputs: usize,
     config: Conv2dConfig,
-    /// What lies around an image.
-    zeros: Vec<f32>,
 }
 
-#[derive(Debug, Clone)]
-enum Weights {
-    Direct(Panels),
-    Winograd(Winograd),
+/// How a convolution is worked out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    /// As it is defined.
+    Direct,
+    /// See [`winograd`].
+    Winograd,
 }
 
 impl PackedConv {
     /// Packs `weight` `(outputs, channels, kernel, kernel)`.
-    pub(in crate::ops) fn new(weight: &[f32], channels: usize, outputs: usize, bias: Vec<f32>, config: Conv2dConfig) -> Self {
-        Self::with_arch(
-            Arch::new(),
-            weight,
-            channels,
-            outputs,
-            bias,
-            config,
-            config == Conv2dConfig::SAME_3X3 && winograd::pays(channels, outputs),
-        )
+    pub(in crate::ops) fn new(storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>, config: Conv2dConfig) -> Self {
+        Self::with_arch(Arch::new(), storage, weight, channels, bias, config)
     }
 
-    /// With a choice of instructions and of algorithm, for tests.
-    pub(super) fn with_arch(
-        arch: Arch,
-        weight: &[f32],
-        channels: usize,
-        outputs: usize,
-        bias: Vec<f32>,
-        config: Conv2dConfig,
-        winograd: bool,
-    ) -> Self {
+    /// With a choice of instructions, for tests.
+    pub(super) fn with_arch(arch: Arch, storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>, config: Conv2dConfig) -> Self {
         let taps = config.kernel * config.kernel;
-        let weights = if winograd {
-            Weights::Winograd(Winograd::new(arch, weight, channels, outputs))
-        } else {
-            Weights::Direct(Panels::new(arch, taps * channels, outputs, |k, n| weight[(n * channels + k % channels) * taps + k / channels]))
-        };
-        Self { weights, bias, channels, outputs, config, zeros: vec![0.0; channels] }
+        let at = |k: usize, n: usize| weight[(n * channels + k % channels) * taps + k / channels];
+        let panels = Panels::new(arch, storage, taps * channels, bias.len(), at);
+        Self { panels, bias, channels, config }
     }
 
     /// Channels of the result.
     pub(in crate::ops) fn outputs(&self) -> usize {
-        self.outputs
+        self.bias.len()
     }
 
     /// Channels of the image.
@@ -91,41 +75,48 @@ impl PackedConv {
 
     /// Pixels of an image to pixels of the result.
     pub(in crate::ops) fn forward(&self, pixels: &[f32], shape: Shape, epilogue: Epilogue) -> Vec<f32> {
+        let pays = self.config == Conv2dConfig::SAME_3X3 && winograd::pays(self.channels, shape.seen);
+        self.forward_by(if pays { Algorithm::Winograd } else { Algorithm::Direct }, pixels, shape, epilogue)
+    }
+
+    /// With a choice of algorithm, for tests.
+    #[allow(unsafe_code)]
+    pub(super) fn forward_by(&self, algorithm: Algorithm, pixels: &[f32], shape: Shape, epilogue: Epilogue) -> Vec<f32> {
         assert_eq!(pixels.len(), shape.batch * shape.height * shape.width * self.channels);
-        let (height, width) = self.output_size(shape.seen);
-        let mut out = vec![0.0; shape.batch * height * width * self.outputs];
-        let epilogue = Epilogue { bias: Some(&self.bias), ..epilogue };
-        let image = Pixels { values: pixels, shape, channels: self.channels, zeros: &self.zeros };
-        match &self.weights {
-            Weights::Direct(panels) => {
-                let windows = Windows { image, config: self.config, output: (height, width) };
-                matmul(&windows, shape.batch * height * width, panels, &epilogue, &mut out);
+        let output = self.output_size(shape.seen);
+        let rows = shape.batch * output.0 * output.1;
+        let epilogue = Epilogue { columns: self.outputs(), bias: Some(&self.bias), ..epilogue };
+        let image = Pixels { values: pixels, shape, channels: self.channels };
+        let write = |out: &mut [_]| match algorithm {
+            Algorithm::Direct => {
+                matmul(&Windows { image, config: self.config, output }, rows, &self.panels, &epilogue, Shared::new(out));
             }
-            Weights::Winograd(weights) => weights.forward(&image, &epilogue, &mut out),
-        }
-        out
+            Algorithm::Winograd => winograd::convolve(&image, &self.panels, &epilogue, Shared::new(out)),
+        };
+        // SAFETY: both write every row of the result.
+        unsafe { written(rows * self.outputs(), write) }
     }
 }
 
-/// An image with zeros around it.
+/// An image with nothing around it.
+#[derive(Clone, Copy)]
 pub(super) struct Pixels<'a> {
     values: &'a [f32],
     pub(super) shape: Shape,
-    channels: usize,
-    zeros: &'a [f32],
+    pub(super) channels: usize,
 }
 
 impl Pixels<'_> {
-    /// The channels of a pixel, wherever it is.
+    /// The channels of a pixel, wherever it is: none outside.
     #[inline(always)]
-    pub(super) fn at(&self, batch: usize, y: isize, x: isize) -> &[f32] {
+    pub(super) fn at(&self, batch: usize, y: isize, x: isize) -> Option<&[f32]> {
         let Shape { height, width, seen, .. } = self.shape;
         if y < 0 || x < 0 || y as usize >= seen.0 || x as usize >= seen.1 {
-            return self.zeros;
+            return None;
         }
         let (y, x) = (y as usize * height / seen.0, x as usize * width / seen.1);
         let start = ((batch * height + y) * width + x) * self.channels;
-        &self.values[start..start + self.channels]
+        Some(&self.values[start..start + self.channels])
     }
 }
 
@@ -137,16 +128,20 @@ struct Windows<'a> {
 }
 
 impl Inputs for Windows<'_> {
-    fn taps(&self) -> usize {
-        self.config.kernel * self.config.kernel
-    }
-
     #[inline(always)]
-    fn run(&self, row: usize, tap: usize) -> &[f32] {
+    fn copy(&self, row: usize, first: usize, mut out: &mut [f32]) {
         let Conv2dConfig { kernel, stride, padding } = self.config;
         let (height, width) = self.output;
         let (batch, y, x) = (row / (height * width), row / width % height, row % width);
         let at = |output: usize, tap: usize| (output * stride + tap).cast_signed() - padding.cast_signed();
-        self.image.at(batch, at(y, tap / kernel), at(x, tap % kernel))
+        let (mut tap, mut channel) = (first / self.image.channels, first % self.image.channels);
+        while !out.is_empty() {
+            let (run, rest) = out.split_at_mut(out.len().min(self.image.channels - channel));
+            match self.image.at(batch, at(y, tap / kernel), at(x, tap % kernel)) {
+                Some(pixel) => run.copy_from_slice(&pixel[channel..channel + run.len()]),
+                None => run.fill(0.0),
+            }
+            (tap, channel, out) = (tap + 1, 0, rest);
+        }
     }
 }

@@ -1,106 +1,38 @@
-//! The kernel under everything: rows of numbers times packed weights.
+//! The kernel under everything: rows of numbers times a panel of weights, and matrix products made of it.
 //!
-//! A tile of `MR` rows and `NV` vectors of columns is kept in registers while the whole depth runs by. Rows are read where they lie,
-//! through one pointer each and *tap*: a linear layer has one tap, a 3 x 3 convolution nine, so that no image is ever unfolded. Weights
-//! are stored panel by panel in the order in which the kernel reads them, once, when the model is loaded.
+//! A tile of some rows and a panel's vectors of columns is kept in registers while the depth runs by: for each step one number of each
+//! row is spread over a vector and multiplied with the panel's. A task takes some rows and some panels, a stretch of the depth at a
+//! time: it copies the rows' numbers of that stretch together, so that they stay in the second-level cache while the panels run by, and
+//! wherever they come from: a 3 x 3 convolution reads nine pixels for each row, and no image is ever unfolded.
 
 #![allow(unsafe_code)]
 
-use pulp::{Arch, Simd, WithSimd};
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::math::{gelu, quick_gelu, silu};
-use crate::ops::Activation;
+use super::{
+    epilogue::Epilogue,
+    memory::{Shared, odd_lines, with_scratch},
+    panels::Panels,
+};
 
-/// Rows of a task. Its inputs stay in the second-level cache while the panels run by.
+/// Rows of a task.
 const TASK_ROWS: usize = 96;
 /// Panels of a task.
 const TASK_PANELS: usize = 8;
-/// The widest panel: two vectors of AVX-512.
-const MAX_WIDTH: usize = 32;
-/// The tallest tile.
-const MAX_ROWS: usize = 12;
+/// Tasks that a product is cut into at least, where it is large enough: work for many cores.
+const TASKS: usize = 64;
+/// The longest stretch of the depth: the rows of a task take 150 KiB.
+const STRETCH: usize = 384;
+/// Rows of the tallest tile, which tasks have a multiple of.
+const TILE_ROWS: usize = 12;
 
-/// A matrix `(depth, columns)` in panels of as many columns as two vectors hold, each panel row by row.
-#[derive(Debug, Clone)]
-pub(super) struct Panels {
-    values: Vec<f32>,
-    pub(super) depth: usize,
-    pub(super) columns: usize,
-    width: usize,
-    arch: Arch,
-}
-
-impl Panels {
-    /// Packs the matrix whose element at `(k, n)` is `at(k, n)`.
-    pub(super) fn new(arch: Arch, depth: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Self {
-        let width = arch.dispatch(Width);
-        let mut values = vec![0.0; columns.div_ceil(width) * depth * width];
-        for (panel, values) in values.chunks_exact_mut(depth * width).enumerate() {
-            for (k, row) in values.chunks_exact_mut(width).enumerate() {
-                for (n, value) in row.iter_mut().enumerate().take(columns - panel * width) {
-                    *value = at(k, panel * width + n);
-                }
-            }
-        }
-        Self { values, depth, columns, width, arch }
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.columns.div_ceil(self.width)
-    }
-
-    fn panel(&self, index: usize) -> &[f32] {
-        let len = self.depth * self.width;
-        &self.values[index * len..(index + 1) * len]
-    }
-}
-
-/// What happens to a result before it is written.
-#[derive(Debug, Clone, Copy, Default)]
-pub(in crate::ops) struct Epilogue<'a> {
-    /// Added to each row.
-    pub(in crate::ops) bias: Option<&'a [f32]>,
-    /// Added to each row of a sample: one row of numbers a sample, and the number of rows that a sample has.
-    pub(in crate::ops) sample_bias: Option<(&'a [f32], usize)>,
-    /// Of the shape of the result, added to it.
-    pub(in crate::ops) residual: Option<&'a [f32]>,
-    /// Applied at last.
-    pub(in crate::ops) activation: Option<Activation>,
-}
-
-impl Epilogue<'_> {
-    /// Finishes the numbers of one row from `column` on.
-    #[inline(always)]
-    pub(super) fn apply(&self, row: usize, column: usize, columns: usize, values: &mut [f32]) {
-        let n = values.len();
-        let mut add = |other: &[f32]| values.iter_mut().zip(other).for_each(|(v, o)| *v += o);
-        if let Some(bias) = self.bias {
-            add(&bias[column..column + n]);
-        }
-        if let Some((bias, rows)) = self.sample_bias {
-            let start = row / rows * columns + column;
-            add(&bias[start..start + n]);
-        }
-        if let Some(residual) = self.residual {
-            let start = row * columns + column;
-            add(&residual[start..start + n]);
-        }
-        match self.activation {
-            None => {}
-            Some(Activation::Silu) => values.iter_mut().for_each(|v| *v = silu(*v)),
-            Some(Activation::Gelu) => values.iter_mut().for_each(|v| *v = gelu(*v)),
-            Some(Activation::QuickGelu) => values.iter_mut().for_each(|v| *v = quick_gelu(*v)),
-        }
-    }
-}
-
-/// Where the inputs of each row lie: `taps` runs of `depth / taps` numbers.
+/// Where the inputs of a matrix product come from.
 pub(super) trait Inputs: Sync {
-    /// Runs of numbers that make a row.
-    fn taps(&self) -> usize;
-    /// Where a run begins.
-    fn run(&self, row: usize, tap: usize) -> &[f32];
+    /// Copies numbers of a row, from `first` on.
+    fn copy(&self, row: usize, first: usize, out: &mut [f32]);
 }
 
 /// The rows of a matrix.
@@ -110,184 +42,170 @@ pub(super) struct MatrixRows<'a> {
 }
 
 impl Inputs for MatrixRows<'_> {
-    fn taps(&self) -> usize {
-        1
-    }
-
     #[inline(always)]
-    fn run(&self, row: usize, _: usize) -> &[f32] {
-        &self.values[row * self.depth..(row + 1) * self.depth]
+    fn copy(&self, row: usize, first: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[row * self.depth + first..][..out.len()]);
     }
 }
 
-/// Parts of the output that tasks write side by side.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(*mut f32, usize);
-
-// SAFETY: tasks write disjoint parts, and nobody reads before all of them are done.
-unsafe impl Sync for Shared {}
-// SAFETY: as above.
-unsafe impl Send for Shared {}
-
-impl Shared {
-    pub(super) fn new(values: &mut [f32]) -> Self {
-        Self(values.as_mut_ptr(), values.len())
+/// `out = epilogue(inputs * weights)`, on all cores.
+pub(super) fn matmul(inputs: &impl Inputs, rows: usize, weights: &Panels, epilogue: &Epilogue, out: Shared) {
+    if rows == 0 {
+        return;
     }
-
-    /// A part of the output.
-    ///
-    /// # Safety
-    /// No two parts that overlap may be alive at a time.
-    #[allow(clippy::mut_from_ref)]
-    #[inline(always)]
-    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start + len <= self.1);
-        // SAFETY: in bounds; apart from others by the caller's word.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
-
-/// `out = epilogue(inputs * weights)`, `(rows, columns)`, on all cores.
-pub(super) fn matmul(inputs: &impl Inputs, rows: usize, weights: &Panels, epilogue: &Epilogue, out: &mut [f32]) {
-    assert_eq!(out.len(), rows * weights.columns);
-    let out = Shared::new(out);
-    let chunks = weights.count().div_ceil(TASK_PANELS);
-    (0..rows.div_ceil(TASK_ROWS) * chunks).into_par_iter().for_each(|task| {
-        let (block, chunk) = (task / chunks, task % chunks);
-        let rows = block * TASK_ROWS..((block + 1) * TASK_ROWS).min(rows);
-        let panels = chunk * TASK_PANELS..((chunk + 1) * TASK_PANELS).min(weights.count());
-        weights.arch.dispatch(Block { inputs, rows, weights, panels, epilogue, out });
+    let blocks = rows.div_ceil(TASK_ROWS);
+    let block = rows.div_ceil(blocks).next_multiple_of(TILE_ROWS);
+    let per_task = (blocks * weights.count() / TASKS).clamp(1, TASK_PANELS);
+    let chunks = weights.count().div_ceil(per_task);
+    let per_task = weights.count().div_ceil(chunks);
+    (0..blocks * chunks).into_par_iter().for_each(|task| {
+        let (first_row, first_panel) = (task / chunks * block, task % chunks * per_task);
+        let rows = first_row.min(rows)..(first_row + block).min(rows);
+        let panels = first_panel.min(weights.count())..(first_panel + per_task).min(weights.count());
+        let stretch = stretch(weights.depth);
+        let numbers = rows.len() * (odd_lines(stretch) + panels.len() * weights.width) + stretch * weights.width;
+        with_scratch(numbers, |scratch| weights.arch.dispatch(Task { inputs, rows, weights, panels, epilogue, out, scratch }));
     });
 }
 
-/// One task: some rows times some panels.
-pub(super) struct Block<'a, I> {
-    pub(super) inputs: &'a I,
-    pub(super) rows: std::ops::Range<usize>,
-    pub(super) weights: &'a Panels,
-    pub(super) panels: std::ops::Range<usize>,
-    pub(super) epilogue: &'a Epilogue<'a>,
-    pub(super) out: Shared,
+/// Equal parts of a depth.
+fn stretch(depth: usize) -> usize {
+    depth.div_ceil(depth.div_ceil(STRETCH).max(1)).max(1)
 }
 
-impl<I: Inputs> WithSimd for Block<'_, I> {
+/// Some rows times some panels.
+struct Task<'a, I> {
+    inputs: &'a I,
+    rows: Range<usize>,
+    weights: &'a Panels,
+    panels: Range<usize>,
+    epilogue: &'a Epilogue<'a>,
+    out: Shared,
+    scratch: &'a mut [f32],
+}
+
+impl<I: Inputs> WithSimd for Task<'_, I> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // 24 sums, 2 weights and an input fit 32 registers; 12 sums, 2 weights and an input fit 16.
-        if S::REGISTER_COUNT >= 32 { self.run::<S, 12>(simd) } else { self.run::<S, 6>(simd) }
-    }
-}
-
-impl<I: Inputs> Block<'_, I> {
-    #[inline(always)]
-    fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let (taps, columns, width) = (self.inputs.taps(), self.weights.columns, 2 * S::F32_LANES);
-        let run_len = self.weights.depth / taps;
-        let tiles = self.rows.len().div_ceil(MR);
-        // Rows past the end read the last one again; what comes of them is not written.
-        let last = self.rows.end - 1;
-        let mut pointers = Vec::with_capacity(tiles * taps * MR);
-        for tile in 0..tiles {
-            for tap in 0..taps {
-                pointers.extend((0..MR).map(|i| {
-                    let run = self.inputs.run((self.rows.start + tile * MR + i).min(last), tap);
-                    assert!(run.len() >= run_len);
-                    run.as_ptr()
-                }));
+        let Self { inputs, rows, weights, panels, epilogue, out, scratch } = self;
+        let (depth, width, stretch) = (weights.depth, weights.width, stretch(weights.depth));
+        let (pitch, sums) = (odd_lines(stretch), rows.len() * width);
+        let (lines, rest) = scratch.split_at_mut(rows.len() * pitch);
+        let (all_sums, decoded) = rest.split_at_mut(panels.len() * sums);
+        for first in (0..depth).step_by(stretch) {
+            let count = stretch.min(depth - first);
+            for (line, row) in lines.chunks_exact_mut(pitch).zip(rows.clone()) {
+                inputs.copy(row, first, &mut line[..count]);
+            }
+            for (sums, panel) in all_sums.chunks_exact_mut(sums.max(1)).zip(panels.clone()) {
+                let weights = weights.rows(panel, first, count, decoded);
+                multiply(simd, lines, (pitch, 1), rows.len(), weights, width, sums, first > 0);
             }
         }
-        for panel in self.panels {
-            let column = panel * width;
-            let n = width.min(columns - column);
-            for (tile, pointers) in pointers.chunks_exact(taps * MR).enumerate() {
-                let first = self.rows.start + tile * MR;
-                // SAFETY: each pointer leads to `run_len` numbers (asserted above), and the panel holds `taps * run_len` rows of `width`.
-                let sums = unsafe { tile_sums::<S, MR>(simd, pointers, run_len, self.weights.panel(panel)) };
-                for (i, sums) in sums.iter().enumerate().take(self.rows.end - first) {
-                    let row = first + i;
-                    let mut buffer = [0.0; MAX_WIDTH];
-                    pulp::bytemuck::cast_slice_mut::<f32, S::f32s>(&mut buffer[..width]).copy_from_slice(sums);
-                    let values = &mut buffer[..n];
-                    self.epilogue.apply(row, column, columns, values);
-                    // SAFETY: this task alone writes these rows of these panels.
-                    unsafe { self.out.part(row * columns + column, n) }.copy_from_slice(values);
-                }
+        for (sums, panel) in all_sums.chunks_exact(sums.max(1)).zip(panels) {
+            for (sums, row) in sums.chunks_exact(width).zip(rows.clone()) {
+                // SAFETY: this task alone writes these rows of these panels.
+                unsafe { epilogue.write(simd, row, panel * width, sums, out) };
             }
         }
     }
 }
 
-/// The sums of `MR` rows and two vectors of columns.
+/// `sums = lines * weights`, or `sums += …` where `add` says so, for `rows` rows and the columns of one panel.
 ///
-/// # Safety
-/// `pointers` are a multiple of `MR`, each to `run_len` numbers; `panel` holds two vectors for each number of a row.
+/// `lines` holds the number `k` of row `i` at `i * strides.0 + k * strides.1`.
 #[inline(always)]
-unsafe fn tile_sums<S: Simd, const MR: usize>(simd: S, pointers: &[*const f32], run_len: usize, panel: &[f32]) -> [[S::f32s; 2]; MR] {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; MR];
-    let mut weights = panel.as_ptr().cast::<S::f32s>();
-    for tap in pointers.chunks_exact(MR) {
-        let mut inputs = [std::ptr::null(); MR];
-        inputs.copy_from_slice(tap);
-        for k in 0..run_len {
-            // SAFETY: by the caller's word.
-            unsafe {
-                let (first, second) = (weights.read_unaligned(), weights.add(1).read_unaligned());
-                weights = weights.add(2);
-                for i in 0..MR {
-                    let input = simd.splat_f32s(*inputs[i].add(k));
-                    sums[i][0] = simd.mul_add_e_f32s(input, first, sums[i][0]);
-                    sums[i][1] = simd.mul_add_e_f32s(input, second, sums[i][1]);
-                }
+#[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+pub(super) fn multiply<S: Simd>(
+    simd: S,
+    lines: &[f32],
+    strides: (usize, usize),
+    rows: usize,
+    weights: &[f32],
+    width: usize,
+    sums: &mut [f32],
+    add: bool,
+) {
+    let depth = weights.len() / width;
+    assert!(rows == 0 || depth == 0 || lines.len() > (rows - 1) * strides.0 + (depth - 1) * strides.1);
+    assert!(sums.len() >= rows * width && width.is_multiple_of(S::F32_LANES));
+    let tiles = Tiles { simd, lines: lines.as_ptr(), strides, weights: weights.as_ptr(), depth, sums: sums.as_mut_ptr(), add };
+    // SAFETY: the assertions above.
+    unsafe { if width == S::F32_LANES { tiles.run::<1>(rows) } else { tiles.run::<2>(rows) } }
+}
+
+#[derive(Clone, Copy)]
+struct Tiles<S> {
+    simd: S,
+    lines: *const f32,
+    strides: (usize, usize),
+    weights: *const f32,
+    depth: usize,
+    sums: *mut f32,
+    add: bool,
+}
+
+impl<S: Simd> Tiles<S> {
+    /// As many tall tiles as fit, then lower ones. 24 sums, two weights and a number fit 32 registers; 12 sums fit 16.
+    #[inline(always)]
+    unsafe fn run<const VECTORS: usize>(self, rows: usize) {
+        let tall = S::REGISTER_COUNT >= 32;
+        let mut row = 0;
+        // SAFETY: the rows of each tile are among the rows that the caller vouches for.
+        unsafe {
+            while row < rows {
+                row += match rows - row {
+                    12.. if tall => self.tile::<12, VECTORS>(row),
+                    8.. if tall => self.tile::<8, VECTORS>(row),
+                    6.. if !tall => self.tile::<6, VECTORS>(row),
+                    4.. => self.tile::<4, VECTORS>(row),
+                    2.. => self.tile::<2, VECTORS>(row),
+                    _ => self.tile::<1, VECTORS>(row),
+                };
             }
         }
     }
-    sums
-}
-
-/// Columns of a panel.
-struct Width;
-
-impl WithSimd for Width {
-    type Output = usize;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        const { assert!(2 * S::F32_LANES <= MAX_WIDTH && MAX_ROWS <= TASK_ROWS) };
-        2 * S::F32_LANES
-    }
-}
-
-/// The weights of a linear layer.
-#[derive(Debug, Clone)]
-pub(in crate::ops) struct PackedLinear {
-    panels: Panels,
-    bias: Option<Vec<f32>>,
-}
-
-impl PackedLinear {
-    /// Packs `weight` `(outputs, inputs)`.
-    pub(in crate::ops) fn new(weight: &[f32], inputs: usize, outputs: usize, bias: Option<Vec<f32>>) -> Self {
-        Self { panels: Panels::new(Arch::new(), inputs, outputs, |k, n| weight[n * inputs + k]), bias }
-    }
-
-    /// Number of outputs.
-    pub(in crate::ops) fn outputs(&self) -> usize {
-        self.panels.columns
-    }
-
-    /// Number of inputs.
-    pub(in crate::ops) fn inputs(&self) -> usize {
-        self.panels.depth
-    }
-
-    /// `(rows, inputs)` to `(rows, outputs)`.
-    pub(in crate::ops) fn forward(&self, values: &[f32], epilogue: Epilogue) -> Vec<f32> {
-        let rows = values.len() / self.panels.depth;
-        let mut out = vec![0.0; rows * self.panels.columns];
-        let epilogue = Epilogue { bias: self.bias.as_deref(), ..epilogue };
-        matmul(&MatrixRows { values, depth: self.panels.depth }, rows, &self.panels, &epilogue, &mut out);
-        out
+    unsafe fn tile<const ROWS: usize, const VECTORS: usize>(self, row: usize) -> usize {
+        let Self { simd, strides, depth, .. } = self;
+        // SAFETY: `lines` holds `depth` numbers of each row, `weights` as many rows of `VECTORS` vectors, and `sums` that many vectors a row.
+        unsafe {
+            let sums = self.sums.cast::<S::f32s>().add(row * VECTORS);
+            let mut lines = [self.lines; ROWS];
+            for (i, line) in lines.iter_mut().enumerate() {
+                *line = line.add((row + i) * strides.0);
+            }
+            let mut weights = self.weights.cast::<S::f32s>();
+            let mut tile = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+            if self.add {
+                for (i, tile) in tile.iter_mut().enumerate() {
+                    for (j, sum) in tile.iter_mut().enumerate() {
+                        *sum = sums.add(i * VECTORS + j).read_unaligned();
+                    }
+                }
+            }
+            for k in 0..depth {
+                let mut panel = [simd.splat_f32s(0.0); VECTORS];
+                for (j, vector) in panel.iter_mut().enumerate() {
+                    *vector = weights.add(j).read_unaligned();
+                }
+                weights = weights.add(VECTORS);
+                for i in 0..ROWS {
+                    let number = simd.splat_f32s(*lines[i].add(k * strides.1));
+                    for j in 0..VECTORS {
+                        tile[i][j] = simd.mul_add_e_f32s(number, panel[j], tile[i][j]);
+                    }
+                }
+            }
+            for (i, tile) in tile.iter().enumerate() {
+                for (j, sum) in tile.iter().enumerate() {
+                    sums.add(i * VECTORS + j).write_unaligned(*sum);
+                }
+            }
+        }
+        ROWS
     }
 }

@@ -10,18 +10,22 @@
 
 mod attention;
 mod conv;
+mod epilogue;
+mod linear;
 mod math;
 mod matmul;
+mod memory;
 mod norm;
+mod panels;
 mod tensor;
 mod winograd;
 
 pub(super) use attention::{Sequences, attention};
 pub(super) use conv::{PackedConv, Shape};
-pub(super) use math::gelu;
-pub(super) use matmul::{Epilogue, PackedLinear};
+pub(super) use epilogue::Epilogue;
+pub(super) use linear::PackedLinear;
 pub(super) use norm::{group_norm_silu, layer_norm};
-pub(super) use tensor::{Image, Rows, is_fast};
+pub(super) use tensor::{Image, Rows, is_fast, numbers, storage, with_numbers};
 
 #[cfg(test)]
 mod tests;

@@ -2,15 +2,23 @@
 //!
 //! Tiles of 6 x 6 pixels become 36 numbers for each channel, each of the 36 a matrix product of its own over the channels, and the
 //! results become 4 x 4 pixels: 36 multiplications where there were 144.
+//!
+//! The weights stay as they are and are transformed by the task that multiplies with them, a panel at a time: against the products
+//! that is little work, the transformed weights never leave the caches, and a model takes no more memory than its weights do.
 
 #![allow(unsafe_code)]
 
-use pulp::Arch;
+use std::mem::MaybeUninit;
+
+use pulp::{Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
 use super::{
     conv::Pixels,
-    matmul::{Block, Epilogue, MatrixRows, Panels, Shared},
+    epilogue::Epilogue,
+    matmul::multiply,
+    memory::{Shared, odd_lines, with_scratch},
+    panels::Panels,
 };
 
 /// Pixels of a tile of the result, along each side.
@@ -20,87 +28,61 @@ const IN: usize = OUT + 2;
 /// Numbers of a transformed tile.
 const POINTS: usize = IN * IN;
 /// Bytes of transformed tiles at a time: a share of the last-level cache.
-const CACHE: usize = 12 << 20;
-/// Channels that are transformed at a time: a few vectors.
-const STRIP: usize = 32;
-/// Tiles of a task of the matrix products.
-const TASK_TILES: usize = 48;
+const CACHE: usize = 16 << 20;
+/// Tiles of a task, at least where there are as many: the weights are transformed for each task.
+const TASK_TILES: usize = 128;
+/// Tiles that are multiplied and finished at a time: their sums stay in the second-level cache.
+const BLOCK: usize = 48;
+/// Channels whose weights are transformed at a time.
+const STRETCH: usize = 32;
+/// Kernel values.
+const TAPS: usize = 9;
+/// What transforming the weights costs, in multiplications of a tile's point.
+const WEIGHTS_COST: usize = 150;
 
-/// The largest layers, `channels * outputs`, that are transformed. Weights grow to four times their size, and those of the coarsest
-/// levels are most of a large model, while the work is elsewhere.
-const LARGEST: usize = 1 << 20;
-
-/// Whether it is worth its memory, and faster than summing directly: the transforms cost as much for one output channel as for many.
-pub(super) fn pays(channels: usize, outputs: usize) -> bool {
-    channels >= 16 && outputs >= 16 && channels * outputs <= LARGEST
+/// Whether it is faster than summing directly: not where a picture has so few pixels that the weights are most of the work, nor where
+/// there are so few channels that the transforms are. Of one picture: the others of a batch must not change its numbers.
+pub(super) fn pays(channels: usize, (height, width): (usize, usize)) -> bool {
+    let tiles = height.div_ceil(OUT) * width.div_ceil(OUT);
+    channels >= 16 && POINTS * tiles + WEIGHTS_COST < TAPS * height * width
 }
 
-/// Transformed weights: a matrix `(channels, outputs)` for each point.
-#[derive(Debug, Clone)]
-pub(super) struct Winograd {
-    points: Vec<Panels>,
-    arch: Arch,
-}
-
-impl Winograd {
-    /// Transforms `weight` `(outputs, channels, 3, 3)`.
-    pub(super) fn new(arch: Arch, weight: &[f32], channels: usize, outputs: usize) -> Self {
-        const G: [[f64; 3]; IN] = [
-            [1. / 4., 0., 0.],
-            [-1. / 6., -1. / 6., -1. / 6.],
-            [-1. / 6., 1. / 6., -1. / 6.],
-            [1. / 24., 1. / 12., 1. / 6.],
-            [1. / 24., -1. / 12., 1. / 6.],
-            [0., 0., 1.],
-        ];
-        let value = |point: usize, k: usize, n: usize| {
-            let kernel = &weight[(n * channels + k) * 9..][..9];
-            let sum = |y: usize| (0..3).map(|x| f64::from(kernel[3 * y + x]) * G[point % IN][x]).sum::<f64>();
-            (0..3).map(|y| G[point / IN][y] * sum(y)).sum::<f64>() as f32
-        };
-        let points = (0..POINTS).into_par_iter().map(|point| Panels::new(arch, channels, outputs, |k, n| value(point, k, n)));
-        Self { points: points.collect(), arch }
-    }
-
-    /// The whole convolution, some tiles at a time.
-    pub(super) fn forward(&self, image: &Pixels, epilogue: &Epilogue, out: &mut [f32]) {
-        let (channels, outputs) = (self.points[0].depth, self.points[0].columns);
-        let (height, width) = image.shape.seen;
-        let grid = Grid { rows: height.div_ceil(OUT), columns: width.div_ceil(OUT) };
-        let tiles = image.shape.batch * grid.rows * grid.columns;
-        let batch = (CACHE / (4 * POINTS * (channels + outputs))).clamp(TASK_TILES, 1024).min(tiles);
-        let mut transformed = vec![0.0; POINTS * batch * channels];
-        let mut products = vec![0.0; POINTS * batch * outputs];
-        let out = Shared::new(out);
-        for start in (0..tiles).step_by(batch) {
-            let count = batch.min(tiles - start);
-            let shared = Shared::new(&mut transformed);
-            (0..count).into_par_iter().for_each(|i| {
-                self.arch.dispatch(|| transform_input(image, grid.place(start + i), i, batch, channels, shared));
+/// The whole convolution. `weights` are `(9 * channels, outputs)`.
+pub(super) fn convolve(image: &Pixels, weights: &Panels, epilogue: &Epilogue, out: Shared) {
+    let channels = image.channels;
+    let (height, width) = image.shape.seen;
+    let grid = Grid { rows: height.div_ceil(OUT), columns: width.div_ceil(OUT) };
+    let tiles = image.shape.batch * grid.rows * grid.columns;
+    let most = (CACHE / (4 * POINTS * channels)).next_multiple_of(BLOCK);
+    let at_once = tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1);
+    let pitch = odd_lines(channels);
+    let plane = odd_lines(at_once * pitch);
+    with_scratch(POINTS * plane, |transformed| {
+        for start in (0..tiles).step_by(at_once) {
+            let count = at_once.min(tiles - start);
+            let shared = Shared::new(uninit(transformed));
+            (0..count).into_par_iter().with_min_len(4).for_each(|i| {
+                weights.arch.dispatch(TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared });
             });
-            self.multiply(&transformed, &mut products, batch, count);
-            (0..count).into_par_iter().for_each(|i| {
-                self.arch
-                    .dispatch(|| transform_output(&products, i, batch, outputs, grid.place(start + i), (height, width), epilogue, out));
+            let parts = (count / TASK_TILES).max(1);
+            let part = count.div_ceil(parts);
+            (0..weights.count() * parts).into_par_iter().for_each(|task| {
+                let (panel, first) = (task / parts, task % parts * part);
+                let tiles = first.min(count)..(first + part).min(count);
+                let places = Places { grid, start, size: (height, width) };
+                let numbers = weights.width * (POINTS * (channels + BLOCK) + TAPS * STRETCH);
+                with_scratch(numbers, |scratch| {
+                    let work = Multiply { transformed, pitch, plane, tiles, places, weights, panel, epilogue, out };
+                    weights.arch.dispatch(WithScratch { work, scratch });
+                });
             });
         }
-    }
+    });
+}
 
-    /// The matrix product of each point.
-    fn multiply(&self, transformed: &[f32], products: &mut [f32], batch: usize, count: usize) {
-        let (channels, outputs) = (self.points[0].depth, self.points[0].columns);
-        let blocks = count.div_ceil(TASK_TILES);
-        products.par_chunks_exact_mut(batch * outputs).enumerate().for_each(|(point, products)| {
-            let inputs = MatrixRows { values: &transformed[point * batch * channels..][..batch * channels], depth: channels };
-            let out = Shared::new(products);
-            (0..blocks).into_par_iter().for_each(|block| {
-                let rows = block * TASK_TILES..((block + 1) * TASK_TILES).min(count);
-                let weights = &self.points[point];
-                let panels = 0..weights.count();
-                self.arch.dispatch(Block { inputs: &inputs, rows, weights, panels, epilogue: &Epilogue::default(), out });
-            });
-        });
-    }
+fn uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the same in memory, and whoever gets it writes nothing but numbers.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<f32>]) }
 }
 
 /// Tiles of a picture.
@@ -125,96 +107,230 @@ impl Grid {
     }
 }
 
-type Strip = [f32; STRIP];
-
-/// `B^T d` for one column of six strips.
-#[inline(always)]
-fn input_column(d: [&Strip; IN]) -> [Strip; IN] {
-    let mut t = [[0.0; STRIP]; IN];
-    for c in 0..STRIP {
-        let (d0, d1, d2, d3, d4, d5) = (d[0][c], d[1][c], d[2][c], d[3][c], d[4][c], d[5][c]);
-        t[0][c] = 4.0 * d0 - 5.0 * d2 + d4;
-        t[1][c] = -4.0 * (d1 + d2) + d3 + d4;
-        t[2][c] = 4.0 * (d1 - d2) - d3 + d4;
-        t[3][c] = 2.0 * (d3 - d1) - d2 + d4;
-        t[4][c] = 2.0 * (d1 - d3) - d2 + d4;
-        t[5][c] = 4.0 * d1 - 5.0 * d3 + d5;
-    }
-    t
+/// The tiles that are worked on at a time.
+#[derive(Clone, Copy)]
+struct Places {
+    grid: Grid,
+    start: usize,
+    /// Height and width of a picture.
+    size: (usize, usize),
 }
 
-/// `A^T m` for one column of six strips.
-#[inline(always)]
-fn output_column(m: [&Strip; IN]) -> [Strip; OUT] {
-    let mut t = [[0.0; STRIP]; OUT];
-    for c in 0..STRIP {
-        let (sum12, difference12) = (m[1][c] + m[2][c], m[1][c] - m[2][c]);
-        let (sum34, difference34) = (m[3][c] + m[4][c], m[3][c] - m[4][c]);
-        t[0][c] = m[0][c] + sum12 + sum34;
-        t[1][c] = difference12 + 2.0 * difference34;
-        t[2][c] = sum12 + 4.0 * sum34;
-        t[3][c] = difference12 + 8.0 * difference34 + m[5][c];
+/// Short names for what the transforms are made of.
+#[derive(Clone, Copy)]
+struct Arithmetic<S>(S);
+
+impl<S: Simd> Arithmetic<S> {
+    #[inline(always)]
+    fn add(self, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.0.add_f32s(a, b)
     }
-    t
+
+    #[inline(always)]
+    fn sub(self, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.0.sub_f32s(a, b)
+    }
+
+    /// `factor * a`
+    #[inline(always)]
+    fn times(self, factor: f32, a: S::f32s) -> S::f32s {
+        self.0.mul_f32s(self.0.splat_f32s(factor), a)
+    }
+
+    /// `factor * a + b`
+    #[inline(always)]
+    fn times_add(self, factor: f32, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.0.mul_add_e_f32s(self.0.splat_f32s(factor), a, b)
+    }
+
+    /// `G g`
+    #[inline(always)]
+    fn weights(self, g: [S::f32s; 3]) -> [S::f32s; IN] {
+        let (outer, middle) = (self.times(-1. / 6., self.add(g[0], g[2])), self.times(1. / 6., g[1]));
+        let (far, near) = (self.times_add(1. / 24., g[0], self.times(1. / 6., g[2])), self.times(1. / 12., g[1]));
+        [self.times(0.25, g[0]), self.sub(outer, middle), self.add(outer, middle), self.add(far, near), self.sub(far, near), g[2]]
+    }
+
+    /// `B^T d`
+    #[inline(always)]
+    fn input(self, d: [S::f32s; IN]) -> [S::f32s; IN] {
+        let (even, odd) = (self.times_add(-4., d[2], d[4]), self.times_add(-4., d[1], d[3]));
+        let (even_2, odd_2) = (self.sub(d[4], d[2]), self.times(2., self.sub(d[3], d[1])));
+        [
+            self.times_add(4., d[0], self.times_add(-5., d[2], d[4])),
+            self.add(even, odd),
+            self.sub(even, odd),
+            self.add(even_2, odd_2),
+            self.sub(even_2, odd_2),
+            self.times_add(4., d[1], self.times_add(-5., d[3], d[5])),
+        ]
+    }
+
+    /// `A^T m`
+    #[inline(always)]
+    fn output(self, m: [S::f32s; IN]) -> [S::f32s; OUT] {
+        let (sum_12, difference_12) = (self.add(m[1], m[2]), self.sub(m[1], m[2]));
+        let (sum_34, difference_34) = (self.add(m[3], m[4]), self.sub(m[3], m[4]));
+        [
+            self.add(self.add(m[0], sum_12), sum_34),
+            self.times_add(2., difference_34, difference_12),
+            self.times_add(4., sum_34, sum_12),
+            self.add(self.times_add(8., difference_34, difference_12), m[5]),
+        ]
+    }
 }
 
-/// `B^T d B` of one tile, `STRIP` channels at a time.
-#[inline(always)]
-fn transform_input(image: &Pixels, place: Place, index: usize, batch: usize, channels: usize, out: Shared) {
-    for start in (0..channels).step_by(STRIP) {
-        let n = STRIP.min(channels - start);
-        let mut columns = [[[0.0; STRIP]; IN]; IN];
-        for (x, column) in columns.iter_mut().enumerate() {
-            let mut pixels = [[0.0; STRIP]; IN];
-            for (y, pixel) in pixels.iter_mut().enumerate() {
-                let at = image.at(place.batch, (place.y + y).cast_signed() - 1, (place.x + x).cast_signed() - 1);
-                pixel[..n].copy_from_slice(&at[start..start + n]);
-            }
-            *column = input_column(pixels.each_ref());
-        }
-        for y in 0..IN {
-            let row = input_column(columns.each_ref().map(|column| &column[y]));
-            for (x, strip) in row.iter().enumerate() {
-                let at = ((y * IN + x) * batch + index) * channels + start;
-                // SAFETY: each tile has places of its own.
-                unsafe { out.part(at, n) }.copy_from_slice(&strip[..n]);
-            }
-        }
-    }
-}
-
-/// `A^T m A` of one tile, with the epilogue.
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "the loop body of one function, compiled once for each set of instructions")]
-fn transform_output(
-    products: &[f32],
-    index: usize,
-    batch: usize,
-    outputs: usize,
+/// `B^T d B` of one tile.
+struct TransformInput<'a> {
+    image: &'a Pixels<'a>,
     place: Place,
-    (height, width): (usize, usize),
-    epilogue: &Epilogue,
+    /// Where its numbers of the first point begin.
+    at: usize,
+    /// Numbers from point to point.
+    plane: usize,
     out: Shared,
-) {
-    for start in (0..outputs).step_by(STRIP) {
-        let n = STRIP.min(outputs - start);
-        let mut columns = [[[0.0; STRIP]; OUT]; IN];
-        for (x, column) in columns.iter_mut().enumerate() {
-            let mut points = [[0.0; STRIP]; IN];
-            for (y, point) in points.iter_mut().enumerate() {
-                let at = ((y * IN + x) * batch + index) * outputs + start;
-                point[..n].copy_from_slice(&products[at..at + n]);
+}
+
+impl WithSimd for TransformInput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Place { batch, y, x } = self.place;
+        let pixel = |point: usize| {
+            let (dy, dx) = (point / IN, point % IN);
+            self.image.at(batch, (y + dy).cast_signed() - 1, (x + dx).cast_signed() - 1)
+        };
+        let pixels: [Option<&[f32]>; POINTS] = std::array::from_fn(pixel);
+        for channel in (0..self.image.channels).step_by(S::F32_LANES) {
+            let n = S::F32_LANES.min(self.image.channels - channel);
+            let mut tile = [simd.splat_f32s(0.0); POINTS];
+            for (number, pixel) in tile.iter_mut().zip(pixels) {
+                if let Some(pixel) = pixel {
+                    *number = simd.partial_load_f32s(&pixel[channel..channel + n]);
+                }
             }
-            *column = output_column(points.each_ref());
+            for x in 0..IN {
+                let column =
+                    Arithmetic(simd).input([tile[x], tile[IN + x], tile[2 * IN + x], tile[3 * IN + x], tile[4 * IN + x], tile[5 * IN + x]]);
+                for y in 0..IN {
+                    tile[y * IN + x] = column[y];
+                }
+            }
+            for y in 0..IN {
+                let row = &tile[y * IN..][..IN];
+                let row = Arithmetic(simd).input([row[0], row[1], row[2], row[3], row[4], row[5]]);
+                for (x, vector) in row.iter().enumerate() {
+                    let at = (y * IN + x) * self.plane + self.at + channel;
+                    // SAFETY: each tile has places of its own.
+                    unsafe { self.out.write(at, &bytemuck::cast_slice(std::slice::from_ref(vector))[..n]) };
+                }
+            }
         }
-        for y in 0..OUT.min(height - place.y) {
-            let row = output_column(columns.each_ref().map(|column| &column[y]));
-            for (x, mut strip) in row.into_iter().enumerate().take(width - place.x) {
-                let pixel = (place.batch * height + place.y + y) * width + place.x + x;
-                let values = &mut strip[..n];
-                epilogue.apply(pixel, start, outputs, values);
-                // SAFETY: each tile has pixels of its own.
-                unsafe { out.part(pixel * outputs + start, n) }.copy_from_slice(values);
+    }
+}
+
+/// Some tiles times one panel of weights, and what becomes of it.
+struct Multiply<'a> {
+    transformed: &'a [f32],
+    /// Numbers from tile to tile.
+    pitch: usize,
+    /// Numbers from point to point.
+    plane: usize,
+    tiles: std::ops::Range<usize>,
+    places: Places,
+    weights: &'a Panels,
+    panel: usize,
+    epilogue: &'a Epilogue<'a>,
+    out: Shared,
+}
+
+/// With memory for weights and sums.
+struct WithScratch<'a> {
+    work: Multiply<'a>,
+    scratch: &'a mut [f32],
+}
+
+impl WithSimd for WithScratch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { work, scratch } = self;
+        let (channels, width) = (work.weights.depth / TAPS, work.weights.width);
+        let (kernel, sums) = (channels * width, BLOCK * width);
+        let (kernels, rest) = scratch.split_at_mut(POINTS * kernel);
+        let (all_sums, decoded) = rest.split_at_mut(POINTS * sums);
+        work.transform_weights(simd, kernels, decoded);
+        for first in work.tiles.clone().step_by(BLOCK) {
+            let count = BLOCK.min(work.tiles.end - first);
+            for point in 0..POINTS {
+                let lines = &work.transformed[point * work.plane + first * work.pitch..];
+                let (kernel, sums) = (&kernels[point * kernel..][..kernel], &mut all_sums[point * sums..][..sums]);
+                multiply(simd, lines, (work.pitch, 1), count, kernel, width, sums, false);
+            }
+            for tile in 0..count {
+                work.transform_output(simd, first + tile, &all_sums[tile * width..], sums);
+            }
+        }
+    }
+}
+
+impl Multiply<'_> {
+    /// `G g G^T` of each channel and output: `(points, channels, width)`.
+    #[inline(always)]
+    fn transform_weights<S: Simd>(&self, simd: S, out: &mut [f32], decoded: &mut [f32]) {
+        let (channels, width) = (self.weights.depth / TAPS, self.weights.width);
+        for first in (0..channels).step_by(STRETCH) {
+            let count = STRETCH.min(channels - first);
+            let mut taps = [&[][..]; TAPS];
+            for (tap, (rows, decoded)) in taps.iter_mut().zip(decoded.chunks_exact_mut(STRETCH * width)).enumerate() {
+                *rows = bytemuck::cast_slice(self.weights.rows(self.panel, tap * channels + first, count, decoded));
+            }
+            for i in 0..count * width / S::F32_LANES {
+                let mut columns = [[simd.splat_f32s(0.0); IN]; 3];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    *column = Arithmetic(simd).weights([taps[x][i], taps[3 + x][i], taps[6 + x][i]]);
+                }
+                for y in 0..IN {
+                    let row: [S::f32s; IN] = Arithmetic(simd).weights([columns[0][y], columns[1][y], columns[2][y]]);
+                    for (x, vector) in row.into_iter().enumerate() {
+                        let at = ((y * IN + x) * channels + first) * width + i * S::F32_LANES;
+                        bytemuck::cast_slice_mut(&mut out[at..at + S::F32_LANES])[0] = vector;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `A^T m A` of one tile, with the epilogue. `sums` holds its numbers of the first point, those of the next are `step` further on.
+    #[inline(always)]
+    fn transform_output<S: Simd>(&self, simd: S, tile: usize, sums: &[f32], step: usize) {
+        let Place { batch, y, x } = self.places.grid.place(self.places.start + tile);
+        let (height, width) = self.places.size;
+        let first = self.panel * self.weights.width;
+        for column in (0..self.weights.width).step_by(S::F32_LANES) {
+            let mut columns = [[simd.splat_f32s(0.0); OUT]; IN];
+            for (x, column_sums) in columns.iter_mut().enumerate() {
+                let mut points = [simd.splat_f32s(0.0); IN];
+                for (y, number) in points.iter_mut().enumerate() {
+                    *number = bytemuck::cast_slice(&sums[(y * IN + x) * step + column..][..S::F32_LANES])[0];
+                }
+                *column_sums = Arithmetic(simd).output(points);
+            }
+            for dy in 0..OUT.min(height - y) {
+                let mut points = [simd.splat_f32s(0.0); IN];
+                for (number, column) in points.iter_mut().zip(&columns) {
+                    *number = column[dy];
+                }
+                let row: [S::f32s; OUT] = Arithmetic(simd).output(points);
+                for (dx, vector) in row.iter().enumerate().take(width - x) {
+                    let pixel = (batch * height + y + dy) * width + x + dx;
+                    // SAFETY: each tile has pixels of its own, and each task columns.
+                    unsafe {
+                        self.epilogue.write(simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), self.out)
+                    };
+                }
             }
         }
     }

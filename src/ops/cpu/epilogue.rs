@@ -1,0 +1,89 @@
+//! What happens to a result before it is written.
+
+#![allow(unsafe_code)]
+
+use pulp::{Simd, bytemuck};
+
+use super::{
+    math::{gelu, quick_gelu, silu},
+    memory::Shared,
+};
+use crate::ops::Activation;
+
+/// What happens to a row of sums before it is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::ops) struct Epilogue<'a> {
+    /// Numbers of a row of the result.
+    pub(in crate::ops) columns: usize,
+    /// Added to each row.
+    pub(in crate::ops) bias: Option<&'a [f32]>,
+    /// Every second vector of sums, through a GELU, gates the one before it.
+    pub(in crate::ops) gated: bool,
+    /// Added to each row of a sample: one row of numbers a sample, and the number of rows that a sample has.
+    pub(in crate::ops) sample_bias: Option<(&'a [f32], usize)>,
+    /// Of the shape of the result, added to it.
+    pub(in crate::ops) residual: Option<&'a [f32]>,
+    /// Applied at last.
+    pub(in crate::ops) activation: Option<Activation>,
+}
+
+impl Epilogue<'_> {
+    /// Finishes and writes the sums of a row from `column` on. Those past the last column fill up a panel, and are left out.
+    ///
+    /// # Safety
+    /// No other task writes there.
+    #[inline(always)]
+    pub(super) unsafe fn write<S: Simd>(&self, simd: S, row: usize, column: usize, sums: &[f32], out: Shared) {
+        let vectors: &[S::f32s] = bytemuck::cast_slice(sums);
+        if self.gated {
+            let bias: &[S::f32s] = bytemuck::cast_slice(&self.bias.unwrap_or_default()[column..][..2 * S::F32_LANES]);
+            let value = simd.add_f32s(vectors[0], bias[0]);
+            let gate = map(simd.add_f32s(vectors[1], bias[1]), gelu);
+            // SAFETY: by the caller's word.
+            return unsafe { self.store::<S>(row, column / 2, simd.mul_f32s(value, gate), out) };
+        }
+        for (j, sum) in vectors.iter().enumerate() {
+            let column = column + j * S::F32_LANES;
+            if column < self.columns {
+                // SAFETY: by the caller's word.
+                unsafe { self.store::<S>(row, column, self.finish(simd, row, column, *sum), out) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, simd: S, row: usize, column: usize, mut value: S::f32s) -> S::f32s {
+        let n = S::F32_LANES.min(self.columns - column);
+        if let Some(bias) = self.bias {
+            value = simd.add_f32s(value, simd.partial_load_f32s(&bias[column..][..n]));
+        }
+        if let Some((bias, rows)) = self.sample_bias {
+            value = simd.add_f32s(value, simd.partial_load_f32s(&bias[row / rows * self.columns + column..][..n]));
+        }
+        if let Some(residual) = self.residual {
+            value = simd.add_f32s(value, simd.partial_load_f32s(&residual[row * self.columns + column..][..n]));
+        }
+        match self.activation {
+            None => value,
+            Some(Activation::Silu) => map(value, silu),
+            Some(Activation::Gelu) => map(value, gelu),
+            Some(Activation::QuickGelu) => map(value, quick_gelu),
+        }
+    }
+
+    /// # Safety
+    /// As [`Epilogue::write`].
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, row: usize, column: usize, value: S::f32s, out: Shared) {
+        let n = S::F32_LANES.min(self.columns - column);
+        // SAFETY: by the caller's word.
+        unsafe { out.write(row * self.columns + column, &bytemuck::cast_slice(&[value])[..n]) };
+    }
+}
+
+/// A function of each number of a vector.
+#[inline(always)]
+pub(super) fn map<V: bytemuck::Pod>(mut vector: V, f: impl Fn(f32) -> f32) -> V {
+    bytemuck::cast_slice_mut::<V, f32>(std::slice::from_mut(&mut vector)).iter_mut().for_each(|x| *x = f(*x));
+    vector
+}

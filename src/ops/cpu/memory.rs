@@ -1,0 +1,62 @@
+//! Memory for results, which tasks write side by side, and scratch memory, which each thread keeps.
+
+#![allow(unsafe_code)]
+
+use std::{cell::RefCell, mem::MaybeUninit};
+
+/// A vector of `len` numbers, as `write` leaves them: results are not filled with zeros first, which costs as much as writing them.
+///
+/// # Safety
+/// `write` leaves no number unwritten.
+pub(super) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    write(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: by the caller's word.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// A result that tasks write side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Shared(*mut f32, usize);
+
+// SAFETY: tasks write disjoint parts, and nobody reads before all of them are done.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    pub(super) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
+        Self(values.as_mut_ptr().cast(), values.len())
+    }
+
+    /// Writes a part of the result.
+    ///
+    /// # Safety
+    /// No other task writes or reads there.
+    #[inline(always)]
+    pub(super) unsafe fn write(&self, start: usize, values: &[f32]) {
+        assert!(start + values.len() <= self.1);
+        // SAFETY: in bounds; apart from others by the caller's word.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.0.add(start), values.len()) }
+    }
+}
+
+/// Lends `len` numbers of memory, whatever they are. Each thread keeps what it once needed, so that the steady state allocates nothing.
+pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    // A stack, because a thread that waits for other tasks may be given one that needs scratch memory of its own.
+    thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
+    let mut memory = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if memory.len() < len {
+        memory = vec![0.0; len];
+    }
+    let result = work(&mut memory[..len]);
+    KEPT.with_borrow_mut(|kept| kept.push(memory));
+    result
+}
+
+/// The next odd number of cache lines, in numbers: rows that far apart do not compete for the same places in a cache.
+pub(super) fn odd_lines(len: usize) -> usize {
+    const LINE: usize = 16;
+    (len.div_ceil(LINE) | 1) * LINE
+}
