@@ -13,10 +13,14 @@ use sd_worker::{
         RequestQueue,
     },
     common::{OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps},
+    ops::ReusingAllocator,
 };
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
+
+#[global_allocator]
+static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 fn pipeline() -> Arc<InferencePipeline> {
     let options = LoadOptions { device: Device::Cpu, max_pixels: 1 << 20 };

@@ -11,7 +11,10 @@ use candle_nn::VarBuilder;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use sd_worker::ops::{Activation, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, attention};
+use sd_worker::ops::{Activation, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, attention};
+
+#[global_allocator]
+static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 fn randn(shape: &[usize]) -> Tensor {
     Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()

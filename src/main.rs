@@ -16,6 +16,7 @@ use sd_worker::{
     cli::{self, Cli, Command, Failure, LogArgs, LogFormat, ServeArgs},
     common::{Lifecycle, error_chain},
     http::{self, Admission, AppState},
+    ops::ReusingAllocator,
 };
 use serde_json::json;
 use tokio::{
@@ -27,6 +28,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+#[global_allocator]
+static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 /// How long cancelled requests may take to notice.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);

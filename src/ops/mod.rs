@@ -6,6 +6,7 @@
 use candle_core::DType;
 
 mod activation;
+mod allocator;
 mod attention;
 mod concat;
 mod conv;
@@ -15,6 +16,7 @@ mod linear;
 mod norm;
 
 pub use activation::Activation;
+pub use allocator::ReusingAllocator;
 pub use attention::attention;
 pub use concat::concat_channels;
 pub use conv::{Added, Conv2d, Conv2dConfig};
