@@ -14,7 +14,7 @@ use crate::{
         GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig, Schedule, Seed, Steps,
         TorchRng,
     },
-    models::{AutoencoderKl, ClipTextModel, UNet2DConditionModel},
+    models::{AutoencoderKl, ClipTextModel, TextContext, UNet2DConditionModel},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
 };
 
@@ -49,6 +49,8 @@ pub struct Diffusion {
     guidance_scale: GuidanceScale,
     /// `(1, tokens, hidden)`, or `(2, tokens, hidden)` with the negative prompt's first.
     text_embeddings: Tensor,
+    /// What the UNet looks at in them.
+    text_context: TextContext,
     /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
     latents: Tensor,
     /// Estimates of the picture without noise, the newest first.
@@ -72,6 +74,7 @@ impl Pipeline for InferencePipeline {
         let prompts = [request.negative_prompt.as_str(), request.prompt.as_str()];
         let prompts = if config.guidance_scale.is_guided() { &prompts[..] } else { &prompts[1..] };
         let text_embeddings = self.encode_prompts(prompts, &mut warnings)?;
+        let text_context = self.networks.unet.text_context(&text_embeddings)?;
         drop(span);
 
         // 3. Prepare timesteps.
@@ -83,7 +86,18 @@ impl Pipeline for InferencePipeline {
 
         let pipeline = Arc::clone(self);
         let guidance_scale = config.guidance_scale;
-        Ok(Diffusion { pipeline, plan, guidance_scale, text_embeddings, latents, denoised: VecDeque::new(), rng, steps_done: 0, warnings })
+        Ok(Diffusion {
+            pipeline,
+            plan,
+            guidance_scale,
+            text_embeddings,
+            text_context,
+            latents,
+            denoised: VecDeque::new(),
+            rng,
+            steps_done: 0,
+            warnings,
+        })
     }
 
     fn model_id(&self) -> &str {
@@ -142,9 +156,9 @@ impl Diffusion {
         let unet = &pipeline.networks.unet;
         let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
         if !self.guidance_scale.is_guided() {
-            return Ok(unet.forward(&input, stage.timestep, &self.text_embeddings)?.to_dtype(DType::F32)?);
+            return Ok(unet.forward(&input, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?);
         }
-        let both = unet.forward(&Tensor::cat(&[&input, &input], 0)?, stage.timestep, &self.text_embeddings)?.to_dtype(DType::F32)?;
+        let both = unet.forward(&Tensor::cat(&[&input, &input], 0)?, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?;
         let (negative, positive) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
         Ok((&negative + ((positive - &negative)? * self.guidance_scale.get())?)?)
     }

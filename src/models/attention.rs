@@ -15,6 +15,13 @@ pub(super) struct Attention {
     heads: usize,
 }
 
+/// What one [`Attention`] looks at: keys and values, `(batch, keys, channels)`.
+#[derive(Debug, Clone)]
+pub(super) struct KeyValues {
+    keys: Tensor,
+    values: Tensor,
+}
+
 impl Attention {
     /// `channels` is the width of the queries and of the result, `context` that of the sequence that is looked at.
     pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
@@ -35,10 +42,19 @@ impl Attention {
         Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1 })
     }
 
-    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, `context` is `(batch, keys, context)`.
-    pub(super) fn forward(&self, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward_add(&attention(&q, &k, &v, self.heads, false)?, residual)
+    /// What there is to look at in a sequence `(batch, keys, context)`.
+    pub(super) fn key_values(&self, context: &Tensor) -> Result<KeyValues> {
+        Ok(KeyValues { keys: self.to_k.forward(context)?, values: self.to_v.forward(context)? })
+    }
+
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`.
+    pub(super) fn forward(&self, x: &Tensor, seen: &KeyValues, residual: &Tensor) -> Result<Tensor> {
+        self.to_out.forward_add(&attention(&self.to_q.forward(x)?, &seen.keys, &seen.values, self.heads, false)?, residual)
+    }
+
+    /// A sequence looks at itself.
+    pub(super) fn forward_self(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.forward(x, &self.key_values(x)?, residual)
     }
 }
 

@@ -8,7 +8,7 @@ mod unet;
 mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
-pub use unet::{UNet2DConditionConfig, UNet2DConditionModel};
+pub use unet::{TextContext, UNet2DConditionConfig, UNet2DConditionModel};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};
 
 /// A configuration that describes no network that can be built.

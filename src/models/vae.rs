@@ -293,7 +293,7 @@ impl UNetMidBlock2D {
         let mut x = self.resnets[0].forward(x, None)?;
         if let Some((norm, attention)) = &self.attention {
             let sequence = to_sequence(&norm.forward(&x)?)?;
-            x = to_image(&attention.forward(&sequence, &sequence, &to_sequence(&x)?)?, &x)?;
+            x = to_image(&attention.forward_self(&sequence, &to_sequence(&x)?)?, &x)?;
         }
         self.resnets[1].forward(&x, None)
     }

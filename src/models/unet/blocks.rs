@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::{
     UNet2DConditionConfig,
     config::{DownBlockType, UpBlockType},
+    text_context::{CrossAttention, TextContext},
     transformer::Transformer2DModel,
 };
 use crate::{
@@ -21,13 +22,17 @@ impl UNet2DConditionConfig {
 
 /// A residual block and, on levels that look at the text, the transformer after it.
 #[derive(Debug, Clone)]
-struct Layer {
+pub(super) struct Layer {
     resnet: ResnetBlock2D,
     attention: Option<Transformer2DModel>,
 }
 
 impl Layer {
-    fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> Result<Tensor> {
+    pub(super) fn cross_attentions(&self) -> impl Iterator<Item = &CrossAttention> {
+        self.attention.iter().flat_map(Transformer2DModel::cross_attentions)
+    }
+
+    fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
         let x = self.resnet.forward(x, Some(temb))?;
         self.attention.as_ref().map_or(Ok(x.clone()), |attention| attention.forward(&x, context))
     }
@@ -55,8 +60,12 @@ impl DownBlock {
         Ok(Self { layers: (0..config.layers_per_block).map(layer).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
     }
 
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     /// Leaves what each layer made in `skips`, for the way up.
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
             x = layer.forward(&x, temb, context)?;
@@ -86,7 +95,11 @@ impl MidBlock {
         Ok(Self { first: Layer { resnet: resnet(0)?, attention }, last: resnet(1)? })
     }
 
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> Result<Tensor> {
+    pub(super) fn layers(&self) -> &[Layer] {
+        std::slice::from_ref(&self.first)
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
         self.last.forward(&self.first.forward(x, temb, context)?, Some(temb))
     }
 }
@@ -115,8 +128,12 @@ impl UpBlock {
         Ok(Self { layers: (0..=config.layers_per_block).map(layer).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     /// Takes back from `skips` what the way down left there.
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };

@@ -4,13 +4,15 @@
 mod blocks;
 mod config;
 mod embeddings;
+mod text_context;
 mod transformer;
 
-use blocks::{DownBlock, MidBlock, UpBlock};
+use blocks::{DownBlock, Layer, MidBlock, UpBlock};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 pub use config::UNet2DConditionConfig;
 use embeddings::TimestepEmbedding;
+pub use text_context::TextContext;
 
 use crate::ops::{Conv2d, Conv2dConfig, GroupNorm};
 
@@ -55,21 +57,32 @@ impl UNet2DConditionModel {
         &self.config
     }
 
-    /// What the network says of noisy latents `(batch, in_channels, height, width)` at a timestep, given text embeddings
-    /// `(batch, tokens, cross_attention_dim)`: noise or velocity, `(batch, out_channels, height, width)`.
+    /// Text embeddings `(batch, tokens, cross_attention_dim)` as the network's layers look at them, once for all steps.
+    ///
+    /// # Errors
+    /// When the width is another, or the device fails.
+    pub fn text_context(&self, text_embeddings: &Tensor) -> Result<TextContext> {
+        let down = self.down_blocks.iter().flat_map(DownBlock::layers);
+        let up = self.up_blocks.iter().flat_map(UpBlock::layers);
+        let layers = down.chain(self.mid_block.layers()).chain(up);
+        TextContext::new(text_embeddings, layers.flat_map(Layer::cross_attentions))
+    }
+
+    /// What the network says of noisy latents `(batch, in_channels, height, width)` at a timestep, given the text of as many samples:
+    /// noise or velocity, `(batch, out_channels, height, width)`.
     ///
     /// # Errors
     /// When a shape does not fit, or the device fails.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, encoder_hidden_states: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, latents: &Tensor, timestep: f64, context: &TextContext) -> Result<Tensor> {
         let temb = self.time_embedding.forward(timestep, latents)?;
         let mut x = self.conv_in.forward(latents)?;
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
-            x = block.forward(&x, &temb, encoder_hidden_states, &mut skips)?;
+            x = block.forward(&x, &temb, context, &mut skips)?;
         }
-        x = self.mid_block.forward(&x, &temb, encoder_hidden_states)?;
+        x = self.mid_block.forward(&x, &temb, context)?;
         for block in &self.up_blocks {
-            x = block.forward(&x, &temb, encoder_hidden_states, &mut skips)?;
+            x = block.forward(&x, &temb, context, &mut skips)?;
         }
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
     }

@@ -3,7 +3,10 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::UNet2DConditionConfig;
+use super::{
+    UNet2DConditionConfig,
+    text_context::{CrossAttention, TextContext},
+};
 use crate::{
     models::attention::{Attention, to_image, to_sequence},
     ops::{Geglu, GroupNorm, LayerNorm, Linear},
@@ -37,8 +40,13 @@ impl Transformer2DModel {
         })
     }
 
-    /// `x` is `(batch, channels, height, width)`, `context` `(batch, tokens, cross_attention_dim)`.
-    pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    /// Its layers that look at the text.
+    pub(super) fn cross_attentions(&self) -> impl Iterator<Item = &CrossAttention> {
+        self.transformer_blocks.iter().map(|block| &block.attn2)
+    }
+
+    /// `x` is `(batch, channels, height, width)`.
+    pub(super) fn forward(&self, x: &Tensor, context: &TextContext) -> Result<Tensor> {
         let mut hidden = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, context)?;
@@ -53,7 +61,7 @@ struct BasicTransformerBlock {
     norm1: LayerNorm,
     attn1: Attention,
     norm2: LayerNorm,
-    attn2: Attention,
+    attn2: CrossAttention,
     norm3: LayerNorm,
     ff: FeedForward,
 }
@@ -66,15 +74,14 @@ impl BasicTransformerBlock {
             norm1: norm("norm1")?,
             attn1: Attention::new(channels, channels, heads, &vb.pp("attn1"))?,
             norm2: norm("norm2")?,
-            attn2: Attention::new(channels, config.cross_attention_dim, heads, &vb.pp("attn2"))?,
+            attn2: CrossAttention::new(channels, config.cross_attention_dim, heads, &vb.pp("attn2"))?,
             norm3: norm("norm3")?,
             ff: FeedForward::new(channels, &vb.pp("ff.net"))?,
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let normed = self.norm1.forward(x)?;
-        let x = self.attn1.forward(&normed, &normed, x)?;
+    fn forward(&self, x: &Tensor, context: &TextContext) -> Result<Tensor> {
+        let x = self.attn1.forward_self(&self.norm1.forward(x)?, x)?;
         let x = self.attn2.forward(&self.norm2.forward(&x)?, context, &x)?;
         self.ff.forward(&self.norm3.forward(&x)?, &x)
     }

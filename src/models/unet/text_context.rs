@@ -1,0 +1,80 @@
+//! The text as the layers of a UNet look at it: keys and values, which stay the same from step to step.
+
+use std::collections::HashMap;
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::models::attention::{Attention, KeyValues};
+
+/// Text for one generation. [`text_context`](super::UNet2DConditionModel::text_context) makes it.
+#[derive(Debug, Clone)]
+pub struct TextContext {
+    /// By the layer's name in the checkpoint.
+    key_values: HashMap<String, KeyValues>,
+}
+
+impl TextContext {
+    /// `text` is `(batch, tokens, cross_attention_dim)`.
+    pub(super) fn new<'a>(text: &Tensor, layers: impl Iterator<Item = &'a CrossAttention>) -> Result<Self> {
+        let key_values = layers.map(|layer| Ok((layer.name.clone(), layer.attention.key_values(text)?)));
+        Ok(Self { key_values: key_values.collect::<Result<_>>()? })
+    }
+}
+
+/// Attention to the text.
+#[derive(Debug, Clone)]
+pub(super) struct CrossAttention {
+    attention: Attention,
+    /// Where its keys are in a [`TextContext`].
+    name: String,
+}
+
+impl CrossAttention {
+    /// `channels` is the width of the queries, `context` that of the text.
+    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self { attention: Attention::new(channels, context, heads, vb)?, name: vb.prefix() })
+    }
+
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`.
+    pub(super) fn forward(&self, x: &Tensor, context: &TextContext, residual: &Tensor) -> Result<Tensor> {
+        let Some(seen) = context.key_values.get(&self.name) else { candle_core::bail!("the text has no keys for {}", self.name) };
+        self.attention.forward(x, seen, residual)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    /// A layer that counted instead of asking by name would look at another one's keys.
+    #[test]
+    fn a_layer_finds_its_own_keys_or_says_so() {
+        let cpu = Device::Cpu;
+        let values = |scale: f64| (Tensor::arange(0f32, 16., &cpu)?.reshape((4, 4))? * scale)?.sin();
+        let weights = |name: &str, scale: f64| {
+            let parts = ["to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"].into_iter().zip(1..);
+            let mut all =
+                parts.map(|(part, i)| Ok((format!("{name}.{part}"), values(scale * f64::from(i))?))).collect::<Result<Vec<_>>>()?;
+            all.push((format!("{name}.to_out.0.bias"), Tensor::zeros(4, DType::F32, &cpu)?));
+            Ok::<_, candle_core::Error>(all)
+        };
+        let tensors = [weights("one", 0.3).unwrap(), weights("two", 0.7).unwrap()].concat().into_iter().collect();
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &cpu);
+        let [one, two] = ["one", "two"].map(|name| CrossAttention::new(4, 4, 2, &vb.pp(name)).unwrap());
+
+        let (x, text) = (values(0.5).unwrap().unsqueeze(0).unwrap(), values(0.9).unwrap().unsqueeze(0).unwrap());
+        let numbers = |x: Result<Tensor>| x.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // In another order than they are asked in.
+        let context = TextContext::new(&text, [&two, &one].into_iter()).unwrap();
+        for layer in [&one, &two] {
+            let directly = layer.attention.forward(&x, &layer.attention.key_values(&text).unwrap(), &x);
+            assert_eq!(numbers(layer.forward(&x, &context, &x)), numbers(directly));
+        }
+        let half = TextContext::new(&text, [&one].into_iter()).unwrap();
+        let error = two.forward(&x, &half, &x).unwrap_err().to_string();
+        assert!(error.contains("no keys for two"), "{error}");
+    }
+}
