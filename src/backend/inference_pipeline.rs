@@ -155,11 +155,11 @@ impl Diffusion {
     fn predict(&self, pipeline: &InferencePipeline, stage: &Stage) -> Result<Tensor, GenerationError> {
         let unet = &pipeline.networks.unet;
         let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
+        let output = unet.forward(&input, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?;
         if !self.guidance_scale.is_guided() {
-            return Ok(unet.forward(&input, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?);
+            return Ok(output);
         }
-        let both = unet.forward(&Tensor::cat(&[&input, &input], 0)?, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?;
-        let (negative, positive) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
+        let (negative, positive) = (output.narrow(0, 0, 1)?, output.narrow(0, 1, 1)?);
         Ok((&negative + ((positive - &negative)? * self.guidance_scale.get())?)?)
     }
 

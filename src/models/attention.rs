@@ -47,9 +47,11 @@ impl Attention {
         Ok(KeyValues { keys: self.to_k.forward(context)?, values: self.to_v.forward(context)? })
     }
 
-    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`.
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample, which is then the same for
+    /// every sample that is looked at.
     pub(super) fn forward(&self, x: &Tensor, seen: &KeyValues, residual: &Tensor) -> Result<Tensor> {
-        self.to_out.forward_add(&attention(&self.to_q.forward(x)?, &seen.keys, &seen.values, self.heads, false)?, residual)
+        let found = attention(&self.to_q.forward(x)?, &seen.keys, &seen.values, self.heads, false)?;
+        self.to_out.forward_add(&found, &for_batch_of(&found, residual)?)
     }
 
     /// A sequence looks at itself.
@@ -64,8 +66,54 @@ pub(super) fn to_sequence(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 2, 3, 1))?.reshape((batch, height * width, channels))
 }
 
-/// The way back, to the size of `like`.
+/// The way back, to the height and width of `like`.
 pub(super) fn to_image(x: &Tensor, like: &Tensor) -> Result<Tensor> {
-    let (batch, _, height, width) = like.dims4()?;
-    x.reshape((batch, height, width, x.dim(2)?))?.permute((0, 3, 1, 2))
+    let (_, _, height, width) = like.dims4()?;
+    let (batch, _, channels) = x.dims3()?;
+    x.reshape((batch, height, width, channels))?.permute((0, 3, 1, 2))
+}
+
+/// `x` for each sample of `like`, where it is of one sample: from before the text made them differ.
+pub(super) fn for_batch_of(like: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let dims = [&like.dims()[..1], &x.dims()[1..]].concat();
+    if x.dims() == dims { Ok(x.clone()) } else { x.broadcast_as(dims) }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::ops::concat_channels;
+
+    /// In f64 everything goes through candle's own operations, as it does on other devices.
+    #[test]
+    fn one_sample_stands_for_all() {
+        for dtype in [DType::F32, DType::F64] {
+            let made_up = |shape: &[usize], scale: f64| {
+                let count = shape.iter().product::<usize>() as f64;
+                let values = (Tensor::arange(0f64, count, &Device::Cpu).unwrap() * scale).unwrap().sin().unwrap();
+                values.reshape(shape).unwrap().to_dtype(dtype).unwrap()
+            };
+            let numbers = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let twice = |x: &Tensor| Tensor::cat(&[x, x], 0).unwrap();
+            let weights = ["to_q", "to_k", "to_v", "to_out.0"].into_iter().zip(1..);
+            let mut tensors: Vec<_> =
+                weights.map(|(name, i)| (format!("{name}.weight"), made_up(&[6, 6], 0.2 + 0.1 * f64::from(i)))).collect();
+            tensors.push(("to_out.0.bias".to_owned(), made_up(&[6], 0.9)));
+            let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu);
+            let attention = Attention::new(6, 6, 2, &vb).unwrap();
+            let seen = attention.key_values(&made_up(&[2, 5, 6], 0.7)).unwrap();
+
+            let (x, residual) = (made_up(&[1, 20, 6], 0.3), made_up(&[1, 20, 6], 0.4));
+            let found = attention.forward(&x, &seen, &residual).unwrap();
+            assert_eq!(found.dims(), [2, 20, 6]);
+            assert_ne!(numbers(&found.get(0).unwrap()), numbers(&found.get(1).unwrap()), "they look at different things");
+            assert_eq!(numbers(&found), numbers(&attention.forward(&twice(&x), &seen, &twice(&residual)).unwrap()));
+
+            let (image, skip) = (to_image(&found, &made_up(&[1, 6, 4, 5], 1.0)).unwrap(), made_up(&[1, 3, 4, 5], 0.6));
+            let joined = concat_channels(&image, &for_batch_of(&image, &skip).unwrap()).unwrap();
+            assert_eq!(numbers(&joined), numbers(&concat_channels(&image, &twice(&skip)).unwrap()));
+        }
+    }
 }

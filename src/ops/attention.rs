@@ -10,14 +10,16 @@ const SCORE_BYTES: usize = 64 << 20;
 
 /// `softmax(q k^T / sqrt(head_dim)) v` for each head ([Vaswani et al.](https://arxiv.org/abs/1706.03762), equation 1).
 ///
-/// `q` is `(batch, queries, heads * head_dim)`, `k` and `v` are `(batch, keys, heads * head_dim)`. With `causal`, a query sees the keys
-/// up to its own place. The result has the shape of `q`.
+/// `q` is `(batch, queries, heads * head_dim)`, or of one sample, whose queries are then those of every sample; `k` and `v` are
+/// `(batch, keys, heads * head_dim)`. With `causal`, a query sees the keys up to its own place. The result is
+/// `(batch, queries, heads * head_dim)`.
 ///
 /// # Errors
 /// When the shapes do not fit, or the device fails.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    let ((batch, queries, width), (_, keys, key_width)) = (q.dims3()?, k.dims3()?);
-    if heads == 0 || width != key_width || !width.is_multiple_of(heads) || k.dims() != v.dims() || k.dim(0)? != batch {
+    let ((samples, queries, width), (batch, keys, key_width)) = (q.dims3()?, k.dims3()?);
+    let fits = width == key_width && k.dims() == v.dims() && [1, batch].contains(&samples);
+    if heads == 0 || !width.is_multiple_of(heads) || !fits {
         candle_core::bail!("attention of {:?} to {:?} and {:?} with {heads} heads", q.shape(), k.shape(), v.shape());
     }
     if cpu::is_fast(q) {
@@ -26,6 +28,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(q, k, v, shape)))))?;
         return Tensor::from_vec(result, (batch, queries, width), &Device::Cpu);
     }
+    let q = &q.broadcast_as((batch, queries, width))?.contiguous()?;
     let split = |x: &Tensor| x.reshape((batch, (), heads, width / heads));
     #[cfg(feature = "flash-attn")]
     if q.device().is_cuda() && q.dtype() != candle_core::DType::F32 {

@@ -1,4 +1,4 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `parity` looks inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `parity` and `sharing` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod architecture;
@@ -8,5 +8,6 @@ mod http;
 mod hub;
 mod parity;
 mod probes;
+mod sharing;
 mod sse;
 mod support;

@@ -71,9 +71,15 @@ impl UNet2DConditionModel {
     /// What the network says of noisy latents `(batch, in_channels, height, width)` at a timestep, given the text of as many samples:
     /// noise or velocity, `(batch, out_channels, height, width)`.
     ///
+    /// Latents of one sample are those of every sample of the text. Up to where the text is first looked at, they are then worked on
+    /// once for all: with the two sides of guidance, that is one of the few transformers at full resolution.
+    ///
     /// # Errors
     /// When a shape does not fit, or the device fails.
     pub fn forward(&self, latents: &Tensor, timestep: f64, context: &TextContext) -> Result<Tensor> {
+        if ![1, context.batch()].contains(&latents.dim(0)?) {
+            candle_core::bail!("latents {:?} with the text of {} samples", latents.shape(), context.batch());
+        }
         let temb = self.time_embedding.forward(timestep, latents)?;
         let mut x = self.conv_in.forward(latents)?;
         let mut skips = vec![x.clone()];

@@ -12,13 +12,19 @@ use crate::models::attention::{Attention, KeyValues};
 pub struct TextContext {
     /// By the layer's name in the checkpoint.
     key_values: HashMap<String, KeyValues>,
+    batch: usize,
 }
 
 impl TextContext {
     /// `text` is `(batch, tokens, cross_attention_dim)`.
     pub(super) fn new<'a>(text: &Tensor, layers: impl Iterator<Item = &'a CrossAttention>) -> Result<Self> {
         let key_values = layers.map(|layer| Ok((layer.name.clone(), layer.attention.key_values(text)?)));
-        Ok(Self { key_values: key_values.collect::<Result<_>>()? })
+        Ok(Self { key_values: key_values.collect::<Result<_>>()?, batch: text.dim(0)? })
+    }
+
+    /// Number of samples.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
     }
 }
 
@@ -36,7 +42,7 @@ impl CrossAttention {
         Ok(Self { attention: Attention::new(channels, context, heads, vb)?, name: vb.prefix() })
     }
 
-    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`.
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample.
     pub(super) fn forward(&self, x: &Tensor, context: &TextContext, residual: &Tensor) -> Result<Tensor> {
         let Some(seen) = context.key_values.get(&self.name) else { candle_core::bail!("the text has no keys for {}", self.name) };
         self.attention.forward(x, seen, residual)

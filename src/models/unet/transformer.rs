@@ -8,7 +8,7 @@ use super::{
     text_context::{CrossAttention, TextContext},
 };
 use crate::{
-    models::attention::{Attention, to_image, to_sequence},
+    models::attention::{Attention, for_batch_of, to_image, to_sequence},
     ops::{Geglu, GroupNorm, LayerNorm, Linear},
 };
 
@@ -45,13 +45,14 @@ impl Transformer2DModel {
         self.transformer_blocks.iter().map(|block| &block.attn2)
     }
 
-    /// `x` is `(batch, channels, height, width)`.
+    /// `x` is `(batch, channels, height, width)`, or of one sample, which becomes those of the text here.
     pub(super) fn forward(&self, x: &Tensor, context: &TextContext) -> Result<Tensor> {
         let mut hidden = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, context)?;
         }
-        to_image(&self.proj_out.forward_add(&hidden, &to_sequence(x)?)?, x)
+        let residual = for_batch_of(&hidden, &to_sequence(x)?)?;
+        to_image(&self.proj_out.forward_add(&hidden, &residual)?, x)
     }
 }
 

@@ -35,7 +35,7 @@ pub(in crate::ops) struct Sequences {
     pub(in crate::ops) causal: bool,
 }
 
-/// `softmax(q k^T / sqrt(head_dim)) v` for each head.
+/// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` is of one sample, all samples are asked the same.
 pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
     attention_with(Arch::new(), q, k, v, shape)
 }
@@ -44,7 +44,9 @@ pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequence
 pub(super) fn attention_with(arch: Arch, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
     let Sequences { batch, heads, head_dim, queries, keys, .. } = shape;
     let width = heads * head_dim;
-    assert!(q.len() == batch * queries * width && k.len() == batch * keys * width && v.len() == k.len());
+    let samples = q.len() / (queries * width).max(1);
+    assert!(samples == 1 || samples == batch);
+    assert!(q.len() == samples * queries * width && k.len() == batch * keys * width && v.len() == k.len());
     let panel = 2 * lanes(arch);
     let per_task = PANELS * panel;
     let tasks = queries.div_ceil(per_task);
@@ -54,12 +56,13 @@ pub(super) fn attention_with(arch: Arch, q: &[f32], k: &[f32], v: &[f32], shape:
             let (head, first) = (index / tasks, index % tasks * per_task);
             let count = per_task.min(queries - first);
             let (batch, offset) = (head / heads, head % heads * head_dim);
-            let start = (batch * queries + first) * width + offset;
+            let start_of = |sample: usize| (sample * queries + first) * width + offset;
+            let (q, start) = (&q[start_of(batch % samples)..], start_of(batch));
             let of_head = |values| -> &[f32] { &<&[f32]>::clone(&values)[batch * keys * width + offset..] };
             let panels = count.div_ceil(panel);
             let numbers = panel * (panels * 2 * (head_dim + 1) + KEYS.max(head_dim));
             with_scratch(numbers, |scratch| {
-                arch.dispatch(Task { q: &q[start..], k: of_head(k), v: of_head(v), shape, first, count, out, start, scratch });
+                arch.dispatch(Task { q, k: of_head(k), v: of_head(v), shape, first, count, out, start, scratch });
             });
         });
     };

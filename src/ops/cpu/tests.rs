@@ -296,4 +296,8 @@ fn threads_and_neighbours_change_nothing() {
     let both = [other, one.clone()].concat();
     let alone = super::attention(&one, &one, &one, sequences(1));
     assert_eq!(super::attention(&both, &both, &both, sequences(2))[alone.len()..], alone);
+
+    // Queries of one sample are those of every sample.
+    let asked = [one.clone(), one.clone()].concat();
+    assert_eq!(super::attention(&one, &both, &both, sequences(2)), super::attention(&asked, &both, &both, sequences(2)));
 }
