@@ -8,32 +8,30 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug_span};
 
-use super::{Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptTokenizer, image_utils};
+use super::{EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, image_utils};
 use crate::{
     common::{
         GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig, Schedule, Seed, Steps,
         TorchRng,
     },
-    models::{AutoencoderKl, ClipTextModel, TextContext, UNet2DConditionModel},
+    models::{AutoencoderKl, TextContext, UNet2DConditionModel},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
 };
 
-/// The three networks of Stable Diffusion.
+/// The networks that pictures go through.
 #[derive(Debug)]
 pub struct Networks {
-    /// Prompts to embeddings.
-    pub text_encoder: ClipTextModel,
     /// Noisy latents to less noisy ones.
     pub unet: UNet2DConditionModel,
     /// Latents to pixels.
     pub vae: AutoencoderKl,
 }
 
-/// A loaded model. Nothing in it changes after loading, so every generation shares it.
+/// A loaded model. Nothing in it changes after loading but the prompts that are kept, so every generation shares it.
 #[derive(Debug)]
 pub struct InferencePipeline {
     info: Arc<ModelInfo>,
-    tokenizer: PromptTokenizer,
+    prompt_encoder: PromptEncoder,
     networks: Networks,
     scheduler: SchedulerConfig,
     preview: LatentPreview,
@@ -68,12 +66,11 @@ impl Pipeline for InferencePipeline {
         let config = request.config;
         self.info.check(&config)?;
 
-        // 2. Encode the prompt, both sides of guidance in one batch.
+        // 2. Encode the prompt, for both sides of guidance.
         let span = debug_span!("text_encode").entered();
-        let mut warnings = Vec::new();
         let prompts = [request.negative_prompt.as_str(), request.prompt.as_str()];
         let prompts = if config.guidance_scale.is_guided() { &prompts[..] } else { &prompts[1..] };
-        let text_embeddings = self.encode_prompts(prompts, &mut warnings)?;
+        let EncodedPrompts { embeddings: text_embeddings, warnings } = self.prompt_encoder.encode(prompts)?;
         let text_context = self.networks.unet.text_context(&text_embeddings)?;
         drop(span);
 
@@ -192,20 +189,26 @@ impl InferencePipeline {
     #[must_use]
     pub fn new(
         info: ModelInfo,
-        tokenizer: PromptTokenizer,
+        prompt_encoder: PromptEncoder,
         networks: Networks,
         scheduler: SchedulerConfig,
         preview: LatentPreview,
         device: Device,
         dtype: DType,
     ) -> Self {
-        Self { info: Arc::new(info), tokenizer, networks, scheduler, preview, device, dtype }
+        Self { info: Arc::new(info), prompt_encoder, networks, scheduler, preview, device, dtype }
     }
 
     /// What the world may know of the model.
     #[must_use]
     pub fn info(&self) -> &Arc<ModelInfo> {
         &self.info
+    }
+
+    /// Prompts to embeddings.
+    #[must_use]
+    pub fn prompt_encoder(&self) -> &PromptEncoder {
+        &self.prompt_encoder
     }
 
     /// The networks, for benches that time them one by one.
@@ -243,19 +246,6 @@ impl InferencePipeline {
         let mut generation = self.begin(&request)?;
         generation.step()?;
         generation.finish().map(drop)
-    }
-
-    /// Embeddings of prompts, `(prompts, tokens, hidden)`. What does not fit is cut, with a warning.
-    fn encode_prompts(&self, prompts: &[&str], warnings: &mut Vec<String>) -> Result<Tensor, GenerationError> {
-        let mut rows = Vec::new();
-        for prompt in prompts {
-            let tokens = self.tokenizer.encode(prompt)?;
-            if let Some(cut) = tokens.cut {
-                warnings.push(format!("a prompt is too long for the model; this part of it was not read: \"{cut}\""));
-            }
-            rows.push(Tensor::new(tokens.ids, &self.device)?);
-        }
-        Ok(self.networks.text_encoder.forward(&Tensor::stack(&rows, 0)?)?)
     }
 
     fn latent_shape(&self, size: ImageSize) -> (usize, usize, usize, usize) {

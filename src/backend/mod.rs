@@ -8,6 +8,7 @@ mod inference_pipeline;
 mod latent_preview;
 mod model_files;
 mod model_loader;
+mod prompt_encoder;
 mod prompt_tokenizer;
 mod request_queue;
 
@@ -18,5 +19,6 @@ pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use latent_preview::LatentPreview;
 pub use model_files::ModelFiles;
 pub use model_loader::{LoadOptions, load};
+pub use prompt_encoder::{EncodedPrompts, PromptEncoder};
 pub use prompt_tokenizer::{PromptTokenizer, TokenIds};
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use serde::Deserialize;
 use tracing::warn;
 
-use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptTokenizer};
+use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer};
 use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
     device,
@@ -77,8 +77,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let unet = build(files, "unet", dtype, device, |vb| UNet2DConditionModel::new(unet, vb))?;
     let vae = build(files, "vae", dtype, device, |vb| AutoencoderKl::new(vae, vb))?;
     let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let networks = Networks { text_encoder, unet, vae };
-    Ok(InferencePipeline::new(info, tokenizer, networks, scheduler, preview, device.clone(), dtype))
+    let prompt_encoder = PromptEncoder::new(tokenizer, text_encoder, device.clone());
+    let networks = Networks { unet, vae };
+    Ok(InferencePipeline::new(info, prompt_encoder, networks, scheduler, preview, device.clone(), dtype))
 }
 
 fn build<T>(

@@ -32,6 +32,7 @@ fn describe() {
     metrics::describe_counter!("sdw_requests_total", "Pictures asked for, by outcome");
     metrics::describe_counter!("sdw_rejected_total", "HTTP requests refused before they were queued, by reason");
     metrics::describe_counter!("sdw_cancelled_total", "Pictures given up, by reason");
+    metrics::describe_counter!("sdw_prompt_cache_total", "Prompts to encode, by outcome: hit where the embedding was kept, or miss");
     metrics::describe_counter!("sdw_images_total", "Pictures finished");
 }
 

@@ -6,6 +6,8 @@ use sd_worker::{
     models::UNet2DConditionConfig,
 };
 
+use crate::support::{Worker, bytes, small};
+
 /// One whose first level does not look at the text, and one that does so at once.
 const MODELS: [&str; 2] = ["builtin", "tests/parity/tiny"];
 
@@ -45,4 +47,46 @@ fn both_sides_of_guidance_may_share_their_latents() {
         let error = unet.forward(&times(3), 321.0, &context).unwrap_err().to_string();
         assert!(error.contains("with the text of 2 samples"), "{error}");
     }
+}
+
+#[test]
+fn a_prompt_is_the_same_alone_and_in_company() {
+    for model in MODELS {
+        let prompts = ["a fox on a blue background", "", "an owl"];
+        let together = load(model).prompt_encoder().encode(&prompts).unwrap().embeddings;
+        for (i, prompt) in prompts.into_iter().enumerate() {
+            let alone = load(model).prompt_encoder().encode(&[prompt]).unwrap().embeddings;
+            assert_eq!(numbers(&alone), numbers(&together.get(i).unwrap()), "{model}: {prompt:?}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_that_was_kept_is_the_same_as_a_new_one() {
+    let long = format!("a fox {}", "and an owl ".repeat(100));
+    let pipeline = load("builtin");
+    let encoder = pipeline.prompt_encoder();
+    encoder.encode(&["", &long]).unwrap();
+    // One is kept, one is new, and they come in the order in which they were asked for.
+    for prompts in [[long.as_str(), "a cat"], ["a dog", long.as_str()], ["", "a dog"], ["new", "new"]] {
+        let (ours, fresh) = (encoder.encode(&prompts).unwrap(), load("builtin").prompt_encoder().encode(&prompts).unwrap());
+        assert_eq!(numbers(&ours.embeddings), numbers(&fresh.embeddings), "{prompts:?}");
+        assert_eq!(ours.warnings, fresh.warnings);
+        assert_eq!(ours.warnings.len(), usize::from(prompts.contains(&long.as_str())), "{prompts:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_is_encoded_once_for_all_requests() {
+    let worker = Worker::ready(&[]);
+    let count = async |outcome: &str| worker.metric(&format!("sdw_prompt_cache_total{{outcome=\"{outcome}\"}}")).await as u64;
+    let (hits, misses) = (count("hit").await, count("miss").await);
+    let first = worker.generate(&small("a fox")).await;
+    // The empty negative prompt is known from the worker's own first picture.
+    assert_eq!((count("hit").await - hits, count("miss").await - misses), (1, 1));
+    let again = worker.generate(&small("a fox")).await;
+    assert_eq!((count("hit").await - hits, count("miss").await - misses), (3, 1));
+    assert_eq!(bytes(&first["data"][0]), bytes(&again["data"][0]));
+    worker.generate(&small("a fox ")).await;
+    assert_eq!(count("miss").await - misses, 2, "another prompt, if only by a space");
 }
