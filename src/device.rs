@@ -1,8 +1,9 @@
-//! Where the tensors live: CPU, CUDA or Metal.
+//! Where the tensors live: CPU, CUDA or Metal; and the threads that work on a CPU.
 
 use std::{fmt, str::FromStr};
 
 use candle_core::Device;
+use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use tracing::warn;
 
 use crate::common::InvalidValue;
@@ -97,6 +98,17 @@ pub fn describe(device: &Device) -> String {
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
+}
+
+/// Starts the threads that share the work on a CPU, so many or as many as this process may use.
+///
+/// # Errors
+/// When the system refuses them, or they were started before.
+pub fn start_threads(count: Option<usize>) -> Result<(), ThreadPoolBuildError> {
+    // 0 leaves the number to rayon: RAYON_NUM_THREADS where it is set, else `std::thread::available_parallelism`, which minds the
+    // CPUs that the process is bound to and the quota of its cgroup, as in a container.
+    let pool = ThreadPoolBuilder::new().num_threads(count.unwrap_or(0));
+    pool.thread_name(|i| format!("sd-worker-{i}")).build_global()
 }
 
 #[cfg(test)]

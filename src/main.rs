@@ -91,6 +91,7 @@ fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
             args.host
         )));
     }
+    args.model.start_threads()?;
     let runtime = Runtime::new().context("no runtime").map_err(Failure::Internal)?;
     let outcome = runtime.block_on(serve(args, log_format));
     // A step that is still running is not waited for: it could take minutes, and its client is gone.
@@ -128,7 +129,8 @@ async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     // First in fact, then in words: whoever reads the line may send a request at once.
     lifecycle.send_replace(Lifecycle::Ready(Arc::clone(&info)));
     announce(&json!({ "event": "ready", "model": info.id, "device": info.device, "port": address.port() }));
-    info!(model = info.id, device = info.device, load_ms = started.elapsed().as_millis(), "ready");
+    let (load_ms, threads) = (started.elapsed().as_millis(), rayon::current_num_threads());
+    info!(model = info.id, device = info.device, threads, load_ms, "ready");
     if log_format == LogFormat::Text {
         say(&format!("Try:\n{}", example(address)));
     }

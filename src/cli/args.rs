@@ -6,9 +6,10 @@ use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::Failure;
 use crate::{
     common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
-    device::DeviceChoice,
+    device::{self, DeviceChoice},
 };
 
 /// Stable Diffusion over HTTP: one process, one model, one device.
@@ -73,9 +74,23 @@ pub struct ModelArgs {
     /// Where to run it: auto, cpu, cuda, cuda:N, metal
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
+    /// Threads that work on a CPU, 1 to 1024 [default: as many as the process may use]
+    #[arg(long, env = "SD_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
+    pub threads: Option<u16>,
     /// The largest picture, in pixels
     #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
     pub max_pixels: u64,
+}
+
+impl ModelArgs {
+    /// Starts the threads, which can be done once.
+    ///
+    /// # Errors
+    /// When the system refuses them.
+    pub fn start_threads(&self) -> Result<(), Failure> {
+        let refused = |error| Failure::Configuration(format!("the threads cannot be started: {error}"));
+        device::start_threads(self.threads.map(usize::from)).map_err(refused)
+    }
 }
 
 /// How to serve.

@@ -29,6 +29,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     for file in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
         check_folder(file)?;
     }
+    args.model.start_threads()?;
 
     let started = Instant::now();
     let device = args.model.device.open().map_err(backend::LoadError::from)?;

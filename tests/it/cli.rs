@@ -123,6 +123,8 @@ fn bad_arguments_are_refused_in_one_line() {
         (vec!["serve", "--queue-capacity", "0"], 64, "0 is not in 1..=1000000"),
         (vec!["generate", "a", "--save-latents", "no/such/folder/x.safetensors"], 73, "cannot write no/such/folder/x.safetensors"),
         (vec!["generate", "a", "--max-pixels", "1000"], 78, "error: --max-pixels 1000 is less than the model's own "),
+        (vec!["serve", "--threads", "0"], 64, "0 is not in 1..=1024"),
+        (vec!["generate", "a", "--threads", "1025"], 64, "1025 is not in 1..=1024"),
         (vec!["--port", "70000"], 64, "70000 is not in 0..=65535"),
         (vec!["dance"], 64, "unrecognized subcommand"),
     ] {

@@ -11,3 +11,5 @@ mod probes;
 mod sharing;
 mod sse;
 mod support;
+#[cfg(target_os = "linux")]
+mod threads;

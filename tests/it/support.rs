@@ -36,7 +36,12 @@ impl Worker {
 
     /// Starts a worker and waits until its socket is bound.
     pub(crate) fn listening(args: &[&str]) -> Self {
-        let mut child = binary().args(["serve", "--port", "0"]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::listening_as(binary(), args)
+    }
+
+    /// The same with a command of one's own that runs the binary.
+    pub(crate) fn listening_as(mut command: Command, args: &[&str]) -> Self {
+        let mut child = command.args(["serve", "--port", "0"]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut worker = Self { child, stdout, port: 0, client: reqwest::Client::new() };
         let event = worker.event();
@@ -100,6 +105,10 @@ impl Worker {
         self.wait_for_metric("sdw_requests_running", |value| value > 0.0).await;
         assert!(!task.is_finished());
         task
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: &str) {
