@@ -11,6 +11,7 @@ mod model_loader;
 mod prompt_encoder;
 mod prompt_tokenizer;
 mod request_queue;
+mod weights;
 
 pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};

@@ -8,7 +8,7 @@ use std::{
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
-use super::{LoadError, hub};
+use super::{LoadError, hub, weights};
 
 /// A model in the layout of diffusers' `save_pretrained`.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ impl ModelFiles {
         }
     }
 
-    /// The safetensors file of a part such as `unet`, with its path, which is read as it is asked for tensors.
+    /// The safetensors file of a part such as `unet`, with its path, which is read tensor by tensor as it is asked for them.
     ///
     /// # Errors
     /// When there is none, or it is cut short.
@@ -123,20 +123,13 @@ impl ModelFiles {
         let vb = match self {
             Self::Embedded(_) => {
                 let Cow::Borrowed(bytes) = self.read(&name)? else { return Err(LoadError::MissingFile(path)) };
-                VarBuilder::from_slice_safetensors(bytes, dtype, device)
+                weights::from_slice(bytes, dtype, device)
             }
-            Self::Directory { .. } => map_weights(&path, dtype, device),
+            Self::Directory { .. } => weights::from_file(&path, dtype, device),
         };
         match vb {
             Ok(vb) => Ok((path, vb)),
             Err(source) => Err(LoadError::BadWeights { path, source }),
         }
     }
-}
-
-#[allow(unsafe_code)]
-fn map_weights(path: &Path, dtype: DType, device: &Device) -> candle_core::Result<VarBuilder<'static>> {
-    // SAFETY: nothing in this process writes to the file, and each tensor is copied out of the map while the model loads. Another
-    // process that cuts the file short in that time would end this one with SIGBUS: the price of not reading it twice.
-    unsafe { VarBuilder::from_mmaped_safetensors(&[path], dtype, device) }
 }
