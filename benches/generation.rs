@@ -13,7 +13,7 @@ use sd_worker::{
         RequestQueue,
     },
     common::{OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps},
-    ops::ReusingAllocator,
+    ops::{ReusingAllocator, Storage},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use tracing::Span;
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 fn pipeline() -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
     Arc::new(backend::load(&ModelFiles::open("builtin").unwrap(), &options).unwrap())
 }
 

@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use sd_worker::ops::{Activation, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, attention};
+use sd_worker::ops::{Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, Storage, Weights, attention};
 
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
@@ -28,8 +28,8 @@ fn weights(shape: &[usize]) -> (HashMap<String, Tensor>, Tensor, Tensor) {
     (HashMap::from([("weight".to_owned(), weight.clone()), ("bias".to_owned(), bias.clone())]), weight, bias)
 }
 
-fn builder(tensors: HashMap<String, Tensor>) -> VarBuilder<'static> {
-    VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
+fn builder(tensors: HashMap<String, Tensor>) -> Weights {
+    Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), Storage::F32)
 }
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
@@ -185,7 +185,6 @@ fn norms(c: &mut Criterion) {
     group.bench_function(BenchmarkId::new("ours", "layer norm 8192x320"), |b| b.iter(|| ours.forward(black_box(&x)).unwrap()));
     group.bench_function(BenchmarkId::new("candle", "layer norm 8192x320"), |b| b.iter(|| theirs.forward(black_box(&x)).unwrap()));
     group.finish();
-    let _ = Activation::Silu;
 }
 
 criterion_group!(benches, peak, convolution, linear, attentions, norms);

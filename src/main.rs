@@ -166,10 +166,11 @@ async fn keep_up(metrics: PrometheusHandle) {
 
 /// Loads the model and makes a first small picture with it, off the runtime's threads.
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
-    let (model, device, max_pixels) = (args.model.model.clone(), args.model.device, args.model.max_pixels);
+    let (model, device) = (args.model.model.clone(), args.model.device);
+    let (storage, max_pixels) = (args.model.dtype, args.model.max_pixels);
     let work = move || -> Result<_, LoadError> {
         let files = ModelFiles::open(&model)?;
-        let pipeline = Arc::new(backend::load(&files, &LoadOptions { device: device.open()?, max_pixels })?);
+        let pipeline = Arc::new(backend::load(&files, &LoadOptions { device: device.open()?, storage, max_pixels })?);
         pipeline.self_test().map_err(LoadError::SelfTest)?;
         Ok(pipeline)
     };

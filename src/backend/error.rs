@@ -43,6 +43,9 @@ pub enum LoadError {
     /// There is no such model.
     #[error("{0}")]
     NotFound(String),
+    /// What is asked for does not work on this device.
+    #[error("{0}")]
+    Unsupported(String),
     /// A file of the model is missing.
     #[error("{path} is missing; a model directory has the layout of diffusers' save_pretrained", path = .0.display())]
     MissingFile(PathBuf),

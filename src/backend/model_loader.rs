@@ -1,7 +1,6 @@
 //! From files to a pipeline.
 
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
 use serde::Deserialize;
 use tracing::warn;
 
@@ -10,6 +9,7 @@ use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
     device,
     models::{AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel},
+    ops::{Storage, Weights},
     schedulers::SchedulerConfig,
 };
 
@@ -18,6 +18,8 @@ use crate::{
 pub struct LoadOptions {
     /// Where it runs.
     pub device: Device,
+    /// How its weights are kept.
+    pub storage: Storage,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
 }
@@ -47,8 +49,11 @@ impl Default for GenerationConfig {
 /// # Errors
 /// Names the file that is missing, broken, or does not fit the others.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
-    let dtype = DType::F32;
-    let device = &options.device;
+    let (device, storage) = (&options.device, options.storage);
+    let Some(dtype) = storage.compute_type(device) else {
+        return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
+    };
+    let build_on = BuildOptions { dtype, device, storage };
     let path = |name: &str| files.path(name);
     let [text_config, unet_config, vae_config, scheduler_config] =
         ["text_encoder/config.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"];
@@ -63,7 +68,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let info = ModelInfo {
         id: files.id().to_owned(),
         device: device::describe(device),
-        dtype: dtype.as_str(),
+        dtype: storage.name(),
         max_pixels: options.max_pixels,
         size_multiple: vae.scale_factor() as u32,
         max_steps: scheduler.num_train_timesteps,
@@ -73,24 +78,29 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
-    let text_encoder = build(files, "text_encoder", dtype, device, |vb| ClipTextModel::new(&text, vb))?;
-    let unet = build(files, "unet", dtype, device, |vb| UNet2DConditionModel::new(unet, vb))?;
-    let vae = build(files, "vae", dtype, device, |vb| AutoencoderKl::new(vae, vb))?;
+    let text_encoder = build(files, "text_encoder", &build_on, |vb| ClipTextModel::new(&text, vb))?;
+    let unet = build(files, "unet", &build_on, |vb| UNet2DConditionModel::new(unet, vb))?;
+    let vae = build(files, "vae", &build_on, |vb| AutoencoderKl::new(vae, vb))?;
     let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(tokenizer, text_encoder, device.clone());
     let networks = Networks { unet, vae };
     Ok(InferencePipeline::new(info, prompt_encoder, networks, scheduler, preview, device.clone(), dtype))
 }
 
+struct BuildOptions<'a> {
+    dtype: DType,
+    device: &'a Device,
+    storage: Storage,
+}
+
 fn build<T>(
     files: &ModelFiles,
     part: &str,
-    dtype: DType,
-    device: &Device,
-    new: impl FnOnce(&VarBuilder) -> candle_core::Result<T>,
+    on: &BuildOptions,
+    new: impl FnOnce(&Weights) -> candle_core::Result<T>,
 ) -> Result<T, LoadError> {
-    let (path, vb) = files.weights(part, dtype, device)?;
-    new(&vb).map_err(|source| LoadError::WrongWeights { path, source })
+    let (path, vb) = files.weights(part, on.dtype, on.device)?;
+    new(&Weights::new(vb, on.storage)).map_err(|source| LoadError::WrongWeights { path, source })
 }
 
 /// The parts of a model must speak of the same latents and the same text.

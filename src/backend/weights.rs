@@ -213,7 +213,7 @@ mod tests {
         let file = file();
         let vb = from_file(file.path(), DType::F32, CPU).unwrap();
         vb.get((2, 3, 4), "bf16").unwrap();
-        file.as_file().set_len(fs::metadata(file.path()).unwrap().len() / 4).unwrap();
+        fs::write(file.path(), &fs::read(file.path()).unwrap()[..100]).unwrap();
         let error = ["f32", "f16", "bf16"].iter().find_map(|name| vb.get((2, 3, 4), name).err()).unwrap().to_string();
         assert!(error.contains("cannot be read"), "{error}");
     }

@@ -10,6 +10,7 @@ use super::Failure;
 use crate::{
     common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
     device::{self, DeviceChoice},
+    ops::Storage,
 };
 
 /// Stable Diffusion over HTTP: one process, one model, one device.
@@ -74,6 +75,9 @@ pub struct ModelArgs {
     /// Where to run it: auto, cpu, cuda, cuda:N, metal
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
+    /// How weights are kept: f32, f16, bf16 or q8_0; on a CPU, less takes less memory and about the same time
+    #[arg(long, env = "SD_WORKER_DTYPE", default_value_t, value_name = "TYPE")]
+    pub dtype: Storage,
     /// Threads that work on a CPU, 1 to 1024 [default: as many as the process may use]
     #[arg(long, env = "SD_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     pub threads: Option<u16>,

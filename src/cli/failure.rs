@@ -67,7 +67,7 @@ impl Failure {
             ) => 66,
             Self::Generation(_) | Self::Internal(_) => 70,
             Self::Output { .. } => 73,
-            Self::Configuration(_) | Self::Model(LoadError::Limit { .. }) => 78,
+            Self::Configuration(_) | Self::Model(LoadError::Limit { .. } | LoadError::Unsupported(_)) => 78,
         }
     }
 }

@@ -34,7 +34,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let device = args.model.device.open().map_err(backend::LoadError::from)?;
     let files = ModelFiles::open(&args.model.model)?;
-    let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, max_pixels: args.model.max_pixels })?);
+    let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, storage: args.model.dtype, max_pixels: args.model.max_pixels })?);
     let load_time = started.elapsed();
 
     let request = request(args, output, pipeline.info())?;

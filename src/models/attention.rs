@@ -1,9 +1,8 @@
 //! Multi-head attention, after diffusers' `attention_processor.py`.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
-use crate::ops::{Linear, attention};
+use crate::ops::{Linear, Weights, attention};
 
 /// diffusers' `Attention` without its many options: of a sequence to itself, or to another one.
 #[derive(Debug, Clone)]
@@ -24,7 +23,7 @@ pub(super) struct KeyValues {
 
 impl Attention {
     /// `channels` is the width of the queries and of the result, `context` that of the sequence that is looked at.
-    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &Weights) -> Result<Self> {
         Ok(Self {
             to_q: Linear::no_bias(channels, channels, &vb.pp("to_q"))?,
             to_k: Linear::no_bias(context, channels, &vb.pp("to_k"))?,
@@ -35,7 +34,7 @@ impl Attention {
     }
 
     /// The VAE's: one head, projections with bias. Older checkpoints have other names for the same.
-    pub(super) fn for_vae(channels: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn for_vae(channels: usize, vb: &Weights) -> Result<Self> {
         let names =
             if vb.contains_tensor("query.weight") { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
         let [to_q, to_k, to_v, to_out] = names.map(|name| Linear::new(channels, channels, &vb.pp(name)));
@@ -82,9 +81,10 @@ pub(super) fn for_batch_of(like: &Tensor, x: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
+    use candle_nn::VarBuilder;
 
     use super::*;
-    use crate::ops::concat_channels;
+    use crate::ops::{Storage, concat_channels};
 
     /// In f64 everything goes through candle's own operations, as it does on other devices.
     #[test]
@@ -101,7 +101,7 @@ mod tests {
             let mut tensors: Vec<_> =
                 weights.map(|(name, i)| (format!("{name}.weight"), made_up(&[6, 6], 0.2 + 0.1 * f64::from(i)))).collect();
             tensors.push(("to_out.0.bias".to_owned(), made_up(&[6], 0.9)));
-            let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu);
+            let vb = Weights::new(VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu), Storage::F32);
             let attention = Attention::new(6, 6, 2, &vb).unwrap();
             let seen = attention.key_values(&made_up(&[2, 5, 6], 0.7)).unwrap();
 

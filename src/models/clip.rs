@@ -1,11 +1,10 @@
 //! CLIP's text encoder: [Radford et al.](https://arxiv.org/abs/2103.00020). After transformers' `modeling_clip.py`.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::ops::{Activation, LayerNorm, Linear, attention};
+use crate::ops::{Activation, Embedding, LayerNorm, Linear, Weights, attention};
 
 /// `text_encoder/config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -47,7 +46,7 @@ impl ClipTextConfig {
 /// `CLIPTextModel`.
 #[derive(Debug, Clone)]
 pub struct ClipTextModel {
-    token_embedding: Tensor,
+    token_embedding: Embedding,
     position_embedding: Tensor,
     layers: Vec<ClipEncoderLayer>,
     final_layer_norm: LayerNorm,
@@ -58,13 +57,13 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
         let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
         let embeddings = vb.pp("embeddings");
         let layer = |i: usize| ClipEncoderLayer::new(config, &vb.pp("encoder.layers").pp(i));
         Ok(Self {
-            token_embedding: embeddings.get((config.vocab_size, config.hidden_size), "token_embedding.weight")?,
+            token_embedding: Embedding::new(config.vocab_size, config.hidden_size, &embeddings.pp("token_embedding"))?,
             position_embedding: embeddings.get((config.max_position_embeddings, config.hidden_size), "position_embedding.weight")?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
@@ -76,10 +75,8 @@ impl ClipTextModel {
     /// # Errors
     /// When there are more tokens than positions, an id is out of the vocabulary, or the device fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (batch, tokens) = ids.dims2()?;
-        let hidden_size = self.token_embedding.dim(1)?;
-        let embedded = self.token_embedding.index_select(&ids.flatten_all()?, 0)?.reshape((batch, tokens, hidden_size))?;
-        let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
+        let (_, tokens) = ids.dims2()?;
+        let mut x = self.token_embedding.forward(ids)?.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
         for layer in &self.layers {
             x = layer.forward(&x)?;
         }
@@ -96,7 +93,7 @@ struct ClipEncoderLayer {
 }
 
 impl ClipEncoderLayer {
-    fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
         Ok(Self {
             layer_norm1: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
             self_attn: ClipAttention::new(config, &vb.pp("self_attn"))?,
@@ -121,7 +118,7 @@ struct ClipAttention {
 }
 
 impl ClipAttention {
-    fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
         let projection = |name: &str| Linear::new(config.hidden_size, config.hidden_size, &vb.pp(name));
         Ok(Self {
             q_proj: projection("q_proj")?,
@@ -147,7 +144,7 @@ struct ClipMlp {
 }
 
 impl ClipMlp {
-    fn new(config: &ClipTextConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
         Ok(Self {
             fc1: Linear::new(config.hidden_size, config.intermediate_size, &vb.pp("fc1"))?,
             fc2: Linear::new(config.intermediate_size, config.hidden_size, &vb.pp("fc2"))?,

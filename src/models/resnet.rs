@@ -2,9 +2,8 @@
 //! `upsampling.py`.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
-use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Linear};
+use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Linear, Weights};
 
 /// What the residual blocks of a network have in common.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +27,7 @@ pub(super) struct ResnetBlock2D {
 }
 
 impl ResnetBlock2D {
-    pub(super) fn new(in_channels: usize, out_channels: usize, config: ResnetConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(in_channels: usize, out_channels: usize, config: ResnetConfig, vb: &Weights) -> Result<Self> {
         let norm = |channels, name| GroupNorm::new(config.norm_num_groups, channels, config.norm_eps, &vb.pp(name));
         let time_emb_proj = config.time_embed_dim.map(|dim| Linear::new(dim, out_channels, &vb.pp("time_emb_proj")));
         let conv_shortcut =
@@ -63,7 +62,7 @@ pub(super) struct Downsample2D {
 }
 
 impl Downsample2D {
-    pub(super) fn new(channels: usize, padding: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(channels: usize, padding: usize, vb: &Weights) -> Result<Self> {
         let config = Conv2dConfig { kernel: 3, stride: 2, padding };
         Ok(Self { conv: Conv2d::new(channels, channels, config, &vb.pp("conv"))?, padding })
     }
@@ -84,7 +83,7 @@ pub(super) struct Upsample2D {
 }
 
 impl Upsample2D {
-    pub(super) fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(channels: usize, vb: &Weights) -> Result<Self> {
         Ok(Self { conv: Conv2d::new(channels, channels, Conv2dConfig::SAME_3X3, &vb.pp("conv"))? })
     }
 

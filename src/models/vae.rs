@@ -2,7 +2,6 @@
 //! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 use super::{
@@ -10,7 +9,7 @@ use super::{
     attention::{Attention, to_image, to_sequence},
     resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
 };
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm};
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Weights};
 
 const NORM_EPS: f64 = 1e-6;
 
@@ -102,7 +101,7 @@ impl AutoencoderKl {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(config: AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(config: AutoencoderKlConfig, vb: &Weights) -> Result<Self> {
         let pointwise = |wanted: bool, channels: usize, name: &str| {
             wanted.then(|| Conv2d::new(channels, channels, Conv2dConfig::POINTWISE, &vb.pp(name))).transpose()
         };
@@ -158,7 +157,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &AutoencoderKlConfig, vb: &Weights) -> Result<Self> {
         let channels = &config.block_out_channels;
         let down_block = |i: usize| {
             let is_last = i == channels.len() - 1;
@@ -190,7 +189,7 @@ struct DownEncoderBlock2D {
 }
 
 impl DownEncoderBlock2D {
-    fn new(in_channels: usize, out_channels: usize, is_last: bool, config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(in_channels: usize, out_channels: usize, is_last: bool, config: &AutoencoderKlConfig, vb: &Weights) -> Result<Self> {
         let resnet = |i: usize| {
             let from = if i == 0 { in_channels } else { out_channels };
             ResnetBlock2D::new(from, out_channels, config.resnet(), &vb.pp("resnets").pp(i))
@@ -218,7 +217,7 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &AutoencoderKlConfig, vb: &Weights) -> Result<Self> {
         let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let finest = config.block_out_channels[0];
         let up_block = |i: usize| {
@@ -250,7 +249,7 @@ struct UpDecoderBlock2D {
 }
 
 impl UpDecoderBlock2D {
-    fn new(in_channels: usize, out_channels: usize, is_last: bool, config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(in_channels: usize, out_channels: usize, is_last: bool, config: &AutoencoderKlConfig, vb: &Weights) -> Result<Self> {
         let resnet = |i: usize| {
             let from = if i == 0 { in_channels } else { out_channels };
             ResnetBlock2D::new(from, out_channels, config.resnet(), &vb.pp("resnets").pp(i))
@@ -277,10 +276,10 @@ struct UNetMidBlock2D {
 }
 
 impl UNetMidBlock2D {
-    fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &AutoencoderKlConfig, vb: &Weights) -> Result<Self> {
         let channels = config.coarsest();
         let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet(), &vb.pp("resnets").pp(i));
-        let attention = |vb: VarBuilder| -> Result<_> {
+        let attention = |vb: Weights| -> Result<_> {
             Ok((GroupNorm::new(config.norm_num_groups, channels, NORM_EPS, &vb.pp("group_norm"))?, Attention::for_vae(channels, &vb)?))
         };
         Ok(Self {

@@ -97,9 +97,8 @@ fn is_large(layout: Layout) -> bool {
 /// New memory from the system, all zeros; null if there is none.
 fn map(size: usize) -> *mut u8 {
     // SAFETY: a new mapping that overlaps none.
-    let address = unsafe {
-        libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
-    };
+    let address =
+        unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
     if address == libc::MAP_FAILED {
         return ptr::null_mut();
     }

@@ -1,9 +1,8 @@
 //! Two-dimensional convolution.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
-use super::cpu;
+use super::{Storage, Weights, cpu};
 
 /// Shape of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +25,12 @@ impl Conv2dConfig {
 /// A convolution with bias.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    weights: Weights,
+    layer: Layer,
     config: Conv2dConfig,
 }
 
 #[derive(Debug, Clone)]
-enum Weights {
+enum Layer {
     Packed(Box<cpu::PackedConv>),
     Plain { weight: Tensor, bias: Tensor },
 }
@@ -50,17 +49,17 @@ impl Conv2d {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &Weights) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, config.kernel, config.kernel), "weight")?;
         let bias = vb.get(out_channels, "bias")?;
-        let weights = if let Some(storage) = cpu::storage(&weight) {
-            let bias = cpu::numbers(&bias)?;
+        let layer = if let Some(storage) = vb.packed(&weight).map(Storage::of_convolutions) {
+            let bias = bias.to_vec1()?;
             let pack = |weight: &[f32]| Ok(cpu::PackedConv::new(storage, weight, in_channels, bias, config));
-            Weights::Packed(Box::new(cpu::with_numbers(&weight, pack)?))
+            Layer::Packed(Box::new(cpu::Rows::new(&weight)?.with(pack)?))
         } else {
-            Weights::Plain { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
+            Layer::Plain { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
         };
-        Ok(Self { weights, config })
+        Ok(Self { layer, config })
     }
 
     /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`.
@@ -84,9 +83,9 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::forward_add`].
     pub fn forward_enlarged(&self, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
-        match &self.weights {
-            Weights::Packed(packed) => packed_forward(packed, x, size, added),
-            Weights::Plain { weight, bias } => {
+        match &self.layer {
+            Layer::Packed(packed) => packed_forward(packed, x, size, added),
+            Layer::Plain { weight, bias } => {
                 let same = size == (x.dim(2)?, x.dim(3)?);
                 let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
                 let mut y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?.broadcast_add(bias)?;

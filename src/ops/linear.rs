@@ -1,16 +1,16 @@
 //! Fully connected layer.
 
 use candle_core::{D, Device, Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::Module;
 
-use super::{Activation, cpu};
+use super::{Activation, Weights, cpu};
 
 /// `x W^T + b` over the last dimension.
 #[derive(Debug, Clone)]
-pub struct Linear(Weights);
+pub struct Linear(Layer);
 
 #[derive(Debug, Clone)]
-enum Weights {
+enum Layer {
     Packed(Box<cpu::PackedLinear>),
     Plain(candle_nn::Linear),
 }
@@ -20,35 +20,35 @@ impl Linear {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
-        Self::pack(&vb.get((out_features, in_features), "weight")?, Some(&vb.get(out_features, "bias")?))
+    pub fn new(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
+        Self::pack(vb, &vb.get((out_features, in_features), "weight")?, Some(&vb.get(out_features, "bias")?))
     }
 
     /// Reads `weight` alone.
     ///
     /// # Errors
     /// As [`Linear::new`].
-    pub fn no_bias(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
-        Self::pack(&vb.get((out_features, in_features), "weight")?, None)
+    pub fn no_bias(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
+        Self::pack(vb, &vb.get((out_features, in_features), "weight")?, None)
     }
 
     /// Reads a 1 x 1 convolution, `weight` `(out_features, in_features, 1, 1)`, which is the same thing to a sequence of pixels.
     ///
     /// # Errors
     /// As [`Linear::new`].
-    pub fn pointwise(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
+    pub fn pointwise(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
         let weight = vb.get((out_features, in_features, 1, 1), "weight")?.reshape((out_features, in_features))?;
-        Self::pack(&weight, Some(&vb.get(out_features, "bias")?))
+        Self::pack(vb, &weight, Some(&vb.get(out_features, "bias")?))
     }
 
-    fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let Some(storage) = cpu::storage(weight) else {
-            return Ok(Self(Weights::Plain(candle_nn::Linear::new(weight.clone(), bias.cloned()))));
+    fn pack(vb: &Weights, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let Some(storage) = vb.packed(weight) else {
+            return Ok(Self(Layer::Plain(candle_nn::Linear::new(weight.clone(), bias.cloned()))));
         };
         let (outputs, inputs) = weight.dims2()?;
-        let bias = bias.map(cpu::numbers).transpose()?;
-        let packed = cpu::with_numbers(weight, |weight| Ok(cpu::PackedLinear::new(storage, weight, inputs, outputs, bias)))?;
-        Ok(Self(Weights::Packed(Box::new(packed))))
+        let bias = bias.map(Tensor::to_vec1).transpose()?;
+        let packed = cpu::Rows::new(weight)?.with(|weight| Ok(cpu::PackedLinear::new(storage, weight, inputs, outputs, bias)))?;
+        Ok(Self(Layer::Packed(Box::new(packed))))
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -77,8 +77,8 @@ impl Linear {
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
         let packed = match &self.0 {
-            Weights::Packed(packed) => packed,
-            Weights::Plain(linear) => {
+            Layer::Packed(packed) => packed,
+            Layer::Plain(linear) => {
                 let mut y = linear.forward(x)?;
                 if let Some(residual) = residual {
                     y = (y + residual)?;
@@ -114,23 +114,22 @@ fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>,
 
 /// [GEGLU](https://arxiv.org/abs/2002.05202): a linear layer, the second half of whose outputs gates the first through a GELU.
 #[derive(Debug, Clone)]
-pub struct Geglu(Weights);
+pub struct Geglu(Layer);
 
 impl Geglu {
     /// Reads `weight` `(2 * out_features, in_features)` and `bias`.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(in_features: usize, out_features: usize, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
         let (weight, bias) = (vb.get((2 * out_features, in_features), "weight")?, vb.get(2 * out_features, "bias")?);
-        let Some(storage) = cpu::storage(&weight) else {
-            return Ok(Self(Weights::Plain(candle_nn::Linear::new(weight, Some(bias)))));
+        let Some(storage) = vb.packed(&weight) else {
+            return Ok(Self(Layer::Plain(candle_nn::Linear::new(weight, Some(bias)))));
         };
-        let bias = cpu::numbers(&bias)?;
-        let packed = cpu::with_numbers(&weight, |weight| {
-            Ok(cpu::PackedLinear::gated(pulp::Arch::new(), storage, weight, in_features, out_features, &bias))
-        })?;
-        Ok(Self(Weights::Packed(Box::new(packed))))
+        let bias = bias.to_vec1::<f32>()?;
+        let packed = cpu::Rows::new(&weight)?
+            .with(|weight| Ok(cpu::PackedLinear::gated(pulp::Arch::new(), storage, weight, in_features, out_features, &bias)))?;
+        Ok(Self(Layer::Packed(Box::new(packed))))
     }
 
     /// `(batch, tokens, in_features)` to `(batch, tokens, out_features)`.
@@ -139,8 +138,8 @@ impl Geglu {
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(packed) => run_packed(packed, x, None, None),
-            Weights::Plain(linear) => {
+            Layer::Packed(packed) => run_packed(packed, x, None, None),
+            Layer::Plain(linear) => {
                 let both = linear.forward(x)?;
                 let channels = both.dim(D::Minus1)? / 2;
                 let (value, gate) = (both.narrow(D::Minus1, 0, channels)?, both.narrow(D::Minus1, channels, channels)?);

@@ -1,9 +1,9 @@
 //! Normalisation over groups of channels and over features.
 
 use candle_core::{D, Device, Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::Module;
 
-use super::cpu;
+use super::{Weights, cpu};
 
 /// [Group normalisation](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl GroupNorm {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape, or when the groups do not divide the channels.
-    pub fn new(groups: usize, channels: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(groups: usize, channels: usize, eps: f64, vb: &Weights) -> Result<Self> {
         if groups == 0 || !channels.is_multiple_of(groups) {
             candle_core::bail!("{}: {channels} channels do not fall into {groups} groups", vb.prefix());
         }
@@ -73,7 +73,7 @@ impl LayerNorm {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(features: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(features: usize, eps: f64, vb: &Weights) -> Result<Self> {
         let (weight, bias) = (vb.get(features, "weight")?, vb.get(features, "bias")?);
         let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F32)?.to_vec1();
         let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// Rooms from the top down, with what each may name.
 const ROOMS: [(&str, &[&str]); 9] = [
-    ("cli", &["backend", "builtin_model", "common", "device", "http"]),
+    ("cli", &["backend", "builtin_model", "common", "device", "http", "ops"]),
     ("http", &["backend", "common"]),
     ("backend", &["builtin_model", "common", "device", "models", "ops", "schedulers"]),
     ("builtin_model", &[]),

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use sd_worker::{
     backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline},
     common::{GuidanceScale, ImageSize, NegativePrompt, OutputConfig, Prompt, RequestId, Sampler, SamplingConfig, Schedule, Seed, Steps},
+    ops::Storage,
 };
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -83,7 +84,7 @@ fn every_stage_agrees_with_diffusers() {
 }
 
 fn load(model: &str) -> InferencePipeline {
-    let options = LoadOptions { device: Device::Cpu, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
     backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
 }
 

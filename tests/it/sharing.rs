@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use sd_worker::{
     backend::{self, InferencePipeline, LoadOptions, ModelFiles},
     models::UNet2DConditionConfig,
+    ops::Storage,
 };
 
 use crate::support::{Worker, bytes, small};
@@ -12,7 +13,7 @@ use crate::support::{Worker, bytes, small};
 const MODELS: [&str; 2] = ["builtin", "tests/parity/tiny"];
 
 fn load(model: &str) -> InferencePipeline {
-    let options = LoadOptions { device: Device::Cpu, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
     backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
 }
 

@@ -1,7 +1,8 @@
 //! The levels of the UNet: down, middle, up.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+
+use crate::ops::Weights;
 
 use super::{
     UNet2DConditionConfig,
@@ -47,7 +48,7 @@ pub(super) struct DownBlock {
 }
 
 impl DownBlock {
-    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
         let channels = &config.block_out_channels;
         let has_attention = config.down_block_types[level] == DownBlockType::CrossAttention;
         let layer = |i: usize| {
@@ -88,7 +89,7 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub(super) fn new(config: &UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
         let level = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[level];
         let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet(), &vb.pp("resnets").pp(i));
@@ -113,7 +114,7 @@ pub(super) struct UpBlock {
 }
 
 impl UpBlock {
-    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
         let channels = &config.block_out_channels;
         let coarsest = channels.len() - 1;
         let has_attention = config.up_block_types[coarsest - level] == UpBlockType::CrossAttention;

@@ -1,10 +1,9 @@
 //! The timestep as a vector. After diffusers' `embeddings.py`.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::UNet2DConditionConfig;
-use crate::ops::Linear;
+use crate::ops::{Linear, Weights};
 
 const MAX_PERIOD: f64 = 10_000.0;
 
@@ -19,7 +18,7 @@ pub(super) struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    pub(super) fn new(config: &UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
         let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
         Ok(Self {
             linear_1: Linear::new(channels, width, &vb.pp("linear_1"))?,

@@ -9,12 +9,11 @@ mod transformer;
 
 use blocks::{DownBlock, Layer, MidBlock, UpBlock};
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 pub use config::UNet2DConditionConfig;
 use embeddings::TimestepEmbedding;
 pub use text_context::TextContext;
 
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm};
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Weights};
 
 /// `UNet2DConditionModel`.
 #[derive(Debug, Clone)]
@@ -34,7 +33,7 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(config: UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(config: UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
         let levels = config.block_out_channels.len();
         let finest = config.block_out_channels[0];
         let down_block = |level: usize| DownBlock::new(&config, level, &vb.pp("down_blocks").pp(level));

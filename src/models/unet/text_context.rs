@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+
+use crate::ops::Weights;
 
 use crate::models::attention::{Attention, KeyValues};
 
@@ -38,7 +39,7 @@ pub(super) struct CrossAttention {
 
 impl CrossAttention {
     /// `channels` is the width of the queries, `context` that of the text.
-    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &Weights) -> Result<Self> {
         Ok(Self { attention: Attention::new(channels, context, heads, vb)?, name: vb.prefix() })
     }
 
@@ -52,8 +53,10 @@ impl CrossAttention {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
+    use candle_nn::VarBuilder;
 
     use super::*;
+    use crate::ops::Storage;
 
     /// A layer that counted instead of asking by name would look at another one's keys.
     #[test]
@@ -68,7 +71,7 @@ mod tests {
             Ok::<_, candle_core::Error>(all)
         };
         let tensors = [weights("one", 0.3).unwrap(), weights("two", 0.7).unwrap()].concat().into_iter().collect();
-        let vb = VarBuilder::from_tensors(tensors, DType::F32, &cpu);
+        let vb = Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &cpu), Storage::F32);
         let [one, two] = ["one", "two"].map(|name| CrossAttention::new(4, 4, 2, &vb.pp(name)).unwrap());
 
         let (x, text) = (values(0.5).unwrap().unsqueeze(0).unwrap(), values(0.9).unwrap().unsqueeze(0).unwrap());

@@ -1,7 +1,6 @@
 //! Transformers over the pixels of a level. After diffusers' `transformer_2d.py` and `attention.py`.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::{
     UNet2DConditionConfig,
@@ -9,7 +8,7 @@ use super::{
 };
 use crate::{
     models::attention::{Attention, for_batch_of, to_image, to_sequence},
-    ops::{Geglu, GroupNorm, LayerNorm, Linear},
+    ops::{Geglu, GroupNorm, LayerNorm, Linear, Weights},
 };
 
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -25,7 +24,7 @@ pub(super) struct Transformer2DModel {
 }
 
 impl Transformer2DModel {
-    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
         let channels = config.block_out_channels[level];
         let projection = |name: &str| {
             let read = if config.use_linear_projection { Linear::new } else { Linear::pointwise };
@@ -68,7 +67,7 @@ struct BasicTransformerBlock {
 }
 
 impl BasicTransformerBlock {
-    fn new(config: &UNet2DConditionConfig, level: usize, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
         let (channels, heads) = (config.block_out_channels[level], config.heads(level));
         let norm = |name: &str| LayerNorm::new(channels, LAYER_NORM_EPS, &vb.pp(name));
         Ok(Self {
@@ -96,7 +95,7 @@ struct FeedForward {
 }
 
 impl FeedForward {
-    fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+    fn new(channels: usize, vb: &Weights) -> Result<Self> {
         let inner = 4 * channels;
         Ok(Self { proj: Geglu::new(channels, inner, &vb.pp("0.proj"))?, out: Linear::new(inner, channels, &vb.pp("2"))? })
     }

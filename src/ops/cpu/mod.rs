@@ -25,7 +25,7 @@ pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
 pub(super) use norm::{group_norm_silu, layer_norm};
-pub(super) use tensor::{Image, Rows, is_fast, numbers, storage, with_numbers};
+pub(super) use tensor::{Image, Rows, is_fast};
 
 #[cfg(test)]
 mod tests;

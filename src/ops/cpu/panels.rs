@@ -22,7 +22,12 @@ enum Values {
     F32(Vec<f32>),
     F16(Vec<u16>),
     Bf16(Vec<u16>),
+    /// Whole numbers, and a row of factors for every [`QUANTIZED`] rows.
+    Q8(Vec<i8>, Vec<f32>),
 }
+
+/// Weights of a column that share a factor.
+const QUANTIZED: usize = 32;
 
 impl Panels {
     /// Packs the matrix whose element at `(k, n)` is `at(k, n)`.
@@ -34,6 +39,14 @@ impl Panels {
             Storage::F32 => Values::F32(pack(shape, at)),
             Storage::F16 => Values::F16(pack(shape, |k, n| f16::from_f32(at(k, n)).to_bits())),
             Storage::Bf16 => Values::Bf16(pack(shape, |k, n| bf16::from_f32(at(k, n)).to_bits())),
+            Storage::Q8_0 => {
+                let group = |k: usize| k * QUANTIZED..((k + 1) * QUANTIZED).min(depth);
+                let largest = |k: usize, n: usize| group(k).map(|k| at(k, n).abs()).fold(0.0, f32::max);
+                let factors = pack((depth.div_ceil(QUANTIZED), columns, width), |k, n| largest(k, n) / f32::from(i8::MAX));
+                let factor = |k: usize, n: usize| factors[(n / width * depth.div_ceil(QUANTIZED) + k / QUANTIZED) * width + n % width];
+                // Where all are zero, so is the factor: what comes of a division by it is a zero again.
+                Values::Q8(pack(shape, |k, n| (at(k, n) / factor(k, n)).round() as i8), factors)
+            }
         };
         Self { values, depth, columns, width, arch }
     }
@@ -51,6 +64,17 @@ impl Panels {
             Values::F32(values) => &values[part],
             Values::F16(values) => decode(&values[part], scratch, f16_to_f32),
             Values::Bf16(values) => decode(&values[part], scratch, |bits| f32::from_bits(u32::from(bits) << 16)),
+            Values::Q8(values, factors) => {
+                let factors = &factors[panel * self.depth.div_ceil(QUANTIZED) * self.width..];
+                let scratch = &mut scratch[..part.len()];
+                for (k, (wide, values)) in scratch.chunks_exact_mut(self.width).zip(values[part].chunks_exact(self.width)).enumerate() {
+                    let factors = &factors[(first + k) / QUANTIZED * self.width..][..self.width];
+                    for ((wide, value), factor) in wide.iter_mut().zip(values).zip(factors) {
+                        *wide = f32::from(*value) * factor;
+                    }
+                }
+                scratch
+            }
         }
     }
 }

@@ -1,27 +1,10 @@
 //! Between candle's tensors and slices.
 
-use candle_core::{self as candle, CpuStorage, DType, Device, Result, Tensor};
-
-use crate::ops::Storage;
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 
 /// Whether the kernels here take a tensor: f32 on a CPU.
 pub(in crate::ops) fn is_fast(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
-}
-
-/// How weights are packed for the kernels here, where they are on a CPU and of a type for which that is done.
-pub(in crate::ops) fn storage(weight: &Tensor) -> Option<Storage> {
-    if weight.device().is_cpu() { Storage::of(weight.dtype()) } else { None }
-}
-
-/// Copies a tensor's numbers.
-pub(in crate::ops) fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
-}
-
-/// Lends a tensor's numbers, of whatever type.
-pub(in crate::ops) fn with_numbers<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    Rows::new(&tensor.to_dtype(DType::F32)?)?.with(f)
 }
 
 /// A tensor's numbers in their order.
@@ -39,7 +22,7 @@ impl Rows {
     /// Lends the numbers.
     pub(in crate::ops) fn with<T>(&self, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
         let (storage, layout) = self.tensor.storage_and_layout();
-        let candle::Storage::Cpu(CpuStorage::F32(values)) = &*storage else { candle_core::bail!("the tensor is not f32 on a CPU") };
+        let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { candle_core::bail!("the tensor is not f32 on a CPU") };
         let start = layout.start_offset();
         f(&values[start..start + layout.shape().elem_count()])
     }

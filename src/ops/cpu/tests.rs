@@ -36,13 +36,20 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// What is left of a weight once it is stored.
-fn stored(storage: Storage, weight: f32) -> f32 {
+/// What is left of weights `(outputs, inputs)` once they are stored.
+fn stored(storage: Storage, mut weights: Vec<f32>, inputs: usize) -> Vec<f32> {
     match storage {
-        Storage::F32 => weight,
-        Storage::F16 => half::f16::from_f32(weight).to_f32(),
-        Storage::Bf16 => half::bf16::from_f32(weight).to_f32(),
+        Storage::F32 => {}
+        Storage::F16 => weights.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
+        Storage::Bf16 => weights.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
+        Storage::Q8_0 => {
+            for group in weights.chunks_exact_mut(inputs).flat_map(|row| row.chunks_mut(32)) {
+                let factor = group.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0;
+                group.iter_mut().for_each(|v| *v = (*v / factor).round() * factor);
+            }
+        }
     }
+    weights
 }
 
 /// The largest difference, next to the root mean square of what is right.
@@ -89,11 +96,11 @@ proptest! {
         rows in 1usize..120,
         depth in prop_oneof![1usize..90, 380usize..800],
         columns in 1usize..90,
-        storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16][..]),
+        storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16, Storage::Q8_0][..]),
         seed in any::<u64>(),
     ) {
         let values = numbers(rows * depth, seed);
-        let weight: Vec<f32> = numbers(columns * depth, seed ^ 1).into_iter().map(|v| stored(storage, v)).collect();
+        let weight: Vec<f32> = stored(storage, numbers(columns * depth, seed ^ 1), depth);
         let (bias, residual) = (numbers(columns, seed ^ 2), numbers(rows * columns, seed ^ 3));
         let sample_rows = rows.div_ceil(2);
         let sample_bias = numbers(2 * columns, seed ^ 4);
@@ -140,7 +147,7 @@ proptest! {
         prop_assume!(seen.0 + 2 * padding >= kernel && seen.1 + 2 * padding >= kernel);
         let shape = Shape { batch, height, width, seen };
         let pixels = numbers(batch * height * width * channels, seed);
-        let weight: Vec<f32> = numbers(outputs * channels * kernel * kernel, seed ^ 1).into_iter().map(|v| stored(storage, v)).collect();
+        let weight: Vec<f32> = stored(storage, numbers(outputs * channels * kernel * kernel, seed ^ 1), channels);
         let bias = numbers(outputs, seed ^ 2);
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, config);
         for arch in archs() {

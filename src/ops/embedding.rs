@@ -1,0 +1,38 @@
+//! Rows of a table.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::{Storage, Weights};
+
+/// A table with a row for each token, kept in half the space where weights are.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    table: Tensor,
+    dtype: DType,
+}
+
+impl Embedding {
+    /// Reads `weight` `(rows, features)`.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    pub fn new(rows: usize, features: usize, vb: &Weights) -> Result<Self> {
+        let table = vb.get((rows, features), "weight")?;
+        let dtype = table.dtype();
+        let kept = match vb.packed(&table).map(Storage::of_convolutions) {
+            Some(Storage::F16) => DType::F16,
+            Some(Storage::Bf16) => DType::BF16,
+            _ => dtype,
+        };
+        Ok(Self { table: table.to_dtype(kept)?, dtype })
+    }
+
+    /// Ids of any shape to their rows, `(…, features)`.
+    ///
+    /// # Errors
+    /// When an id is not in the table, or the device fails.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let shape = [ids.dims(), &self.table.dims()[1..]].concat();
+        self.table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?.to_dtype(self.dtype)
+    }
+}
