@@ -55,13 +55,13 @@ impl Epilogue<'_> {
     fn finish<S: Simd>(&self, simd: S, row: usize, column: usize, mut value: S::f32s) -> S::f32s {
         let n = S::F32_LANES.min(self.columns - column);
         if let Some(bias) = self.bias {
-            value = simd.add_f32s(value, simd.partial_load_f32s(&bias[column..][..n]));
+            value = simd.add_f32s(value, load(simd, &bias[column..][..n]));
         }
         if let Some((bias, rows)) = self.sample_bias {
-            value = simd.add_f32s(value, simd.partial_load_f32s(&bias[row / rows * self.columns + column..][..n]));
+            value = simd.add_f32s(value, load(simd, &bias[row / rows * self.columns + column..][..n]));
         }
         if let Some(residual) = self.residual {
-            value = simd.add_f32s(value, simd.partial_load_f32s(&residual[row * self.columns + column..][..n]));
+            value = simd.add_f32s(value, load(simd, &residual[row * self.columns + column..][..n]));
         }
         match self.activation {
             None => value,
@@ -77,8 +77,27 @@ impl Epilogue<'_> {
     unsafe fn store<S: Simd>(&self, row: usize, column: usize, value: S::f32s, out: Shared) {
         let n = S::F32_LANES.min(self.columns - column);
         // SAFETY: by the caller's word.
-        unsafe { out.write(row * self.columns + column, &bytemuck::cast_slice(&[value])[..n]) };
+        unsafe { store::<S>(value, n, row * self.columns + column, out) };
     }
+}
+
+/// The numbers of a slice, no more than a vector holds, and zeros. Whole vectors, nearly all, without the detour of a function that can
+/// do less.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, numbers: &[f32]) -> S::f32s {
+    if numbers.len() == S::F32_LANES { bytemuck::cast_slice(numbers)[0] } else { simd.partial_load_f32s(numbers) }
+}
+
+/// Writes the first `n` numbers of a vector.
+///
+/// # Safety
+/// As [`Shared::write`].
+#[inline(always)]
+pub(super) unsafe fn store<S: Simd>(value: S::f32s, n: usize, start: usize, out: Shared) {
+    let value = [value];
+    let numbers: &[f32] = bytemuck::cast_slice(&value);
+    // SAFETY: by the caller's word.
+    unsafe { if n == S::F32_LANES { out.write(start, &numbers[..S::F32_LANES]) } else { out.write(start, &numbers[..n]) } }
 }
 
 /// A function of each number of a vector.

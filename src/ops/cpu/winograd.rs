@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::{
     conv::Pixels,
-    epilogue::Epilogue,
+    epilogue::{Epilogue, load, store},
     matmul::multiply,
     memory::{Shared, odd_lines, with_scratch},
     panels::Panels,
@@ -207,7 +207,7 @@ impl WithSimd for TransformInput<'_> {
             let mut tile = [simd.splat_f32s(0.0); POINTS];
             for (number, pixel) in tile.iter_mut().zip(pixels) {
                 if let Some(pixel) = pixel {
-                    *number = simd.partial_load_f32s(&pixel[channel..channel + n]);
+                    *number = load(simd, &pixel[channel..channel + n]);
                 }
             }
             for x in 0..IN {
@@ -223,7 +223,7 @@ impl WithSimd for TransformInput<'_> {
                 for (x, vector) in row.iter().enumerate() {
                     let at = (y * IN + x) * self.plane + self.at + channel;
                     // SAFETY: each tile has places of its own.
-                    unsafe { self.out.write(at, &bytemuck::cast_slice(std::slice::from_ref(vector))[..n]) };
+                    unsafe { store::<S>(*vector, n, at, self.out) };
                 }
             }
         }
