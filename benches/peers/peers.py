@@ -1,16 +1,40 @@
-"""Times sd-worker and diffusers side by side on a Stable Diffusion 1.5 of random weights, and prints the ratios.
+"""Times sd-worker beside other engines on a CPU and prints the ratios.
 
-  pip install torch diffusers transformers accelerate && cargo build --release && python benches/peers/peers.py --work DIR
+  python3 -m venv VENV && . VENV/bin/activate
+  pip install torch diffusers transformers accelerate    # always: diffusers makes the model
+  pip install openvino                                   # for openvino
+  pip install stable-diffusion-cpp-python                # for sdcpp-f16 and sdcpp-f32; builds C++ for this very processor
+  cargo build --release && python benches/peers/peers.py --work DIR
+  python benches/peers/peers.py --work DIR --builtin     # the built-in model instead, many pictures in each process
 
-Rounds alternate between the two, each in a process of its own with as many threads, since timings drift with the machine.
-DIR keeps the model (4 GB) for the next time.
+The model is a Stable Diffusion 1.5 of random weights: DIR keeps it (4 GB), and its forms for openvino (4 GB) and sdcpp (0.5 GB), for the next time.
+Rounds alternate between the engines, since timings drift with the machine. In a round, every engine has a process of its own, with as
+many threads, which makes a picture of one step to warm up, and then those that count. All make pictures with guidance:
+text    both prompts through the text encoder
+step    the mean of all steps, each with the UNet for both prompts and the sampler
+decode  latents to pixels
+total   the whole picture, without making a PNG
+rss     the process's peak memory, in GiB; Python, torch and the like are part of it where an engine is used from Python
+
+sd-worker   `sd-worker serve`, by the timings in its answers; f32, both prompts in one batch
+diffusers   StableDiffusionPipeline as it comes; f32, both prompts in one batch
+openvino    the modules of diffusers, converted for the one size, f32 demanded, both prompts in one batch; the loop around them is here
+sdcpp-f16   stable-diffusion.cpp with 16-bit weights and flash attention; it runs the UNet for one prompt after the other
+sdcpp-f32   the same with 32-bit weights and plain attention (its convolutions stay 16-bit)
 """
-import argparse, json, os, pathlib, re, statistics, subprocess, sys, time
+import argparse, importlib.util, json, os, pathlib, re, statistics, subprocess, sys, time, urllib.request, warnings
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 ROOT = pathlib.Path(__file__).parents[2]
+WORKER, BUILTIN = ROOT / "target/release/sd-worker", ROOT / "src/builtin_model/model"
 PROMPT = "a fox on a blue background"
+COLUMNS = ["text", "step", "decode", "total", "rss"]
+TORCH = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate"}
+NEEDS = {"sd-worker": {}, "diffusers": TORCH, "openvino": TORCH | {"openvino": "openvino"},
+         "sdcpp-f16": {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}, "sdcpp-f32": {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}}
 
+
+# ---- models -----------------------------------------------------------------------------------------------------------
 
 def make_model(path):
     """Stable Diffusion 1.5's architecture, with its default initialisation and the built-in model's tokenizer filled up."""
@@ -18,7 +42,7 @@ def make_model(path):
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "src/builtin_model/model/tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer")
     text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
@@ -28,68 +52,199 @@ def make_model(path):
                             requires_safety_checker=False).save_pretrained(path)
 
 
-def diffusers_round(path, size, steps, threads):
-    """Seconds of the text encoder, of a step, of the decoder and of all, and peak memory. The first run of each warms up."""
-    import resource, torch
+def convert_for_openvino(model, path):
+    """Every module as OpenVINO's graph, in f32, for any size."""
+    warnings.simplefilter("ignore")   # tracing has much to say
+    import openvino, torch
     from diffusers import StableDiffusionPipeline
-    torch.set_num_threads(threads)
-    pipe = StableDiffusionPipeline.from_pretrained(path)
-    pipe.set_progress_bar_config(disable=True)
-    seconds = {}
+    pipe = StableDiffusionPipeline.from_pretrained(model).to(torch.float32)
 
-    def timed(name, module, method):
+    class Call(torch.nn.Module):
+        def __init__(self, module, function):
+            super().__init__()
+            self.module, self.function = module, function
+
+        def forward(self, *inputs):
+            return self.function(*inputs)
+    unet, vae, text, size = pipe.unet, pipe.vae, pipe.text_encoder, pipe.unet.config.sample_size
+    ids, latents = torch.ones(2, 77, dtype=torch.long), torch.randn(2, 4, size, size)
+    calls = {"text": (text, lambda ids: text(ids, return_dict=False)[0], (ids,)),
+             "unet": (unet, lambda x, t, c: unet(x, t, c, return_dict=False)[0], (latents, torch.tensor(1), torch.randn(2, 77, text.config.hidden_size))),
+             "decode": (vae, lambda x: vae.decode(x / vae.config.scaling_factor, return_dict=False)[0], (latents[:1],))}
+    for name, (module, function, inputs) in calls.items():
+        with torch.no_grad():
+            openvino.save_model(openvino.convert_model(Call(module, function).eval(), example_input=inputs), path / f"{name}.xml", compress_to_fp16=False)
+
+
+def rename_for_sdcpp(model, path):
+    """The same model by links, but the text encoder's tensors with the prefix that transformers wrote before its version 5."""
+    from safetensors.torch import load_file, save_file
+    (path / "text_encoder").mkdir(exist_ok=True)
+    weights = load_file(model / "text_encoder/model.safetensors")
+    save_file({f"text_model.{k.removeprefix('text_model.')}": v for k, v in weights.items()}, path / "text_encoder/model.safetensors", {"format": "pt"})
+    for part in "unet", "vae":
+        if not (path / part).is_symlink(): (path / part).symlink_to((model / part).absolute())
+
+
+def made(path, make):
+    """The path, after it was made if it was not there. What was interrupted does not count."""
+    if not path.exists():
+        new = path.with_suffix(".new")
+        new.mkdir(parents=True, exist_ok=True)
+        make(new)
+        new.rename(path)
+    return path
+
+
+# ---- engines: each returns a function that makes a picture of so many steps and says how long its parts took, and its process, if it has one ---
+
+def sd_worker(o):
+    command = [WORKER, "serve", "--port", "0", "--model", "builtin" if o.builtin else o.model, "--log-level", "error"]
+    if "--threads" in subprocess.run([WORKER, "serve", "--help"], capture_output=True, text=True).stdout:
+        command += ["--threads", str(o.threads)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    port = json.loads(server.stdout.readline())["port"]
+    if '"ready"' not in server.stdout.readline():
+        sys.exit("sd-worker did not get ready")
+
+    def picture(steps):
+        body = dict(prompt=PROMPT, size=f"{o.size}x{o.size}", steps=steps, guidance_scale=o.guidance, sampler="ddim", seed=1)
+        answer = urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}))
+        t = {k.removesuffix("_ms"): v / 1000 for k, v in json.load(answer)["timings"].items()}
+        return dict(text=t["text"], step=t["denoise"] / steps, decode=t["decode"], total=t["total"] - t["encode"])
+
+    return picture, server
+
+
+def diffusers(o):
+    import torch
+    from diffusers import StableDiffusionPipeline
+    torch.set_num_threads(o.threads)
+    pipe = StableDiffusionPipeline.from_pretrained(o.model).to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    marks = []   # when the text encoder began and ended, twice, and when the decoder began
+
+    def marked(module, method):
         original = getattr(module, method)
         def wrapper(*args, **kw):
-            start = time.perf_counter()
+            marks.append(time.perf_counter())
             result = original(*args, **kw)
-            seconds.setdefault(name, []).append(time.perf_counter() - start)
+            marks.append(time.perf_counter())
             return result
         setattr(module, method, wrapper)
-    timed("text", pipe.text_encoder, "forward"); timed("step", pipe.unet, "forward"); timed("decode", pipe.vae, "decode")
-    start = time.perf_counter()
-    pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, width=size, height=size, generator=torch.Generator("cpu").manual_seed(1), output_type="pt")
-    total = time.perf_counter() - start
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(dict(text=sum(seconds["text"]), step=min(seconds["step"]), decode=seconds["decode"][0], total=total, rss=rss)))
+    marked(pipe.text_encoder, "forward"); marked(pipe.vae, "decode")
+
+    def picture(steps):
+        marks.clear()
+        start = time.perf_counter()
+        pipe(PROMPT, num_inference_steps=steps, guidance_scale=o.guidance, width=o.size, height=o.size, generator=torch.Generator().manual_seed(1), output_type="pt")
+        total, (first, _, _, text, decode, decoded) = time.perf_counter() - start, marks
+        return dict(text=text - first, step=(decode - text) / steps, decode=decoded - decode, total=total)
+    return picture, None
 
 
-def worker_round(path, size, steps, threads, work):
-    command = [ROOT / "target/release/sd-worker", "generate", PROMPT, "--model", path, "--steps", str(steps), "--guidance-scale", "7.5", "--seed", "1", "--width", str(size),
-               "--height", str(size), "-o", work / "x.png"]
-    environment = dict(os.environ, RAYON_NUM_THREADS=str(threads))
-    output = subprocess.run(["/usr/bin/env", "python3", "-c", "import resource,subprocess,sys; r=subprocess.run(sys.argv[1:],capture_output=True,text=True); "
-                             "print(r.stderr); print('rss', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**20)", *map(str, command)],
-                            env=environment, capture_output=True, text=True).stdout
-    found = {k: float(v) for k, v in re.findall(r"(load|text|denoise|decode) ([\d.]+) s", output)}
-    if len(found) < 4:
-        sys.exit(output)
-    return dict(text=found["text"], step=found["denoise"] / steps, decode=found["decode"], total=found["text"] + found["denoise"] + found["decode"],
-                rss=float(re.search(r"rss ([\d.]+)", output)[1]))
+def openvino(o):
+    import numpy, openvino, torch
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTokenizer
+    tokenizer, scheduler = CLIPTokenizer.from_pretrained(o.model / "tokenizer"), DDIMScheduler.from_pretrained(o.model / "scheduler")
+    core, side = openvino.Core(), o.size // 8
+
+    def compiled(name, *shapes):
+        graph = core.read_model(o.converted / f"{name}.xml")
+        graph.reshape({port: shape for port, shape in zip(graph.inputs, shapes)})
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": o.threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        run = core.compile_model(graph, "CPU", options)
+        return lambda *inputs: torch.from_numpy(run(inputs)[0].copy())
+    width = json.loads((o.model / "unet/config.json").read_text())["cross_attention_dim"]
+    text_encoder, unet = compiled("text", (2, 77)), compiled("unet", (2, 4, side, side), (), (2, 77, width))
+    decoder = compiled("decode", (1, 4, side, side))
+
+    def picture(steps):
+        start = time.perf_counter()
+        text = text_encoder(tokenizer(["", PROMPT], padding="max_length", max_length=77, return_tensors="np").input_ids.astype(numpy.int64))
+        encoded = time.perf_counter()
+        x = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            without, having = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, text).chunk(2)
+            x = scheduler.step(without + o.guidance * (having - without), t, x).prev_sample
+        denoised = time.perf_counter()
+        decoder(x)
+        end = time.perf_counter()
+        return dict(text=encoded - start, step=(denoised - encoded) / steps, decode=end - denoised, total=end - start)
+    return picture, None
+
+
+def stable_diffusion_cpp(o):
+    import ctypes, stable_diffusion_cpp as cpp
+    log = []
+    cpp.sd_set_log_callback(keep := cpp.sd_log_callback(lambda level, text, data: log.append(text.decode(errors="replace"))), ctypes.c_void_p(0))
+    flash = o.only == "sdcpp-f16"
+    model = cpp.StableDiffusion(model_path=str(o.work / "sd15-sdcpp"), wtype=o.only[-3:], flash_attn=flash, diffusion_flash_attn=flash, n_threads=o.threads, vae_decode_only=True, verbose=False)
+
+    def picture(steps, keep=keep):
+        log.clear()
+        start = time.perf_counter()
+        model.generate_image(PROMPT, width=o.size, height=o.size, cfg_scale=o.guidance, sample_steps=steps, sample_method="euler", seed=1)
+        total, took = time.perf_counter() - start, dict(re.findall(r"(get_learned_condition|sampling|decode_first_stage) completed, taking ([\d.]+)s", "".join(log)))
+        return dict(text=float(took["get_learned_condition"]), step=float(took["sampling"]) / steps, decode=float(took["decode_first_stage"]), total=total)
+    return picture, None
+
+
+ENGINES = {"sd-worker": sd_worker, "diffusers": diffusers, "openvino": openvino, "sdcpp-f16": stable_diffusion_cpp, "sdcpp-f32": stable_diffusion_cpp}
+
+
+def one_round(o):
+    """What a process of its own does for one engine: the median of every column."""
+    picture, process = ENGINES[o.only](o)
+    picture(1)
+    pictures = [picture(o.steps) for _ in range(o.pictures)]
+    result = {c: statistics.median(p[c] for p in pictures) for c in COLUMNS[:-1]}
+    status = pathlib.Path(f"/proc/{process.pid if process else 'self'}/status").read_text()   # getrusage would begin from the parent's peak
+    print(json.dumps(result | dict(rss=int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20)))
+    if process: process.terminate()
 
 
 def main():
-    p = argparse.ArgumentParser()
-    p.add_argument("--work", type=pathlib.Path, required=True); p.add_argument("--size", type=int, default=512); p.add_argument("--steps", type=int, default=4)
-    p.add_argument("--rounds", type=int, default=3); p.add_argument("--threads", type=int, default=os.cpu_count()); p.add_argument("--only", help=argparse.SUPPRESS)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--work", type=pathlib.Path, required=True, help="keeps the models")
+    p.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas")
+    p.add_argument("--builtin", action="store_true", help="the built-in model, at 128, 15 steps, guidance 3 and 20 pictures unless told otherwise; stable-diffusion.cpp cannot run it")
+    p.add_argument("--size", type=int, help="256, 512 (default) or 768"); p.add_argument("--steps", type=int, help="default: 4"); p.add_argument("--guidance", type=float, help="default: 7.5")
+    p.add_argument("--pictures", type=int, help="in each process (default: 1)"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--threads", type=int, default=os.cpu_count())
+    p.add_argument("--only", help=argparse.SUPPRESS)
     o = p.parse_args()
-    model = o.work / "sd15"
-    if o.only:
-        return diffusers_round(model, o.size, o.steps, o.threads)
-    if not model.exists():
-        o.work.mkdir(parents=True, exist_ok=True)
-        make_model(model)
-    rounds = {"sd-worker": [], "diffusers": []}
+    for name, stable, builtin in ("size", 512, 128), ("steps", 4, 15), ("guidance", 7.5, 3.), ("pictures", 1, 20):
+        if getattr(o, name) is None: setattr(o, name, builtin if o.builtin else stable)
+    o.model, o.converted = BUILTIN if o.builtin else o.work / "sd15", o.work / ("builtin-openvino" if o.builtin else "sd15-openvino")
+    if o.only: return one_round(o)
+
+    engines = [e for e in o.engines.split(",") if not (o.builtin and e.startswith("sdcpp"))]
+    for engine in engines:
+        missing = [package for module, package in (NEEDS[engine] | ({} if o.model.exists() else TORCH)).items() if not importlib.util.find_spec(module)]
+        if missing: sys.exit(f"{engine} needs: {sys.executable} -m pip install {' '.join(missing)}   (or leave it out with --engines)")
+    made(o.model, make_model)
+    if "openvino" in engines: made(o.converted, lambda path: convert_for_openvino(o.model, path))
+    if any(e.startswith("sdcpp") for e in engines): made(o.work / "sd15-sdcpp", lambda path: rename_for_sdcpp(o.model, path))
+    rounds, environment = {e: [] for e in engines}, dict(os.environ, OMP_NUM_THREADS=str(o.threads), RAYON_NUM_THREADS=str(o.threads))
     for _ in range(o.rounds):
-        rounds["sd-worker"].append(worker_round(model, o.size, o.steps, o.threads, o.work))
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", "diffusers"]
-        rounds["diffusers"].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-    columns = ["text", "step", "decode", "total", "rss"]
-    print(f"{o.size} x {o.size}, {o.steps} steps with guidance, {o.threads} threads, median of {o.rounds} rounds; seconds, GiB")
-    print("| engine | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
-    for engine, runs in rounds.items():
-        print(f"| {engine} | " + " | ".join(f"{statistics.median(r[c] for r in runs):.2f}" for c in columns) + " |")
-    ratio = lambda c: statistics.median(a[c] / b[c] for a, b in zip(rounds["sd-worker"], rounds["diffusers"]))
-    print("| ratio | " + " | ".join(f"{ratio(c):.2f}" for c in columns) + " |")
+        for engine in engines:
+            done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", engine], env=environment, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{engine} failed and is left out:\n{done.stdout}{done.stderr}", file=sys.stderr)
+                continue
+            rounds[engine].append(json.loads(done.stdout.splitlines()[-1]))
+            print(engine, rounds[engine][-1], file=sys.stderr)
+
+    rounds = {e: runs for e, runs in rounds.items() if len(runs) == o.rounds}
+    print(f"{'the built-in model' if o.builtin else 'Stable Diffusion 1.5'}, {o.size} x {o.size}, {o.steps} steps with guidance, {o.threads} threads, medians of {o.rounds} rounds; seconds, GiB\n")
+    table = lambda head, rows: print("\n".join(f"| {' | '.join(row)} |" for row in [[head] + COLUMNS, ["---"] * (1 + len(COLUMNS)), *rows]) + "\n")
+    table("engine", [[e] + [f"{statistics.median(r[c] for r in runs):.{3 if o.builtin else 2}f}" for c in COLUMNS] for e, runs in rounds.items()])
+    if "sd-worker" in rounds:
+        ratio = lambda e, c: statistics.median(a[c] / b[c] for a, b in zip(rounds["sd-worker"], rounds[e]))
+        table("sd-worker /", [[e] + [f"{ratio(e, c):.2f}" for c in COLUMNS] for e in rounds if e != "sd-worker"])
 
 
-main()
+if __name__ == "__main__":
+    main()

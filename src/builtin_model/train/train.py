@@ -2,6 +2,7 @@
 
   python train.py vae  --steps 5000      # vae.pt, and in the end autoencoder.pt, its moving average with latents brought to one size
   python train.py unet --steps 200000    # unet.pt, and latents.pt, the pictures in store
+  python train.py import --model DIR --steps 1831   # instead of both: goes on from an exported directory of so many UNet steps; autoencoder.pt, unet.pt, tokenizer
   python train.py decoder --steps 3000   # later, if at all: sharpens the decoder alone against a critic; decoder.pt, critic.pt, autoencoder-sharp.pt
 """
 import argparse, math, os, time
@@ -13,6 +14,8 @@ import data, fast_norm
 from networks import *
 from optimizer import Optimizer
 
+WARM = 200   # steps until the full learning rate
+
 torch.set_flush_denormal(True)
 fast_norm.install()
 
@@ -23,9 +26,10 @@ class Run:
     def __init__(self, path, modules, total, rate, keep):
         self.path, self.modules, self.total, self.rate, self.keep = path, modules, total, rate, keep
         named = [(f"{k}.{n}", p) for k, m in modules.items() for n, p in m.named_parameters() if p.requires_grad]
-        self.params, self.opt, self.step, self.losses = [p for _, p in named], Optimizer(named, rate(0)), 0, {}
+        self.params, self.opt, self.step, self.begun, self.losses = [p for _, p in named], Optimizer(named, rate(0)), 0, 0, {}
         if os.path.exists(path):
-            c = torch.load(path); self.step = c["step"]; self.opt.load_state_dict(c["opt"])
+            c = torch.load(path); self.step, self.begun = c["step"], c.get("begun", 0)   # begun: where the optimizer began, at the first step or that of an import
+            if c["opt"]: self.opt.load_state_dict(c["opt"])
             for k, m in modules.items(): m.load_state_dict(c["weights"][k])
             self.ema = c["ema"]; self.say("resumed")
         else: self.ema = {k: {n: w.clone() for n, w in m.state_dict().items()} for k, m in modules.items()}
@@ -37,7 +41,7 @@ class Run:
 
     def update(self, loss, batch, **losses):
         loss.backward(); torch.nn.utils.clip_grad_norm_(self.params, 1.)
-        lr = self.rate(self.step); self.opt.step(lr); self.opt.zero_grad(); self.step += 1
+        lr = self.rate(self.step) * min(1, (self.step - self.begun + 1) / WARM); self.opt.step(lr); self.opt.zero_grad(); self.step += 1
         if self.step % 4 == 0:
             keep = min(self.keep, 1 - 10 / (self.step + 10)) ** 4
             for k, m in self.modules.items():
@@ -49,7 +53,7 @@ class Run:
         if time.time() - self.saved > 120 or not self.going(): self.save()
 
     def save(self):
-        torch.save(dict(weights={k: m.state_dict() for k, m in self.modules.items()}, ema=self.ema, opt=self.opt.state_dict(), step=self.step), self.path + ".tmp")
+        torch.save(dict(weights={k: m.state_dict() for k, m in self.modules.items()}, ema=self.ema, opt=self.opt.state_dict(), step=self.step, begun=self.begun), self.path + ".tmp")
         os.replace(self.path + ".tmp", self.path); self.saved = time.time()
 
 
@@ -57,8 +61,9 @@ def slopes(t): return t[..., 1:, :] - t[..., :-1, :], t[..., 1:] - t[..., :-1]
 
 
 def train_vae(o):
+    if os.path.exists("autoencoder.pt"): return print("autoencoder.pt is there")
     art, net = data.Art("sprites.npz"), make_vae().to(memory_format=torch.channels_last); lr = o.lr or 2e-3
-    run = Run("vae.pt", dict(vae=net), o.steps, lambda i: lr * min(1, (i + 1) / 100) * max(.03, .5 * (1 + math.cos(math.pi * min(1, i / o.steps)))), .998)
+    run = Run("vae.pt", dict(vae=net), o.steps, lambda i: lr * max(.03, .5 * (1 + math.cos(math.pi * min(1, i / o.steps)))), .998)
     while run.going():
         x = art.batch(o.batch or 8).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -68,7 +73,7 @@ def train_vae(o):
         flat = (F.avg_pool2d(y, 8) - F.avg_pool2d(x, 8)).abs().mean()
         kl = q.kl().mean() / q.mean[0].numel()
         run.update(near + square + edge + .5 * flat + 2e-3 * min(1, run.step / 1000) * kl, len(x), l1=near, psnr=-10 * math.log10(square.item() / 4), edge=edge, kl=kl)
-    if not os.path.exists("autoencoder.pt"): finish_vae(run.ema["vae"])
+    finish_vae(run.ema["vae"])
 
 
 @torch.no_grad()
@@ -120,8 +125,7 @@ def train_decoder(o):
     """The encoder stays, so the UNet need not learn anything again. Latents get some noise, as the UNet's have."""
     c = torch.load("autoencoder.pt"); net, critic = make_vae(), make_critic().to(memory_format=torch.channels_last); net.load_state_dict(c["weights"]); net.to(memory_format=torch.channels_last)
     net.encoder.requires_grad_(False); net.quant_conv.requires_grad_(False); art, scenes, lr = data.Art("sprites.npz"), scenes_of(o.concepts), o.lr or 3e-4
-    warm = lambda top: lambda i: top * min(1, (i + 1) / 100)
-    run, other = Run("decoder.pt", dict(vae=net), o.steps, warm(lr), .998), Run("critic.pt", dict(critic=critic), 10 ** 9, warm(lr), .9); n = o.batch or 8
+    run, other = Run("decoder.pt", dict(vae=net), o.steps, lambda i: lr, .998), Run("critic.pt", dict(critic=critic), 10 ** 9, lambda i: lr, .9); n = o.batch or 8
     while run.going():
         x = torch.cat([art.batch(n // 2), scenes.batch(n - n // 2)[0]]).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -140,7 +144,7 @@ def train_unet(o):
     tok, lr, n = load_tokenizer(), o.lr or 1.5e-3, o.batch or 64
     unet, text = make_unet().to(memory_format=torch.channels_last), make_text(tok)
     unet.set_attn_processor(AttnProcessor()); text.set_attn_implementation("eager")  # plain attention: for so few tokens, its backward pass is the quicker one here
-    run = Run("unet.pt", dict(unet=unet, text=text), o.steps, lambda i: lr * min(1, (i + 1) / 200) / (1 + i / o.slow) ** .5, .9995)
+    run = Run("unet.pt", dict(unet=unet, text=text), o.steps, lambda i: lr / (1 + i / o.slow) ** .5, .9995)
     store = Store(scenes_of(o.concepts, two=o.two), tok, o.store); alphas, empty = make_scheduler().alphas_cumprod, tokens(tok, [""])
     while store.filled < 2000: store.renew(50)
     while run.going():
@@ -153,10 +157,20 @@ def train_unet(o):
         if run.step % 1000 == 0: store.save()
 
 
+def import_model(o):
+    """An exported directory holds moving averages only: training takes them as weights, with a fresh optimizer and a new warm-up."""
+    from diffusers import StableDiffusionPipeline
+    pipe = StableDiffusionPipeline.from_pretrained(o.model, torch_dtype=torch.float32, local_files_only=True); pipe.tokenizer.save_pretrained("tokenizer")
+    weights = dict(unet=pipe.unet.state_dict(), text=pipe.text_encoder.state_dict())
+    torch.save(dict(weights=pipe.vae.state_dict(), scale=pipe.vae.config.scaling_factor), "autoencoder.pt")
+    torch.save(dict(weights=weights, ema=weights, opt=None, step=o.steps, begun=o.steps), "unet.pt"); print("goes on from step", o.steps)
+
+
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(); p.add_argument("stage", choices=["vae", "unet", "decoder"]); p.add_argument("--steps", type=int, required=True); p.add_argument("--batch", type=int); p.add_argument("--lr", type=float)
+    p = argparse.ArgumentParser(); p.add_argument("stage", choices=["vae", "unet", "decoder", "import"]); p.add_argument("--steps", type=int, required=True); p.add_argument("--batch", type=int); p.add_argument("--lr", type=float)
     p.add_argument("--concepts", default="concepts.txt"); p.add_argument("--two", type=float, default=.3, help="share of pictures with two things"); p.add_argument("--slow", type=int, default=8000, help="the rate falls as 1 / sqrt(1 + step / this)")
     p.add_argument("--store", type=int, default=60000, help="encoded pictures kept"); p.add_argument("--renew", type=int, default=8, help="every step encodes one new picture for so many in its batch")
     p.add_argument("--critic", type=float, default=.02, help="weight of the critic's opinion of the decoder")
+    p.add_argument("--model", type=os.path.abspath, help="import: the exported directory")
     o = p.parse_args(); os.chdir(os.path.dirname(os.path.abspath(__file__)))
-    {"vae": train_vae, "unet": train_unet, "decoder": train_decoder}[o.stage](o)
+    {"vae": train_vae, "unet": train_unet, "decoder": train_decoder, "import": import_model}[o.stage](o)
