@@ -20,7 +20,8 @@ sd-worker   `sd-worker serve`, by the timings in its answers; f32, both prompts 
 diffusers   StableDiffusionPipeline as it comes; f32, both prompts in one batch
 openvino    the modules of diffusers, converted for the one size, f32 demanded, both prompts in one batch; the loop around them is here
 sdcpp-f16   stable-diffusion.cpp with 16-bit weights and flash attention; it runs the UNet for one prompt after the other
-sdcpp-f32   the same with 32-bit weights and plain attention (its convolutions stay 16-bit)
+sdcpp-f32   the same with 32-bit weights asked for and plain attention
+On two cores a round of stable-diffusion.cpp at 512 takes 10 minutes or more; --engines leaves it out.
 """
 import argparse, importlib.util, json, os, pathlib, re, statistics, subprocess, sys, time, urllib.request, warnings
 

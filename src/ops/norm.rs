@@ -53,8 +53,9 @@ impl GroupNorm {
         if channels != self.weight.len() {
             candle_core::bail!("a group norm of {} channels got {:?}", self.weight.len(), x.shape());
         }
-        let normed = image
-            .with(|pixels| Ok(cpu::group_norm_silu(pixels, batch, channels, self.groups, self.eps, &self.weight, &self.bias, activate)))?;
+        let Self { groups, eps, weight, bias, .. } = self;
+        let config = cpu::GroupNormConfig { groups: *groups, eps: *eps, weight, bias, activate };
+        let normed = image.with(|pixels| Ok(cpu::group_norm(pixels, batch, config)))?;
         cpu::Image::tensor(normed, batch, image.height, image.width, channels)
     }
 }
@@ -92,7 +93,7 @@ impl LayerNorm {
         if x.dim(D::Minus1)? != features {
             candle_core::bail!("a layer norm of {features} features got {:?}", x.shape());
         }
-        let normed = cpu::Rows::new(x)?.with(|values| Ok(cpu::layer_norm(values, features, self.eps as f32, &self.weight, &self.bias)))?;
+        let normed = cpu::Rows::new(x)?.with(|values| Ok(cpu::layer_norm(values, self.eps as f32, &self.weight, &self.bias)))?;
         Tensor::from_vec(normed, x.shape(), &Device::Cpu)
     }
 }

@@ -1,4 +1,5 @@
-//! Functions of one number without branches, written so that the compiler turns loops over them into vector code.
+//! Functions of one number without branches, written so that the compiler turns loops over them into vector code. Multiplications and
+//! additions are fused, which all machines but the oldest do in one instruction.
 
 /// `e^x`, with a relative error of at most 2e-7; 0 below -87, and as at 88 above it.
 #[inline(always)]
@@ -7,30 +8,30 @@ pub(in crate::ops) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
-    let shifted = clamped * std::f32::consts::LOG2_E + SHIFT;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
     // Cephes' expf.
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_6e-1;
-    let p = p * r + 0.5;
+    let p: f32 = 1.987_569_1e-4;
+    let p = p.mul_add(r, 1.398_2e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_6e-1);
+    let p = p.mul_add(r, 0.5);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
-    let value = (p * r * r + r + 1.0) * power;
+    let value = (p.mul_add(r * r, r) + 1.0) * power;
     if x < -87.0 { 0.0 } else { value }
 }
 
 /// The error function, with an absolute error of at most 2e-7: Abramowitz & Stegun, 7.1.26.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    let t = 1.0 / (0.327_591_1 * x.abs() + 1.0);
-    let p = 1.061_405_4;
-    let p = p * t - 1.453_152_1;
-    let p = p * t + 1.421_413_8;
-    let p = p * t - 0.284_496_72;
-    let p = p * t + 0.254_829_6;
+    let t = 1.0 / x.abs().mul_add(0.327_591_1, 1.0);
+    let p: f32 = 1.061_405_4;
+    let p = p.mul_add(t, -1.453_152_1);
+    let p = p.mul_add(t, 1.421_413_8);
+    let p = p.mul_add(t, -0.284_496_72);
+    let p = p.mul_add(t, 0.254_829_6);
     (1.0 - p * t * exp(-x * x)).copysign(x)
 }
 

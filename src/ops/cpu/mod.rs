@@ -24,7 +24,7 @@ pub(super) use attention::{Sequences, attention};
 pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
-pub(super) use norm::{group_norm_silu, layer_norm};
+pub(super) use norm::{GroupNormConfig, group_norm, layer_norm};
 pub(super) use tensor::{Image, Rows, is_fast};
 
 #[cfg(test)]

@@ -1,120 +1,218 @@
 //! Normalisations, each in one pass for the sums and one for the result.
 
-use pulp::Arch;
+#![allow(unsafe_code)]
+
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::math::silu;
+use super::{
+    epilogue::{load, map, store},
+    math::silu,
+    memory::{Shared, written},
+};
 
-/// Pixels of a task.
-const TASK_PIXELS: usize = 256;
+/// Numbers of a task, about: they are read a second time while they are in a cache, where all of a sample fits one.
+const TASK: usize = 1 << 16;
 /// Pixels whose sums are kept in f32 before they are added up in f64.
 const RUN: usize = 16;
-/// Rows of a task of the layer norm.
-const TASK_ROWS: usize = 64;
-/// Sums that are kept apart, so that they fill a vector.
-const LANES: usize = 16;
 
-/// Group normalisation of pixels `(batch, height * width, channels)`, followed by `SiLU` where `activate` says so.
-#[allow(clippy::too_many_arguments, reason = "an image's shape and a layer's parameters")]
-pub(in crate::ops) fn group_norm_silu(
-    pixels: &[f32],
-    batch: usize,
-    channels: usize,
-    groups: usize,
-    eps: f64,
-    weight: &[f32],
-    bias: &[f32],
-    activate: bool,
-) -> Vec<f32> {
-    let arch = Arch::new();
+/// The weights of a group norm, and how it is worked out.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct GroupNormConfig<'a> {
+    pub(in crate::ops) groups: usize,
+    pub(in crate::ops) eps: f64,
+    /// One for each channel.
+    pub(in crate::ops) weight: &'a [f32],
+    /// One for each channel.
+    pub(in crate::ops) bias: &'a [f32],
+    /// Whether `SiLU` follows.
+    pub(in crate::ops) activate: bool,
+}
+
+/// Group normalisation of pixels `(batch, height * width, channels)`.
+pub(in crate::ops) fn group_norm(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Vec<f32> {
+    group_norm_with(Arch::new(), pixels, batch, config)
+}
+
+/// With a choice of instructions, for tests.
+pub(super) fn group_norm_with(arch: Arch, pixels: &[f32], batch: usize, config: GroupNormConfig) -> Vec<f32> {
+    let channels = config.weight.len();
     let sample = pixels.len() / batch.max(1);
-    let per_group = channels / groups;
-    let count = (sample / channels * per_group) as f64;
-    let mut out = vec![0.0; pixels.len()];
-    for (pixels, out) in pixels.chunks_exact(sample).zip(out.chunks_exact_mut(sample)) {
-        let tasks = pixels.par_chunks(TASK_PIXELS * channels);
-        let sums: Vec<Vec<f64>> = tasks.map(|pixels| arch.dispatch(|| channel_sums(pixels, channels))).collect();
-        let mut scale = vec![0.0; channels];
-        let mut shift = vec![0.0; channels];
-        for group in 0..groups {
+    let task = (TASK / channels).max(1) * channels;
+    let tasks = sample.div_ceil(task);
+    // By sample and task, so that neither threads nor neighbours change the order of the sums.
+    let part = |index: usize| {
+        let (start, end) = (index / tasks * sample, (index / tasks + 1) * sample);
+        let first = start + index % tasks * task;
+        first..(first + task).min(end)
+    };
+    let sums: Vec<Vec<f64>> =
+        (0..batch * tasks).into_par_iter().map(|index| arch.dispatch(ChannelSums { pixels: &pixels[part(index)], channels })).collect();
+    let scales: Vec<Scale> = sums.chunks_exact(tasks.max(1)).map(|sums| Scale::new(sums, (sample / channels) as f64, config)).collect();
+    let write = |out: &mut [_]| {
+        let out = Shared::new(out);
+        (0..batch * tasks).into_par_iter().for_each(|index| {
+            let part = part(index);
+            let scale = &scales[index / tasks];
+            arch.dispatch(Rescale { pixels: &pixels[part.clone()], scale, activate: config.activate, start: part.start, out });
+        });
+    };
+    // SAFETY: the parts make up all pixels.
+    unsafe { written(pixels.len(), write) }
+}
+
+/// What the numbers of each channel are multiplied with, and what is added.
+struct Scale {
+    factor: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Scale {
+    /// From the parts' sums of a sample of so many pixels.
+    fn new(sums: &[Vec<f64>], pixels: f64, config: GroupNormConfig) -> Self {
+        let channels = config.weight.len();
+        let per_group = channels / config.groups;
+        let count = pixels * per_group as f64;
+        let (mut factor, mut shift) = (vec![0.0; channels], vec![0.0; channels]);
+        for group in 0..config.groups {
             let of_group = group * per_group..(group + 1) * per_group;
             let total = |offset: usize| sums.iter().map(|sums| sums[offset..][of_group.clone()].iter().sum::<f64>()).sum::<f64>();
             let mean = total(0) / count;
             let variance = (total(channels) / count - mean * mean).max(0.0);
-            let deviation = 1.0 / (variance + eps).sqrt();
+            let deviation = 1.0 / (variance + config.eps).sqrt();
             for c in of_group {
-                scale[c] = (deviation * f64::from(weight[c])) as f32;
-                shift[c] = (f64::from(bias[c]) - mean * deviation * f64::from(weight[c])) as f32;
+                let weight = f64::from(config.weight[c]);
+                factor[c] = (deviation * weight) as f32;
+                shift[c] = (f64::from(config.bias[c]) - mean * deviation * weight) as f32;
             }
         }
-        let task = TASK_PIXELS * channels;
-        out.par_chunks_mut(task).zip(pixels.par_chunks(task)).for_each(|(out, pixels)| {
-            arch.dispatch(|| {
-                for (out, pixel) in out.chunks_exact_mut(channels).zip(pixels.chunks_exact(channels)) {
-                    for (((o, x), a), b) in out.iter_mut().zip(pixel).zip(&scale).zip(&shift) {
-                        *o = x * a + b;
-                    }
-                    if activate {
-                        for v in out {
-                            *v = silu(*v);
-                        }
-                    }
-                }
-            });
-        });
+        Self { factor, shift }
     }
-    out
 }
 
 /// The sums of each channel, then the sums of their squares.
-#[inline(always)]
-fn channel_sums(pixels: &[f32], channels: usize) -> Vec<f64> {
-    let mut totals = vec![0.0; 2 * channels];
-    let mut run = vec![0.0f32; 2 * channels];
-    for pixels in pixels.chunks(RUN * channels) {
-        run.fill(0.0);
-        let (sums, squares) = run.split_at_mut(channels);
-        for pixel in pixels.chunks_exact(channels) {
-            for ((sum, square), x) in sums.iter_mut().zip(squares.iter_mut()).zip(pixel) {
-                *sum += x;
-                *square += x * x;
+struct ChannelSums<'a> {
+    pixels: &'a [f32],
+    channels: usize,
+}
+
+impl WithSimd for ChannelSums<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f64> {
+        let Self { pixels, channels } = self;
+        let mut totals = vec![0.0; 2 * channels];
+        let (sums, squares) = totals.split_at_mut(channels);
+        for pixels in pixels.chunks(RUN * channels) {
+            for first in (0..channels).step_by(S::F32_LANES) {
+                let n = S::F32_LANES.min(channels - first);
+                let (mut sum, mut square) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
+                for pixel in pixels.chunks_exact(channels) {
+                    let x = load(simd, &pixel[first..first + n]);
+                    sum = simd.add_f32s(sum, x);
+                    square = simd.mul_add_e_f32s(x, x, square);
+                }
+                let (sum, square) = ([sum], [square]);
+                let (sum, square): (&[f32], &[f32]) = (pulp::bytemuck::cast_slice(&sum), pulp::bytemuck::cast_slice(&square));
+                for (total, x) in sums[first..first + n].iter_mut().zip(sum) {
+                    *total += f64::from(*x);
+                }
+                for (total, x) in squares[first..first + n].iter_mut().zip(square) {
+                    *total += f64::from(*x);
+                }
             }
         }
-        totals.iter_mut().zip(&run).for_each(|(total, run)| *total += f64::from(*run));
+        totals
     }
-    totals
+}
+
+/// `x * factor + shift` of each channel, and `SiLU` of it where that follows.
+struct Rescale<'a> {
+    pixels: &'a [f32],
+    scale: &'a Scale,
+    activate: bool,
+    /// Where the result begins.
+    start: usize,
+    out: Shared,
+}
+
+impl WithSimd for Rescale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Scale { factor, shift } = self.scale;
+        let channels = factor.len();
+        for (i, pixel) in self.pixels.chunks_exact(channels).enumerate() {
+            for first in (0..channels).step_by(S::F32_LANES) {
+                let part = first..(first + S::F32_LANES).min(channels);
+                let x = load(simd, &pixel[part.clone()]);
+                let y = simd.mul_add_e_f32s(x, load(simd, &factor[part.clone()]), load(simd, &shift[part.clone()]));
+                let y = if self.activate { map(y, silu) } else { y };
+                // SAFETY: each task has pixels of its own.
+                unsafe { store::<S>(y, part.len(), self.start + i * channels + first, self.out) };
+            }
+        }
+    }
 }
 
 /// Layer normalisation of rows.
-pub(in crate::ops) fn layer_norm(values: &[f32], features: usize, eps: f32, weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let arch = Arch::new();
-    let mut out = vec![0.0; values.len()];
-    let task = TASK_ROWS * features;
-    out.par_chunks_mut(task).zip(values.par_chunks(task)).for_each(|(out, values)| {
-        arch.dispatch(|| {
-            for (out, row) in out.chunks_exact_mut(features).zip(values.chunks_exact(features)) {
-                let mean = sum(row, |x| x) / features as f32;
-                let variance = sum(row, |x| (x - mean) * (x - mean)) / features as f32;
-                let deviation = 1.0 / (variance + eps).sqrt();
-                for (((o, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                    *o = (x - mean) * deviation * w + b;
-                }
-            }
-        });
-    });
-    out
+pub(in crate::ops) fn layer_norm(values: &[f32], eps: f32, weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    layer_norm_with(Arch::new(), values, eps, weight, bias)
 }
 
-/// A sum in an order that fills vectors.
-#[inline(always)]
-fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let whole = values.chunks_exact(LANES);
-    let rest: f32 = whole.remainder().iter().map(|x| f(*x)).sum();
-    for chunk in whole {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(*x);
+/// With a choice of instructions, for tests.
+pub(super) fn layer_norm_with(arch: Arch, values: &[f32], eps: f32, weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    let task = (TASK / weight.len()).max(1) * weight.len();
+    let write = |out: &mut [_]| {
+        let out = Shared::new(out);
+        values.par_chunks(task).enumerate().for_each(|(i, values)| {
+            arch.dispatch(LayerNormRows { values, eps, weight, bias, start: i * task, out });
+        });
+    };
+    // SAFETY: the tasks write each row.
+    unsafe { written(values.len(), write) }
+}
+
+struct LayerNormRows<'a> {
+    values: &'a [f32],
+    eps: f32,
+    weight: &'a [f32],
+    bias: &'a [f32],
+    /// Where the result begins.
+    start: usize,
+    out: Shared,
+}
+
+impl WithSimd for LayerNormRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let features = self.weight.len();
+        for (i, row) in self.values.chunks_exact(features).enumerate() {
+            let mut sum = simd.splat_f32s(0.0);
+            for part in row.chunks(S::F32_LANES) {
+                sum = simd.add_f32s(sum, load(simd, part));
+            }
+            let mean = simd.reduce_sum_f32s(sum) / features as f32;
+            // As long as the longest vector; what fills up the last one of a row stays zero.
+            let means = [mean; 64];
+            let mut squares = simd.splat_f32s(0.0);
+            for part in row.chunks(S::F32_LANES) {
+                let x = simd.sub_f32s(load(simd, part), load(simd, &means[..part.len()]));
+                squares = simd.mul_add_e_f32s(x, x, squares);
+            }
+            let variance = simd.reduce_sum_f32s(squares) / features as f32;
+            let deviation = simd.splat_f32s(1.0 / (variance + self.eps).sqrt());
+            for first in (0..features).step_by(S::F32_LANES) {
+                let part = first..(first + S::F32_LANES).min(features);
+                let x = simd.mul_f32s(simd.sub_f32s(load(simd, &row[part.clone()]), simd.splat_f32s(mean)), deviation);
+                let y = simd.mul_add_e_f32s(x, load(simd, &self.weight[part.clone()]), load(simd, &self.bias[part.clone()]));
+                // SAFETY: each task has rows of its own.
+                unsafe { store::<S>(y, part.len(), self.start + i * features + first, self.out) };
+            }
         }
     }
-    lanes.iter().sum::<f32>() + rest
 }
