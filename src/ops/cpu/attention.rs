@@ -117,11 +117,11 @@ impl WithSimd for Task<'_> {
                 multiply(simd, &self.v[start * stride..], (1, stride), head_dim, scores, panel, sums, true);
             }
         }
-        for query in 0..self.count {
+        for (query, total) in totals.iter().enumerate().take(self.count) {
             let (p, lane) = (query / panel, query % panel);
             let row = &mut scores[..head_dim];
             for (i, value) in row.iter_mut().enumerate() {
-                *value = sums[p * square + i * panel + lane] / totals[query];
+                *value = sums[p * square + i * panel + lane] / total;
             }
             // SAFETY: each task has queries of one head to itself.
             unsafe { self.out.write(self.start + query * stride, row) };

@@ -103,6 +103,8 @@ pub(super) unsafe fn store<S: Simd>(value: S::f32s, n: usize, start: usize, out:
 /// A function of each number of a vector.
 #[inline(always)]
 pub(super) fn map<V: bytemuck::Pod>(mut vector: V, f: impl Fn(f32) -> f32) -> V {
-    bytemuck::cast_slice_mut::<V, f32>(std::slice::from_mut(&mut vector)).iter_mut().for_each(|x| *x = f(*x));
+    for x in bytemuck::cast_slice_mut::<V, f32>(std::slice::from_mut(&mut vector)) {
+        *x = f(*x);
+    }
     vector
 }

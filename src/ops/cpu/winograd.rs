@@ -279,6 +279,7 @@ impl WithSimd for WithScratch<'_> {
 impl Multiply<'_> {
     /// `G g G^T` of each channel and output: `(points, channels, width)`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "an index is of several slices at once")]
     fn transform_weights<S: Simd>(&self, simd: S, out: &mut [f32], decoded: &mut [f32]) {
         let (channels, width) = (self.weights.depth / TAPS, self.weights.width);
         for first in (0..channels).step_by(STRETCH) {
@@ -328,7 +329,7 @@ impl Multiply<'_> {
                     let pixel = (batch * height + y + dy) * width + x + dx;
                     // SAFETY: each tile has pixels of its own, and each task columns.
                     unsafe {
-                        self.epilogue.write(simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), self.out)
+                        self.epilogue.write(simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), self.out);
                     };
                 }
             }
