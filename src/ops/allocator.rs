@@ -15,6 +15,9 @@ use std::{
 const LARGE: usize = 256 << 10;
 /// What is kept at most, in bytes.
 const KEPT_BYTES: usize = 512 << 20;
+/// New blocks from this size on, in bytes, take the place of kept ones: clearing them is little next to the work that fills them, and
+/// the peak of the process is where they are.
+const HUGE: usize = 64 << 20;
 /// Blocks that are kept at most.
 const KEPT_BLOCKS: usize = 256;
 const PAGE: usize = 4096;
@@ -53,6 +56,18 @@ impl ReusingAllocator {
         Self { kept: Mutex::new(Kept { blocks: [Block { address: 0, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 }) }
     }
 
+    /// A new block.
+    fn map(&self, size: usize) -> *mut u8 {
+        let mut room = if size >= HUGE { 0 } else { size };
+        while room < size
+            && let Some(old) = self.with_kept(Kept::oldest)
+        {
+            room += old.size;
+            unmap(old);
+        }
+        map(size)
+    }
+
     fn with_kept<T>(&self, f: impl FnOnce(&mut Kept) -> T) -> T {
         f(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -71,6 +86,10 @@ impl Kept {
     fn take(&mut self, size: usize) -> Option<Block> {
         let index = self.blocks[..self.count].iter().rposition(|block| block.size == size)?;
         Some(self.remove(index))
+    }
+
+    fn oldest(&mut self) -> Option<Block> {
+        (self.count > 0).then(|| self.remove(0))
     }
 
     /// A block that has to make room for another, if one has to.
@@ -125,7 +144,7 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             return unsafe { System.alloc(layout) };
         }
         let size = block_size(layout.size());
-        self.with_kept(|kept| kept.take(size)).map_or_else(|| map(size), |block| ptr::with_exposed_provenance_mut(block.address))
+        self.with_kept(|kept| kept.take(size)).map_or_else(|| self.map(size), |block| ptr::with_exposed_provenance_mut(block.address))
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -134,7 +153,7 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             return unsafe { System.alloc_zeroed(layout) };
         }
         let size = block_size(layout.size());
-        let Some(block) = self.with_kept(|kept| kept.take(size)) else { return map(size) };
+        let Some(block) = self.with_kept(|kept| kept.take(size)) else { return self.map(size) };
         let address = ptr::with_exposed_provenance_mut::<u8>(block.address);
         // SAFETY: the block is at least as large.
         unsafe { address.write_bytes(0, layout.size()) };
@@ -197,9 +216,13 @@ mod tests {
             let large = allocator.alloc(layout(KEPT_BYTES));
             allocator.dealloc(large, layout(KEPT_BYTES));
             assert_eq!(state(), (1, KEPT_BYTES));
+            let other = allocator.alloc(layout(HUGE));
+            assert_eq!(state(), (0, 0), "a new block of this size takes the place of kept ones");
+            allocator.dealloc(other, layout(HUGE));
+            assert_eq!(state(), (1, HUGE));
             let too_large = allocator.alloc(layout(KEPT_BYTES + 1));
             allocator.dealloc(too_large, layout(KEPT_BYTES + 1));
-            assert_eq!(state(), (1, KEPT_BYTES));
+            assert_eq!(state(), (0, 0));
         }
     }
 
