@@ -45,7 +45,9 @@ fn stored(storage: Storage, mut weights: Vec<f32>, inputs: usize) -> Vec<f32> {
         Storage::Q8_0 => {
             for group in weights.chunks_exact_mut(inputs).flat_map(|row| row.chunks_mut(32)) {
                 let factor = group.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0;
-                group.iter_mut().for_each(|v| *v = (*v / factor).round() * factor);
+                for v in group {
+                    *v = (*v / factor).round() * factor;
+                }
             }
         }
     }
