@@ -80,6 +80,28 @@ fn an_exported_model_makes_the_same_picture() {
     assert_eq!(String::from_utf8(run(&["models", "list"]).stdout).unwrap(), "builtin\n");
 }
 
+/// Less memory for the weights is another picture, if only by a little.
+#[test]
+fn weights_in_less_memory_make_nearly_the_same_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = |dtype: &str| {
+        let file = path(&folder, &format!("{dtype}.png"));
+        let args = ["generate", "a fox", "-o", &file, "--seed", "1", "--steps", "3", "--width", "64", "--height", "64", "--dtype", dtype];
+        let output = run(&args);
+        assert!(output.status.success(), "{dtype}: {}", String::from_utf8_lossy(&output.stderr));
+        image::open(&file).unwrap().into_rgb8().into_raw()
+    };
+    let right = picture("f32");
+    // The built-in model is kept in f16: as that it is the same. The others are off by no more than this, of 255, in the mean.
+    for (dtype, least, most) in [("f16", 0.0, 0.01), ("bf16", 0.01, 3.0), ("q8_0", 0.01, 3.0)] {
+        let off: u64 = picture(dtype).iter().zip(&right).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        let mean = off as f64 / right.len() as f64;
+        assert!((least..=most).contains(&mean), "{dtype}: {mean}");
+    }
+    let (code, line) = failure(&["generate", "a fox", "--dtype", "int4"]);
+    assert!(code == 64 && line.contains("\"int4\" is none of f32, f16, bf16, q8_0"), "{code}: {line}");
+}
+
 #[test]
 fn bad_arguments_are_refused_in_one_line() {
     let long = "x".repeat(33_000);
