@@ -115,7 +115,7 @@ fn f16_to_f32(bits: u16) -> f32 {
 #[cfg(test)]
 #[test]
 fn every_half_is_read_as_what_it_is() {
-    for bits in 0..=u16::MAX {
+    for bits in (0..=u16::MAX).step_by(if cfg!(miri) { 251 } else { 1 }) {
         let (ours, right) = (f16_to_f32(bits), f16::from_bits(bits).to_f32());
         assert!(ours.to_bits() == right.to_bits() || (ours.is_nan() && right.is_nan()), "{bits:#x}: {ours}, not {right}");
     }

@@ -1,0 +1,119 @@
+//! Shapes at the edges of what a kernel takes at a time, against f64.
+
+use super::*;
+
+#[test]
+fn convolutions_of_odd_shapes() {
+    let sizes: &[(usize, usize)] = if cfg!(miri) { &[(1, 1), (5, 3)] } else { &[(1, 1), (1, 9), (2, 3), (5, 3), (7, 13), (17, 16)] };
+    let channels: &[(usize, usize)] = if cfg!(miri) { &[(1, 1), (2, 5)] } else { &[(1, 1), (1, 33), (17, 1), (3, 4), (33, 31)] };
+    for ((height, width), (channels, outputs)) in sizes.iter().flat_map(|size| channels.iter().map(move |channels| (*size, *channels))) {
+        let shape = Shape { batch: 3, height, width, seen: (height, width) };
+        let (pixels, weight) = (numbers(3 * height * width * channels, 1), numbers(outputs * channels * 9, 2));
+        let bias = numbers(outputs, 3);
+        let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
+        for arch in archs() {
+            let packed = PackedConv::with_arch(arch, Storage::F32, &weight, channels, bias.clone(), Conv2dConfig::SAME_3X3);
+            for (algorithm, limit) in [(Algorithm::Direct, 1e-5), (Algorithm::Winograd, 6e-5)] {
+                let error = error(&packed.forward_by(algorithm, &pixels, shape, Epilogue::default()), &right);
+                assert!(error < limit, "{arch:?}, {algorithm:?}, {shape:?}, {channels} to {outputs}: {error}");
+            }
+        }
+    }
+}
+
+/// So many channels that the tiles of a picture are more than are transformed at a time.
+#[test]
+#[cfg_attr(miri, ignore = "too much for an interpreter")]
+fn a_convolution_of_many_rounds() {
+    let (channels, outputs) = (600, 5);
+    let shape = Shape { batch: 3, height: 61, width: 63, seen: (61, 63) };
+    let (pixels, weight) = (numbers(3 * 61 * 63 * channels, 1), numbers(outputs * channels * 9, 2));
+    let packed = PackedConv::new(Storage::F32, &weight, channels, numbers(outputs, 3), Conv2dConfig::SAME_3X3);
+    let by = |algorithm| packed.forward_by(algorithm, &pixels, shape, Epilogue::default());
+    let direct: Vec<f64> = by(Algorithm::Direct).into_iter().map(f64::from).collect();
+    assert!(error(&by(Algorithm::Winograd), &direct) < 1e-4);
+}
+
+#[test]
+fn linear_layers_of_odd_shapes() {
+    let rows: &[usize] = if cfg!(miri) { &[1, 7] } else { &[1, 3, 13, 97] };
+    let inputs: &[usize] = if cfg!(miri) { &[1, 33] } else { &[1, 31, 33, 641, 1281] };
+    for (rows, inputs) in rows.iter().flat_map(|rows| inputs.iter().map(move |inputs| (*rows, *inputs))) {
+        for outputs in [1, 2, 34] {
+            for storage in [Storage::F32, Storage::F16, Storage::Bf16, Storage::Q8_0] {
+                let (values, weight) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+                let bias = numbers(outputs, 3);
+                let right = plain_linear(&values, &stored(storage, weight.clone(), inputs), &bias, inputs);
+                let gates = outputs / 2;
+                let gated =
+                    right.chunks_exact(outputs).flat_map(|row| (0..gates).map(|n| row[n] * f64::from(math::gelu(row[gates + n] as f32))));
+                let gated: Vec<f64> = gated.collect();
+                for arch in archs() {
+                    let layer = PackedLinear::with_arch(arch, storage, &weight, inputs, outputs, Some(bias.clone()));
+                    let error_of = |layer: PackedLinear, right: &[f64]| error(&layer.forward(&values, Epilogue::default()), right);
+                    let plain_error = error_of(layer, &right);
+                    assert!(plain_error < 2e-5, "{arch:?}, {storage}, {rows} x {inputs} x {outputs}: {plain_error}");
+                    if gates > 0 {
+                        let gated_error = error_of(PackedLinear::gated(arch, storage, &weight, inputs, gates, &bias), &gated);
+                        assert!(gated_error < 2e-5, "{arch:?}, {storage}, gated, {rows} x {inputs} x {outputs}: {gated_error}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_odd_shapes() {
+    let prompt = if cfg!(miri) { 9 } else { 77 };
+    for (queries, keys, causal) in [
+        (prompt, prompt, true),
+        (prompt, prompt, false),
+        (129, prompt, false),
+        (1, prompt, false),
+        (33, 1, false),
+        (1, 1, true),
+        (3, 129, false),
+    ] {
+        for (heads, head_dim) in [(1, 1), (3, 5)] {
+            let shape = Sequences { batch: 3, heads, head_dim, queries, keys, causal };
+            let of = |tokens: usize, seed| numbers(3 * tokens * heads * head_dim, seed);
+            let (q, k, v) = (of(queries, 1), of(keys, 2), of(keys, 3));
+            if cfg!(miri) && (queries.max(keys) > prompt || heads > 1) {
+                continue;
+            }
+            let right = plain_attention(&q, &k, &v, shape);
+            for arch in archs() {
+                let error = error(&attention_with(arch, &q, &k, &v, shape), &right);
+                assert!(error < 1e-5, "{arch:?}, {shape:?}: {error}");
+                // One key has all the weight there is.
+                assert!(keys > 1 || error < 1e-7, "{arch:?}, {shape:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_odd_shapes() {
+    let pixels: &[usize] = if cfg!(miri) { &[1, 3, 17] } else { &[1, 3, 15, 17, 255, 257, 1025] };
+    for (pixels, (channels, groups)) in
+        pixels.iter().flat_map(|pixels| [(1, 1), (3, 1), (3, 3), (34, 2)].map(|channels| (*pixels, channels)))
+    {
+        let (values, weight, bias) = (numbers(3 * pixels * channels, 1), numbers(channels, 2), numbers(channels, 3));
+        let (right, right_rows) = (
+            [true, false].map(|activate| plain_group_norm(&values, 3, groups, &weight, &bias, activate)),
+            plain_layer_norm(&values, &weight, &bias),
+        );
+        // One number less its mean is nothing, and is divided by almost nothing.
+        let limit = if pixels * channels == groups { 1e-3 } else { 5e-5 };
+        for arch in archs() {
+            for (activate, right) in [true, false].into_iter().zip(&right) {
+                let config = GroupNormConfig { groups, eps: EPS, weight: &weight, bias: &bias, activate };
+                let error = error(&group_norm_with(arch, &values, 3, config), right);
+                assert!(error < limit, "{arch:?}: {pixels} pixels, {channels} channels in {groups} groups: {error}");
+            }
+            let error = error(&layer_norm_with(arch, &values, EPS as f32, &weight, &bias), &right_rows);
+            assert!(error < 5e-5, "{arch:?}: {channels} features: {error}");
+        }
+    }
+}
