@@ -128,7 +128,7 @@ impl Geglu {
         };
         let bias = bias.to_vec1::<f32>()?;
         let packed = cpu::Rows::new(&weight)?
-            .with(|weight| Ok(cpu::PackedLinear::gated(pulp::Arch::new(), storage, weight, in_features, out_features, &bias)))?;
+            .with(|weight| Ok(cpu::PackedLinear::gated(cpu::Machine::best(), storage, weight, in_features, out_features, &bias)))?;
         Ok(Self(Layer::Packed(Box::new(packed))))
     }
 

@@ -7,15 +7,17 @@
 
 #![allow(unsafe_code)]
 
-use pulp::{Arch, Simd, WithSimd, bytemuck};
+use bytemuck::{cast_slice, cast_slice_mut};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
+    amx::{Amx, BLOCK, Lines, TILE},
     epilogue::map,
+    machine::Machine,
     math::exp,
     matmul::multiply,
-    memory::{Shared, with_scratch, written},
-    panels::lanes,
+    memory::{Shared, odd_lines, with_scratch, written},
 };
 
 /// Panels of queries of a task, which read each block of keys and values together.
@@ -37,17 +39,34 @@ pub(in crate::ops) struct Sequences {
 
 /// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` is of one sample, all samples are asked the same.
 pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
-    attention_with(Arch::new(), q, k, v, shape)
+    attention_on(Machine::best(), q, k, v, shape)
 }
 
 /// With a choice of instructions, for tests.
-pub(super) fn attention_with(arch: Arch, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
+pub(super) fn attention_on(machine: Machine, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
     let Sequences { batch, heads, head_dim, queries, keys, .. } = shape;
     let width = heads * head_dim;
     let samples = q.len() / (queries * width).max(1);
     assert!(samples == 1 || samples == batch);
     assert!(q.len() == samples * queries * width && k.len() == batch * keys * width && v.len() == k.len());
-    let panel = 2 * lanes(arch);
+    match machine.amx {
+        None => attend(machine, q, Keys::Plain { k, v }, shape),
+        Some(amx) => {
+            let lengths = Split::lengths(shape);
+            with_scratch(lengths.0 + lengths.1, |scratch| {
+                let (split_k, split_v) = scratch.split_at_mut(lengths.0);
+                Split::prepare(amx, k, v, shape, cast_slice_mut(split_k), cast_slice_mut(split_v));
+                attend(machine, q, Keys::Split { amx, k: cast_slice(split_k), v: cast_slice(split_v) }, shape)
+            })
+        }
+    }
+}
+
+fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences) -> Vec<f32> {
+    let Sequences { batch, heads, head_dim, queries, .. } = shape;
+    let width = heads * head_dim;
+    let samples = q.len() / (queries * width).max(1);
+    let panel = 2 * machine.lanes();
     let per_task = PANELS * panel;
     let tasks = queries.div_ceil(per_task);
     let write = |out: &mut [_]| {
@@ -58,11 +77,11 @@ pub(super) fn attention_with(arch: Arch, q: &[f32], k: &[f32], v: &[f32], shape:
             let (batch, offset) = (head / heads, head % heads * head_dim);
             let start_of = |sample: usize| (sample * queries + first) * width + offset;
             let (q, start) = (&q[start_of(batch % samples)..], start_of(batch));
-            let of_head = |values| -> &[f32] { &<&[f32]>::clone(&values)[batch * keys * width + offset..] };
             let panels = count.div_ceil(panel);
-            let numbers = panel * (panels * 2 * (head_dim + 1) + KEYS.max(head_dim));
+            let numbers = panel * (panels * (3 * head_dim.next_multiple_of(BLOCK) + 2) + 2 * KEYS.max(head_dim));
+            let keys = keys.of_head(head, shape);
             with_scratch(numbers, |scratch| {
-                arch.dispatch(Task { q, k: of_head(k), v: of_head(v), shape, first, count, out, start, scratch });
+                machine.run(Task { q, keys, shape, first, count, out, start, scratch });
             });
         });
     };
@@ -70,11 +89,70 @@ pub(super) fn attention_with(arch: Arch, q: &[f32], k: &[f32], v: &[f32], shape:
     unsafe { written(batch * queries * width, write) }
 }
 
+/// Keys and values.
+#[derive(Clone, Copy)]
+enum Keys<'a> {
+    /// `(batch, keys, heads * head_dim)`
+    Plain { k: &'a [f32], v: &'a [f32] },
+    /// As [`Split::prepare`] leaves them.
+    Split { amx: Amx, k: &'a [u16], v: &'a [u16] },
+}
+
+impl Keys<'_> {
+    /// From where those of a head are, counted over all samples.
+    fn of_head(&self, head: usize, shape: Sequences) -> Self {
+        let Sequences { heads, head_dim, keys, .. } = shape;
+        match self {
+            Self::Plain { k, v } => {
+                let start = (head / heads * keys * heads + head % heads) * head_dim;
+                Self::Plain { k: &k[start..], v: &v[start..] }
+            }
+            Self::Split { amx, k, v } => {
+                let split = Split::of(shape);
+                Self::Split { amx: *amx, k: &k[head * split.k_len()..], v: &v[head * split.v_len()..] }
+            }
+        }
+    }
+
+    /// `(keys, queries)` for `count` keys from `start` on.
+    #[inline(always)]
+    fn scores<S: Simd>(&self, simd: S, shape: Sequences, (start, count): (usize, usize), queries: &[f32], scores: &mut [f32]) {
+        match self {
+            Self::Plain { k, .. } => {
+                let stride = shape.heads * shape.head_dim;
+                multiply(simd, &k[start * stride..], (stride, 1), count, queries, 2 * S::F32_LANES, scores, false);
+            }
+            Self::Split { amx, k, .. } => {
+                let split = Split::of(shape);
+                let lines = Lines { halves: &k[start * split.k_pitch..], low: split.depth, pitch: split.k_pitch };
+                amx.multiply(lines, count.next_multiple_of(TILE), cast_slice(queries), scores, false);
+            }
+        }
+    }
+
+    /// Adds the values of as many keys as there are weights `(keys, queries)`, to sums `(head_dim, queries)`.
+    #[inline(always)]
+    fn add<S: Simd>(&self, simd: S, shape: Sequences, start: usize, weights: &[f32], scratch: &mut [f32], sums: &mut [f32]) {
+        match self {
+            Self::Plain { v, .. } => {
+                let stride = shape.heads * shape.head_dim;
+                multiply(simd, &v[start * stride..], (1, stride), shape.head_dim, weights, 2 * S::F32_LANES, sums, true);
+            }
+            Self::Split { amx, v, .. } => {
+                let split = Split::of(shape);
+                let blocks = &mut cast_slice_mut(scratch)[..2 * weights.len()];
+                amx.pack(weights, blocks);
+                let lines = Lines { halves: &v[start / KEYS * split.v_block..], low: KEYS, pitch: V_PITCH };
+                amx.multiply(lines, split.features, blocks, sums, true);
+            }
+        }
+    }
+}
+
 /// Some queries of one head over all keys.
 struct Task<'a> {
     q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    keys: Keys<'a>,
     shape: Sequences,
     /// The first query, and how many there are.
     first: usize,
@@ -94,27 +172,39 @@ impl WithSimd for Task<'_> {
         let (panel, stride) = (2 * S::F32_LANES, heads * head_dim);
         let keys = if causal { keys.min(self.first + self.count) } else { keys };
         let panels = self.count.div_ceil(panel);
-        let square = head_dim * panel;
+        // Whole blocks for tile units; where there are none, whole numbers of vectors.
+        let (rows, whole) = match self.keys {
+            Keys::Plain { .. } => (head_dim, 1),
+            Keys::Split { .. } => (head_dim.next_multiple_of(BLOCK), BLOCK),
+        };
+        let square = rows * panel;
         let (queries, rest) = self.scratch.split_at_mut(panels * square);
         let (sums, rest) = rest.split_at_mut(panels * square);
         let (highest, rest) = rest.split_at_mut(panels * panel);
-        let (totals, scores) = rest.split_at_mut(panels * panel);
-        pack_queries(self.q, self.shape, self.count, queries, panel);
+        let (totals, rest) = rest.split_at_mut(panels * panel);
+        let (scores, spare) = rest.split_at_mut(KEYS.max(head_dim) * panel);
+        pack_queries(self.q, self.shape, self.count, sums, panel, square);
+        match self.keys {
+            Keys::Plain { .. } => queries.copy_from_slice(sums),
+            Keys::Split { amx, .. } => amx.pack(sums, cast_slice_mut(queries)),
+        }
         sums.fill(0.0);
         highest.fill(f32::MIN);
         totals.fill(0.0);
         for start in (0..keys).step_by(KEYS) {
             let count = KEYS.min(keys - start);
-            let scores = &mut scores[..count * panel];
             for p in 0..panels {
-                multiply(simd, &self.k[start * stride..], (stride, 1), count, &queries[p * square..][..square], panel, scores, false);
+                self.keys.scores(simd, self.shape, (start, count), &queries[p * square..][..square], scores);
+                let (seen, rest) = scores.split_at_mut(count * panel);
                 if causal {
-                    hide(scores, panel, start, self.first + p * panel);
+                    hide(seen, panel, start, self.first + p * panel);
                 }
                 let sums = &mut sums[p * square..][..square];
                 let of_panel = p * panel..(p + 1) * panel;
-                soften(simd, scores, &mut highest[of_panel.clone()], &mut totals[of_panel], sums);
-                multiply(simd, &self.v[start * stride..], (1, stride), head_dim, scores, panel, sums, true);
+                soften(simd, seen, &mut highest[of_panel.clone()], &mut totals[of_panel], sums);
+                let filled = count.next_multiple_of(whole);
+                rest[..(filled - count) * panel].fill(0.0);
+                self.keys.add(simd, self.shape, start, &scores[..filled * panel], spare, sums);
             }
         }
         for (query, total) in totals.iter().enumerate().take(self.count) {
@@ -129,16 +219,16 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Panels `(head_dim, queries)`, multiplied with the scale. Past the last query they hold zeros.
+/// Panels `(head_dim, queries)`, `square` numbers apart, multiplied with the scale. Past the last query and number they hold zeros.
 #[inline(always)]
-fn pack_queries(q: &[f32], shape: Sequences, count: usize, out: &mut [f32], panel: usize) {
+fn pack_queries(q: &[f32], shape: Sequences, count: usize, out: &mut [f32], panel: usize, square: usize) {
     let Sequences { heads, head_dim, .. } = shape;
     let scale = 1.0 / (head_dim as f32).sqrt();
     out.fill(0.0);
     for query in 0..count {
         let row = &q[query * heads * head_dim..][..head_dim];
         for (i, value) in row.iter().enumerate() {
-            out[(query / panel * head_dim + i) * panel + query % panel] = value * scale;
+            out[query / panel * square + i * panel + query % panel] = value * scale;
         }
     }
 }
@@ -154,10 +244,10 @@ fn hide(scores: &mut [f32], panel: usize, first_key: usize, first_query: usize) 
 /// Scores `(keys, queries)` become weights relative to the highest so far, and earlier sums are brought to the same measure.
 #[inline(always)]
 fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mut [f32], sums: &mut [f32]) {
-    let scores: &mut [[S::f32s; 2]] = bytemuck::cast_slice_mut(scores);
-    let sums: &mut [[S::f32s; 2]] = bytemuck::cast_slice_mut(sums);
-    let highest: &mut [S::f32s] = bytemuck::cast_slice_mut(highest);
-    let totals: &mut [S::f32s] = bytemuck::cast_slice_mut(totals);
+    let scores: &mut [[S::f32s; 2]] = cast_slice_mut(scores);
+    let sums: &mut [[S::f32s; 2]] = cast_slice_mut(sums);
+    let highest: &mut [S::f32s] = cast_slice_mut(highest);
+    let totals: &mut [S::f32s] = cast_slice_mut(totals);
     for j in 0..2 {
         // A score that is no number does not win here; it is seen in the total.
         let mut now = highest[j];
@@ -174,5 +264,77 @@ fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mu
             sum[j] = simd.mul_f32s(sum[j], shrink);
         }
         (highest[j], totals[j]) = (now, total);
+    }
+}
+
+/// Keys and values of each head, split for tile units: keys `(keys, head_dim)`, values in blocks of [`KEYS`] and turned on their side,
+/// `(head_dim, KEYS)`, with zeros up to whole blocks of theirs.
+#[derive(Clone, Copy)]
+struct Split {
+    /// Keys of a head.
+    keys: usize,
+    /// Numbers of a key.
+    depth: usize,
+    /// Rows of values.
+    features: usize,
+    /// Halves from key to key.
+    k_pitch: usize,
+    /// Halves of a block of values.
+    v_block: usize,
+}
+
+/// Halves from row to row of values.
+const V_PITCH: usize = 2 * odd_lines(KEYS);
+
+impl Split {
+    fn of(shape: Sequences) -> Self {
+        let (depth, features) = (shape.head_dim.next_multiple_of(BLOCK), shape.head_dim.next_multiple_of(TILE));
+        Self { keys: shape.keys.next_multiple_of(BLOCK), depth, features, k_pitch: 2 * odd_lines(depth), v_block: features * V_PITCH }
+    }
+
+    /// Halves of the keys of a head.
+    fn k_len(self) -> usize {
+        self.keys * self.k_pitch
+    }
+
+    /// Halves of the values of a head.
+    fn v_len(self) -> usize {
+        self.keys.div_ceil(KEYS) * self.v_block
+    }
+
+    /// In f32 numbers, of the keys and of the values of all heads.
+    fn lengths(shape: Sequences) -> (usize, usize) {
+        let (split, heads) = (Self::of(shape), shape.batch * shape.heads);
+        (heads * split.k_len() / 2, heads * split.v_len() / 2)
+    }
+
+    fn prepare(amx: Amx, k: &[f32], v: &[f32], shape: Sequences, split_k: &mut [u16], split_v: &mut [u16]) {
+        let Sequences { heads, head_dim, keys, .. } = shape;
+        let (split, width) = (Self::of(shape), heads * head_dim);
+        let of_heads = split_k.par_chunks_exact_mut(split.k_len()).zip(split_v.par_chunks_exact_mut(split.v_len()));
+        of_heads.enumerate().for_each(|(head, (split_k, split_v))| {
+            let start = head / heads * keys * width + head % heads * head_dim;
+            let (k, v) = (&k[start..], &v[start..]);
+            with_scratch(split.depth.max(KEYS), |row| {
+                for (key, line) in split_k.chunks_exact_mut(split.k_pitch).enumerate() {
+                    let row = &mut row[..split.depth];
+                    row.fill(0.0);
+                    if key < keys {
+                        row[..head_dim].copy_from_slice(&k[key * width..][..head_dim]);
+                    }
+                    let (high, low) = line.split_at_mut(split.depth);
+                    amx.split(row, high, &mut low[..split.depth]);
+                }
+                for (block, split_v) in split_v.chunks_exact_mut(split.v_block).enumerate() {
+                    for (feature, line) in split_v.chunks_exact_mut(V_PITCH).enumerate() {
+                        for (key, value) in (block * KEYS..).zip(&mut row[..KEYS]) {
+                            *value = if key < keys && feature < head_dim { v[key * width + feature] } else { 0.0 };
+                        }
+                        let (high, low) = line.split_at_mut(KEYS);
+                        amx.split(&row[..KEYS], high, &mut low[..KEYS]);
+                    }
+                }
+            });
+        });
     }
 }

@@ -1,9 +1,8 @@
 //! Convolution over images with their channels last.
 
-use pulp::Arch;
-
 use super::{
     epilogue::Epilogue,
+    machine::Machine,
     matmul::{Inputs, matmul},
     memory::{Shared, written},
     panels::Panels,
@@ -45,14 +44,14 @@ pub(super) enum Algorithm {
 impl PackedConv {
     /// Packs `weight` `(outputs, channels, kernel, kernel)`.
     pub(in crate::ops) fn new(storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>, config: Conv2dConfig) -> Self {
-        Self::with_arch(Arch::new(), storage, weight, channels, bias, config)
+        Self::on(Machine::best(), storage, weight, channels, bias, config)
     }
 
     /// With a choice of instructions, for tests.
-    pub(super) fn with_arch(arch: Arch, storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>, config: Conv2dConfig) -> Self {
+    pub(super) fn on(machine: Machine, storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>, config: Conv2dConfig) -> Self {
         let taps = config.kernel * config.kernel;
         let at = |k: usize, n: usize| weight[(n * channels + k % channels) * taps + k / channels];
-        let panels = Panels::new(arch, storage, taps * channels, bias.len(), at);
+        let panels = Panels::new(machine, storage, taps * channels, bias.len(), at);
         Self { panels, bias, channels, config }
     }
 
@@ -75,7 +74,9 @@ impl PackedConv {
 
     /// Pixels of an image to pixels of the result.
     pub(in crate::ops) fn forward(&self, pixels: &[f32], shape: Shape, epilogue: Epilogue) -> Vec<f32> {
-        let pays = self.config == Conv2dConfig::SAME_3X3 && winograd::pays(self.channels, shape.seen);
+        // Tile units do the four times as many multiplications faster than vectors do the transforms.
+        let vectors = self.panels.machine.amx.is_none();
+        let pays = vectors && self.config == Conv2dConfig::SAME_3X3 && winograd::pays(self.channels, shape.seen);
         self.forward_by(if pays { Algorithm::Winograd } else { Algorithm::Direct }, pixels, shape, epilogue)
     }
 

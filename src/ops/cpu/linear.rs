@@ -1,12 +1,11 @@
 //! Fully connected layers.
 
-use pulp::Arch;
-
 use super::{
     epilogue::Epilogue,
+    machine::Machine,
     matmul::{MatrixRows, matmul},
     memory::{Shared, written},
-    panels::{Panels, lanes},
+    panels::Panels,
 };
 use crate::ops::Storage;
 
@@ -22,24 +21,24 @@ pub(in crate::ops) struct PackedLinear {
 impl PackedLinear {
     /// Packs `weight` `(outputs, inputs)`.
     pub(in crate::ops) fn new(storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: Option<Vec<f32>>) -> Self {
-        Self::with_arch(Arch::new(), storage, weight, inputs, outputs, bias)
+        Self::on(Machine::best(), storage, weight, inputs, outputs, bias)
     }
 
     /// With a choice of instructions, for tests.
-    pub(super) fn with_arch(arch: Arch, storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: Option<Vec<f32>>) -> Self {
-        let panels = Panels::new(arch, storage, inputs, outputs, |k, n| weight[n * inputs + k]);
+    pub(super) fn on(machine: Machine, storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: Option<Vec<f32>>) -> Self {
+        let panels = Panels::new(machine, storage, inputs, outputs, |k, n| weight[n * inputs + k]);
         Self { panels, bias, outputs, gated: false }
     }
 
     /// Packs `weight` `(2 * outputs, inputs)`, whose second half gates the first: vectors of values and of gates take turns.
-    pub(in crate::ops) fn gated(arch: Arch, storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: &[f32]) -> Self {
-        let lanes = lanes(arch);
+    pub(in crate::ops) fn gated(machine: Machine, storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: &[f32]) -> Self {
+        let lanes = machine.lanes();
         let source = |n: usize| {
             let column = n / (2 * lanes) * lanes + n % lanes;
             (column < outputs).then_some(n / lanes % 2 * outputs + column)
         };
         let columns = 2 * lanes * outputs.div_ceil(lanes);
-        let panels = Panels::new(arch, storage, inputs, columns, |k, n| source(n).map_or(0.0, |row| weight[row * inputs + k]));
+        let panels = Panels::new(machine, storage, inputs, columns, |k, n| source(n).map_or(0.0, |row| weight[row * inputs + k]));
         let bias = (0..columns).map(|n| source(n).map_or(0.0, |row| bias[row])).collect();
         Self { panels, bias: Some(bias), outputs, gated: true }
     }

@@ -9,10 +9,12 @@
 
 use std::ops::Range;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
+    amx::{Amx, BLOCK, Lines},
     epilogue::Epilogue,
     memory::{Shared, odd_lines, with_scratch},
     panels::Panels,
@@ -22,13 +24,13 @@ use super::{
 const TASK_ROWS: usize = 96;
 /// Panels of a task.
 const TASK_PANELS: usize = 16;
-/// Tasks that a product is cut into at least, where it is large enough: work for many cores.
-const TASKS: usize = 64;
+/// Tasks for each thread that a product is cut into at least, where it is large enough. How it is cut changes no number.
+const TASKS: usize = 8;
 /// The longest stretch of the depth: the rows of a task take 250 KiB of the second-level cache, and their sums 200.
 const STRETCH: usize = 640;
 /// The longest run of the depth that a tile takes at once: the panel's part of it, 16 KiB, stays in the first-level cache from tile to
 /// tile. Twice as long, and a third of the speed was lost to waiting for the second.
-const RUN: usize = 128;
+pub(super) const RUN: usize = 128;
 /// Rows of the tallest tile, which tasks have a multiple of.
 const TILE_ROWS: usize = 12;
 
@@ -56,24 +58,27 @@ pub(super) fn matmul(inputs: &impl Inputs, rows: usize, weights: &Panels, epilog
     if rows == 0 {
         return;
     }
-    let blocks = rows.div_ceil(TASK_ROWS);
-    let block = rows.div_ceil(blocks).next_multiple_of(TILE_ROWS);
-    let per_task = (blocks * weights.count() / TASKS).clamp(1, TASK_PANELS);
+    let (task_rows, tile_rows) = if weights.machine.amx.is_some() { (2 * TASK_ROWS, BLOCK) } else { (TASK_ROWS, TILE_ROWS) };
+    let blocks = rows.div_ceil(task_rows);
+    let block = rows.div_ceil(blocks).next_multiple_of(tile_rows);
+    let per_task = (blocks * weights.count() / (TASKS * rayon::current_num_threads())).clamp(1, TASK_PANELS);
     let chunks = weights.count().div_ceil(per_task);
     let per_task = weights.count().div_ceil(chunks);
     (0..blocks * chunks).into_par_iter().for_each(|task| {
         let (first_row, first_panel) = (task / chunks * block, task % chunks * per_task);
         let rows = first_row.min(rows)..(first_row + block).min(rows);
         let panels = first_panel.min(weights.count())..(first_panel + per_task).min(weights.count());
-        let stretch = stretch(weights.depth);
-        let numbers = rows.len() * (odd_lines(stretch) + panels.len() * weights.width) + stretch * weights.width;
-        with_scratch(numbers, |scratch| weights.arch.dispatch(Task { inputs, rows, weights, panels, epilogue, out, scratch }));
+        let stretch = stretch(weights);
+        let lines = rows.len().next_multiple_of(tile_rows);
+        let numbers = lines * (odd_lines(stretch) + panels.len() * weights.width) + stretch + weights.scratch(stretch);
+        with_scratch(numbers, |scratch| weights.machine.run(Task { inputs, rows, weights, panels, epilogue, out, scratch }));
     });
 }
 
-/// Equal parts of a depth.
-fn stretch(depth: usize) -> usize {
-    depth.div_ceil(depth.div_ceil(STRETCH).max(1)).max(1)
+/// Equal parts of the depth, of whole blocks where there are tile units.
+fn stretch(weights: &Panels) -> usize {
+    let equal = weights.depth.div_ceil(weights.depth.div_ceil(STRETCH));
+    if weights.machine.amx.is_some() { equal.next_multiple_of(BLOCK) } else { equal }
 }
 
 /// Some rows times some panels.
@@ -93,19 +98,34 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { inputs, rows, weights, panels, epilogue, out, scratch } = self;
-        let (depth, width, stretch) = (weights.depth, weights.width, stretch(weights.depth));
-        let (pitch, sums) = (odd_lines(stretch), rows.len() * width);
-        let (lines, rest) = scratch.split_at_mut(rows.len() * pitch);
-        let (all_sums, decoded) = rest.split_at_mut(panels.len() * sums);
+        let (depth, width, stretch) = (weights.depth, weights.width, stretch(weights));
+        let height = if weights.machine.amx.is_some() { rows.len().next_multiple_of(BLOCK) } else { rows.len() };
+        let (pitch, sums) = (odd_lines(stretch), height * width);
+        let (lines, rest) = scratch.split_at_mut(height * pitch);
+        let (all_sums, rest) = rest.split_at_mut(panels.len() * sums);
+        let (row_numbers, decoded) = rest.split_at_mut(stretch);
         for first in (0..depth).step_by(stretch) {
             let count = stretch.min(depth - first);
             for (line, row) in lines.chunks_exact_mut(pitch).zip(rows.clone()) {
-                inputs.copy(row, first, &mut line[..count]);
+                match weights.machine.amx {
+                    None => inputs.copy(row, first, &mut line[..count]),
+                    Some(amx) => split_row(amx, inputs, row, first, &mut row_numbers[..count.next_multiple_of(BLOCK)], count, line),
+                }
             }
             for (i, panel) in panels.clone().enumerate() {
                 // Where one stretch is all there is, the sums of a panel need not outlast it.
-                let sums = &mut all_sums[if stretch == depth { 0 } else { i * sums }..][..sums];
-                multiply(simd, lines, (pitch, 1), rows.len(), weights.rows(panel, first, count, decoded), width, sums, first > 0);
+                let sums = &mut all_sums[if stretch >= depth { 0 } else { i * sums }..][..sums];
+                match weights.machine.amx {
+                    None => {
+                        let weights = weights.rows(panel, first, count, decoded);
+                        multiply(simd, lines, (pitch, 1), height, weights, width, sums, first > 0);
+                    }
+                    Some(amx) => {
+                        let weights = weights.blocks(amx, panel, first, count, decoded);
+                        let lines = Lines { halves: cast_slice(lines), low: count.next_multiple_of(BLOCK), pitch: 2 * pitch };
+                        amx.multiply(lines, height, weights, sums, first > 0);
+                    }
+                }
                 if first + count == depth {
                     for (sums, row) in sums.chunks_exact(width).zip(rows.clone()) {
                         // SAFETY: this task alone writes these rows of these panels.
@@ -115,6 +135,15 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
             }
         }
     }
+}
+
+/// A row's `count` numbers from `first` on, and zeros to the end of a block, by way of `numbers`.
+#[inline(always)]
+fn split_row(amx: Amx, inputs: &impl Inputs, row: usize, first: usize, numbers: &mut [f32], count: usize, line: &mut [f32]) {
+    inputs.copy(row, first, &mut numbers[..count]);
+    numbers[count..].fill(0.0);
+    let (high, rest) = cast_slice_mut(line).split_at_mut(numbers.len());
+    amx.split(numbers, high, &mut rest[..numbers.len()]);
 }
 
 /// `sums = lines * weights`, or `sums += …` where `add` says so, for `rows` rows and the columns of one panel.

@@ -42,21 +42,24 @@ impl Shared {
     }
 }
 
-/// Lends `len` numbers of memory, whatever they are. Each thread keeps what it once needed, so that the steady state allocates nothing.
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
+/// Lends `len` numbers of memory, whatever they are, from the beginning of a cache line on. Each thread keeps what it once needed, so that the steady state allocates nothing.
 pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     // A stack, because a thread that waits for other tasks may be given one that needs scratch memory of its own.
     thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
     let mut memory = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if memory.len() < len {
-        memory = vec![0.0; len];
+    if memory.len() < len + LINE {
+        memory = vec![0.0; len + LINE];
     }
-    let result = work(&mut memory[..len]);
+    let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
+    let result = work(&mut memory[start..start + len]);
     KEPT.with_borrow_mut(|kept| kept.push(memory));
     result
 }
 
 /// The next odd number of cache lines, in numbers: rows that far apart do not compete for the same places in a cache.
-pub(super) fn odd_lines(len: usize) -> usize {
-    const LINE: usize = 16;
+pub(super) const fn odd_lines(len: usize) -> usize {
     (len.div_ceil(LINE) | 1) * LINE
 }

@@ -8,10 +8,12 @@
 //! Work is cut into tasks by the shape of the problem alone, never by the number of threads, and each number is summed in one order,
 //! so results do not depend on how many cores there are or on what else is in the batch.
 
+mod amx;
 mod attention;
 mod conv;
 mod epilogue;
 mod linear;
+mod machine;
 mod math;
 mod matmul;
 mod memory;
@@ -24,6 +26,7 @@ pub(super) use attention::{Sequences, attention};
 pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
+pub(super) use machine::Machine;
 pub(super) use norm::{GroupNormConfig, group_norm, layer_norm};
 pub(super) use tensor::{Image, Rows, is_fast};
 

@@ -62,7 +62,7 @@ pub(super) fn convolve(image: &Pixels, weights: &Panels, epilogue: &Epilogue, ou
             let count = at_once.min(tiles - start);
             let shared = Shared::new(uninit(transformed));
             (0..count).into_par_iter().with_min_len(4).for_each(|i| {
-                weights.arch.dispatch(TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared });
+                weights.machine.vectors.dispatch(TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared });
             });
             let parts = (count / TASK_TILES).max(1);
             let part = count.div_ceil(parts);
@@ -73,7 +73,7 @@ pub(super) fn convolve(image: &Pixels, weights: &Panels, epilogue: &Epilogue, ou
                 let numbers = weights.width * (POINTS * (channels + BLOCK) + TAPS * STRETCH);
                 with_scratch(numbers, |scratch| {
                     let work = Multiply { transformed, pitch, plane, tiles, places, weights, panel, epilogue, out };
-                    weights.arch.dispatch(WithScratch { work, scratch });
+                    weights.machine.vectors.dispatch(WithScratch { work, scratch });
                 });
             });
         }
