@@ -48,9 +48,9 @@ impl ResnetBlock2D {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
-        let hidden = self.conv1.forward_add(&self.norm1.forward_silu(x)?, Added { sample_bias: time.as_ref(), residual: None })?;
+        let hidden = self.conv1.forward_normed(&self.norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
         let shortcut = self.conv_shortcut.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(x))?;
-        self.conv2.forward_add(&self.norm2.forward_silu(&hidden)?, Added { sample_bias: None, residual: Some(&shortcut) })
+        self.conv2.forward_normed(&self.norm2, &hidden, Added { sample_bias: None, residual: Some(&shortcut) })
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     attention::{Attention, to_image, to_sequence},
     resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
 };
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Weights};
+use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights};
 
 const NORM_EPS: f64 = 1e-6;
 
@@ -178,7 +178,7 @@ impl Encoder {
             x = block.forward(&x)?;
         }
         x = self.mid_block.forward(&x)?;
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
+        self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }
 }
 
@@ -238,7 +238,7 @@ impl Decoder {
         for block in &self.up_blocks {
             x = block.forward(&x)?;
         }
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
+        self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }
 }
 

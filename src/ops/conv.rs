@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Storage, Weights, cpu};
+use super::{GroupNorm, Storage, Weights, cpu};
 
 /// Shape of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,13 +78,24 @@ impl Conv2d {
         self.forward_enlarged(x, (x.dim(2)?, x.dim(3)?), added)
     }
 
+    /// The same, of the image after a group norm and SiLU.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_add`] and [`GroupNorm::forward_silu`].
+    pub fn forward_normed(&self, norm: &GroupNorm, x: &Tensor, added: Added) -> Result<Tensor> {
+        match &self.layer {
+            Layer::Packed(packed) => packed_forward(packed, x, Some(norm), (x.dim(2)?, x.dim(3)?), added),
+            Layer::Plain { .. } => self.forward_add(&norm.forward_silu(x)?, added),
+        }
+    }
+
     /// The same, of the image enlarged to `size` (height, width) by nearest neighbours.
     ///
     /// # Errors
     /// As [`Conv2d::forward_add`].
     pub fn forward_enlarged(&self, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
         match &self.layer {
-            Layer::Packed(packed) => packed_forward(packed, x, size, added),
+            Layer::Packed(packed) => packed_forward(packed, x, None, size, added),
             Layer::Plain { weight, bias } => {
                 let same = size == (x.dim(2)?, x.dim(3)?);
                 let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
@@ -98,7 +109,13 @@ impl Conv2d {
     }
 }
 
-fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
+fn packed_forward(
+    packed: &cpu::PackedConv,
+    x: &Tensor,
+    norm: Option<&GroupNorm>,
+    size: (usize, usize),
+    added: Added,
+) -> Result<Tensor> {
     let image = cpu::Image::new(x)?;
     let (batch, (height, width), channels) = (image.batch, packed.output_size(size), packed.outputs());
     if image.channels != packed.channels() {
@@ -110,11 +127,12 @@ fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, size: (usize, usize), ad
     let bias: Option<Vec<f32>> =
         added.sample_bias.map(|bias| bias.broadcast_as((batch, channels))?.flatten_all()?.to_vec1()).transpose()?;
     let residual = added.residual.map(cpu::Image::new).transpose()?;
+    let norm = norm.map(|norm| norm.sums_of(&image)).transpose()?;
     let shape = cpu::Shape { batch, height: image.height, width: image.width, seen: size };
     let run = |residual: Option<&[f32]>| {
         let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
         let epilogue = cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() };
-        image.with(|pixels| Ok(packed.forward(pixels, shape, epilogue)))
+        image.with(|pixels| Ok(packed.forward(pixels, shape, norm.as_ref(), epilogue)))
     };
     let pixels = match &residual {
         Some(residual) => residual.with(|residual| run(Some(residual)))?,

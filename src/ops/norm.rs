@@ -49,14 +49,22 @@ impl GroupNorm {
 
     fn fast(&self, x: &Tensor, activate: bool) -> Result<Tensor> {
         let image = cpu::Image::new(x)?;
-        let (batch, channels) = (image.batch, image.channels);
-        if channels != self.weight.len() {
-            candle_core::bail!("a group norm of {} channels got {:?}", self.weight.len(), x.shape());
+        let config = self.config(&image, activate)?;
+        let normed = image.with(|pixels| Ok(cpu::group_norm(pixels, image.batch, config)))?;
+        cpu::Image::tensor(normed, image.batch, image.height, image.width, image.channels)
+    }
+
+    /// The sums of an image, for who does the rest of the norm, and SiLU.
+    pub(super) fn sums_of(&self, image: &cpu::Image) -> Result<cpu::Normalization> {
+        let config = self.config(image, true)?;
+        image.with(|pixels| Ok(cpu::Normalization::new(pixels, image.batch, config)))
+    }
+
+    fn config(&self, image: &cpu::Image, activate: bool) -> Result<cpu::GroupNormConfig<'_>> {
+        if image.channels != self.weight.len() {
+            candle_core::bail!("a group norm of {} channels got {}", self.weight.len(), image.channels);
         }
-        let Self { groups, eps, weight, bias, .. } = self;
-        let config = cpu::GroupNormConfig { groups: *groups, eps: *eps, weight, bias, activate };
-        let normed = image.with(|pixels| Ok(cpu::group_norm(pixels, batch, config)))?;
-        cpu::Image::tensor(normed, batch, image.height, image.width, channels)
+        Ok(cpu::GroupNormConfig { groups: self.groups, eps: self.eps, weight: &self.weight, bias: &self.bias, activate })
     }
 }
 

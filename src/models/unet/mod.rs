@@ -13,7 +13,7 @@ pub use config::UNet2DConditionConfig;
 use embeddings::TimestepEmbedding;
 pub use text_context::TextContext;
 
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Weights};
+use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights};
 
 /// `UNet2DConditionModel`.
 #[derive(Debug, Clone)]
@@ -89,6 +89,6 @@ impl UNet2DConditionModel {
         for block in &self.up_blocks {
             x = block.forward(&x, &temb, context, &mut skips)?;
         }
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
+        self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }
 }

@@ -1,10 +1,17 @@
 //! Convolution over images with their channels last.
 
+use std::ops::Range;
+
+use bytemuck::cast_slice;
+
 use super::{
+    amx::Amx,
+    band::{BAND, Source},
     epilogue::Epilogue,
     machine::Machine,
     matmul::{Inputs, matmul},
     memory::{Shared, written},
+    norm::Normalization,
     panels::Panels,
     winograd,
 };
@@ -72,43 +79,72 @@ impl PackedConv {
         (side(seen.0), side(seen.1))
     }
 
-    /// Pixels of an image to pixels of the result.
-    pub(in crate::ops) fn forward(&self, pixels: &[f32], shape: Shape, epilogue: Epilogue) -> Vec<f32> {
+    /// Pixels of an image, normalised on the way if `norm` says how, to pixels of the result.
+    pub(in crate::ops) fn forward(&self, pixels: &[f32], shape: Shape, norm: Option<&Normalization>, epilogue: Epilogue) -> Vec<f32> {
         // Tile units do the four times as many multiplications faster than vectors do the transforms.
         let vectors = self.panels.machine.amx.is_none();
         let pays = vectors && self.config == Conv2dConfig::SAME_3X3 && winograd::pays(self.channels, shape.seen);
-        self.forward_by(if pays { Algorithm::Winograd } else { Algorithm::Direct }, pixels, shape, epilogue)
+        self.forward_by(if pays { Algorithm::Winograd } else { Algorithm::Direct }, pixels, shape, norm, epilogue)
     }
 
     /// With a choice of algorithm, for tests.
     #[allow(unsafe_code)]
-    pub(super) fn forward_by(&self, algorithm: Algorithm, pixels: &[f32], shape: Shape, epilogue: Epilogue) -> Vec<f32> {
+    pub(super) fn forward_by(
+        &self,
+        algorithm: Algorithm,
+        pixels: &[f32],
+        shape: Shape,
+        norm: Option<&Normalization>,
+        epilogue: Epilogue,
+    ) -> Vec<f32> {
         assert_eq!(pixels.len(), shape.batch * shape.height * shape.width * self.channels);
         let output = self.output_size(shape.seen);
         let rows = shape.batch * output.0 * output.1;
         let epilogue = Epilogue { columns: self.outputs(), bias: Some(&self.bias), ..epilogue };
-        let image = Pixels { values: pixels, shape, channels: self.channels };
+        let image = Pixels { values: pixels, first: 0, pitch: self.channels, shape, channels: self.channels };
+        let source = Source { image, norm, amx: self.panels.machine.amx };
         let write = |out: &mut [_]| match algorithm {
-            Algorithm::Direct => {
-                matmul(&Windows { image, config: self.config, output }, rows, &self.panels, &epilogue, Shared::new(out));
-            }
-            Algorithm::Winograd => winograd::convolve(&image, &self.panels, &epilogue, Shared::new(out)),
+            Algorithm::Direct => self.direct(&source, output, &epilogue, Shared::new(out)),
+            Algorithm::Winograd => winograd::convolve(&source, &self.panels, &epilogue, Shared::new(out)),
         };
         // SAFETY: both write every row of the result.
         unsafe { written(rows * self.outputs(), write) }
+    }
+
+    fn direct(&self, source: &Source, (height, width): (usize, usize), epilogue: &Epilogue, out: Shared) {
+        let Shape { batch, height: image_height, seen, .. } = source.image.shape;
+        let Conv2dConfig { kernel, stride, padding } = self.config;
+        let rows = batch * height;
+        let bands = if source.is_ready() { 1 } else { (batch * image_height * source.row_bytes()).div_ceil(BAND) };
+        let band = rows.div_ceil(bands.max(1)).max(1);
+        for first in (0..rows).step_by(band) {
+            let last = (first + band).min(rows) - 1;
+            // Rows that are seen, and where they are in memory.
+            let place = |row: usize, seen_row: usize| row / height * image_height + seen_row.min(seen.0 - 1) * image_height / seen.0;
+            let from = place(first, (first % height * stride).saturating_sub(padding));
+            let to = place(last, (last % height * stride + kernel - 1).saturating_sub(padding));
+            source.with_rows(from..to + 1, |image| {
+                let windows = Windows { image: *image, config: self.config, output: (height, width) };
+                matmul(&windows, first * width..(last + 1) * width, &self.panels, epilogue, out);
+            });
+        }
     }
 }
 
 /// An image with nothing around it.
 #[derive(Clone, Copy)]
 pub(super) struct Pixels<'a> {
-    values: &'a [f32],
+    pub(super) values: &'a [f32],
+    /// The first pixel that `values` has, counted over all of the batch.
+    pub(super) first: usize,
+    /// Numbers from pixel to pixel.
+    pub(super) pitch: usize,
     pub(super) shape: Shape,
     pub(super) channels: usize,
 }
 
 impl Pixels<'_> {
-    /// The channels of a pixel, wherever it is: none outside.
+    /// The memory of a pixel, wherever it is: none outside.
     #[inline(always)]
     pub(super) fn at(&self, batch: usize, y: isize, x: isize) -> Option<&[f32]> {
         let Shape { height, width, seen, .. } = self.shape;
@@ -116,8 +152,8 @@ impl Pixels<'_> {
             return None;
         }
         let (y, x) = (y as usize * height / seen.0, x as usize * width / seen.1);
-        let start = ((batch * height + y) * width + x) * self.channels;
-        Some(&self.values[start..start + self.channels])
+        let start = ((batch * height + y) * width + x - self.first) * self.pitch;
+        Some(&self.values[start..start + self.pitch])
     }
 }
 
@@ -128,21 +164,45 @@ struct Windows<'a> {
     output: (usize, usize),
 }
 
-impl Inputs for Windows<'_> {
+impl Windows<'_> {
+    /// Goes through `len` numbers of a row from `first` on: where a run of them goes, its pixel, and the first of the pixel's channels.
     #[inline(always)]
-    fn copy(&self, row: usize, first: usize, mut out: &mut [f32]) {
+    fn runs(&self, row: usize, first: usize, len: usize, mut run: impl FnMut(Range<usize>, Option<&[f32]>, usize)) {
         let Conv2dConfig { kernel, stride, padding } = self.config;
         let (height, width) = self.output;
         let (batch, y, x) = (row / (height * width), row / width % height, row % width);
         let at = |output: usize, tap: usize| (output * stride + tap).cast_signed() - padding.cast_signed();
-        let (mut tap, mut channel) = (first / self.image.channels, first % self.image.channels);
-        while !out.is_empty() {
-            let (run, rest) = out.split_at_mut(out.len().min(self.image.channels - channel));
-            match self.image.at(batch, at(y, tap / kernel), at(x, tap % kernel)) {
-                Some(pixel) => run.copy_from_slice(&pixel[channel..channel + run.len()]),
-                None => run.fill(0.0),
-            }
-            (tap, channel, out) = (tap + 1, 0, rest);
+        let (mut tap, mut channel, mut done) = (first / self.image.channels, first % self.image.channels, 0);
+        while done < len {
+            let end = len.min(done + self.image.channels - channel);
+            run(done..end, self.image.at(batch, at(y, tap / kernel), at(x, tap % kernel)), channel);
+            (tap, channel, done) = (tap + 1, 0, end);
         }
+    }
+}
+
+impl Inputs for Windows<'_> {
+    #[inline(always)]
+    fn copy(&self, row: usize, first: usize, out: &mut [f32]) {
+        self.runs(row, first, out.len(), |run, pixel, channel| match pixel {
+            Some(pixel) => out[run.clone()].copy_from_slice(&pixel[channel..channel + run.len()]),
+            None => out[run].fill(0.0),
+        });
+    }
+
+    /// The image was split before.
+    #[inline(always)]
+    fn split(&self, _: Amx, row: usize, first: usize, high: &mut [u16], low: &mut [u16]) {
+        self.runs(row, first, high.len(), |run, pixel, channel| match pixel {
+            Some(pixel) => {
+                let halves: &[u16] = cast_slice(pixel);
+                high[run.clone()].copy_from_slice(&halves[channel..channel + run.len()]);
+                low[run.clone()].copy_from_slice(&halves[self.image.pitch + channel..][..run.len()]);
+            }
+            None => {
+                high[run.clone()].fill(0);
+                low[run].fill(0);
+            }
+        });
     }
 }

@@ -60,6 +60,6 @@ impl PackedLinear {
         let epilogue = Epilogue { columns: self.outputs, bias: self.bias.as_deref(), gated: self.gated, ..epilogue };
         let inputs = MatrixRows { values, depth: self.panels.depth };
         // SAFETY: a matrix product writes all of its result.
-        unsafe { written(rows * self.outputs, |out| matmul(&inputs, rows, &self.panels, &epilogue, Shared::new(out))) }
+        unsafe { written(rows * self.outputs, |out| matmul(&inputs, 0..rows, &self.panels, &epilogue, Shared::new(out))) }
     }
 }

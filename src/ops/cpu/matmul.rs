@@ -14,7 +14,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    amx::{Amx, BLOCK, Lines},
+    amx::{Amx, BLOCK, Lines, TILE},
     epilogue::Epilogue,
     memory::{Shared, odd_lines, with_scratch},
     panels::Panels,
@@ -38,6 +38,9 @@ const TILE_ROWS: usize = 12;
 pub(super) trait Inputs: Sync {
     /// Copies numbers of a row, from `first` on.
     fn copy(&self, row: usize, first: usize, out: &mut [f32]);
+
+    /// Copies as many numbers of a row as `high` and `low` have room for, from `first` on, in their halves.
+    fn split(&self, amx: Amx, row: usize, first: usize, high: &mut [u16], low: &mut [u16]);
 }
 
 /// The rows of a matrix.
@@ -51,10 +54,26 @@ impl Inputs for MatrixRows<'_> {
     fn copy(&self, row: usize, first: usize, out: &mut [f32]) {
         out.copy_from_slice(&self.values[row * self.depth + first..][..out.len()]);
     }
+
+    #[inline(always)]
+    fn split(&self, amx: Amx, row: usize, first: usize, high: &mut [u16], low: &mut [u16]) {
+        let numbers = &self.values[row * self.depth + first..][..high.len()];
+        let whole = numbers.len() / TILE * TILE;
+        amx.split(&numbers[..whole], &mut high[..whole], &mut low[..whole]);
+        if whole < numbers.len() {
+            let (mut rest, mut halves) = ([0.0; TILE], [[0; TILE]; 2]);
+            rest[..numbers.len() - whole].copy_from_slice(&numbers[whole..]);
+            let [rest_high, rest_low] = &mut halves;
+            amx.split(&rest, rest_high, rest_low);
+            high[whole..].copy_from_slice(&rest_high[..numbers.len() - whole]);
+            low[whole..].copy_from_slice(&rest_low[..numbers.len() - whole]);
+        }
+    }
 }
 
-/// `out = epilogue(inputs * weights)`, on all cores.
-pub(super) fn matmul(inputs: &impl Inputs, rows: usize, weights: &Panels, epilogue: &Epilogue, out: Shared) {
+/// Those rows of `out = epilogue(inputs * weights)`, on all cores.
+pub(super) fn matmul(inputs: &impl Inputs, of: Range<usize>, weights: &Panels, epilogue: &Epilogue, out: Shared) {
+    let rows = of.len();
     if rows == 0 {
         return;
     }
@@ -66,11 +85,11 @@ pub(super) fn matmul(inputs: &impl Inputs, rows: usize, weights: &Panels, epilog
     let per_task = weights.count().div_ceil(chunks);
     (0..blocks * chunks).into_par_iter().for_each(|task| {
         let (first_row, first_panel) = (task / chunks * block, task % chunks * per_task);
-        let rows = first_row.min(rows)..(first_row + block).min(rows);
+        let rows = (of.start + first_row).min(of.end)..(of.start + first_row + block).min(of.end);
         let panels = first_panel.min(weights.count())..(first_panel + per_task).min(weights.count());
         let stretch = stretch(weights);
         let lines = rows.len().next_multiple_of(tile_rows);
-        let numbers = lines * (odd_lines(stretch) + panels.len() * weights.width) + stretch + weights.scratch(stretch);
+        let numbers = lines * (odd_lines(stretch) + panels.len() * weights.width) + weights.scratch(stretch);
         with_scratch(numbers, |scratch| weights.machine.run(Task { inputs, rows, weights, panels, epilogue, out, scratch }));
     });
 }
@@ -102,14 +121,13 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
         let height = if weights.machine.amx.is_some() { rows.len().next_multiple_of(BLOCK) } else { rows.len() };
         let (pitch, sums) = (odd_lines(stretch), height * width);
         let (lines, rest) = scratch.split_at_mut(height * pitch);
-        let (all_sums, rest) = rest.split_at_mut(panels.len() * sums);
-        let (row_numbers, decoded) = rest.split_at_mut(stretch);
+        let (all_sums, decoded) = rest.split_at_mut(panels.len() * sums);
         for first in (0..depth).step_by(stretch) {
             let count = stretch.min(depth - first);
             for (line, row) in lines.chunks_exact_mut(pitch).zip(rows.clone()) {
                 match weights.machine.amx {
                     None => inputs.copy(row, first, &mut line[..count]),
-                    Some(amx) => split_row(amx, inputs, row, first, &mut row_numbers[..count.next_multiple_of(BLOCK)], count, line),
+                    Some(amx) => split_row(amx, inputs, row, first, count, line),
                 }
             }
             for (i, panel) in panels.clone().enumerate() {
@@ -137,13 +155,15 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
     }
 }
 
-/// A row's `count` numbers from `first` on, and zeros to the end of a block, by way of `numbers`.
+/// The halves of a row's `count` numbers from `first` on, each kind with zeros to the end of a block.
 #[inline(always)]
-fn split_row(amx: Amx, inputs: &impl Inputs, row: usize, first: usize, numbers: &mut [f32], count: usize, line: &mut [f32]) {
-    inputs.copy(row, first, &mut numbers[..count]);
-    numbers[count..].fill(0.0);
-    let (high, rest) = cast_slice_mut(line).split_at_mut(numbers.len());
-    amx.split(numbers, high, &mut rest[..numbers.len()]);
+fn split_row(amx: Amx, inputs: &impl Inputs, row: usize, first: usize, count: usize, line: &mut [f32]) {
+    let depth = count.next_multiple_of(BLOCK);
+    let (high, rest) = cast_slice_mut(line).split_at_mut(depth);
+    let low = &mut rest[..depth];
+    inputs.split(amx, row, first, &mut high[..count], &mut low[..count]);
+    high[count..].fill(0);
+    low[count..].fill(0);
 }
 
 /// `sums = lines * weights`, or `sums += …` where `add` says so, for `rows` rows and the columns of one panel.

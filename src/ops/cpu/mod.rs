@@ -10,6 +10,7 @@
 
 mod amx;
 mod attention;
+mod band;
 mod conv;
 mod epilogue;
 mod linear;
@@ -27,7 +28,7 @@ pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
 pub(super) use machine::Machine;
-pub(super) use norm::{GroupNormConfig, group_norm, layer_norm};
+pub(super) use norm::{GroupNormConfig, Normalization, group_norm, layer_norm};
 pub(super) use tensor::{Image, Rows, is_fast};
 
 #[cfg(test)]

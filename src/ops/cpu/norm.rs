@@ -36,32 +36,84 @@ pub(in crate::ops) fn group_norm(pixels: &[f32], batch: usize, config: GroupNorm
 
 /// With a choice of instructions, for tests.
 pub(super) fn group_norm_with(arch: Arch, pixels: &[f32], batch: usize, config: GroupNormConfig) -> Vec<f32> {
-    let channels = config.weight.len();
-    let sample = pixels.len() / batch.max(1);
-    let task = (TASK / channels).max(1) * channels;
-    let tasks = sample.div_ceil(task);
-    // By sample and task, so that neither threads nor neighbours change the order of the sums.
-    let part = |index: usize| {
-        let (start, end) = (index / tasks * sample, (index / tasks + 1) * sample);
-        let first = start + index % tasks * task;
-        first..(first + task).min(end)
-    };
-    let sums: Vec<Vec<f64>> =
-        (0..batch * tasks).into_par_iter().map(|index| arch.dispatch(ChannelSums { pixels: &pixels[part(index)], channels })).collect();
-    let scales: Vec<Scale> = sums.chunks_exact(tasks.max(1)).map(|sums| Scale::new(sums, (sample / channels) as f64, config)).collect();
+    let norm = Normalization::with_arch(arch, pixels, batch, config);
+    let parts = Parts::new(pixels.len(), batch, config.weight.len());
     let write = |out: &mut [_]| {
         let out = Shared::new(out);
-        (0..batch * tasks).into_par_iter().for_each(|index| {
-            let part = part(index);
-            let scale = &scales[index / tasks];
-            arch.dispatch(Rescale { pixels: &pixels[part.clone()], scale, activate: config.activate, start: part.start, out });
+        (0..parts.count()).into_par_iter().for_each(|index| {
+            let part = parts.range(index);
+            // SAFETY: each task has a part of its own.
+            unsafe { norm.apply(index / parts.of_sample, &pixels[part.clone()], part.start, out) };
         });
     };
     // SAFETY: the parts make up all pixels.
     unsafe { written(pixels.len(), write) }
 }
 
+/// A batch cut into tasks, none of two samples, so that neither threads nor neighbours change the order of sums.
+#[derive(Clone, Copy)]
+struct Parts {
+    batch: usize,
+    /// Numbers of a sample.
+    sample: usize,
+    /// Numbers of a part.
+    part: usize,
+    of_sample: usize,
+}
+
+impl Parts {
+    fn new(numbers: usize, batch: usize, channels: usize) -> Self {
+        let sample = numbers / batch.max(1);
+        let part = (TASK / channels).max(1) * channels;
+        Self { batch, sample, part, of_sample: sample.div_ceil(part) }
+    }
+
+    fn count(self) -> usize {
+        self.batch * self.of_sample
+    }
+
+    fn range(self, index: usize) -> std::ops::Range<usize> {
+        let (start, end) = (index / self.of_sample * self.sample, (index / self.of_sample + 1) * self.sample);
+        let first = start + index % self.of_sample * self.part;
+        first..(first + self.part).min(end)
+    }
+}
+
+/// A group norm whose sums are done: what is left is to be done to each number by itself.
+#[derive(Debug)]
+pub(in crate::ops) struct Normalization {
+    arch: Arch,
+    /// One for each sample.
+    scales: Vec<Scale>,
+    activate: bool,
+}
+
+impl Normalization {
+    /// Of pixels `(batch, height * width, channels)`.
+    pub(in crate::ops) fn new(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Self {
+        Self::with_arch(Arch::new(), pixels, batch, config)
+    }
+
+    fn with_arch(arch: Arch, pixels: &[f32], batch: usize, config: GroupNormConfig) -> Self {
+        let channels = config.weight.len();
+        let parts = Parts::new(pixels.len(), batch, channels);
+        let sum = |index| arch.dispatch(ChannelSums { pixels: &pixels[parts.range(index)], channels });
+        let sums: Vec<Vec<f64>> = (0..parts.count()).into_par_iter().map(sum).collect();
+        let of_sample = |sums| Scale::new(sums, (parts.sample / channels) as f64, config);
+        Self { arch, scales: sums.chunks_exact(parts.of_sample.max(1)).map(of_sample).collect(), activate: config.activate }
+    }
+
+    /// Writes what becomes of pixels of a sample, from `start` on.
+    ///
+    /// # Safety
+    /// As [`Shared::write`].
+    pub(super) unsafe fn apply(&self, sample: usize, pixels: &[f32], start: usize, out: Shared) {
+        self.arch.dispatch(Rescale { pixels, scale: &self.scales[sample], activate: self.activate, start, out });
+    }
+}
+
 /// What the numbers of each channel are multiplied with, and what is added.
+#[derive(Debug)]
 struct Scale {
     factor: Vec<f32>,
     shift: Vec<f32>,

@@ -219,7 +219,7 @@ proptest! {
                 if algorithm == Algorithm::Winograd && config != Conv2dConfig::SAME_3X3 {
                     continue;
                 }
-                let ours = packed.forward_by(algorithm, &pixels, shape, Epilogue::default());
+                let ours = packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default());
                 prop_assert!(error(&ours, &right) < limit, "{machine:?}, {algorithm:?}: {}", error(&ours, &right));
             }
         }
@@ -332,7 +332,7 @@ fn nan_is_not_lost() {
     for machine in machines() {
         let packed = PackedConv::on(machine, Storage::F32, &weight, channels, vec![0.0; 16], Conv2dConfig::SAME_3X3);
         for (algorithm, _) in algorithms(machine) {
-            assert!(packed.forward_by(algorithm, &pixels, shape, Epilogue::default())[0].is_nan(), "{machine:?}, {algorithm:?}");
+            assert!(packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default())[0].is_nan(), "{machine:?}, {algorithm:?}");
         }
     }
 }

@@ -14,7 +14,8 @@ use pulp::{Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
 use super::{
-    conv::Pixels,
+    band::Source,
+    conv::{Pixels, Shape},
     epilogue::{Epilogue, load, store},
     matmul::multiply,
     memory::{Shared, odd_lines, with_scratch},
@@ -48,21 +49,26 @@ pub(super) fn pays(channels: usize, (height, width): (usize, usize)) -> bool {
 }
 
 /// The whole convolution. `weights` are `(9 * channels, outputs)`.
-pub(super) fn convolve(image: &Pixels, weights: &Panels, epilogue: &Epilogue, out: Shared) {
-    let channels = image.channels;
-    let (height, width) = image.shape.seen;
+pub(super) fn convolve(source: &Source, weights: &Panels, epilogue: &Epilogue, out: Shared) {
+    let Pixels { shape, channels, .. } = source.image;
+    let (height, width) = shape.seen;
     let grid = Grid { rows: height.div_ceil(OUT), columns: width.div_ceil(OUT) };
-    let tiles = image.shape.batch * grid.rows * grid.columns;
+    let tiles = shape.batch * grid.rows * grid.columns;
     let most = (CACHE / (4 * POINTS * channels)).next_multiple_of(BLOCK);
-    let at_once = tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1);
+    let equal = tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1);
+    // Whole rows of tiles, where they are not too many: rows of pixels are made ready again for each time that they are seen.
+    let at_once = if equal > grid.columns { equal.next_multiple_of(grid.columns) } else { equal };
     let pitch = odd_lines(channels);
     let plane = odd_lines(at_once * pitch);
     with_scratch(POINTS * plane, |transformed| {
         for start in (0..tiles).step_by(at_once) {
             let count = at_once.min(tiles - start);
             let shared = Shared::new(uninit(transformed));
-            (0..count).into_par_iter().with_min_len(4).for_each(|i| {
-                weights.machine.vectors.dispatch(TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared });
+            source.with_rows(grid.image_rows(start..start + count, shape), |image| {
+                (0..count).into_par_iter().with_min_len(4).for_each(|i| {
+                    let work = TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared };
+                    weights.machine.vectors.dispatch(work);
+                });
             });
             let parts = (count / TASK_TILES).max(1);
             let part = count.div_ceil(parts);
@@ -104,6 +110,14 @@ impl Grid {
     fn place(self, tile: usize) -> Place {
         let (batch, tile) = (tile / (self.rows * self.columns), tile % (self.rows * self.columns));
         Place { batch, y: tile / self.columns * OUT, x: tile % self.columns * OUT }
+    }
+
+    /// The rows of an image that tiles see, counted over all of the batch.
+    fn image_rows(self, tiles: std::ops::Range<usize>, shape: Shape) -> std::ops::Range<usize> {
+        let row = |Place { batch, .. }, seen: usize| batch * shape.height + seen.min(shape.seen.0 - 1) * shape.height / shape.seen.0;
+        let (first, last) = (self.place(tiles.start), self.place(tiles.end - 1));
+        let (top, bottom) = (first.y.saturating_sub(1), last.y + OUT);
+        row(first, top)..row(last, bottom) + 1
     }
 }
 

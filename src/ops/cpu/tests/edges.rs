@@ -14,7 +14,7 @@ fn convolutions_of_odd_shapes() {
         for machine in machines() {
             let packed = PackedConv::on(machine, Storage::F32, &weight, channels, bias.clone(), Conv2dConfig::SAME_3X3);
             for (algorithm, limit) in algorithms(machine) {
-                let error = error(&packed.forward_by(algorithm, &pixels, shape, Epilogue::default()), &right);
+                let error = error(&packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default()), &right);
                 assert!(error < limit, "{machine:?}, {algorithm:?}, {shape:?}, {channels} to {outputs}: {error}");
             }
         }
@@ -30,7 +30,7 @@ fn a_convolution_of_many_rounds() {
     let (pixels, weight) = (numbers(3 * 61 * 63 * channels, 1), numbers(outputs * channels * 9, 2));
     let machine = Machine { amx: None, ..Machine::best() };
     let packed = PackedConv::on(machine, Storage::F32, &weight, channels, numbers(outputs, 3), Conv2dConfig::SAME_3X3);
-    let by = |algorithm| packed.forward_by(algorithm, &pixels, shape, Epilogue::default());
+    let by = |algorithm| packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default());
     let direct: Vec<f64> = by(Algorithm::Direct).into_iter().map(f64::from).collect();
     assert!(error(&by(Algorithm::Winograd), &direct) < 1e-4);
 }

@@ -57,7 +57,7 @@ fn convolutions_keep_denormals() {
         for machine in vector_machines() {
             // Directly, each product is rounded once. Winograd's transforms multiply what was rounded by up to a thousand.
             for (algorithm, _) in algorithms(machine) {
-                let ours = conv(machine, &weight, bias.clone()).forward_by(algorithm, &pixels, CONV, Epilogue::default());
+                let ours = conv(machine, &weight, bias.clone()).forward_by(algorithm, &pixels, CONV, None, Epilogue::default());
                 let roundings = if algorithm == Algorithm::Winograd { 1e3 } else { 1.0 };
                 let limit = roundings * SMALLEST * (9 * CHANNELS.0) as f64;
                 assert!(limit < 0.01 * largest(&right), "such a limit says nothing");
@@ -84,7 +84,7 @@ fn an_infinite_pixel_reaches_the_windows_that_hold_it() {
         assert!(right.iter().enumerate().all(|(i, v)| v.is_finite() != in_window(i)));
         for machine in machines() {
             let packed = conv(machine, &weight, bias.clone());
-            let by = |algorithm, pixels: &[f32]| packed.forward_by(algorithm, pixels, CONV, Epilogue::default());
+            let by = |algorithm, pixels: &[f32]| packed.forward_by(algorithm, pixels, CONV, None, Epilogue::default());
             spread(&by(Algorithm::Direct, &pixels), &by(Algorithm::Direct, &clean), &right, in_window);
             if machine.amx.is_some() {
                 continue;

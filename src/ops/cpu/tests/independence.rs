@@ -29,7 +29,7 @@ fn convolutions_are_independent() {
         for (algorithm, _) in algorithms(machine) {
             alone_or_not(&format!("{algorithm:?} on {machine:?}"), side * side * channels, |pixels, batch| {
                 let shape = Shape { batch, height: side, width: side, seen: (side, side) };
-                packed.forward_by(algorithm, pixels, shape, Epilogue { activation: Some(Activation::Silu), ..Epilogue::default() })
+                packed.forward_by(algorithm, pixels, shape, None, Epilogue { activation: Some(Activation::Silu), ..Epilogue::default() })
             });
         }
     }
@@ -37,7 +37,7 @@ fn convolutions_are_independent() {
     let packed = PackedConv::new(Storage::F32, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
     for side in [6, 9, 12] {
         alone_or_not(&format!("{side} x {side}"), side * side * channels, |pixels, batch| {
-            packed.forward(pixels, Shape { batch, height: side, width: side, seen: (side, side) }, Epilogue::default())
+            packed.forward(pixels, Shape { batch, height: side, width: side, seen: (side, side) }, None, Epilogue::default())
         });
     }
 }
