@@ -109,13 +109,7 @@ impl Conv2d {
     }
 }
 
-fn packed_forward(
-    packed: &cpu::PackedConv,
-    x: &Tensor,
-    norm: Option<&GroupNorm>,
-    size: (usize, usize),
-    added: Added,
-) -> Result<Tensor> {
+fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, norm: Option<&GroupNorm>, size: (usize, usize), added: Added) -> Result<Tensor> {
     let image = cpu::Image::new(x)?;
     let (batch, (height, width), channels) = (image.batch, packed.output_size(size), packed.outputs());
     if image.channels != packed.channels() {

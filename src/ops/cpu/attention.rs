@@ -15,7 +15,7 @@ use super::{
     amx::{Amx, BLOCK, Lines, TILE},
     epilogue::map,
     machine::Machine,
-    math::exp,
+    math::exp2,
     matmul::multiply,
     memory::{Shared, odd_lines, with_scratch, written},
 };
@@ -209,6 +209,8 @@ impl WithSimd for Task<'_> {
         }
         for (query, total) in totals.iter().enumerate().take(self.count) {
             let (p, lane) = (query / panel, query % panel);
+            // The highest score weighs 1. Where nothing does, all scores were -infinity, and there is no answer.
+            let total = if *total < 0.5 { f32::NAN } else { *total };
             let row = &mut scores[..head_dim];
             for (i, value) in row.iter_mut().enumerate() {
                 *value = sums[p * square + i * panel + lane] / total;
@@ -219,11 +221,11 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Panels `(head_dim, queries)`, `square` numbers apart, multiplied with the scale. Past the last query and number they hold zeros.
+/// Panels `(head_dim, queries)`, `square` numbers apart, multiplied with the scale, and so that powers of 2 serve for those of e. Past the last query and number they hold zeros.
 #[inline(always)]
 fn pack_queries(q: &[f32], shape: Sequences, count: usize, out: &mut [f32], panel: usize, square: usize) {
     let Sequences { heads, head_dim, .. } = shape;
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
     out.fill(0.0);
     for query in 0..count {
         let row = &q[query * heads * head_dim..][..head_dim];
@@ -254,10 +256,10 @@ fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mu
         for score in scores.iter() {
             now = simd.max_f32s(score[j], now);
         }
-        let shrink = map(simd.sub_f32s(highest[j], now), exp);
+        let shrink = map(simd.sub_f32s(highest[j], now), exp2);
         let mut total = simd.mul_f32s(totals[j], shrink);
         for score in scores.iter_mut() {
-            score[j] = map(simd.sub_f32s(score[j], now), exp);
+            score[j] = map(simd.sub_f32s(score[j], now), exp2);
             total = simd.add_f32s(total, score[j]);
         }
         for sum in sums.iter_mut() {

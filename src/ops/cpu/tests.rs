@@ -281,6 +281,10 @@ proptest! {
             let smallest = (-87f64).exp();
             prop_assert!((ours - right).abs() <= 3e-7 * right + smallest, "exp({x}) = {ours}");
         }
+        // As far down as what it must not go below.
+        let below = -1.3 * x.abs();
+        let (ours, right) = (f64::from(math::exp2(below)), f64::from(below).exp2());
+        prop_assert!((ours - right).abs() <= 3e-7 * right + (-126f64).exp2(), "exp2({below}) = {ours}");
     }
 }
 
@@ -323,7 +327,7 @@ fn gelu_is_the_exact_one() {
 /// What comes in as no number must come out as none, for the engine to see.
 #[test]
 fn nan_is_not_lost() {
-    assert!([math::silu(f32::NAN), math::gelu(f32::NAN), math::quick_gelu(f32::NAN)].iter().all(|v| v.is_nan()));
+    assert!([math::silu(f32::NAN), math::gelu(f32::NAN), math::quick_gelu(f32::NAN), math::exp2(f32::NAN)].iter().all(|v| v.is_nan()));
     assert!(math::silu(f32::INFINITY).is_infinite() && math::gelu(f32::INFINITY).is_infinite());
     let channels = if cfg!(miri) { 2 } else { 16 };
     let pixels = [vec![f32::NAN], numbers(16 * 16 * channels - 1, 1)].concat();
