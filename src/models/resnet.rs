@@ -42,14 +42,18 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
-    pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`. `x` is given up as soon as it can be: at the finest level of a decoder it is the largest tensor of all.
+    pub(super) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let time = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
-        let hidden = self.conv1.forward_normed(&self.norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
-        let shortcut = self.conv_shortcut.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(x))?;
+        let hidden = self.conv1.forward_normed(&self.norm1, &x, Added { sample_bias: time.as_ref(), residual: None })?;
+        let shortcut = match &self.conv_shortcut {
+            Some(conv) => conv.forward(&x)?,
+            None => x.clone(),
+        };
+        drop(x);
         self.conv2.forward_normed(&self.norm2, &hidden, Added { sample_bias: None, residual: Some(&shortcut) })
     }
 }

@@ -175,9 +175,9 @@ impl Encoder {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(x)?;
         for block in &self.down_blocks {
-            x = block.forward(&x)?;
+            x = block.forward(x)?;
         }
-        x = self.mid_block.forward(&x)?;
+        x = self.mid_block.forward(x)?;
         self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }
 }
@@ -198,10 +198,9 @@ impl DownEncoderBlock2D {
         Ok(Self { resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone();
+    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
-            x = resnet.forward(&x, None)?;
+            x = resnet.forward(x, None)?;
         }
         self.downsampler.as_ref().map_or(Ok(x.clone()), |down| down.forward(&x))
     }
@@ -234,9 +233,9 @@ impl Decoder {
     }
 
     fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let mut x = self.mid_block.forward(&self.conv_in.forward(z)?)?;
+        let mut x = self.mid_block.forward(self.conv_in.forward(z)?)?;
         for block in &self.up_blocks {
-            x = block.forward(&x)?;
+            x = block.forward(x)?;
         }
         self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }
@@ -258,10 +257,9 @@ impl UpDecoderBlock2D {
         Ok(Self { resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone();
+    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
-            x = resnet.forward(&x, None)?;
+            x = resnet.forward(x, None)?;
         }
         let (_, _, height, width) = x.dims4()?;
         self.upsampler.as_ref().map_or(Ok(x.clone()), |up| up.forward(&x, (2 * height, 2 * width)))
@@ -288,12 +286,12 @@ impl UNetMidBlock2D {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: Tensor) -> Result<Tensor> {
         let mut x = self.resnets[0].forward(x, None)?;
         if let Some((norm, attention)) = &self.attention {
             let sequence = to_sequence(&norm.forward(&x)?)?;
             x = to_image(&attention.forward_self(&sequence, &to_sequence(&x)?)?, &x)?;
         }
-        self.resnets[1].forward(&x, None)
+        self.resnets[1].forward(x, None)
     }
 }

@@ -13,8 +13,10 @@ use std::{
 
 /// Blocks from this size on are kept, in bytes.
 const LARGE: usize = 256 << 10;
-/// What is kept at most, in bytes.
-const KEPT_BYTES: usize = 512 << 20;
+/// What is kept at most, in bytes: about what decoding a picture of 512 by 512 takes.
+const KEPT_BYTES: usize = 768 << 20;
+/// A kept block serves a request for this part of it or more; the rest is kept. Smaller requests would leave large blocks in pieces.
+const SPLIT: usize = 4;
 /// New blocks from this size on, in bytes, take the place of kept ones: clearing them is little next to the work that fills them, and
 /// the peak of the process is where they are.
 const HUGE: usize = 64 << 20;
@@ -30,7 +32,7 @@ pub struct ReusingAllocator {
 
 #[derive(Debug)]
 struct Kept {
-    /// The first `count` of them, the oldest first.
+    /// The first `count` of them, by address; none that follows another directly.
     blocks: [Block; KEPT_BLOCKS],
     count: usize,
     bytes: usize,
@@ -60,7 +62,7 @@ impl ReusingAllocator {
     fn map(&self, size: usize) -> *mut u8 {
         let mut room = if size >= HUGE { 0 } else { size };
         while room < size
-            && let Some(old) = self.with_kept(Kept::oldest)
+            && let Some(old) = self.with_kept(Kept::largest)
         {
             room += old.size;
             unmap(old);
@@ -82,31 +84,53 @@ impl Kept {
         block
     }
 
-    /// The block of a size that came in last, whose numbers are likeliest to be in a cache.
+    /// The smallest block that will do, cut to size.
     fn take(&mut self, size: usize) -> Option<Block> {
-        let index = self.blocks[..self.count].iter().rposition(|block| block.size == size)?;
-        Some(self.remove(index))
+        let fits = |block: &Block| (size..=SPLIT * size).contains(&block.size);
+        let (index, _) =
+            self.blocks[..self.count].iter().enumerate().filter(|(_, block)| fits(block)).min_by_key(|(_, block)| block.size)?;
+        let Block { address, size: whole } = self.remove(index);
+        if whole > size {
+            self.insert(index, Block { address: address + size, size: whole - size });
+        }
+        Some(Block { address, size })
     }
 
-    fn oldest(&mut self) -> Option<Block> {
-        (self.count > 0).then(|| self.remove(0))
+    fn largest(&mut self) -> Option<Block> {
+        let (index, _) = self.blocks[..self.count].iter().enumerate().max_by_key(|(_, block)| block.size)?;
+        Some(self.remove(index))
     }
 
     /// A block that has to make room for another, if one has to.
     fn evict(&mut self, size: usize) -> Option<Block> {
-        (self.count == KEPT_BLOCKS || (self.count > 0 && self.bytes + size > KEPT_BYTES)).then(|| self.remove(0))
+        if self.count == KEPT_BLOCKS || self.bytes + size > KEPT_BYTES { self.largest() } else { None }
     }
 
-    fn keep(&mut self, block: Block) {
-        self.blocks[self.count] = block;
+    /// Together with its neighbours, if they are kept too.
+    fn keep(&mut self, mut block: Block) {
+        let mut index = self.blocks[..self.count].partition_point(|kept| kept.address < block.address);
+        if index < self.count && block.address + block.size == self.blocks[index].address {
+            block.size += self.remove(index).size;
+        }
+        if index > 0 && self.blocks[index - 1].address + self.blocks[index - 1].size == block.address {
+            index -= 1;
+            let before = self.remove(index);
+            block = Block { address: before.address, size: before.size + block.size };
+        }
+        self.insert(index, block);
+    }
+
+    fn insert(&mut self, index: usize, block: Block) {
+        self.blocks.copy_within(index..self.count, index + 1);
+        self.blocks[index] = block;
         self.count += 1;
         self.bytes += block.size;
     }
 }
 
-/// The size of the block for a request, which depends on nothing else: whole pages, in steps of a sixteenth or less.
+/// The size of the block for a request, which depends on nothing else: whole pages.
 fn block_size(size: usize) -> usize {
-    size.next_multiple_of((size.next_power_of_two() / 32).max(PAGE))
+    size.next_multiple_of(PAGE)
 }
 
 fn is_large(layout: Layout) -> bool {
@@ -169,10 +193,16 @@ unsafe impl GlobalAlloc for ReusingAllocator {
         if block.size > KEPT_BYTES {
             return unmap(block);
         }
-        while let Some(old) = self.with_kept(|kept| kept.evict(block.size)) {
+        let keep_or_evict = |kept: &mut Kept| {
+            let old = kept.evict(block.size);
+            if old.is_none() {
+                kept.keep(block);
+            }
+            old
+        };
+        while let Some(old) = self.with_kept(keep_or_evict) {
             unmap(old);
         }
-        self.with_kept(|kept| kept.keep(block));
     }
 }
 
@@ -208,11 +238,6 @@ mod tests {
         let state = || allocator.with_kept(|kept| (kept.count, kept.bytes));
         // SAFETY: as above; none is written to.
         unsafe {
-            let many: Vec<_> = (0..KEPT_BLOCKS + 9).map(|_| allocator.alloc(layout(LARGE))).collect();
-            for block in many {
-                allocator.dealloc(block, layout(LARGE));
-            }
-            assert_eq!(state(), (KEPT_BLOCKS, KEPT_BLOCKS * LARGE));
             let large = allocator.alloc(layout(KEPT_BYTES));
             allocator.dealloc(large, layout(KEPT_BYTES));
             assert_eq!(state(), (1, KEPT_BYTES));
@@ -227,10 +252,31 @@ mod tests {
     }
 
     #[test]
-    fn sizes_waste_little_and_agree_with_themselves() {
-        for size in (LARGE..8 * LARGE).step_by(4001) {
-            let block = block_size(size);
-            assert!(block >= size && block - size <= size / 8 && block_size(block) == block, "{size}: {block}");
+    fn a_kept_block_is_cut_to_size_and_put_together_again() {
+        let mut kept = Kept { blocks: [Block { address: 0, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
+        let addresses = |kept: &Kept| kept.blocks[..kept.count].iter().map(|block| (block.address, block.size)).collect::<Vec<_>>();
+        kept.keep(Block { address: 90 * PAGE, size: 10 * PAGE });
+        kept.keep(Block { address: 10 * PAGE, size: 40 * PAGE });
+        assert!(kept.take(9 * PAGE).is_some_and(|block| block.address == 90 * PAGE), "the smallest that will do");
+        assert_eq!(addresses(&kept), [(10 * PAGE, 40 * PAGE), (99 * PAGE, PAGE)]);
+        assert!(kept.take(2 * PAGE).is_none(), "too small a part of the large one");
+        assert!(kept.take(15 * PAGE).is_some_and(|block| (block.address, block.size) == (10 * PAGE, 15 * PAGE)));
+        assert_eq!(addresses(&kept), [(25 * PAGE, 25 * PAGE), (99 * PAGE, PAGE)]);
+        kept.keep(Block { address: 90 * PAGE, size: 9 * PAGE });
+        kept.keep(Block { address: 10 * PAGE, size: 15 * PAGE });
+        assert_eq!(addresses(&kept), [(10 * PAGE, 40 * PAGE), (90 * PAGE, 10 * PAGE)]);
+        kept.keep(Block { address: 50 * PAGE, size: 40 * PAGE });
+        assert_eq!(addresses(&kept), [(10 * PAGE, 90 * PAGE)]);
+        assert_eq!(kept.bytes, 90 * PAGE);
+    }
+
+    #[test]
+    fn no_more_blocks_are_kept_than_there_is_room_for() {
+        let mut kept = Kept { blocks: [Block { address: 0, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
+        for i in 0..KEPT_BLOCKS {
+            assert!(kept.evict(PAGE).is_none());
+            kept.keep(Block { address: 2 * i * LARGE, size: LARGE });
         }
+        assert!(kept.evict(PAGE).is_some() && kept.count == KEPT_BLOCKS - 1);
     }
 }

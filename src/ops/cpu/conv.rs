@@ -193,16 +193,15 @@ impl Inputs for Windows<'_> {
     /// The image was split before.
     #[inline(always)]
     fn split(&self, _: Amx, row: usize, first: usize, high: &mut [u16], low: &mut [u16]) {
-        self.runs(row, first, high.len(), |run, pixel, channel| match pixel {
-            Some(pixel) => {
-                let halves: &[u16] = cast_slice(pixel);
-                high[run.clone()].copy_from_slice(&halves[channel..channel + run.len()]);
-                low[run.clone()].copy_from_slice(&halves[self.image.pitch + channel..][..run.len()]);
-            }
-            None => {
-                high[run.clone()].fill(0);
-                low[run].fill(0);
-            }
+        self.runs(row, first, high.len(), |run, pixel, channel| {
+            let (high, low) = (&mut high[run.clone()], &mut low[run]);
+            let Some(pixel) = pixel else {
+                high.fill(0);
+                return low.fill(0);
+            };
+            let (all_high, all_low) = cast_slice::<_, u16>(pixel).split_at(self.image.pitch);
+            high.copy_from_slice(&all_high[channel..channel + high.len()]);
+            low.copy_from_slice(&all_low[channel..channel + low.len()]);
         });
     }
 }

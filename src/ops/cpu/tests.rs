@@ -10,7 +10,7 @@ use super::{
     conv::{Algorithm, PackedConv, Shape},
     linear::PackedLinear,
     math,
-    norm::{GroupNormConfig, group_norm_with, layer_norm_with},
+    norm::{GroupNormConfig, Normalization, group_norm, group_norm_with, layer_norm_with},
 };
 use crate::ops::{Activation, Conv2dConfig, Storage};
 

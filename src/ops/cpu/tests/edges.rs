@@ -35,6 +35,41 @@ fn a_convolution_of_many_rounds() {
     assert!(error(&by(Algorithm::Winograd), &direct) < 1e-4);
 }
 
+/// So large an image that its rows are made ready in bands: whatever is done to them on the way is the same as if it was done before.
+#[test]
+#[cfg_attr(miri, ignore = "too much for an interpreter")]
+fn a_convolution_of_many_bands() {
+    let (batch, height, width, channels, outputs) = (3, 150, 151, 64, 5);
+    let pixels = numbers(batch * height * width * channels, 1);
+    assert!(4 * pixels.len() > super::super::band::BAND);
+    let (scale, shift) = (numbers(channels, 2), numbers(channels, 3));
+    let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true };
+    let (norm, normed) = (Normalization::new(&pixels, batch, config), group_norm(&pixels, batch, config));
+    let shape = Shape { batch, height, width, seen: (height, width) };
+    // To twice its height less one, and to its own width.
+    let (enlarged, enlarged_shape) = (Shape { seen: (2 * height - 1, width), ..shape }, Shape { height: 2 * height - 1, ..shape });
+    let row = |y: usize| &normed[y * width * channels..(y + 1) * width * channels];
+    let rows = (0..batch).flat_map(|b| (0..2 * height - 1).map(move |y| b * height + y * height / (2 * height - 1)));
+    let copied: Vec<f32> = rows.flat_map(row).copied().collect();
+    let enlarged_shape = Shape { seen: (2 * height - 1, width), ..enlarged_shape };
+    for machine in machines().into_iter().skip(1) {
+        for (kernel, stride, padding) in [(3, 1, 1), (1, 1, 0), (3, 2, 1), (3, 2, 0), (5, 1, 2)] {
+            let weight = numbers(outputs * channels * kernel * kernel, 4);
+            let config = Conv2dConfig { kernel, stride, padding };
+            let packed = PackedConv::on(machine, Storage::F32, &weight, channels, numbers(outputs, 5), config);
+            for (algorithm, _) in algorithms(machine) {
+                if algorithm == Algorithm::Winograd && config != Conv2dConfig::SAME_3X3 {
+                    continue;
+                }
+                let run = |pixels: &[f32], shape, norm| packed.forward_by(algorithm, pixels, shape, norm, Epilogue::default());
+                let what = format!("{machine:?}, {algorithm:?}, {config:?}");
+                assert!(run(&pixels, shape, Some(&norm)) == run(&normed, shape, None), "{what}");
+                assert!(run(&pixels, enlarged, Some(&norm)) == run(&copied, enlarged_shape, None), "{what}, enlarged");
+            }
+        }
+    }
+}
+
 #[test]
 fn linear_layers_of_odd_shapes() {
     let rows: &[usize] = if cfg!(miri) { &[1, 7] } else { &[1, 3, 13, 97] };
