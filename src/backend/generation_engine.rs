@@ -90,7 +90,9 @@ impl<P: Pipeline> GenerationEngine<P> {
                 request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed
             );
             let _entered = span.enter();
-            let outcome = catch_unwind(AssertUnwindSafe(|| serve(&self.pipeline, &request)))
+            // On a thread of the pool: from outside, each of a thousand operations would cost two switches of threads.
+            let in_pool = || rayon::scope(|_| span.in_scope(|| serve(&self.pipeline, &request)));
+            let outcome = catch_unwind(AssertUnwindSafe(in_pool))
                 .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))));
             running.set(0);
             // Not even a log that cannot be written may end the loop.
