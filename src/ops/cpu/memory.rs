@@ -47,10 +47,16 @@ const LINE: usize = 16;
 
 /// Lends `len` numbers of memory, whatever they are, from the beginning of a cache line on. Each thread keeps what it once needed, so that the steady state allocates nothing.
 pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    // A stack, because a thread that waits for other tasks may be given one that needs scratch memory of its own.
+    // Several, because a thread that waits for other tasks may be given one that needs scratch memory of its own.
     thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
-    let mut memory = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let best = |kept: &mut Vec<Vec<f32>>| {
+        let fits = kept.iter().enumerate().filter(|(_, memory)| memory.len() >= len + LINE).min_by_key(|(_, memory)| memory.len());
+        let index = fits.or_else(|| kept.iter().enumerate().max_by_key(|(_, memory)| memory.len()))?.0;
+        Some(kept.swap_remove(index))
+    };
+    let mut memory = KEPT.with_borrow_mut(best).unwrap_or_default();
     if memory.len() < len + LINE {
+        drop(memory);
         memory = vec![0.0; len + LINE];
     }
     let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
