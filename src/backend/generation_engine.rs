@@ -13,7 +13,10 @@ use tracing::{info, info_span, warn};
 use super::{
     Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Timings, image_utils,
 };
-use crate::common::{ImageSize, error_chain};
+use crate::{
+    common::{ImageSize, error_chain},
+    models::{Interrupt, interruptible},
+};
 
 /// What the engine needs of a pipeline: to begin a generation. Tests have one that makes no pictures.
 pub trait Pipeline: Send + Sync + 'static {
@@ -90,8 +93,10 @@ impl<P: Pipeline> GenerationEngine<P> {
                 request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed
             );
             let _entered = span.enter();
-            let outcome = catch_unwind(AssertUnwindSafe(|| serve(&self.pipeline, &request)))
-                .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))));
+            let outcome = catch_unwind(AssertUnwindSafe(|| interruptible(interrupt(&request), || serve(&self.pipeline, &request))))
+                .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
+                // Whatever an interrupted network says: that is why it stopped.
+                .map_err(|error| if request.is_wanted() { error } else { GenerationError::Cancelled });
             running.set(0);
             // Not even a log that cannot be written may end the loop.
             let _ = catch_unwind(AssertUnwindSafe(|| conclude(&request, outcome)));
@@ -104,6 +109,7 @@ fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<
     let mut timings = Timings { queue: request.accepted_at.elapsed(), ..Timings::default() };
     metrics::histogram!("sdw_queue_seconds").record(timings.queue);
     check_wanted(request)?;
+    respond(request, GenerationResponse::Started);
 
     let started = Instant::now();
     let mut generation = pipeline.begin(request)?;
@@ -180,7 +186,13 @@ fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
 
 /// Stops where nobody waits for the picture any more.
 fn check_wanted(request: &GenerationRequest) -> Result<(), GenerationError> {
-    if request.cancellation.is_cancelled() || request.response_tx.is_closed() { Err(GenerationError::Cancelled) } else { Ok(()) }
+    if request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+}
+
+/// The same between two layers of a network, where a step takes long.
+fn interrupt(request: &GenerationRequest) -> Interrupt {
+    let (cancellation, response_tx) = (request.cancellation.clone(), request.response_tx.clone());
+    Arc::new(move || cancellation.is_cancelled() || response_tx.is_closed())
 }
 
 /// A client that is gone is no error: the next step notices.

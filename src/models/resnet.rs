@@ -3,6 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::interrupt;
 use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Linear, Weights};
 
 /// What the residual blocks of a network have in common.
@@ -44,12 +45,14 @@ impl ResnetBlock2D {
 
     /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
     pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        interrupt::check()?;
         let time = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
         let hidden = self.conv1.forward_add(&self.norm1.forward_silu(x)?, Added { sample_bias: time.as_ref(), residual: None })?;
         let shortcut = self.conv_shortcut.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(x))?;
+        interrupt::check()?;
         self.conv2.forward_add(&self.norm2.forward_silu(&hidden)?, Added { sample_bias: None, residual: Some(&shortcut) })
     }
 }
@@ -89,6 +92,7 @@ impl Upsample2D {
 
     /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        interrupt::check()?;
         self.conv.forward_enlarged(x, size, Added::default())
     }
 }

@@ -130,6 +130,7 @@ fn transcript(mut responses: UnboundedReceiver<GenerationResponse>) -> Vec<Strin
     let mut lines = Vec::new();
     while let Ok(response) = responses.try_recv() {
         lines.push(match response {
+            GenerationResponse::Started => continue,
             GenerationResponse::Progress(progress) => format!("step {}/{}", progress.step, progress.total),
             GenerationResponse::Preview { index, .. } => format!("preview {index}"),
             GenerationResponse::Complete(complete) => format!("complete, {}", complete.warnings.join(", ")),
