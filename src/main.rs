@@ -15,7 +15,7 @@ use sd_worker::{
     backend::{self, GenerationEngine, InferencePipeline, LoadError, LoadOptions, ModelFiles, RequestQueue},
     cli::{self, Cli, Command, Failure, LogArgs, LogFormat, ServeArgs},
     common::{Lifecycle, error_chain},
-    http::{self, Admission, AppState},
+    http::{self, Admission, AppState, RunLimits, Runs},
     ops::ReusingAllocator,
 };
 use serde_json::json;
@@ -35,8 +35,8 @@ static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 /// How long cancelled requests may take to notice.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
-/// How often metrics that nobody reads are put together, so that they do not pile up.
-const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How often what nobody asks for is cleared away, so that it does not pile up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
 fn main() -> ExitCode {
@@ -102,7 +102,8 @@ fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
 async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let metrics = http::install_recorder().context("no metrics").map_err(Failure::Internal)?;
-    tokio::spawn(keep_up(metrics.clone()));
+    let runs = Runs::new(RunLimits { keep: Duration::from_secs(args.keep_results), most: args.max_results });
+    tokio::spawn(keep_up(metrics.clone(), runs.clone()));
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Failure::Port { address, source })?;
     let address = listener.local_addr().map_err(|source| Failure::Port { address, source })?;
@@ -113,7 +114,7 @@ async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     let (lifecycle, lifecycle_rx) = watch::channel(Lifecycle::Loading);
     let admission = Admission::new(args.queue_capacity);
     let stop = CancellationToken::new();
-    let state = AppState { queue, lifecycle: lifecycle_rx, admission: admission.clone(), metrics, stop: stop.clone() };
+    let state = AppState { queue, lifecycle: lifecycle_rx, admission: admission.clone(), runs, metrics, stop: stop.clone() };
     let closed = CancellationToken::new();
     let server = axum::serve(listener, http::router(state)).with_graceful_shutdown(closed.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
@@ -155,12 +156,13 @@ async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts together what the metrics have gathered.
-async fn keep_up(metrics: PrometheusHandle) {
-    let mut ticks = interval(METRICS_UPKEEP);
+/// Puts together what the metrics have gathered, and forgets results that were kept long enough.
+async fn keep_up(metrics: PrometheusHandle, runs: Runs) {
+    let mut ticks = interval(UPKEEP);
     loop {
         ticks.tick().await;
         metrics.run_upkeep();
+        runs.forget_old();
     }
 }
 

@@ -115,6 +115,12 @@ pub struct ServeArgs {
     /// How many pictures may wait or run before requests are refused with 429
     #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
     pub queue_capacity: u32,
+    /// How long the result of a job is kept
+    #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_name = "SECONDS")]
+    pub keep_results: u64,
+    /// How many results of jobs are kept; the oldest go first
+    #[arg(long, env = "SD_WORKER_MAX_RESULTS", default_value_t = 100, value_name = "JOBS")]
+    pub max_results: usize,
     /// How long requests may take to finish once the worker is asked to stop
     #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS")]
     pub drain_timeout: u64,

@@ -6,6 +6,7 @@ mod cli;
 mod faults;
 mod http;
 mod hub;
+mod jobs;
 mod parity;
 mod probes;
 mod sharing;
@@ -13,3 +14,4 @@ mod sse;
 mod support;
 #[cfg(target_os = "linux")]
 mod threads;
+mod waiting;
