@@ -11,7 +11,8 @@ use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
 use tracing::{info, info_span, warn};
 
 use super::{
-    Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Timings, image_utils,
+    Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Pulse, Timings,
+    image_utils,
 };
 use crate::{
     common::{ImageSize, error_chain},
@@ -65,13 +66,20 @@ pub trait Generation {
 pub struct GenerationEngine<P = InferencePipeline> {
     pipeline: Arc<P>,
     requests: UnboundedReceiver<GenerationRequest>,
+    pulse: Pulse,
 }
 
 impl<P: Pipeline> GenerationEngine<P> {
     /// An engine for the requests that come out of `requests`.
     #[must_use]
     pub fn new(pipeline: Arc<P>, requests: UnboundedReceiver<GenerationRequest>) -> Self {
-        Self { pipeline, requests }
+        Self { pipeline, requests, pulse: Pulse::default() }
+    }
+
+    /// The same engine with a pulse that others look at.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
     }
 
     /// Serves requests in order on one blocking thread, until every clone of the queue is gone.
@@ -88,16 +96,19 @@ impl<P: Pipeline> GenerationEngine<P> {
         while let Some(request) = self.requests.blocking_recv() {
             metrics::gauge!("sdw_requests_waiting").decrement(1);
             running.set(1);
+            self.pulse.beat();
             let span = info_span!(
                 parent: &request.span, "generate",
                 request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed
             );
             let _entered = span.enter();
-            let outcome = catch_unwind(AssertUnwindSafe(|| interruptible(interrupt(&request), || serve(&self.pipeline, &request))))
-                .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
-                // Whatever an interrupted network says: that is why it stopped.
-                .map_err(|error| if request.is_wanted() { error } else { GenerationError::Cancelled });
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| interruptible(interrupt(&request, &self.pulse), || serve(&self.pipeline, &request))))
+                    .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
+                    // Whatever an interrupted network says: that is why it stopped.
+                    .map_err(|error| if request.is_wanted() { error } else { GenerationError::Cancelled });
             running.set(0);
+            self.pulse.rest();
             // Not even a log that cannot be written may end the loop.
             let _ = catch_unwind(AssertUnwindSafe(|| conclude(&request, outcome)));
         }
@@ -189,10 +200,13 @@ fn check_wanted(request: &GenerationRequest) -> Result<(), GenerationError> {
     if request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
 }
 
-/// The same between two layers of a network, where a step takes long.
-fn interrupt(request: &GenerationRequest) -> Interrupt {
-    let (cancellation, response_tx) = (request.cancellation.clone(), request.response_tx.clone());
-    Arc::new(move || cancellation.is_cancelled() || response_tx.is_closed())
+/// The same between two layers of a network, where a step takes long: a sign of life each time.
+fn interrupt(request: &GenerationRequest, pulse: &Pulse) -> Interrupt {
+    let (cancellation, response_tx, pulse) = (request.cancellation.clone(), request.response_tx.clone(), pulse.clone());
+    Arc::new(move || {
+        pulse.beat();
+        cancellation.is_cancelled() || response_tx.is_closed()
+    })
 }
 
 /// A client that is gone is no error: the next step notices.

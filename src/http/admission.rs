@@ -113,6 +113,18 @@ impl Admission {
         Ok(Permit { places, backlog: Arc::clone(&self.backlog), pixels, steps_left })
     }
 
+    /// How many pictures may wait or run.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Whether anything waits or runs.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.permits.available_permits() < self.capacity as usize
+    }
+
     /// Waits until nothing waits or runs.
     pub async fn idle(&self) {
         // The semaphore is never closed.

@@ -88,6 +88,20 @@ impl ApiError {
         error
     }
 
+    pub(super) fn unauthorized(given: bool) -> Self {
+        let what = if given { "the API key is wrong" } else { "there is no API key" };
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", format!("{what}; send the header authorization: Bearer KEY"))
+    }
+
+    pub(super) fn not_for_browsers() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "a web page may not do this")
+    }
+
+    pub(super) fn stalled(silence: Duration) -> Self {
+        let message = format!("the engine has not moved for {} s", silence.as_secs());
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stalled", message)
+    }
+
     pub(super) fn loading() -> Self {
         let retry_after = Some(Duration::from_secs(1));
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_loading", "the model is still loading") }
@@ -192,6 +206,7 @@ impl From<GenerationError> for ApiError {
             GenerationError::AllBlack => hopeless("black_image"),
             GenerationError::Tokenizer(_) => hopeless("tokenizer_failed"),
             GenerationError::Model(_) => internal("model_failed"),
+            GenerationError::OutOfMemory(_) => hopeless("out_of_memory"),
             GenerationError::Encoding(_) => hopeless("encoding_failed"),
             GenerationError::Panicked(_) => internal("internal_error"),
         }
@@ -208,6 +223,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.never_retry {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -1,8 +1,10 @@
 //! The server: routes, wire types, admission. It knows requests and responses, and nothing of tensors.
 
+mod access;
 mod admission;
 mod api_error;
 mod client_wishes;
+mod discovery;
 mod extract;
 mod image_stream;
 mod images;
@@ -13,16 +15,18 @@ mod probes;
 mod request_context;
 mod run;
 mod runs;
+mod shutdown;
 mod wire;
 
 use std::time::{Duration, SystemTime};
 
+pub use access::ApiKey;
 pub use admission::{Admission, Demand, Permit};
 use api_error::ApiError;
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    http::Uri,
+    http::{HeaderName, HeaderValue, Method, Uri, header},
     middleware,
     routing::{get, post},
 };
@@ -32,7 +36,13 @@ pub use runs::{RunLimits, Runs};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backend::RequestQueue, common::Lifecycle};
+use tower::util::option_layer;
+use tower_http::cors::CorsLayer;
+
+use crate::{
+    backend::{Pulse, RequestQueue},
+    common::Lifecycle,
+};
 
 /// A prompt and a negative prompt of the largest size, escaped, fit.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -51,8 +61,18 @@ pub struct AppState {
     pub admission: Admission,
     /// What clients may come back to.
     pub runs: Runs,
+    /// What clients must know, if anything.
+    pub api_key: Option<ApiKey>,
+    /// Pages that browsers may ask from.
+    pub cors_origins: Vec<HeaderValue>,
+    /// Whether the engine moves, and how long it may not.
+    pub pulse: Pulse,
+    /// `None`: for ever.
+    pub watchdog: Option<Duration>,
     /// Renders `/metrics`.
     pub metrics: PrometheusHandle,
+    /// Asks the worker to finish what runs and to end.
+    pub shutdown: CancellationToken,
     /// Cancels everything that runs, when the worker has waited long enough.
     pub stop: CancellationToken,
 }
@@ -65,6 +85,9 @@ pub fn router(state: AppState) -> Router {
         .route("/readyz", get(probes::readyz))
         .route("/health", get(probes::readyz))
         .route("/metrics", get(metrics_endpoint::render))
+        .route("/info", get(discovery::info))
+        .route("/v1/capabilities", get(discovery::capabilities))
+        .route("/v1/shutdown", post(shutdown::shutdown))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
         .route("/v1/images/generations", post(images::generations))
@@ -76,8 +99,18 @@ pub fn router(state: AppState) -> Router {
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(state.clone(), access::check))
+        .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))
         .with_state(state)
+}
+
+/// Nothing is allowed to pages that were not named.
+fn cors(state: &AppState) -> Option<CorsLayer> {
+    let origins = &state.cors_origins;
+    let layer = || CorsLayer::new().allow_origin(origins.clone()).allow_methods([Method::GET, Method::POST, Method::DELETE]);
+    let names = [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id")];
+    (!origins.is_empty()).then(|| layer().allow_headers(names).expose_headers([request_context::X_REQUEST_ID]))
 }
 
 /// Seconds since 1970.

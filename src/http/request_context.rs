@@ -10,7 +10,7 @@ use tracing::{Instrument, info_span};
 
 use crate::common::RequestId;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Takes the request's name from its header, or makes one, and answers with it.
 pub(super) async fn attach(mut request: Request, next: Next) -> Response {

@@ -15,13 +15,16 @@ use crate::{
     },
 };
 
+/// The most pictures of one request.
+pub(super) const MAX_N: i64 = 10;
+
 /// The request.
 #[derive(Debug, Deserialize)]
 #[serde(expecting = "a JSON object")]
 pub(super) struct ImagesRequest {
     pub(super) prompt: Prompt,
     pub(super) model: Option<String>,
-    pub(super) n: Option<Bounded<1, 10>>,
+    pub(super) n: Option<Bounded<1, MAX_N>>,
     pub(super) size: Option<String>,
     pub(super) response_format: Option<String>,
     pub(super) output_format: Option<ImageFormat>,
