@@ -3,12 +3,12 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use image::{RgbImage, imageops};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
-use tracing::{info, info_span, warn};
+use tracing::{Span, field::Empty, info, info_span, warn};
 
 use super::{
     Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Pulse, Timings,
@@ -99,7 +99,8 @@ impl<P: Pipeline> GenerationEngine<P> {
             self.pulse.beat();
             let span = info_span!(
                 parent: &request.span, "generate",
-                request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed
+                request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed,
+                queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
             );
             let _entered = span.enter();
             let outcome =
@@ -148,6 +149,7 @@ fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<
 fn conclude(request: &GenerationRequest, outcome: Result<Complete, GenerationError>) {
     let (name, response) = match outcome {
         Ok(complete) => {
+            trace(&complete.timings);
             info!(total_ms = complete.timings.total().as_millis(), "picture finished");
             record(&complete.timings);
             ("ok", GenerationResponse::Complete(Box::new(complete)))
@@ -212,6 +214,13 @@ fn interrupt(request: &GenerationRequest, pulse: &Pulse) -> Interrupt {
 /// A client that is gone is no error: the next step notices.
 fn respond(request: &GenerationRequest, response: GenerationResponse) {
     let _ = request.response_tx.send(response);
+}
+
+/// Where the time went, in the request's span.
+fn trace(timings: &Timings) {
+    let (span, millis) = (Span::current(), |time: Duration| time.as_millis() as u64);
+    span.record("queue_ms", millis(timings.queue)).record("text_ms", millis(timings.text)).record("denoise_ms", millis(timings.denoise));
+    span.record("decode_ms", millis(timings.decode)).record("encode_ms", millis(timings.encode));
 }
 
 fn record(timings: &Timings) {

@@ -16,6 +16,7 @@ mod request_context;
 mod run;
 mod runs;
 mod shutdown;
+mod trace_context;
 mod wire;
 
 use std::time::{Duration, SystemTime};

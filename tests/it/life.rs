@@ -144,6 +144,27 @@ async fn an_orchestrator_that_is_not_there_stops_nothing() {
 }
 
 #[tokio::test]
+async fn logs_tell_a_request_from_its_trace_to_its_times() {
+    let mut worker = Worker::ready(&["--log-format", "json"]);
+    let traced = Client::new().post(worker.url("/v1/images/generations")).json(&small("a fox")).header("x-request-id", "req-7");
+    let traced = traced.header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    assert_eq!(traced.send().await.unwrap().status(), 200);
+    worker.signal("TERM");
+    worker.wait();
+    let log: Vec<Value> = worker.stderr().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = |message: &str| log.iter().find(|line| line["fields"]["message"] == message).unwrap();
+    let finished = line("picture finished");
+    let (request, generate) = (&finished["spans"][0], &finished["spans"][1]);
+    assert_eq!((&request["name"], &request["request_id"]), (&"request".into(), &"req-7".into()));
+    assert_eq!((&request["trace_id"], &request["parent_id"]), (&"4bf92f3577b34da6a3ce929d0e0e4736".into(), &"00f067aa0ba902b7".into()));
+    assert_eq!((&generate["name"], &generate["steps"]), (&"generate".into(), &"2".into()));
+    for time in ["queue_ms", "text_ms", "denoise_ms", "decode_ms", "encode_ms"] {
+        assert!(generate[time].is_u64(), "{time}: {finished}");
+    }
+    assert_eq!(line("answered")["fields"]["status"], 200);
+}
+
+#[tokio::test]
 async fn systemd_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");

@@ -10,6 +10,7 @@ mod http;
 mod hub;
 mod jobs;
 mod life;
+mod load;
 mod parity;
 mod probes;
 mod sharing;
