@@ -8,7 +8,8 @@ use tracing::warn;
 
 use crate::common::InvalidValue;
 
-/// A device by name: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`; a bare number is a CUDA device, as rbee's hive writes it.
+/// A device by name: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`; a bare number, as rbee's hive writes it, is
+/// one of whatever this binary is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// The first accelerator that this binary is built for and that is there, else the CPU.
@@ -20,6 +21,8 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// Apple's GPU.
     Metal,
+    /// An accelerator by number, or the CPU in a binary that is built for none.
+    Number(usize),
 }
 
 /// A device that cannot be used.
@@ -38,7 +41,6 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device, DeviceError> {
         let error = |reason: String| DeviceError { choice: self, reason };
         match self {
-            Self::Cpu => Ok(Device::Cpu),
             Self::Auto => Ok(Self::accelerator().unwrap_or(Device::Cpu)),
             Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
                 Err(error("this binary is built without it; build with --features cuda".to_owned()))
@@ -47,6 +49,9 @@ impl DeviceChoice {
                 Err(error("this binary is built without it; build with --features metal".to_owned()))
             }
             Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| error(e.to_string())),
+            Self::Number(ordinal) if candle_core::utils::cuda_is_available() => Self::Cuda(ordinal).open(),
+            Self::Number(_) if candle_core::utils::metal_is_available() => Self::Metal.open(),
+            Self::Cpu | Self::Number(_) => Ok(Device::Cpu),
             Self::Metal => Device::new_metal(0).map_err(|e| error(e.to_string())),
         }
     }
@@ -70,6 +75,7 @@ impl fmt::Display for DeviceChoice {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             Self::Metal => f.write_str("metal"),
+            Self::Number(ordinal) => write!(f, "{ordinal}"),
         }
     }
 }
@@ -78,13 +84,16 @@ impl FromStr for DeviceChoice {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let cuda = |ordinal: &str| ordinal.parse().map(Self::Cuda).ok();
+        let number = |ordinal: &str| ordinal.parse().ok();
         match text.to_ascii_lowercase().as_str() {
             "auto" => Some(Self::Auto),
             "cpu" => Some(Self::Cpu),
             "metal" => Some(Self::Metal),
             "cuda" => Some(Self::Cuda(0)),
-            name => cuda(name.strip_prefix("cuda:").unwrap_or(name)),
+            name => match name.strip_prefix("cuda:") {
+                Some(ordinal) => number(ordinal).map(Self::Cuda),
+                None => number(name).map(Self::Number),
+            },
         }
         .ok_or_else(|| InvalidValue::new("device", format_args!("\"{text}\""), "auto, cpu, cuda, cuda:N or metal"))
     }
@@ -122,7 +131,7 @@ mod tests {
             ("CPU", DeviceChoice::Cpu),
             ("cuda", DeviceChoice::Cuda(0)),
             ("cuda:3", DeviceChoice::Cuda(3)),
-            ("1", DeviceChoice::Cuda(1)),
+            ("1", DeviceChoice::Number(1)),
             ("metal", DeviceChoice::Metal),
         ] {
             assert_eq!(text.parse(), Ok(choice));

@@ -9,21 +9,23 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use axum::http::HeaderValue;
 use clap::Parser;
 use metrics_exporter_prometheus::PrometheusHandle;
+use sd_notify::NotifyState;
 use sd_worker::{
-    backend::{self, GenerationEngine, InferencePipeline, LoadError, LoadOptions, ModelFiles, RequestQueue},
-    cli::{self, Cli, Command, Failure, LogArgs, LogFormat, ServeArgs},
-    common::{Lifecycle, error_chain},
-    http::{self, Admission, AppState},
+    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pulse, RequestQueue},
+    cli::{self, Cli, Command, Failure, Heartbeat, LogArgs, LogFormat, ServeArgs, StopSignals},
+    common::{Lifecycle, ModelInfo, error_chain},
+    http::{self, Admission, ApiKey, AppState, RunLimits, Runs},
     ops::ReusingAllocator,
 };
 use serde_json::json;
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc::UnboundedReceiver, watch},
+    task::JoinHandle,
     time::{interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,8 +37,8 @@ static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 /// How long cancelled requests may take to notice.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
-/// How often metrics that nobody reads are put together, so that they do not pile up.
-const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How often what nobody asks for is cleared away, so that it does not pile up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
 fn main() -> ExitCode {
@@ -85,24 +87,27 @@ fn init_logs(args: &LogArgs) {
 
 /// Serves until SIGTERM or SIGINT.
 fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
-    if !args.host.is_loopback() && !args.insecure {
-        return Err(Failure::Configuration(format!(
-            "{} can be reached by others, and nothing would keep them out; say --insecure if that is what you want",
-            args.host
-        )));
+    if args.build_info {
+        println!("{}", if cfg!(debug_assertions) { "debug" } else { "release" });
+        return Ok(());
     }
+    let access = (args.key()?, args.origins()?);
     args.model.start_threads()?;
     let runtime = Runtime::new().context("no runtime").map_err(Failure::Internal)?;
-    let outcome = runtime.block_on(serve(args, log_format));
-    // A step that is still running is not waited for: it could take minutes, and its client is gone.
+    let outcome = runtime.block_on(serve(args, access, log_format));
+    // A layer that is still running is not waited for: it could take minutes, and its client is gone.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
-    let mut signals = Signals::new()?;
+async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log_format: LogFormat) -> Result<(), Failure> {
+    let signals = StopSignals::new()?;
+    if args.exit_on_stdin_eof {
+        signals.watch_stdin();
+    }
     let metrics = http::install_recorder().context("no metrics").map_err(Failure::Internal)?;
-    tokio::spawn(keep_up(metrics.clone()));
+    let runs = Runs::new(RunLimits { keep: Duration::from_secs(args.keep_results), most: args.max_results });
+    tokio::spawn(keep_up(metrics.clone(), runs.clone()));
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Failure::Port { address, source })?;
     let address = listener.local_addr().map_err(|source| Failure::Port { address, source })?;
@@ -111,62 +116,118 @@ async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     // The socket answers from here on; until there is a model, it says so.
     let (queue, requests) = RequestQueue::new();
     let (lifecycle, lifecycle_rx) = watch::channel(Lifecycle::Loading);
-    let admission = Admission::new(args.queue_capacity);
-    let stop = CancellationToken::new();
-    let state = AppState { queue, lifecycle: lifecycle_rx, admission: admission.clone(), metrics, stop: stop.clone() };
+    let (admission, pulse, stop) = (Admission::new(args.queue_capacity), Pulse::default(), CancellationToken::new());
+    let watchdog = (args.watchdog > 0).then(|| Duration::from_secs(args.watchdog));
+    let (api_key, cors_origins) = access;
+    let state = AppState {
+        queue,
+        lifecycle: lifecycle_rx.clone(),
+        admission: admission.clone(),
+        runs,
+        api_key,
+        cors_origins,
+        pulse: pulse.clone(),
+        watchdog,
+        metrics,
+        shutdown: signals.asked(),
+        stop: stop.clone(),
+    };
     let closed = CancellationToken::new();
     let server = axum::serve(listener, http::router(state)).with_graceful_shutdown(closed.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
+    tokio::spawn(cli::pet_watchdog(pulse.clone(), watchdog));
+    let heartbeat = Heartbeat::start(&args.orchestrator, args.model.model.clone(), address.port(), lifecycle_rx, admission.clone());
 
-    let started = Instant::now();
-    let pipeline = tokio::select! {
-        loaded = load(args) => loaded?,
-        () = signals.next() => return Ok(()),
-    };
-    let info = Arc::clone(pipeline.info());
-    let mut engine = GenerationEngine::new(pipeline, requests).start();
-    metrics::gauge!("sdw_model_loaded").set(1);
-    // First in fact, then in words: whoever reads the line may send a request at once.
-    lifecycle.send_replace(Lifecycle::Ready(Arc::clone(&info)));
-    announce(&json!({ "event": "ready", "model": info.id, "device": info.device, "port": address.port() }));
-    let (load_ms, threads) = (started.elapsed().as_millis(), rayon::current_num_threads());
-    info!(model = info.id, device = info.device, threads, load_ms, "ready");
-    if log_format == LogFormat::Text {
-        say(&format!("Try:\n{}", example(address)));
+    let worker = Worker { args, address, log_format, signals, lifecycle, admission, pulse, stop, closed, server };
+    let outcome = worker.run(requests).await;
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.stop().await;
     }
-
-    tokio::select! {
-        () = signals.next() => {}
-        _ = &mut engine => return Err(Failure::Internal(anyhow!("the engine stopped"))),
-    }
-    info!("stopping: requests that run have {} s to finish", args.drain_timeout);
-    lifecycle.send_replace(Lifecycle::Draining);
-    let deadline = Instant::now() + Duration::from_secs(args.drain_timeout);
-    tokio::select! {
-        () = admission.idle() => {}
-        () = sleep_until(deadline.into()) => warn!("requests that did not finish in time are cancelled"),
-        () = signals.next() => warn!("asked twice: requests that run are cancelled"),
-    }
-    stop.cancel();
-    // The server's state holds the last queue; without it the engine's loop ends. Answers get what is left of the time to be read.
-    closed.cancel();
-    let rest = deadline.saturating_duration_since(Instant::now()).max(CANCEL_GRACE);
-    let _ = timeout(rest, async { (server.await, timeout(CANCEL_GRACE, engine).await) }).await;
-    Ok(())
+    outcome
 }
 
-/// Puts together what the metrics have gathered.
-async fn keep_up(metrics: PrometheusHandle) {
-    let mut ticks = interval(METRICS_UPKEEP);
+/// What it takes to bring a worker that listens to life, and to its end.
+struct Worker<'a> {
+    args: &'a ServeArgs,
+    address: SocketAddr,
+    log_format: LogFormat,
+    signals: StopSignals,
+    lifecycle: watch::Sender<Lifecycle>,
+    admission: Admission,
+    pulse: Pulse,
+    /// Cancels everything that runs.
+    stop: CancellationToken,
+    /// Takes no new connection.
+    closed: CancellationToken,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Worker<'_> {
+    /// Loads, works, drains.
+    async fn run(mut self, requests: UnboundedReceiver<GenerationRequest>) -> Result<(), Failure> {
+        let started = Instant::now();
+        let pipeline = tokio::select! {
+            loaded = load(self.args) => loaded?,
+            () = self.signals.next() => return Ok(()),
+        };
+        let info = Arc::clone(pipeline.info());
+        let mut engine = GenerationEngine::new(pipeline, requests).with_pulse(self.pulse.clone()).start();
+        self.ready(&info, started.elapsed());
+        tokio::select! {
+            () = self.signals.next() => {}
+            _ = &mut engine => return Err(Failure::Internal(anyhow!("the engine stopped"))),
+        }
+        self.drain(engine).await;
+        Ok(())
+    }
+
+    /// First in fact, then in words: whoever hears of it may send a request at once.
+    fn ready(&self, info: &Arc<ModelInfo>, load_time: Duration) {
+        metrics::gauge!("sdw_model_loaded").set(1);
+        self.lifecycle.send_replace(Lifecycle::Ready(Arc::clone(info)));
+        announce(&json!({ "event": "ready", "model": info.id, "device": info.device, "port": self.address.port() }));
+        cli::notify_systemd(&NotifyState::Ready);
+        let (args, url) = (&self.args, format!("http://{}", self.address));
+        tokio::spawn(cli::report_ready(args.orchestrator.clone(), Arc::clone(info), args.model.model.clone(), url));
+        let (load_ms, threads) = (load_time.as_millis(), rayon::current_num_threads());
+        info!(model = info.id, device = info.device, threads, load_ms, "ready");
+        if self.log_format == LogFormat::Text {
+            say(&format!("Try:\n{}", example(self.address)));
+        }
+    }
+
+    /// Takes nothing new, lets finish what can, and tells the rest.
+    async fn drain(mut self, engine: JoinHandle<()>) {
+        info!("stopping: requests that run have {} s to finish", self.args.drain_timeout);
+        self.lifecycle.send_replace(Lifecycle::Draining);
+        cli::notify_systemd(&NotifyState::Stopping);
+        let deadline = Instant::now() + Duration::from_secs(self.args.drain_timeout);
+        tokio::select! {
+            () = self.admission.idle() => {}
+            () = sleep_until(deadline.into()) => warn!("requests that did not finish in time are cancelled"),
+            () = self.signals.next() => warn!("asked twice: requests that run are cancelled"),
+        }
+        self.stop.cancel();
+        // The server's state holds the last queue; without it the engine's loop ends. Answers get what is left of the time to be read.
+        self.closed.cancel();
+        let rest = deadline.saturating_duration_since(Instant::now()).max(CANCEL_GRACE);
+        let _ = timeout(rest, async { (self.server.await, timeout(CANCEL_GRACE, engine).await) }).await;
+    }
+}
+
+/// Puts together what the metrics have gathered, and forgets results that were kept long enough.
+async fn keep_up(metrics: PrometheusHandle, runs: Runs) {
+    let mut ticks = interval(UPKEEP);
     loop {
         ticks.tick().await;
         metrics.run_upkeep();
+        runs.forget_old();
     }
 }
 
 /// Loads the model and makes a first small picture with it, off the runtime's threads.
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
-    let (model, device) = (args.model.model.clone(), args.model.device);
+    let (model, device) = (args.model.source().to_owned(), args.model.device);
     let (storage, max_pixels) = (args.model.dtype, args.model.max_pixels);
     let work = move || -> Result<_, LoadError> {
         let files = ModelFiles::open(&model)?;
@@ -176,26 +237,6 @@ async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
     };
     let loaded = tokio::task::spawn_blocking(work).await.context("loading the model").map_err(Failure::Internal)?;
     Ok(loaded?)
-}
-
-/// SIGTERM and SIGINT, which mean the same here.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).context("no signals").map_err(Failure::Internal);
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
 
 /// One line of JSON for whoever started this process. If nobody reads them, the worker works all the same.

@@ -28,7 +28,10 @@ pub enum GenerationError {
     Tokenizer(String),
     /// A tensor operation failed.
     #[error("the model failed")]
-    Model(#[from] candle_core::Error),
+    Model(#[source] candle_core::Error),
+    /// The device has no room for it.
+    #[error("the device ran out of memory; ask for a smaller picture")]
+    OutOfMemory(#[source] candle_core::Error),
     /// The picture could not be written.
     #[error("the picture could not be encoded: {0}")]
     Encoding(String),
@@ -116,7 +119,29 @@ impl From<InvalidValue> for GenerationError {
     }
 }
 
+impl From<candle_core::Error> for GenerationError {
+    fn from(error: candle_core::Error) -> Self {
+        if is_out_of_memory(&error) { Self::OutOfMemory(error) } else { Self::Model(error) }
+    }
+}
+
+/// What drivers say has no type of its own.
+fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let text = error.to_string().to_ascii_lowercase();
+    text.contains("out of memory") || text.contains("out_of_memory")
+}
+
 impl LoadError {
+    /// Whether the model would load on a device with more memory.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::BadWeights { source, .. } | Self::WrongWeights { source, .. } => is_out_of_memory(source),
+            Self::SelfTest(error) => matches!(error, GenerationError::OutOfMemory(_)),
+            _ => false,
+        }
+    }
+
     pub(super) fn config(path: PathBuf) -> impl FnOnce(ConfigError) -> Self {
         move |error| Self::BadConfig { path, reason: error.to_string() }
     }

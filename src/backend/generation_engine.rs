@@ -3,17 +3,21 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use image::{RgbImage, imageops};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
-use tracing::{info, info_span, warn};
+use tracing::{Span, field::Empty, info, info_span, warn};
 
 use super::{
-    Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Timings, image_utils,
+    Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Pulse, Timings,
+    image_utils,
 };
-use crate::common::{ImageSize, error_chain};
+use crate::{
+    common::{ImageSize, error_chain},
+    models::{Interrupt, interruptible},
+};
 
 /// What the engine needs of a pipeline: to begin a generation. Tests have one that makes no pictures.
 pub trait Pipeline: Send + Sync + 'static {
@@ -62,13 +66,20 @@ pub trait Generation {
 pub struct GenerationEngine<P = InferencePipeline> {
     pipeline: Arc<P>,
     requests: UnboundedReceiver<GenerationRequest>,
+    pulse: Pulse,
 }
 
 impl<P: Pipeline> GenerationEngine<P> {
     /// An engine for the requests that come out of `requests`.
     #[must_use]
     pub fn new(pipeline: Arc<P>, requests: UnboundedReceiver<GenerationRequest>) -> Self {
-        Self { pipeline, requests }
+        Self { pipeline, requests, pulse: Pulse::default() }
+    }
+
+    /// The same engine with a pulse that others look at.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
     }
 
     /// Serves requests in order on one blocking thread, until every clone of the queue is gone.
@@ -85,16 +96,21 @@ impl<P: Pipeline> GenerationEngine<P> {
         while let Some(request) = self.requests.blocking_recv() {
             metrics::gauge!("sdw_requests_waiting").decrement(1);
             running.set(1);
+            self.pulse.beat();
             let span = info_span!(
                 parent: &request.span, "generate",
-                request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed
+                request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed,
+                queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
             );
             let _entered = span.enter();
+            let run = || interruptible(interrupt(&request, &self.pulse), || serve(&self.pipeline, &request));
             // On a thread of the pool: from outside, each of a thousand operations would cost two switches of threads.
-            let in_pool = || rayon::scope(|_| span.in_scope(|| serve(&self.pipeline, &request)));
-            let outcome = catch_unwind(AssertUnwindSafe(in_pool))
-                .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))));
+            let outcome = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| span.in_scope(run))))
+                .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
+                // Whatever an interrupted network says: that is why it stopped.
+                .map_err(|error| if request.is_wanted() { error } else { GenerationError::Cancelled });
             running.set(0);
+            self.pulse.rest();
             // Not even a log that cannot be written may end the loop.
             let _ = catch_unwind(AssertUnwindSafe(|| conclude(&request, outcome)));
         }
@@ -106,6 +122,7 @@ fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<
     let mut timings = Timings { queue: request.accepted_at.elapsed(), ..Timings::default() };
     metrics::histogram!("sdw_queue_seconds").record(timings.queue);
     check_wanted(request)?;
+    respond(request, GenerationResponse::Started);
 
     let started = Instant::now();
     let mut generation = pipeline.begin(request)?;
@@ -133,6 +150,7 @@ fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<
 fn conclude(request: &GenerationRequest, outcome: Result<Complete, GenerationError>) {
     let (name, response) = match outcome {
         Ok(complete) => {
+            trace(&complete.timings);
             info!(total_ms = complete.timings.total().as_millis(), "picture finished");
             record(&complete.timings);
             ("ok", GenerationResponse::Complete(Box::new(complete)))
@@ -182,12 +200,28 @@ fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
 
 /// Stops where nobody waits for the picture any more.
 fn check_wanted(request: &GenerationRequest) -> Result<(), GenerationError> {
-    if request.cancellation.is_cancelled() || request.response_tx.is_closed() { Err(GenerationError::Cancelled) } else { Ok(()) }
+    if request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+}
+
+/// The same between two layers of a network, where a step takes long: a sign of life each time.
+fn interrupt(request: &GenerationRequest, pulse: &Pulse) -> Interrupt {
+    let (cancellation, response_tx, pulse) = (request.cancellation.clone(), request.response_tx.clone(), pulse.clone());
+    Arc::new(move || {
+        pulse.beat();
+        cancellation.is_cancelled() || response_tx.is_closed()
+    })
 }
 
 /// A client that is gone is no error: the next step notices.
 fn respond(request: &GenerationRequest, response: GenerationResponse) {
     let _ = request.response_tx.send(response);
+}
+
+/// Where the time went, in the request's span.
+fn trace(timings: &Timings) {
+    let (span, millis) = (Span::current(), |time: Duration| time.as_millis() as u64);
+    span.record("queue_ms", millis(timings.queue)).record("text_ms", millis(timings.text)).record("denoise_ms", millis(timings.denoise));
+    span.record("decode_ms", millis(timings.decode)).record("encode_ms", millis(timings.encode));
 }
 
 fn record(timings: &Timings) {

@@ -10,6 +10,7 @@ mod model_files;
 mod model_loader;
 mod prompt_encoder;
 mod prompt_tokenizer;
+mod pulse;
 mod request_queue;
 mod weights;
 
@@ -22,4 +23,5 @@ pub use model_files::ModelFiles;
 pub use model_loader::{LoadOptions, load};
 pub use prompt_encoder::{EncodedPrompts, PromptEncoder};
 pub use prompt_tokenizer::{PromptTokenizer, TokenIds};
+pub use pulse::Pulse;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};

@@ -57,7 +57,7 @@ pub struct GenerationRequest {
     pub config: SamplingConfig,
     /// How it is written.
     pub output: OutputConfig,
-    /// Stops the generation at its next step. A dropped receiver of `response_tx` does the same.
+    /// Stops the generation, in the middle of a step too. A dropped receiver of `response_tx` does the same.
     pub cancellation: CancellationToken,
     /// When the request was accepted.
     pub accepted_at: Instant,
@@ -65,13 +65,23 @@ pub struct GenerationRequest {
     pub span: Span,
     /// Its place among those that may wait or run, given back when the request is dropped. The engine does not look at it.
     pub place: Option<OwnedSemaphorePermit>,
-    /// Where the answers go: any number of `Progress` and `Preview`, then one `Complete` or `Error`.
+    /// Where the answers go: `Started` when it is its turn, any number of `Progress` and `Preview`, then one `Complete` or `Error`.
     pub response_tx: UnboundedSender<GenerationResponse>,
+}
+
+impl GenerationRequest {
+    /// Whether somebody waits for the picture.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        !self.cancellation.is_cancelled() && !self.response_tx.is_closed()
+    }
 }
 
 /// What the engine says to a request.
 #[derive(Debug)]
 pub enum GenerationResponse {
+    /// Its turn has come.
+    Started,
     /// A step is done.
     Progress(Progress),
     /// A rough picture on the way.

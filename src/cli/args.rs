@@ -2,14 +2,16 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help text")]
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf};
+use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf};
 
+use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Failure;
 use crate::{
     common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
     device::{self, DeviceChoice},
+    http::ApiKey,
     ops::Storage,
 };
 
@@ -33,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Answer HTTP requests (the default)
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Make one picture and write it to a file
     Generate(Box<GenerateArgs>),
     /// List models, or write the built-in one to a directory
@@ -72,7 +74,10 @@ pub struct ModelArgs {
     /// The model: "builtin", a directory in the layout of diffusers, or a repository such as owner/name
     #[arg(long, env = "SD_WORKER_MODEL", default_value = "builtin")]
     pub model: String,
-    /// Where to run it: auto, cpu, cuda, cuda:N, metal
+    /// The model's files, where --model is only its name
+    #[arg(long, env = "SD_WORKER_MODEL_PATH", value_name = "PATH")]
+    pub model_path: Option<String>,
+    /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
     /// How weights are kept: f32, f16, bf16 or q8_0; on a CPU, less takes less memory and about the same time
@@ -87,6 +92,12 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// What to load.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        self.model_path.as_ref().unwrap_or(&self.model)
+    }
+
     /// Starts the threads, which can be done once.
     ///
     /// # Errors
@@ -109,15 +120,107 @@ pub struct ServeArgs {
     /// The port to listen on; 0 picks a free one
     #[arg(long, env = "SD_WORKER_PORT", default_value_t = 8080)]
     pub port: u16,
+    /// A key that clients must send as a bearer token; better given by the environment, where other users do not see it
+    #[arg(long, env = "SD_WORKER_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// A file with that key
+    #[arg(long, env = "SD_WORKER_API_KEY_FILE", value_name = "FILE", conflicts_with = "api_key")]
+    pub api_key_file: Option<PathBuf>,
+    /// Web pages that may ask from a browser, such as http://localhost:3000 [default: none]
+    #[arg(long, env = "SD_WORKER_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
     /// Listen on an address that others can reach, without any authentication
     #[arg(long, env = "SD_WORKER_INSECURE")]
     pub insecure: bool,
     /// How many pictures may wait or run before requests are refused with 429
     #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
     pub queue_capacity: u32,
+    /// How long the result of a job is kept
+    #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_name = "SECONDS")]
+    pub keep_results: u64,
+    /// How many results of jobs are kept; the oldest go first
+    #[arg(long, env = "SD_WORKER_MAX_RESULTS", default_value_t = 100, value_name = "JOBS")]
+    pub max_results: usize,
     /// How long requests may take to finish once the worker is asked to stop
     #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS")]
     pub drain_timeout: u64,
+    /// How long the engine may not move before /livez fails, 0 for ever
+    #[arg(long, env = "SD_WORKER_WATCHDOG", default_value_t = 300, value_name = "SECONDS")]
+    pub watchdog: u64,
+    /// Stop when stdin ends, as it does when the parent process does
+    #[arg(long, env = "SD_WORKER_EXIT_ON_STDIN_EOF")]
+    pub exit_on_stdin_eof: bool,
+    /// Say how this binary was built, release or debug, and end
+    #[arg(long)]
+    pub build_info: bool,
+    /// Whom to report to.
+    #[command(flatten)]
+    pub orchestrator: OrchestratorArgs,
+}
+
+/// Whom to report to.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Orchestrator")]
+pub struct OrchestratorArgs {
+    /// The worker's name in reports [default: sd-worker and the number of the process]
+    #[arg(long, env = "SD_WORKER_ID", value_name = "ID")]
+    pub worker_id: Option<String>,
+    /// Where the worker posts that it is ready
+    #[arg(long, env = "SD_WORKER_CALLBACK_URL", value_name = "URL")]
+    pub callback_url: Option<String>,
+    /// Whose /v1/worker-heartbeat the worker posts its state to
+    #[arg(long, env = "SD_WORKER_QUEEN_URL", visible_alias = "hive-url", value_name = "URL")]
+    pub queen_url: Option<String>,
+    /// How often it does
+    #[arg(long, env = "SD_WORKER_HEARTBEAT_INTERVAL", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    pub heartbeat_interval: u64,
+}
+
+impl ServeArgs {
+    /// The key that clients must send, if any.
+    ///
+    /// # Errors
+    /// When there is to be one and it is missing, or when others could reach the worker and none is asked for.
+    pub fn key(&self) -> Result<Option<ApiKey>, Failure> {
+        let text = match &self.api_key_file {
+            Some(file) => Some(fs::read_to_string(file).map_err(|error| {
+                let file = file.display();
+                Failure::Configuration(format!("the API key cannot be read from {file}: {error}"))
+            })?),
+            None => self.api_key.clone(),
+        };
+        let key = text.as_deref().and_then(ApiKey::new);
+        if text.is_some() && key.is_none() {
+            return Err(Failure::Configuration("the API key is empty; leave it out if there is to be none".to_owned()));
+        }
+        if key.is_none() && !self.host.is_loopback() && !self.insecure {
+            let host = self.host;
+            return Err(Failure::Configuration(format!(
+                "{host} can be reached by others, and nothing would keep them out; give --api-key, or say --insecure if that is what you want"
+            )));
+        }
+        Ok(key)
+    }
+
+    /// The pages that may ask from a browser.
+    ///
+    /// # Errors
+    /// When one is no origin.
+    pub fn origins(&self) -> Result<Vec<HeaderValue>, Failure> {
+        let origin = |text: &String| match HeaderValue::from_str(text) {
+            Ok(value) if text.starts_with("http://") || text.starts_with("https://") => Ok(value),
+            _ => Err(Failure::Configuration(format!("--cors-origin must be an origin such as http://localhost:3000, not {text}"))),
+        };
+        self.cors_origin.iter().map(origin).collect()
+    }
+}
+
+impl OrchestratorArgs {
+    /// The worker's name in reports.
+    #[must_use]
+    pub fn worker_id(&self) -> String {
+        self.worker_id.clone().unwrap_or_else(|| format!("sd-worker-{}", std::process::id()))
+    }
 }
 
 /// One picture.

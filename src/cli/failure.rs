@@ -48,12 +48,16 @@ pub enum Failure {
 impl Failure {
     /// Arguments that cannot be read.
     pub const USAGE: u8 = 64;
+    /// The device has too little memory.
+    pub const OUT_OF_MEMORY: u8 = 75;
 
     /// The exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Generation(GenerationError::Unsupported(_)) => Self::USAGE,
+            Self::Generation(GenerationError::OutOfMemory(_)) => Self::OUT_OF_MEMORY,
+            Self::Model(error) if error.is_out_of_memory() => Self::OUT_OF_MEMORY,
             Self::Model(LoadError::Device(_)) | Self::Port { .. } => 69,
             Self::Model(
                 LoadError::NotFound(_)
@@ -76,5 +80,20 @@ impl Failure {
 impl From<InvalidValue> for Failure {
     fn from(error: InvalidValue) -> Self {
         Self::Usage(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_has_a_code_of_its_own() {
+        let error = || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let load = LoadError::WrongWeights { path: "unet".into(), source: error() };
+        for failure in [Failure::from(load), LoadError::SelfTest(error().into()).into(), GenerationError::from(error()).into()] {
+            assert_eq!(failure.exit_code(), 75, "{failure}");
+        }
+        assert_eq!(Failure::from(GenerationError::from(candle_core::Error::msg("shape mismatch"))).exit_code(), 70);
     }
 }

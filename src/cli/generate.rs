@@ -33,7 +33,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
 
     let started = Instant::now();
     let device = args.model.device.open().map_err(backend::LoadError::from)?;
-    let files = ModelFiles::open(&args.model.model)?;
+    let files = ModelFiles::open(args.model.source())?;
     let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, storage: args.model.dtype, max_pixels: args.model.max_pixels })?);
     let load_time = started.elapsed();
 

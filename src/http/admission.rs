@@ -14,8 +14,8 @@ use crate::backend::Progress;
 
 /// The longest `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
-/// What a step is taken to cost until one has been measured.
-const FIRST_GUESS: Duration = Duration::from_millis(500);
+/// What a pixel is taken to cost in a step until a step has been measured: half a second for 512 x 512.
+const FIRST_GUESS: u64 = 2_000_000;
 
 /// Counts the pictures that wait or run, and the steps that are still to be done for them.
 #[derive(Debug, Clone)]
@@ -25,12 +25,25 @@ pub struct Admission {
     backlog: Arc<Backlog>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Backlog {
-    /// Steps admitted and not yet done.
-    steps: AtomicU64,
-    /// Moving average of a step's time.
-    step_nanos: AtomicU64,
+    /// Work admitted and not yet done: pixels, times the steps that each still has to take.
+    pixels: AtomicU64,
+    /// Moving average of what a pixel costs in a step, in picoseconds. 0 until one is measured.
+    picos_per_pixel: AtomicU64,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand {
+    /// How many pictures.
+    pub pictures: u32,
+    /// Steps to each.
+    pub steps: usize,
+    /// Pixels of each.
+    pub pixels: u64,
+    /// How long the client waits for all of them, if it says so.
+    pub deadline: Option<Duration>,
 }
 
 /// The right to have some pictures made. What is left of its steps leaves the backlog when it is dropped.
@@ -39,6 +52,7 @@ pub struct Permit {
     /// Places that no request has taken along yet.
     places: OwnedSemaphorePermit,
     backlog: Arc<Backlog>,
+    pixels: u64,
     steps_left: u64,
 }
 
@@ -55,6 +69,15 @@ pub enum Refusal {
         /// How many there is room for.
         capacity: u32,
     },
+    /// The client would be gone before its pictures are made.
+    TooLate {
+        /// How long others take until it is its turn.
+        others: Duration,
+        /// How long its own pictures take.
+        own: Duration,
+        /// How long it waits.
+        deadline: Duration,
+    },
 }
 
 impl Admission {
@@ -62,24 +85,44 @@ impl Admission {
     #[must_use]
     pub fn new(capacity: u32) -> Self {
         metrics::gauge!("sdw_queue_capacity").set(capacity);
-        let backlog = Backlog { steps: AtomicU64::new(0), step_nanos: AtomicU64::new(FIRST_GUESS.as_nanos() as u64) };
-        Self { permits: Arc::new(Semaphore::new(capacity as usize)), capacity, backlog: Arc::new(backlog) }
+        Self { permits: Arc::new(Semaphore::new(capacity as usize)), capacity, backlog: Arc::default() }
     }
 
-    /// A permit for `pictures` of `steps` steps each.
+    /// A permit for all that is asked for.
     ///
     /// # Errors
-    /// When there is no room for all of them.
-    pub fn admit(&self, pictures: u32, steps: usize) -> Result<Permit, Refusal> {
+    /// When there is no room for it, or not enough time.
+    pub fn admit(&self, demand: Demand) -> Result<Permit, Refusal> {
+        let Demand { pictures, steps, pixels, deadline } = demand;
         if pictures > self.capacity {
             return Err(Refusal::TooMany { capacity: self.capacity });
         }
-        let Ok(places) = Arc::clone(&self.permits).try_acquire_many_owned(pictures) else {
-            return Err(Refusal::Full { retry_after: self.backlog.time().clamp(Duration::from_secs(1), MAX_RETRY_AFTER) });
-        };
+        let waiting = self.backlog.pixels.load(Ordering::Relaxed);
+        let others = self.backlog.time(waiting);
         let steps_left = u64::from(pictures) * steps as u64;
-        self.backlog.steps.fetch_add(steps_left, Ordering::Relaxed);
-        Ok(Permit { places, backlog: Arc::clone(&self.backlog), steps_left })
+        if let (Some(deadline), true) = (deadline, self.backlog.is_measured()) {
+            let own = self.backlog.time(steps_left * pixels);
+            if others + own > deadline {
+                return Err(Refusal::TooLate { others, own, deadline });
+            }
+        }
+        let Ok(places) = Arc::clone(&self.permits).try_acquire_many_owned(pictures) else {
+            return Err(Refusal::Full { retry_after: retry_after(others) });
+        };
+        self.backlog.pixels.fetch_add(steps_left * pixels, Ordering::Relaxed);
+        Ok(Permit { places, backlog: Arc::clone(&self.backlog), pixels, steps_left })
+    }
+
+    /// How many pictures may wait or run.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Whether anything waits or runs.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.permits.available_permits() < self.capacity as usize
     }
 
     /// Waits until nothing waits or runs.
@@ -89,10 +132,21 @@ impl Admission {
     }
 }
 
+/// What is worth waiting for, in the header's whole seconds.
+pub(super) fn retry_after(wait: Duration) -> Duration {
+    wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER)
+}
+
 impl Backlog {
-    fn time(&self) -> Duration {
-        let nanos = self.steps.load(Ordering::Relaxed).saturating_mul(self.step_nanos.load(Ordering::Relaxed));
-        Duration::from_nanos(nanos)
+    fn is_measured(&self) -> bool {
+        self.picos_per_pixel.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long so many pixels take. Decoding is not counted: it is little next to the steps.
+    fn time(&self, pixels: u64) -> Duration {
+        let measured = self.picos_per_pixel.load(Ordering::Relaxed);
+        let picos = u128::from(pixels) * u128::from(if measured > 0 { measured } else { FIRST_GUESS });
+        Duration::from_nanos((picos / 1000).try_into().unwrap_or(u64::MAX))
     }
 }
 
@@ -107,17 +161,18 @@ impl Permit {
     pub fn note(&mut self, progress: &Progress) {
         let done = 1.min(self.steps_left);
         self.steps_left -= done;
-        self.backlog.steps.fetch_sub(done, Ordering::Relaxed);
+        self.backlog.pixels.fetch_sub(done * self.pixels, Ordering::Relaxed);
         // Races between requests cost one measurement, which the next makes good.
-        let before = self.backlog.step_nanos.load(Ordering::Relaxed);
-        let measured = progress.step_time.as_nanos() as u64;
-        self.backlog.step_nanos.store((before / 4).saturating_mul(3).saturating_add(measured / 4), Ordering::Relaxed);
+        let before = self.backlog.picos_per_pixel.load(Ordering::Relaxed);
+        let measured = (progress.step_time.as_nanos() * 1000 / u128::from(self.pixels.max(1))).max(1) as u64;
+        let mean = if before == 0 { measured } else { (before / 4).saturating_mul(3).saturating_add(measured / 4).max(1) };
+        self.backlog.picos_per_pixel.store(mean, Ordering::Relaxed);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.backlog.steps.fetch_sub(self.steps_left, Ordering::Relaxed);
+        self.backlog.pixels.fetch_sub(self.steps_left * self.pixels, Ordering::Relaxed);
     }
 }
 
@@ -125,8 +180,14 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    fn retry_after(admission: &Admission) -> Duration {
-        match admission.admit(1, 1) {
+    const PIXELS: u64 = 512 * 512;
+
+    fn demand(pictures: u32, steps: usize) -> Demand {
+        Demand { pictures, steps, pixels: PIXELS, deadline: None }
+    }
+
+    fn when_full(admission: &Admission) -> Duration {
+        match admission.admit(demand(1, 1)) {
             Err(Refusal::Full { retry_after }) => retry_after,
             other => panic!("{other:?}"),
         }
@@ -139,41 +200,68 @@ mod tests {
     #[test]
     fn a_full_queue_says_when_to_come_back() {
         let admission = Admission::new(2);
-        let mut permit = admission.admit(2, 10).unwrap();
-        assert_eq!(retry_after(&admission), FIRST_GUESS * 20);
+        let mut permit = admission.admit(demand(2, 10)).unwrap();
+        assert_eq!(when_full(&admission).as_secs(), 10, "20 steps of a guessed half second");
         for _ in 0..10 {
             permit.note(&step(2000));
         }
-        let wait = retry_after(&admission);
-        assert!((Duration::from_secs(18)..Duration::from_secs(20)).contains(&wait), "10 steps of nearly 2 s, not {wait:?}");
+        let wait = when_full(&admission);
+        assert!((Duration::from_secs(19)..=Duration::from_secs(20)).contains(&wait), "10 steps of 2 s, not {wait:?}");
         for _ in 0..10 {
             permit.note(&step(600_000));
         }
         drop(permit);
-        let _room = admission.admit(2, 1000).unwrap();
-        assert_eq!(retry_after(&admission), MAX_RETRY_AFTER);
+        let _room = admission.admit(demand(2, 1000)).unwrap();
+        assert_eq!(when_full(&admission), MAX_RETRY_AFTER);
+    }
+
+    #[test]
+    fn a_small_picture_is_not_expected_to_take_as_long_as_a_large_one() {
+        let admission = Admission::new(2);
+        let mut permit = admission.admit(demand(1, 1)).unwrap();
+        permit.note(&step(1600));
+        let _waiting = admission.admit(Demand { pixels: PIXELS / 16, ..demand(2, 100) }).unwrap_err();
+        drop(permit);
+        let _waiting = admission.admit(Demand { pixels: PIXELS / 16, ..demand(2, 100) }).unwrap();
+        let wait = when_full(&admission);
+        assert!((19_900..=20_000).contains(&wait.as_millis()), "200 steps of 0.1 s, not {wait:?}");
+    }
+
+    #[test]
+    fn who_cannot_be_served_in_time_is_told_at_once() {
+        let admission = Admission::new(3);
+        let hurried = Demand { deadline: Some(Duration::from_secs(5)), ..demand(1, 10) };
+        // Nothing is measured yet, and a guess is no reason.
+        let mut first = admission.admit(Demand { deadline: Some(Duration::ZERO), ..hurried }).unwrap();
+        for _ in 0..10 {
+            first.note(&step(400));
+        }
+        let _second = admission.admit(hurried).unwrap();
+        let Err(Refusal::TooLate { others, own, .. }) = admission.admit(hurried) else { panic!("8 s is more than 5") };
+        assert_eq!((others.as_secs_f64().round(), own.as_secs_f64().round()), (4.0, 4.0));
+        assert!(admission.admit(demand(1, 10)).is_ok(), "who does not say waits");
     }
 
     #[test]
     fn more_than_there_is_room_for_at_all_is_not_asked_to_come_back() {
-        assert_eq!(Admission::new(2).admit(3, 1).unwrap_err(), Refusal::TooMany { capacity: 2 });
+        assert_eq!(Admission::new(2).admit(demand(3, 1)).unwrap_err(), Refusal::TooMany { capacity: 2 });
     }
 
     #[test]
     fn a_place_is_taken_for_as_long_as_its_request_lives() {
         let admission = Admission::new(1);
-        let place = admission.admit(1, 1).unwrap().place().unwrap();
-        assert!(admission.admit(1, 1).is_err(), "the client is gone, the request is not");
+        let place = admission.admit(demand(1, 1)).unwrap().place().unwrap();
+        assert!(admission.admit(demand(1, 1)).is_err(), "the client is gone, the request is not");
         drop(place);
-        assert!(admission.admit(1, 1).is_ok());
+        assert!(admission.admit(demand(1, 1)).is_ok());
     }
 
     #[tokio::test]
     async fn dropped_permits_leave_nothing_behind() {
         let admission = Admission::new(3);
-        let permit = admission.admit(3, 50).unwrap();
+        let permit = admission.admit(demand(3, 50)).unwrap();
         drop(permit);
         admission.idle().await;
-        assert_eq!(admission.backlog.steps.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.backlog.pixels.load(Ordering::Relaxed), 0);
     }
 }

@@ -9,14 +9,14 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::admission::Refusal;
+use super::admission::{Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
 
 /// Tells `OpenAI`'s clients not to retry by themselves.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error with its status.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
@@ -27,11 +27,11 @@ pub(super) struct ApiError {
 /// `error` of an error body; all four keys are always there.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct ErrorBody {
-    message: String,
+    pub(super) message: String,
     #[serde(rename = "type")]
     kind: &'static str,
     param: Option<String>,
-    code: Cow<'static, str>,
+    pub(super) code: Cow<'static, str>,
 }
 
 impl ApiError {
@@ -88,6 +88,20 @@ impl ApiError {
         error
     }
 
+    pub(super) fn unauthorized(given: bool) -> Self {
+        let what = if given { "the API key is wrong" } else { "there is no API key" };
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", format!("{what}; send the header authorization: Bearer KEY"))
+    }
+
+    pub(super) fn not_for_browsers() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "a web page may not do this")
+    }
+
+    pub(super) fn stalled(silence: Duration) -> Self {
+        let message = format!("the engine has not moved for {} s", silence.as_secs());
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stalled", message)
+    }
+
     pub(super) fn loading() -> Self {
         let retry_after = Some(Duration::from_secs(1));
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_loading", "the model is still loading") }
@@ -98,9 +112,47 @@ impl ApiError {
         Self { never_retry, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "this worker is shutting down") }
     }
 
-    /// For logs and metrics.
-    pub(super) fn code(&self) -> &str {
-        &self.body.code
+    pub(super) fn cancelled() -> Self {
+        let never_retry = true;
+        Self { never_retry, ..Self::new(StatusCode::GONE, "cancelled", "the request was cancelled") }
+    }
+
+    pub(super) fn key_reused() -> Self {
+        let message = "this idempotency key was sent with another body; send a new key with a new request";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", message)
+    }
+
+    pub(super) fn unsupported_operation(what: &str, model: &str) -> Self {
+        let message = format!("the model \"{model}\" of this worker cannot do {what}; it makes pictures from prompts");
+        Self::new(StatusCode::BAD_REQUEST, "unsupported_operation", message)
+    }
+
+    pub(super) fn no_such_job(id: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "job_not_found", format!("there is no job \"{id}\", or not any more"))
+    }
+
+    pub(super) fn job_over(status: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "job_over", format!("there is nothing to cancel: the job is {status} already"))
+    }
+
+    pub(super) fn job_not_done(status: &str) -> Self {
+        let retry_after = Some(Duration::from_secs(1));
+        Self { retry_after, ..Self::new(StatusCode::CONFLICT, "job_not_done", format!("the job is {status}: it has no result yet")) }
+    }
+
+    /// In the metrics.
+    pub(super) fn count_rejection(&self) {
+        metrics::counter!("sdw_rejected_total", "reason" => self.body.code.clone()).increment(1);
+    }
+
+    /// The parameter that is to blame.
+    pub(super) fn about(mut self, param: &str) -> Self {
+        self.body.param = Some(param.to_owned());
+        self
+    }
+
+    pub(super) fn body(&self) -> &ErrorBody {
+        &self.body
     }
 
     /// For streams, where there is no status any more.
@@ -117,11 +169,22 @@ impl From<InvalidValue> for ApiError {
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
+        let busy = |code: &'static str, message: String| {
+            let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
+            error.body.kind = "rate_limit_error";
+            error
+        };
         match refusal {
-            Refusal::Full { retry_after } => {
-                let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "the queue is full");
-                error.retry_after = Some(retry_after);
-                error.body.kind = "rate_limit_error";
+            Refusal::Full { retry_after } => Self { retry_after: Some(retry_after), ..busy("queue_full", "the queue is full".to_owned()) },
+            Refusal::TooLate { others, own, deadline } => {
+                let [others_s, own_s, deadline_s] = [others, own, deadline].map(|time| time.as_secs_f64());
+                let message = format!(
+                    "the client waits {deadline_s:.1} s, but its turn comes in about {others_s:.1} s and the work takes {own_s:.1} s; wait longer, or ask for fewer steps"
+                );
+                let mut error = busy("would_time_out", message);
+                // Where there is not enough time even without others, trying again is in vain.
+                error.never_retry = own > deadline;
+                error.retry_after = (own <= deadline).then(|| retry_after((others + own).saturating_sub(deadline)));
                 error
             }
             Refusal::TooMany { capacity } => Self::invalid_param("n", &format!("must be at most {capacity} on this worker")),
@@ -143,6 +206,7 @@ impl From<GenerationError> for ApiError {
             GenerationError::AllBlack => hopeless("black_image"),
             GenerationError::Tokenizer(_) => hopeless("tokenizer_failed"),
             GenerationError::Model(_) => internal("model_failed"),
+            GenerationError::OutOfMemory(_) => hopeless("out_of_memory"),
             GenerationError::Encoding(_) => hopeless("encoding_failed"),
             GenerationError::Panicked(_) => internal("internal_error"),
         }
@@ -159,6 +223,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.never_retry {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -1,17 +1,46 @@
 //! JSON bodies, with errors that name the field.
 
+use std::{
+    convert::Infallible,
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request, rejection::BytesRejection},
     http::header,
 };
+use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::{ApiError, MAX_BODY_BYTES};
 
 /// A JSON body.
-pub(super) struct JsonBody<T>(pub(super) T);
+pub(super) struct JsonBody<T> {
+    pub(super) value: T,
+    /// Bodies that differ have, as good as always, different ones.
+    pub(super) fingerprint: u64,
+}
+
+/// A body that is read to its end and forgotten, so that a client that still sends it hears the answer.
+pub(super) struct DiscardedBody;
+
+impl<S: Send + Sync> FromRequest<S> for DiscardedBody {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Infallible> {
+        let mut left = MAX_BODY_BYTES;
+        let mut chunks = request.into_body().into_data_stream();
+        while let Some(Ok(chunk)) = chunks.next().await {
+            match left.checked_sub(chunk.len()) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+        Ok(Self)
+    }
+}
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
@@ -32,7 +61,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             BytesRejection::FailedToBufferBody(error) if error.status() == 413 => ApiError::body_too_large(MAX_BODY_BYTES),
             other => ApiError::unreadable_body(&other.body_text()),
         })?;
-        parse(&bytes).map(Self)
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        Ok(Self { value: parse(&bytes)?, fingerprint: hasher.finish() })
     }
 }
 
@@ -46,7 +77,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         // The field is known; where it stands in the text helps nobody.
         let reason = reason.split(" at line ").next().unwrap_or_default();
         // serde speaks of Rust's types.
-        let reason = &reason.replace("expected i64", "expected a whole number").replace("expected f64", "expected a number");
+        let reason = &reason
+            .replace("expected i64", "expected a whole number")
+            .replace("expected u32", "expected a whole number from 0")
+            .replace("expected f64", "expected a number");
         match (path.as_str(), reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))) {
             (_, Some(field)) => ApiError::missing_param(field),
             (".", None) => ApiError::unreadable_body(reason),

@@ -3,41 +3,32 @@
 //! Shaped by what the official clients do: no `id:` and no `retry:`, progress as comments unless asked for as events, errors
 //! nested as in JSON bodies, and a last event whatever happens, since both clients take a stream that just ends for a success.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use axum::response::{
     IntoResponse, Response,
     sse::{Event, KeepAlive, Sse},
 };
 use futures::stream;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    ApiError, Permit,
-    images::{self, Pictures},
-    wire::{self, ImageEvent, ImagesOrder, Parameters, Usage, WireTimings},
+    KEEP_ALIVE,
+    run::{Entry, Follower},
+    unix_seconds,
+    wire::{self, ImageEvent, Parameters, Usage, WireTimings},
 };
 use crate::{
-    backend::{Complete, EncodedImage, GenerationResponse, Progress},
+    backend::{Complete, EncodedImage, Progress},
     common::SamplingConfig,
 };
 
-/// Comments in long steps keep proxies from closing the connection.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
-/// The state of one stream. When the client goes, it is dropped, and with it the receivers: that is what stops the engine.
+/// The state of one stream. When the client goes, it is dropped, and with it the follower: that is what stops the engine.
 pub(super) struct ImageStream {
-    order: ImagesOrder,
-    model: String,
-    permit: Permit,
-    /// Pictures to come, the current one first; empty after the last event.
-    responses: VecDeque<UnboundedReceiver<GenerationResponse>>,
-    stop: CancellationToken,
+    follower: Follower,
     greeted: bool,
 }
 
-/// What one response becomes.
+/// What one entry becomes.
 enum Sent {
     Event(ImageEvent),
     Comment(String),
@@ -53,31 +44,23 @@ pub(super) fn respond(stream: ImageStream) -> Response {
 }
 
 impl ImageStream {
-    pub(super) fn new(pictures: Pictures) -> Self {
-        let Pictures { order, model, permit, responses, stop } = pictures;
-        Self { order, model, permit, responses: responses.into(), stop, greeted: false }
+    pub(super) fn new(follower: Follower) -> Self {
+        Self { follower, greeted: false }
     }
 
     /// The next event, or `None` after the last.
     async fn next(&mut self) -> Option<Event> {
-        let current = self.responses.front_mut()?;
         if !self.greeted {
             // The client knows at once that it is heard, however long it waits for its turn.
             self.greeted = true;
             return Some(Event::default().comment("accepted"));
         }
-        let response = images::next(current, &self.stop).await;
-        let sent = match response {
-            GenerationResponse::Progress(progress) => self.progress(&progress),
-            GenerationResponse::Preview { index, image } => Sent::Event(partial_image(index, &image)),
-            GenerationResponse::Complete(complete) => {
-                self.responses.pop_front();
-                Sent::Event(self.completed(*complete))
-            }
-            GenerationResponse::Error(error) => {
-                self.responses.clear();
-                Sent::Event(ImageEvent::Error { error: ApiError::from(error).into_body() })
-            }
+        let (_, entry) = self.follower.next().await?;
+        let sent = match entry {
+            Entry::Progress(progress) => self.progress(&progress),
+            Entry::Preview { index, image, .. } => Sent::Event(partial_image(index, &image)),
+            Entry::Complete(complete) => Sent::Event(self.completed(&complete)),
+            Entry::Failed(error) => Sent::Event(ImageEvent::Error { error: error.into_body() }),
         };
         Some(match sent {
             Sent::Comment(text) => Event::default().comment(text),
@@ -85,31 +68,30 @@ impl ImageStream {
         })
     }
 
-    fn progress(&mut self, progress: &Progress) -> Sent {
-        self.permit.note(progress);
+    fn progress(&self, progress: &Progress) -> Sent {
         let (step, total, eta_ms) = (progress.step, progress.total, progress.remaining().as_millis() as u64);
-        if self.order.progress {
+        if self.follower.run.order.progress {
             Sent::Event(ImageEvent::Progress { step, total, seconds_per_step: progress.step_time.as_secs_f64(), eta_ms })
         } else {
             Sent::Comment(format!("step {step}/{total}, {eta_ms} ms to go"))
         }
     }
 
-    fn completed(&self, complete: Complete) -> ImageEvent {
+    fn completed(&self, complete: &Complete) -> ImageEvent {
         let SamplingConfig { size, seed, .. } = complete.config;
         ImageEvent::Completed {
             b64_json: wire::base64(&complete.image),
-            created_at: images::unix_seconds(),
+            created_at: unix_seconds(),
             size: size.to_string(),
             quality: "auto",
             background: "opaque",
             output_format: complete.image.format,
             usage: Usage::default(),
             seed,
-            parameters: Box::new(Parameters::new(&self.model, complete.config)),
+            parameters: Box::new(Parameters::new(&self.follower.run.model, complete.config)),
             timings: WireTimings::of(&[complete.timings]),
-            ignored: self.order.ignored.clone(),
-            warnings: complete.warnings,
+            ignored: self.follower.run.order.ignored.clone(),
+            warnings: complete.warnings.clone(),
         }
     }
 }
@@ -117,7 +99,7 @@ impl ImageStream {
 fn partial_image(index: u8, image: &EncodedImage) -> ImageEvent {
     ImageEvent::PartialImage {
         b64_json: wire::base64(image),
-        created_at: images::unix_seconds(),
+        created_at: unix_seconds(),
         size: format!("{}x{}", image.width, image.height),
         quality: "auto",
         background: "opaque",

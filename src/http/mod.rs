@@ -1,34 +1,55 @@
 //! The server: routes, wire types, admission. It knows requests and responses, and nothing of tensors.
 
+mod access;
 mod admission;
 mod api_error;
+mod client_wishes;
+mod discovery;
 mod extract;
 mod image_stream;
 mod images;
+mod jobs;
 mod metrics_endpoint;
 mod models;
 mod probes;
 mod request_context;
+mod run;
+mod runs;
+mod shutdown;
+mod trace_context;
 mod wire;
 
-pub use admission::{Admission, Permit};
+use std::time::{Duration, SystemTime};
+
+pub use access::ApiKey;
+pub use admission::{Admission, Demand, Permit};
 use api_error::ApiError;
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    http::Uri,
+    http::{HeaderName, HeaderValue, Method, Uri, header},
     middleware,
     routing::{get, post},
 };
 pub use metrics_endpoint::install_recorder;
 use metrics_exporter_prometheus::PrometheusHandle;
+pub use runs::{RunLimits, Runs};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backend::RequestQueue, common::Lifecycle};
+use tower::util::option_layer;
+use tower_http::cors::CorsLayer;
+
+use crate::{
+    backend::{Pulse, RequestQueue},
+    common::Lifecycle,
+};
 
 /// A prompt and a negative prompt of the largest size, escaped, fit.
 const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// Comments in long steps keep proxies from closing a stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// What every handler shares.
 #[derive(Clone, Debug)]
@@ -39,8 +60,20 @@ pub struct AppState {
     pub lifecycle: watch::Receiver<Lifecycle>,
     /// Who may use the queue.
     pub admission: Admission,
+    /// What clients may come back to.
+    pub runs: Runs,
+    /// What clients must know, if anything.
+    pub api_key: Option<ApiKey>,
+    /// Pages that browsers may ask from.
+    pub cors_origins: Vec<HeaderValue>,
+    /// Whether the engine moves, and how long it may not.
+    pub pulse: Pulse,
+    /// `None`: for ever.
+    pub watchdog: Option<Duration>,
     /// Renders `/metrics`.
     pub metrics: PrometheusHandle,
+    /// Asks the worker to finish what runs and to end.
+    pub shutdown: CancellationToken,
     /// Cancels everything that runs, when the worker has waited long enough.
     pub stop: CancellationToken,
 }
@@ -53,12 +86,35 @@ pub fn router(state: AppState) -> Router {
         .route("/readyz", get(probes::readyz))
         .route("/health", get(probes::readyz))
         .route("/metrics", get(metrics_endpoint::render))
+        .route("/info", get(discovery::info))
+        .route("/v1/capabilities", get(discovery::capabilities))
+        .route("/v1/shutdown", post(shutdown::shutdown))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
         .route("/v1/images/generations", post(images::generations))
+        .route("/v1/images/edits", post(images::edits))
+        .route("/v1/jobs", post(jobs::submit))
+        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/v1/jobs/{id}/stream", get(jobs::stream))
+        .route("/v1/jobs/{id}/result", get(jobs::result))
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(state.clone(), access::check))
+        .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))
         .with_state(state)
+}
+
+/// Nothing is allowed to pages that were not named.
+fn cors(state: &AppState) -> Option<CorsLayer> {
+    let origins = &state.cors_origins;
+    let layer = || CorsLayer::new().allow_origin(origins.clone()).allow_methods([Method::GET, Method::POST, Method::DELETE]);
+    let names = [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id")];
+    (!origins.is_empty()).then(|| layer().allow_headers(names).expose_headers([request_context::X_REQUEST_ID]))
+}
+
+/// Seconds since 1970.
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

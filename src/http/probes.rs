@@ -1,6 +1,6 @@
 //! Whether the process lives, and whether it can work.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State};
 use serde_json::{Value, json};
 
 use super::{ApiError, AppState};
@@ -16,9 +16,13 @@ pub(super) async fn root(State(state): State<AppState>) -> Json<Value> {
     Json(json!({ "name": "sd-worker", "version": env!("CARGO_PKG_VERSION"), "status": status }))
 }
 
-/// The process lives.
-pub(super) async fn livez() -> (StatusCode, Json<Value>) {
-    (StatusCode::OK, Json(json!({ "status": "alive" })))
+/// The process lives, and if its engine has something to do, it moves.
+pub(super) async fn livez(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    let silence = state.pulse.silence();
+    match state.watchdog {
+        Some(patience) if silence >= patience => Err(ApiError::stalled(silence)),
+        _ => Ok(Json(json!({ "status": "alive" }))),
+    }
 }
 
 /// The worker takes requests.

@@ -1,10 +1,12 @@
 //! `POST /v1/images/generations` as it travels: `OpenAI`'s fields, ours, and the names that other servers' users send.
 
+use std::{sync::Arc, time::Duration};
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::ApiError;
+use super::{ApiError, Demand, run::Run};
 use crate::{
     backend::{Complete, EncodedImage, Timings},
     common::{
@@ -13,41 +15,56 @@ use crate::{
     },
 };
 
+/// The most pictures of one request.
+pub(super) const MAX_N: i64 = 10;
+
 /// The request.
 #[derive(Debug, Deserialize)]
 #[serde(expecting = "a JSON object")]
 pub(super) struct ImagesRequest {
-    prompt: Prompt,
-    model: Option<String>,
-    n: Option<Bounded<1, 10>>,
-    size: Option<String>,
-    response_format: Option<String>,
-    output_format: Option<ImageFormat>,
-    output_compression: Option<Bounded<0, 100>>,
-    stream: Option<bool>,
-    partial_images: Option<Bounded<0, 3>>,
+    pub(super) prompt: Prompt,
+    pub(super) model: Option<String>,
+    pub(super) n: Option<Bounded<1, MAX_N>>,
+    pub(super) size: Option<String>,
+    pub(super) response_format: Option<String>,
+    pub(super) output_format: Option<ImageFormat>,
+    pub(super) output_compression: Option<Bounded<0, 100>>,
+    pub(super) stream: Option<bool>,
+    pub(super) partial_images: Option<Bounded<0, 3>>,
 
-    negative_prompt: Option<NegativePrompt>,
-    seed: Option<WireSeed>,
+    pub(super) negative_prompt: Option<NegativePrompt>,
+    pub(super) seed: Option<WireSeed>,
     #[serde(alias = "steps", alias = "step")]
-    num_inference_steps: Option<Steps>,
+    pub(super) num_inference_steps: Option<Steps>,
     #[serde(alias = "cfg_scale")]
-    guidance_scale: Option<GuidanceScale>,
+    pub(super) guidance_scale: Option<GuidanceScale>,
     #[serde(alias = "sample_method", alias = "sampler_name")]
-    sampler: Option<Sampler>,
+    pub(super) sampler: Option<Sampler>,
     #[serde(alias = "scheduler")]
-    schedule: Option<Schedule>,
-    progress: Option<bool>,
+    pub(super) schedule: Option<Schedule>,
+    pub(super) progress: Option<bool>,
+    pub(super) on_disconnect: Option<OnDisconnect>,
 
     /// Everything else. A part of it means something to `OpenAI` and nothing here; the rest means nothing to anybody.
     #[serde(flatten)]
-    others: Map<String, Value>,
+    pub(super) others: Map<String, Value>,
+}
+
+/// What becomes of a request whose client goes away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnDisconnect {
+    /// The work stops.
+    #[default]
+    Cancel,
+    /// The work goes on.
+    Finish,
 }
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "i64")]
-struct Bounded<const MIN: i64, const MAX: i64>(i64);
+pub(super) struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
 impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
     type Error = InvalidValue;
@@ -61,7 +78,7 @@ impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
 /// A seed, or -1 for any, as A1111's users write it.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "serde_json::Number")]
-struct WireSeed(Option<Seed>);
+pub(super) struct WireSeed(Option<Seed>);
 
 impl TryFrom<serde_json::Number> for WireSeed {
     type Error = InvalidValue;
@@ -87,6 +104,7 @@ pub(super) struct ImagesOrder {
     pub(super) stream: bool,
     /// Whether progress is sent as events, not only as comments.
     pub(super) progress: bool,
+    pub(super) on_disconnect: OnDisconnect,
     /// Fields that were given and have no effect.
     pub(super) ignored: Vec<String>,
 }
@@ -147,8 +165,16 @@ impl ImagesRequest {
             count: self.n.map_or(1, |n| n.0 as u32),
             stream,
             progress: self.progress.unwrap_or(false),
+            on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
         })
+    }
+}
+
+impl ImagesOrder {
+    /// What it costs. `deadline` is how long the client waits, if it says so.
+    pub(super) fn demand(&self, deadline: Option<Duration>) -> Demand {
+        Demand { pictures: self.count, steps: self.config.steps.get(), pixels: self.config.size.pixels(), deadline }
     }
 }
 
@@ -249,24 +275,23 @@ impl WireTimings {
 }
 
 impl ImagesResponse {
-    /// Puts finished pictures together. `created` is in seconds since 1970.
-    pub(super) fn new(created: u64, parameters: Parameters, pictures: Vec<Complete>, ignored: Vec<String>) -> Self {
+    /// Puts finished pictures together.
+    pub(super) fn new(run: &Run, pictures: &[Arc<Complete>]) -> Self {
         let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
         let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
         warnings.dedup();
-        let output_format = pictures.first().map_or(ImageFormat::Png, |picture| picture.image.format);
-        let data = |picture: Complete| ImageData { b64_json: base64(&picture.image), seed: picture.config.seed };
+        let parameters = Parameters::new(&run.model, run.order.config);
         Self {
-            created,
-            data: pictures.into_iter().map(data).collect(),
+            created: run.created,
+            data: pictures.iter().map(|picture| ImageData { b64_json: base64(&picture.image), seed: picture.config.seed }).collect(),
             background: "opaque",
-            output_format,
-            size: format!("{}x{}", parameters.width, parameters.height),
+            output_format: run.order.output.format,
+            size: run.order.config.size.to_string(),
             quality: "auto",
             usage: Usage::default(),
             parameters,
             timings: WireTimings::of(&timings),
-            ignored,
+            ignored: run.order.ignored.clone(),
             warnings,
         }
     }

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::interrupt;
 use crate::ops::{Linear, Weights, attention};
 
 /// diffusers' `Attention` without its many options: of a sequence to itself, or to another one.
@@ -49,7 +50,9 @@ impl Attention {
     /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample, which is then the same for
     /// every sample that is looked at.
     pub(super) fn forward(&self, x: &Tensor, seen: &KeyValues, residual: &Tensor) -> Result<Tensor> {
+        interrupt::check()?;
         let found = attention(&self.to_q.forward(x)?, &seen.keys, &seen.values, self.heads, false)?;
+        interrupt::check()?;
         self.to_out.forward_add(&found, &for_batch_of(&found, residual)?)
     }
 

@@ -3,11 +3,13 @@
 
 mod attention;
 mod clip;
+mod interrupt;
 mod resnet;
 mod unet;
 mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
+pub use interrupt::{Interrupt, interruptible};
 pub use unet::{TextContext, UNet2DConditionConfig, UNet2DConditionModel};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};
 

@@ -3,6 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::interrupt;
 use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Linear, Weights};
 
 /// What the residual blocks of a network have in common.
@@ -42,8 +43,10 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`. `x` is given up as soon as it can be: at the finest level of a decoder it is the largest tensor of all.
+    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`. `x` is given up as soon as it can be:
+    /// at the finest level of a decoder it is the largest tensor of all.
     pub(super) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        interrupt::check()?;
         let time = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
@@ -54,6 +57,7 @@ impl ResnetBlock2D {
             None => x.clone(),
         };
         drop(x);
+        interrupt::check()?;
         self.conv2.forward_normed(&self.norm2, &hidden, Added { sample_bias: None, residual: Some(&shortcut) })
     }
 }
@@ -93,6 +97,7 @@ impl Upsample2D {
 
     /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        interrupt::check()?;
         self.conv.forward_enlarged(x, size, Added::default())
     }
 }

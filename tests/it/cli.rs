@@ -140,8 +140,11 @@ fn bad_arguments_are_refused_in_one_line() {
         (
             vec!["serve", "--host", "0.0.0.0"],
             78,
-            "error: 0.0.0.0 can be reached by others, and nothing would keep them out; say --insecure if that is what you want",
+            "error: 0.0.0.0 can be reached by others, and nothing would keep them out; give --api-key, or say --insecure if that is what you want",
         ),
+        (vec!["serve", "--api-key", " "], 78, "error: the API key is empty; leave it out if there is to be none"),
+        (vec!["serve", "--api-key-file", "no/such/key"], 78, "error: the API key cannot be read from no/such/key: No such file"),
+        (vec!["serve", "--cors-origin", "localhost"], 78, "must be an origin such as http://localhost:3000, not localhost"),
         (vec!["serve", "--queue-capacity", "0"], 64, "0 is not in 1..=1000000"),
         (vec!["generate", "a", "--save-latents", "no/such/folder/x.safetensors"], 73, "cannot write no/such/folder/x.safetensors"),
         (vec!["generate", "a", "--max-pixels", "1000"], 78, "error: --max-pixels 1000 is less than the model's own "),

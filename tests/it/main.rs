@@ -1,11 +1,16 @@
 //! What is promised to the outside, one module a promise. The binary is run as users run it; only `parity` and `sharing` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod access;
 mod architecture;
 mod cli;
+mod fake;
 mod faults;
 mod http;
 mod hub;
+mod jobs;
+mod life;
+mod load;
 mod parity;
 mod probes;
 mod sharing;
@@ -13,3 +18,5 @@ mod sse;
 mod support;
 #[cfg(target_os = "linux")]
 mod threads;
+mod trouble;
+mod waiting;

@@ -120,6 +120,11 @@ impl Worker {
         self.child.wait().unwrap()
     }
 
+    /// As when the one who held it is gone.
+    pub(crate) fn close_stdin(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// As when the one who read it is gone.
     pub(crate) fn close_stderr(&mut self) {
         drop(self.child.stderr.take());

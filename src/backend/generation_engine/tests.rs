@@ -1,16 +1,12 @@
 //! The engine, driven with a pipeline that makes no pictures.
 
-use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use super::*;
 use crate::{
@@ -130,6 +126,7 @@ fn transcript(mut responses: UnboundedReceiver<GenerationResponse>) -> Vec<Strin
     let mut lines = Vec::new();
     while let Ok(response) = responses.try_recv() {
         lines.push(match response {
+            GenerationResponse::Started => continue,
             GenerationResponse::Progress(progress) => format!("step {}/{}", progress.step, progress.total),
             GenerationResponse::Preview { index, .. } => format!("preview {index}"),
             GenerationResponse::Complete(complete) => format!("complete, {}", complete.warnings.join(", ")),

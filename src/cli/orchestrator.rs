@@ -1,0 +1,146 @@
+//! What a worker tells those who started it: systemd, and an orchestrator over HTTP. Nobody who does not listen stops it.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::{interval, sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::OrchestratorArgs;
+use crate::{
+    backend::Pulse,
+    common::{Lifecycle, ModelInfo, error_chain},
+    http::Admission,
+};
+
+/// Between tries of the callback.
+const CALLBACK_WAITS: [u64; 5] = [0, 2, 4, 8, 16];
+/// An orchestrator that takes longer is as good as not there.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the worker stays for its last word.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Says something to systemd, if it is there.
+pub fn notify_systemd(state: &NotifyState) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
+        warn!(%error, "systemd cannot be told");
+    }
+}
+
+/// Tells systemd that the worker lives, as often as its unit asks, for as long as the engine moves.
+pub async fn pet_watchdog(pulse: Pulse, patience: Option<Duration>) {
+    let Some(time) = sd_notify::watchdog_enabled().filter(|time| !time.is_zero()) else { return };
+    let mut ticks = interval(time / 2);
+    loop {
+        ticks.tick().await;
+        if patience.is_none_or(|patience| pulse.silence() < patience) {
+            notify_systemd(&NotifyState::Watchdog);
+        }
+    }
+}
+
+/// Says `POST {callback-url}` that the worker is ready; tries again for half a minute.
+pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo>, model: String, url: String) {
+    let Some(callback) = &args.callback_url else { return };
+    let backend = info.device.split(':').next().unwrap_or_default();
+    let report = json!({ "worker_id": args.worker_id(), "url": url, "model_ref": model, "backend": backend, "device": info.device });
+    for wait in CALLBACK_WAITS {
+        sleep(Duration::from_secs(wait)).await;
+        match post(callback.clone(), report.clone()).await {
+            Ok(()) => return,
+            Err(error) => warn!(error, "the callback was not taken"),
+        }
+    }
+}
+
+/// The worker's state as an orchestrator knows it, every so often and whenever it changes.
+#[derive(Debug)]
+pub struct Heartbeat {
+    stopped: watch::Sender<bool>,
+    beating: JoinHandle<()>,
+}
+
+impl Heartbeat {
+    /// Begins to report, if there is anyone to report to.
+    #[must_use]
+    pub fn start(
+        args: &OrchestratorArgs,
+        model: String,
+        port: u16,
+        lifecycle: watch::Receiver<Lifecycle>,
+        admission: Admission,
+    ) -> Option<Self> {
+        let url = format!("{}/v1/worker-heartbeat", args.queen_url.as_ref()?.trim_end_matches('/'));
+        let (stopped, stopped_rx) = watch::channel(false);
+        let heart = Heart { url, id: args.worker_id(), model, port, lifecycle, admission, stopped: stopped_rx };
+        let beating = tokio::spawn(heart.beat(Duration::from_secs(args.heartbeat_interval)));
+        Some(Self { stopped, beating })
+    }
+
+    /// Says the last word.
+    pub async fn stop(self) {
+        self.stopped.send_replace(true);
+        let _ = timeout(LAST_WORD, self.beating).await;
+    }
+}
+
+struct Heart {
+    url: String,
+    id: String,
+    model: String,
+    port: u16,
+    lifecycle: watch::Receiver<Lifecycle>,
+    admission: Admission,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Heart {
+    async fn beat(mut self, every: Duration) {
+        let mut ticks = interval(every);
+        let mut silent = false;
+        while !*self.stopped.borrow() {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = self.lifecycle.changed() => {}
+                _ = self.stopped.changed() => {}
+            }
+            let sent = post(self.url.clone(), self.report()).await;
+            // Said once, however long nobody listens.
+            match sent {
+                Ok(()) => silent = false,
+                Err(error) if silent => debug!(error, "still nobody takes the heartbeat"),
+                Err(error) => {
+                    warn!(error, "nobody takes the heartbeat");
+                    silent = true;
+                }
+            }
+        }
+    }
+
+    fn report(&self) -> Value {
+        let (device, status) = match &*self.lifecycle.borrow() {
+            _ if *self.stopped.borrow() => (None, "stopped"),
+            Lifecycle::Loading => (None, "starting"),
+            Lifecycle::Ready(info) => (Some(info.device.clone()), if self.admission.is_busy() { "busy" } else { "ready" }),
+            Lifecycle::Draining => (None, "stopping"),
+        };
+        let worker = json!({
+            "id": self.id, "model_id": self.model, "device": device, "port": self.port, "status": status,
+            "implementation": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION"),
+        });
+        json!({ "worker": worker, "timestamp": humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string() })
+    }
+}
+
+async fn post(url: String, body: Value) -> Result<(), String> {
+    let send = move || {
+        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).build().into();
+        agent.post(&url).send_json(body).map(drop).map_err(|error| format!("{url}: {}", error_chain(&error)))
+    };
+    spawn_blocking(send).await.unwrap_or_else(|error| Err(error.to_string()))
+}

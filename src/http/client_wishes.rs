@@ -1,0 +1,79 @@
+//! What a client says in its headers of how it waits and how it tries again.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, request::Parts},
+};
+
+use super::runs::Key;
+
+/// How long a run that may be asked for again waits for that. The official clients try again after at most 8 seconds.
+pub(super) const RETRY_GRACE: Duration = Duration::from_secs(10);
+
+/// Taken from the headers that the official clients send, and their plain equivalents. What cannot be read was not said.
+#[derive(Debug, Default)]
+pub(super) struct ClientWishes {
+    /// How long it waits for the whole answer.
+    pub(super) request_timeout: Option<Duration>,
+    /// How long it waits for the next byte: for the whole answer where there is no stream.
+    pub(super) read_timeout: Option<Duration>,
+    /// The name under which it sends the same request again.
+    pub(super) retry_key: Option<Key>,
+}
+
+impl ClientWishes {
+    /// How long the client waits for a picture.
+    pub(super) fn deadline(&self, stream: bool) -> Option<Duration> {
+        let read_timeout = self.read_timeout.filter(|_| !stream);
+        [self.request_timeout, read_timeout].into_iter().flatten().min()
+    }
+
+    fn from_headers(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).filter(|text| !text.is_empty());
+        let seconds = |name| text(name)?.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let named = || text("x-stainless-retry-count").and_then(|_| text("x-request-id"));
+        Self {
+            request_timeout: text("x-request-timeout-ms").and_then(|millis| millis.parse().ok()).map(Duration::from_millis),
+            read_timeout: seconds("x-stainless-read-timeout").or_else(|| seconds("x-stainless-timeout")),
+            retry_key: text("idempotency-key").or_else(named).map(|key| Key::Retry(key.to_owned())),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for ClientWishes {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::from_headers(&parts.headers))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes(headers: &[(&'static str, &str)]) -> ClientWishes {
+        ClientWishes::from_headers(&headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect())
+    }
+
+    #[test]
+    fn the_shortest_wait_counts_and_a_stream_is_never_silent() {
+        let both = wishes(&[("x-stainless-read-timeout", "2.5"), ("x-request-timeout-ms", "4000")]);
+        assert_eq!(both.deadline(false), Some(Duration::from_millis(2500)));
+        assert_eq!(both.deadline(true), Some(Duration::from_secs(4)));
+        assert_eq!(wishes(&[("x-stainless-timeout", "600")]).deadline(false), Some(Duration::from_mins(10)));
+        for nonsense in ["", "soon", "-1", "NaN", "inf", "1e300"] {
+            assert_eq!(wishes(&[("x-stainless-timeout", nonsense)]).deadline(false), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_key_only_from_those_who_count_their_tries() {
+        let key = |name: &str| Some(Key::Retry(name.to_owned()));
+        assert_eq!(wishes(&[("idempotency-key", "a"), ("x-request-id", "b")]).retry_key, key("a"));
+        assert_eq!(wishes(&[("x-request-id", "b"), ("x-stainless-retry-count", "1")]).retry_key, key("b"));
+        assert_eq!(wishes(&[("x-request-id", "b")]).retry_key, None);
+    }
+}

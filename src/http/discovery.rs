@@ -1,0 +1,81 @@
+//! `GET /v1/capabilities` and `GET /info`: what this worker can do, and what it is.
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+
+use super::{ApiError, AppState, MAX_BODY_BYTES};
+use crate::common::{ImageSize, Sampler, Steps};
+
+/// What requests may ask for.
+#[derive(Debug, Serialize)]
+pub(super) struct Capabilities {
+    model: String,
+    tasks: [&'static str; 1],
+    samplers: Vec<SamplerSchedules>,
+    output_formats: [&'static str; 3],
+    limits: Limits,
+}
+
+/// A sampler with the schedules that go with it.
+#[derive(Debug, Serialize)]
+struct SamplerSchedules {
+    name: &'static str,
+    schedules: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    min_side: u32,
+    max_side: u32,
+    size_multiple: u32,
+    max_pixels: u64,
+    max_steps: usize,
+    max_n: u32,
+    max_body_bytes: usize,
+    queue_capacity: u32,
+}
+
+/// What this worker is.
+#[derive(Debug, Serialize)]
+pub(super) struct Info {
+    name: &'static str,
+    version: &'static str,
+    build: &'static str,
+    model: String,
+    device: String,
+    dtype: &'static str,
+}
+
+pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<Capabilities>, ApiError> {
+    let info = state.model()?;
+    let schedules = |sampler: Sampler| sampler.schedules().iter().map(|schedule| schedule.name()).collect();
+    let samplers = Sampler::ALL.map(|sampler| SamplerSchedules { name: sampler.name(), schedules: schedules(sampler) });
+    Ok(Json(Capabilities {
+        model: info.id.clone(),
+        tasks: ["text-to-image"],
+        samplers: samplers.into(),
+        output_formats: ["png", "jpeg", "webp"],
+        limits: Limits {
+            min_side: ImageSize::MIN_SIDE,
+            max_side: ImageSize::MAX_SIDE,
+            size_multiple: info.size_multiple,
+            max_pixels: info.max_pixels,
+            max_steps: info.max_steps.min(Steps::MAX as usize),
+            max_n: super::wire::MAX_N as u32,
+            max_body_bytes: MAX_BODY_BYTES,
+            queue_capacity: state.admission.capacity(),
+        },
+    }))
+}
+
+pub(super) async fn info(State(state): State<AppState>) -> Result<Json<Info>, ApiError> {
+    let model = state.model()?;
+    Ok(Json(Info {
+        name: "sd-worker",
+        version: env!("CARGO_PKG_VERSION"),
+        build: if cfg!(debug_assertions) { "debug" } else { "release" },
+        model: model.id.clone(),
+        device: model.device.clone(),
+        dtype: model.dtype,
+    }))
+}

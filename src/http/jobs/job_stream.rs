@@ -1,0 +1,44 @@
+//! A job as server-sent events, with numbers, so that a client can come back where it was. The last line is a marker for clients
+//! that read lines and not JSON.
+
+use std::convert::Infallible;
+
+use axum::response::{
+    IntoResponse, Response,
+    sse::{Event, KeepAlive, Sse},
+};
+use futures::stream;
+
+use super::job_wire::JobEvent;
+use crate::http::{
+    KEEP_ALIVE,
+    run::{Entry, Follower, Status},
+};
+
+/// Turns the stream into an answer.
+pub(super) fn respond(follower: Follower) -> Response {
+    let events = stream::unfold(Some(follower), |follower| async move {
+        let mut follower = follower?;
+        let (event, rest) = match follower.next().await {
+            Some((id, entry)) => (event(&follower, id, entry), Some(follower)),
+            None => (Event::default().data(marker(&follower.run.status())), None),
+        };
+        Some((Ok::<_, Infallible>(event), rest))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+fn event(follower: &Follower, id: u64, entry: Entry) -> Event {
+    let event = JobEvent::new(&follower.run, entry);
+    let numbered = Event::default().id(id.to_string()).event(event.name());
+    // Numbers and strings always serialise; if not, the marker still ends the stream.
+    numbered.json_data(&event).unwrap_or_else(|_| Event::default().comment("an event could not be written"))
+}
+
+fn marker(status: &Status) -> String {
+    match status {
+        Status::Failed(error) => format!("[ERROR] {}", error.body().message.replace(['\r', '\n'], " ")),
+        Status::Cancelled => "[CANCELLED]".to_owned(),
+        Status::Queued | Status::Running | Status::Completed => "[DONE]".to_owned(),
+    }
+}

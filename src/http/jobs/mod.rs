@@ -1,0 +1,88 @@
+//! `/v1/jobs`: submit a request, then follow it, leave it, come back for its picture, or cancel it.
+
+mod job_stream;
+mod job_wire;
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::HeaderMap,
+    response::Response,
+};
+use job_wire::{Cancelled, JobRequest, JobState, Submitted};
+use tracing::info;
+use uuid::Uuid;
+
+use super::{
+    ApiError, AppState,
+    client_wishes::ClientWishes,
+    extract::JsonBody,
+    run::{Patience, Run, Status},
+    wire::ImagesResponse,
+};
+use crate::common::RequestId;
+
+type JobId = Result<Path<String>, PathRejection>;
+
+/// Queues a job, and says where to follow it. It goes on whether or not anybody does.
+pub(super) async fn submit(
+    State(state): State<AppState>,
+    Extension(id): Extension<RequestId>,
+    wishes: ClientWishes,
+    body: Result<JsonBody<JobRequest>, ApiError>,
+) -> Result<Json<Submitted>, ApiError> {
+    let job_id = format!("job-{}", Uuid::new_v4().simple());
+    let accepted = body.and_then(|body| {
+        let info = state.model()?;
+        let order = body.value.into_images_request(&info)?.into_order(&info)?;
+        Run::start(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever)
+    });
+    let run = accepted.inspect_err(ApiError::count_rejection)?;
+    info!(job_id, "job accepted");
+    state.runs.insert_job(&job_id, run);
+    Ok(Json(Submitted::new(job_id)))
+}
+
+/// How far a job is.
+pub(super) async fn show(State(state): State<AppState>, id: JobId) -> Result<Json<JobState>, ApiError> {
+    let (id, run) = find(&state, id)?;
+    Ok(Json(JobState::new(id, &run)))
+}
+
+/// Everything that has happened to a job and everything that is to come, or what came after the event with the number in
+/// `Last-Event-ID`.
+pub(super) async fn stream(State(state): State<AppState>, headers: HeaderMap, id: JobId) -> Result<Response, ApiError> {
+    let (_, run) = find(&state, id)?;
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.trim().parse::<u64>().ok());
+    Ok(job_stream::respond(run.follow(last.map_or(0, |last| last.saturating_add(1)))))
+}
+
+/// The answer that `/v1/images/generations` would have given.
+pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<Json<ImagesResponse>, ApiError> {
+    let (_, run) = find(&state, id)?;
+    match run.status() {
+        status @ (Status::Queued | Status::Running) => Err(ApiError::job_not_done(status.name())),
+        Status::Completed | Status::Failed(_) | Status::Cancelled => {
+            let pictures = run.follow(0).pictures().await?;
+            Ok(Json(ImagesResponse::new(&run, &pictures)))
+        }
+    }
+}
+
+/// Cancels a job that waits or runs.
+pub(super) async fn cancel(State(state): State<AppState>, id: JobId) -> Result<Json<Cancelled>, ApiError> {
+    let (job_id, run) = find(&state, id)?;
+    if !run.cancel() {
+        return Err(ApiError::job_over(run.status().name()));
+    }
+    info!(job_id, "job cancelled");
+    Ok(Json(Cancelled::new(job_id)))
+}
+
+fn find(state: &AppState, id: JobId) -> Result<(String, Arc<Run>), ApiError> {
+    let Path(id) = id.map_err(|rejection| ApiError::unreadable_path(&rejection.body_text()))?;
+    let run = state.runs.job(&id)?;
+    Ok((id, run))
+}

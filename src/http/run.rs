@@ -1,0 +1,319 @@
+//! A request under way. What the engine says to it is kept, so that several clients may follow it, or one may come back.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{
+        mpsc::{self, UnboundedReceiver},
+        watch,
+    },
+    task::AbortHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+
+use super::{ApiError, AppState, Permit, unix_seconds, wire::ImagesOrder};
+use crate::{
+    backend::{Complete, EncodedImage, GenerationError, GenerationRequest, GenerationResponse, Progress},
+    common::{RequestId, SamplingConfig},
+};
+
+/// More progress than this is not kept: what is new makes it old.
+const MAX_PROGRESS: usize = 256;
+
+/// Some pictures, from the queue to the last of them.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) order: ImagesOrder,
+    pub(super) model: String,
+    /// Seconds since 1970.
+    pub(super) created: u64,
+    patience: Patience,
+    log: watch::Sender<Log>,
+    cancellation: CancellationToken,
+    /// Listens to the engine. Ending it lets go of the engine's answers, which is what stops the engine.
+    collector: OnceLock<AbortHandle>,
+}
+
+/// How long the work goes on when nobody follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Not at all, or as long as a client may need to come back.
+    For(Duration),
+    /// To its end.
+    Forever,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Status {
+    #[default]
+    Queued,
+    Running,
+    Completed,
+    Failed(ApiError),
+    Cancelled,
+}
+
+/// Something that happened in a run. Numbered from 0.
+#[derive(Debug, Clone)]
+pub(super) enum Entry {
+    Progress(Progress),
+    Preview {
+        index: u8,
+        step: usize,
+        image: Arc<EncodedImage>,
+    },
+    Complete(Arc<Complete>),
+    /// The last entry of a run that has no pictures, or not all.
+    Failed(ApiError),
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    entries: VecDeque<(u64, Entry)>,
+    next_id: u64,
+    progress: Option<Progress>,
+    status: Status,
+    ended_at: Option<Instant>,
+    followers: usize,
+}
+
+impl Status {
+    /// In the words of the API.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl Log {
+    fn push(&mut self, entry: Entry) {
+        if let Entry::Progress(progress) = &entry {
+            self.progress = Some(*progress);
+            let is_progress = |(_, entry): &(u64, Entry)| matches!(entry, Entry::Progress(_));
+            if self.entries.iter().filter(|entry| is_progress(entry)).count() >= MAX_PROGRESS {
+                self.entries.iter().position(is_progress).map(|oldest| self.entries.remove(oldest));
+            }
+        }
+        self.entries.push_back((self.next_id, entry));
+        self.next_id += 1;
+    }
+
+    /// Only the first end counts. Says whether this was it.
+    fn end(&mut self, status: Status) -> bool {
+        if self.ended_at.is_some() {
+            return false;
+        }
+        match &status {
+            Status::Failed(error) => self.push(Entry::Failed(error.clone())),
+            Status::Cancelled => self.push(Entry::Failed(ApiError::cancelled())),
+            Status::Queued | Status::Running | Status::Completed => {}
+        }
+        self.status = status;
+        self.ended_at = Some(Instant::now());
+        true
+    }
+
+    /// The first entry from `id` on.
+    fn from(&self, id: u64) -> Option<&(u64, Entry)> {
+        self.entries.get(self.entries.partition_point(|(other, _)| *other < id))
+    }
+}
+
+impl Run {
+    /// Admits and queues what is asked for. `deadline` is how long the client will wait, if it says so.
+    pub(super) fn start(
+        state: &AppState,
+        id: &RequestId,
+        order: ImagesOrder,
+        model: String,
+        deadline: Option<Duration>,
+        patience: Patience,
+    ) -> Result<Arc<Self>, ApiError> {
+        let mut permit = state.admission.admit(order.demand(deadline))?;
+        let accepted_at = Instant::now();
+        let cancellation = state.stop.child_token();
+        let mut pictures = VecDeque::new();
+        for index in 0..order.count {
+            let (response_tx, response_rx) = mpsc::unbounded_channel();
+            let request = GenerationRequest {
+                request_id: id.clone(),
+                prompt: order.prompt.clone(),
+                negative_prompt: order.negative_prompt.clone(),
+                config: SamplingConfig { seed: order.config.seed.offset(index.into()), ..order.config },
+                output: order.output,
+                cancellation: cancellation.clone(),
+                accepted_at,
+                span: Span::current(),
+                place: permit.place(),
+                response_tx,
+            };
+            // The engine is gone only when the worker is going.
+            state.queue.add_request(request).map_err(|_| ApiError::draining())?;
+            pictures.push_back(response_rx);
+        }
+        let log = watch::Sender::new(Log::default());
+        let run = Arc::new(Self { order, model, created: unix_seconds(), patience, log, cancellation, collector: OnceLock::new() });
+        let collector = tokio::spawn(Arc::clone(&run).collect(pictures, permit, state.stop.clone()).in_current_span());
+        let _ = run.collector.set(collector.abort_handle());
+        Ok(run)
+    }
+
+    /// Writes down what the engine says, picture by picture, until the last or until something goes wrong.
+    async fn collect(
+        self: Arc<Self>,
+        mut pictures: VecDeque<UnboundedReceiver<GenerationResponse>>,
+        mut permit: Permit,
+        stop: CancellationToken,
+    ) {
+        while let Some(responses) = pictures.front_mut() {
+            let entry = match next(responses, &stop).await {
+                GenerationResponse::Started => {
+                    self.log.send_modify(|log| log.status = Status::Running);
+                    continue;
+                }
+                GenerationResponse::Progress(progress) => {
+                    permit.note(&progress);
+                    Entry::Progress(progress)
+                }
+                GenerationResponse::Preview { index, image } => {
+                    let step = self.log.borrow().progress.map_or(0, |progress| progress.step);
+                    Entry::Preview { index, step, image: Arc::new(image) }
+                }
+                GenerationResponse::Complete(complete) => {
+                    pictures.pop_front();
+                    Entry::Complete(Arc::from(complete))
+                }
+                GenerationResponse::Error(error) => return self.end(Status::Failed(error.into())),
+            };
+            self.log.send_modify(|log| log.push(entry));
+        }
+        // The pictures' places are free before anybody hears of the end.
+        drop(permit);
+        self.end(Status::Completed);
+    }
+
+    fn end(&self, status: Status) {
+        self.log.send_if_modified(|log| log.end(status));
+    }
+
+    /// Stops the work at once. False if it has ended already.
+    pub(super) fn cancel(&self) -> bool {
+        self.cancellation.cancel();
+        let cancelled = self.log.send_if_modified(|log| log.end(Status::Cancelled));
+        self.drop_collector();
+        cancelled
+    }
+
+    fn drop_collector(&self) {
+        if let Some(collector) = self.collector.get() {
+            collector.abort();
+        }
+    }
+
+    /// Stops the work if nobody follows it any more.
+    fn give_up_if_alone(&self) {
+        if self.log.send_if_modified(|log| log.followers == 0 && log.end(Status::Cancelled)) {
+            self.drop_collector();
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.log.borrow().status.clone()
+    }
+
+    /// Steps done and steps in all, once there are any.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        self.log.borrow().progress
+    }
+
+    /// How long ago it ended, if it has.
+    pub(super) fn ended(&self) -> Option<Duration> {
+        self.log.borrow().ended_at.map(|at| at.elapsed())
+    }
+
+    /// Everything from entry `from` on, and what is to come.
+    pub(super) fn follow(self: &Arc<Self>, from: u64) -> Follower {
+        self.log.send_if_modified(|log| {
+            log.followers += 1;
+            false
+        });
+        Follower { run: Arc::clone(self), log: self.log.subscribe(), next: from }
+    }
+}
+
+/// The next response. An engine that is gone without a last word is an error like any other: no client waits for ever.
+async fn next(responses: &mut UnboundedReceiver<GenerationResponse>, stop: &CancellationToken) -> GenerationResponse {
+    let gone = || GenerationResponse::Error(GenerationError::Panicked("the engine stopped".to_owned()));
+    tokio::select! {
+        biased;
+        response = responses.recv() => response.unwrap_or_else(gone),
+        () = stop.cancelled() => GenerationResponse::Error(GenerationError::Cancelled),
+    }
+}
+
+/// Somebody who waits for the pictures. When the last one goes, so does the work, unless the run has patience.
+#[derive(Debug)]
+pub(super) struct Follower {
+    pub(super) run: Arc<Run>,
+    log: watch::Receiver<Log>,
+    next: u64,
+}
+
+impl Follower {
+    /// What comes next, with its number, or `None` after the end.
+    pub(super) async fn next(&mut self) -> Option<(u64, Entry)> {
+        let from = self.next;
+        // The sender lives in the run, which lives here.
+        let log = self.log.wait_for(|log| log.ended_at.is_some() || log.from(from).is_some()).await.ok()?;
+        let (id, entry) = log.from(from)?.clone();
+        self.next = id + 1;
+        Some((id, entry))
+    }
+
+    /// All pictures.
+    pub(super) async fn pictures(&mut self) -> Result<Vec<Arc<Complete>>, ApiError> {
+        let mut pictures = Vec::new();
+        while let Some((_, entry)) = self.next().await {
+            match entry {
+                Entry::Complete(complete) => pictures.push(complete),
+                Entry::Failed(error) => return Err(error),
+                Entry::Progress(_) | Entry::Preview { .. } => {}
+            }
+        }
+        Ok(pictures)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.run.log.send_if_modified(|log| {
+            log.followers -= 1;
+            false
+        });
+        match self.run.patience {
+            Patience::Forever => {}
+            Patience::For(Duration::ZERO) => self.run.give_up_if_alone(),
+            Patience::For(time) => {
+                let run = Arc::clone(&self.run);
+                let wait = async move {
+                    tokio::time::sleep(time).await;
+                    run.give_up_if_alone();
+                };
+                // Without a runtime the worker is at its end, and its work with it.
+                let _ = Handle::try_current().map(|runtime| runtime.spawn(wait));
+            }
+        }
+    }
+}

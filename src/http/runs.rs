@@ -1,0 +1,102 @@
+//! Runs that somebody may come back to: jobs, and requests that a client may send again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    ApiError,
+    run::{Follower, Run, Status},
+};
+
+/// Where runs are found again. What has ended is kept for a time, and only so many.
+#[derive(Debug, Clone)]
+pub struct Runs {
+    runs: Arc<Mutex<HashMap<Key, Kept>>>,
+    limits: RunLimits,
+}
+
+/// How long, and how many.
+#[derive(Debug, Clone, Copy)]
+pub struct RunLimits {
+    /// How long results are kept.
+    pub keep: Duration,
+    /// How many results are kept; the oldest go first.
+    pub most: usize,
+}
+
+/// What a run is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Job(String),
+    /// The client's own key, with which it sends a request again.
+    Retry(String),
+}
+
+#[derive(Debug)]
+struct Kept {
+    run: Arc<Run>,
+    /// Of the body, so that a key is not taken for another request's.
+    fingerprint: u64,
+}
+
+impl Runs {
+    /// A place for as many as `limits` says.
+    #[must_use]
+    pub fn new(limits: RunLimits) -> Self {
+        Self { runs: Arc::default(), limits }
+    }
+
+    /// Follows the run of this key, or starts it. One that went wrong is started again.
+    pub(super) fn join_or_start(
+        &self,
+        key: Key,
+        fingerprint: u64,
+        start: impl FnOnce() -> Result<Arc<Run>, ApiError>,
+    ) -> Result<Follower, ApiError> {
+        let mut runs = self.lock();
+        if let Some(kept) = runs.get(&key) {
+            if kept.fingerprint != fingerprint {
+                return Err(ApiError::key_reused());
+            }
+            let follower = kept.run.follow(0);
+            if !matches!(kept.run.status(), Status::Failed(_) | Status::Cancelled) {
+                return Ok(follower);
+            }
+        }
+        let run = start()?;
+        let follower = run.follow(0);
+        runs.insert(key, Kept { run, fingerprint });
+        Ok(follower)
+    }
+
+    /// Keeps a job.
+    pub(super) fn insert_job(&self, id: &str, run: Arc<Run>) {
+        self.lock().insert(Key::Job(id.to_owned()), Kept { run, fingerprint: 0 });
+    }
+
+    /// The run of a job.
+    pub(super) fn job(&self, id: &str) -> Result<Arc<Run>, ApiError> {
+        self.lock().get(&Key::Job(id.to_owned())).map(|kept| Arc::clone(&kept.run)).ok_or_else(|| ApiError::no_such_job(id))
+    }
+
+    /// Lets go of what ended too long ago, and of the oldest where there are too many.
+    pub fn forget_old(&self) {
+        drop(self.lock());
+    }
+
+    /// Nobody ever sees more than the limits allow.
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Kept>> {
+        // What is behind the lock is whole after every line.
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.retain(|_, kept| kept.run.ended().is_none_or(|ago| ago < self.limits.keep));
+        let mut ended: Vec<(Duration, Key)> = runs.iter().filter_map(|(key, kept)| Some((kept.run.ended()?, key.clone()))).collect();
+        ended.sort_by_key(|(ago, _)| *ago);
+        for (_, key) in ended.iter().skip(self.limits.most) {
+            runs.remove(key);
+        }
+        runs
+    }
+}

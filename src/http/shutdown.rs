@@ -1,0 +1,26 @@
+//! `POST /v1/shutdown`: the same as SIGTERM.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, header},
+};
+use serde::Serialize;
+
+use super::{ApiError, AppState};
+
+/// The answer, before the worker goes.
+#[derive(Debug, Serialize)]
+pub(super) struct Stopping {
+    status: &'static str,
+}
+
+/// Asks the worker to finish what runs and to end.
+pub(super) async fn shutdown(State(state): State<AppState>, headers: HeaderMap) -> Result<Json<Stopping>, ApiError> {
+    // Browsers name the page that makes them post. No page has any business here.
+    if headers.contains_key(header::ORIGIN) {
+        return Err(ApiError::not_for_browsers());
+    }
+    state.shutdown.cancel();
+    Ok(Json(Stopping { status: "draining" }))
+}

@@ -1,0 +1,70 @@
+//! Who may ask.
+
+use reqwest::{Client, Method};
+use serde_json::Value;
+
+use crate::support::{Worker, binary, small};
+
+#[tokio::test]
+async fn a_key_is_asked_of_everybody_but_probes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, "s3cret\n").unwrap();
+    let mut by_environment = binary();
+    by_environment.env("SD_WORKER_API_KEY", "s3cret");
+    let workers = [
+        Worker::listening_as(by_environment, &["--log-level", "debug"]),
+        Worker::listening_as(binary(), &["--host", "0.0.0.0", "--log-level", "debug", "--api-key-file", file.to_str().unwrap()]),
+    ];
+    for mut worker in workers {
+        assert_eq!(worker.event()["event"], "ready", "with a key others may reach it");
+        for path in ["/", "/livez", "/readyz", "/health"] {
+            assert_eq!(worker.get(path).await.status(), 200, "{path}");
+        }
+        let ask = |authorization: Option<&str>| {
+            let request = Client::new().post(worker.url("/v1/images/generations")).json(&small("an owl"));
+            authorization.map_or(request.try_clone().unwrap(), |value| request.header("authorization", value)).send()
+        };
+        for wrong in [None, Some("Bearer s3cre"), Some("Bearer s3cret2"), Some("Bearer"), Some("Basic s3cret"), Some("s3cret")] {
+            let refused = ask(wrong).await.unwrap();
+            assert_eq!(refused.status(), 401, "{wrong:?}");
+            assert_eq!(refused.headers()["www-authenticate"], "Bearer");
+            assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "invalid_api_key");
+        }
+        for path in ["/metrics", "/v1/models", "/v1/jobs/x", "/info", "/v2"] {
+            assert_eq!(worker.get(path).await.status(), 401, "{path}");
+        }
+        for right in ["Bearer s3cret", "bearer s3cret"] {
+            assert_eq!(ask(Some(right)).await.unwrap().status(), 200);
+        }
+        worker.signal("TERM");
+        worker.wait();
+        let log = worker.stderr();
+        assert!(!log.contains("s3cre"), "keys are not logged: {log}");
+        assert!(!log.contains("an owl"), "neither are prompts, at debug: {log}");
+    }
+}
+
+#[tokio::test]
+async fn help_does_not_show_the_key() {
+    let output = binary().args(["serve", "--help"]).env("SD_WORKER_API_KEY", "s3cret").output().unwrap();
+    assert!(output.status.success() && !String::from_utf8(output.stdout).unwrap().contains("s3cret"));
+}
+
+#[tokio::test]
+async fn web_pages_may_ask_only_if_they_were_named() {
+    let preflight = |worker: &Worker, origin: &'static str| {
+        let request = Client::new().request(Method::OPTIONS, worker.url("/v1/images/generations")).header("origin", origin);
+        request.header("access-control-request-method", "POST").header("access-control-request-headers", "content-type").send()
+    };
+    let closed = Worker::ready(&[]);
+    assert!(!preflight(&closed, "http://localhost:3000").await.unwrap().headers().contains_key("access-control-allow-origin"));
+
+    let open = Worker::ready(&["--cors-origin", "http://localhost:3000,https://example.org", "--api-key", "k"]);
+    for origin in ["http://localhost:3000", "https://example.org"] {
+        let answer = preflight(&open, origin).await.unwrap();
+        assert_eq!(answer.headers()["access-control-allow-origin"], origin);
+        assert_eq!(answer.headers()["access-control-allow-methods"], "GET,POST,DELETE");
+    }
+    assert!(!preflight(&open, "https://example.com").await.unwrap().headers().contains_key("access-control-allow-origin"));
+}

@@ -1,0 +1,137 @@
+//! The real server and the real engine around a pipeline that does what a prompt says: what no real model can be asked to do.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use image::RgbImage;
+use metrics_exporter_prometheus::PrometheusHandle;
+use sd_worker::{
+    backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, Pipeline, Pulse, RequestQueue},
+    common::{Lifecycle, ModelDefaults, ModelInfo, Sampler, Schedule},
+    http::{self, Admission, AppState, RunLimits, Runs},
+};
+use serde_json::Value;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+/// Fails in the way that the prompt names, or makes a grey picture.
+#[derive(Default)]
+pub(crate) struct FakePipeline {
+    /// Held by a test for as long as the prompt "hang" hangs.
+    pub(crate) gate: Arc<Mutex<()>>,
+}
+
+pub(crate) struct FakeGeneration {
+    prompt: String,
+    steps: usize,
+    size: (u32, u32),
+    gate: Arc<Mutex<()>>,
+}
+
+impl Pipeline for FakePipeline {
+    type Generation = FakeGeneration;
+
+    fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
+        let (config, prompt) = (request.config, request.prompt.as_str().to_owned());
+        let size = (config.size.width(), config.size.height());
+        Ok(FakeGeneration { prompt, steps: config.steps.get(), size, gate: Arc::clone(&self.gate) })
+    }
+
+    fn model_id(&self) -> &'static str {
+        "fake"
+    }
+}
+
+impl Generation for FakeGeneration {
+    fn total_steps(&self) -> usize {
+        self.steps
+    }
+
+    fn step(&mut self) -> Result<(), GenerationError> {
+        match self.prompt.as_str() {
+            "panic" => panic!("as the prompt said"),
+            "nan" => Err(GenerationError::NotANumber),
+            "out of memory" => Err(candle_core::Error::msg("CUDA_ERROR_OUT_OF_MEMORY").into()),
+            "hang" => {
+                drop(self.gate.lock());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn preview(&self) -> Result<RgbImage, GenerationError> {
+        Ok(RgbImage::new(8, 8))
+    }
+
+    fn finish(self) -> Result<RgbImage, GenerationError> {
+        Ok(RgbImage::from_pixel(self.size.0, self.size.1, image::Rgb([128; 3])))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A server in this process, on a real socket.
+pub(crate) struct FakeWorker {
+    pub(crate) address: SocketAddr,
+    pub(crate) pipeline: Arc<FakePipeline>,
+    pub(crate) admission: Admission,
+}
+
+impl FakeWorker {
+    pub(crate) async fn start(capacity: u32) -> Self {
+        let (queue, requests) = RequestQueue::new();
+        let (pipeline, pulse, admission) = (Arc::new(FakePipeline::default()), Pulse::default(), Admission::new(capacity));
+        // Its thread ends with the queue, which the server has.
+        drop(GenerationEngine::new(Arc::clone(&pipeline), requests).with_pulse(pulse.clone()).start());
+        let (_, lifecycle) = watch::channel(Lifecycle::Ready(Arc::new(info())));
+        let state = AppState {
+            queue,
+            lifecycle,
+            admission: admission.clone(),
+            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10 }),
+            api_key: None,
+            cors_origins: Vec::new(),
+            pulse,
+            watchdog: Some(Duration::from_millis(1)),
+            metrics: recorder(),
+            shutdown: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(axum::serve(listener, http::router(state)).into_future());
+        Self { address, pipeline, admission }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        reqwest::Client::new().post(self.url(path)).json(body).send().await.unwrap()
+    }
+}
+
+/// A process has one recorder.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER.get_or_init(|| http::install_recorder().unwrap()).clone()
+}
+
+fn info() -> ModelInfo {
+    let defaults = ModelDefaults {
+        size: "64x64".parse().unwrap(),
+        steps: "2".parse().unwrap(),
+        guidance_scale: "4".parse().unwrap(),
+        sampler: Sampler::Euler,
+        schedule: Schedule::Default,
+    };
+    let (id, device) = ("fake".to_owned(), "cpu".to_owned());
+    ModelInfo { id, device, dtype: "f32", max_pixels: 1 << 20, size_multiple: 8, max_steps: 1000, defaults }
+}

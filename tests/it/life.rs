@@ -1,0 +1,190 @@
+//! The life of the process: how it is started, what it reports, and what ends it.
+
+use std::{
+    os::unix::net::UnixDatagram,
+    process::{Command, Stdio},
+};
+
+use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
+
+use crate::support::{Worker, binary, long, small, steps};
+
+#[test]
+fn the_build_is_told_in_one_word() {
+    for args in [&["--build-info"][..], &["serve", "--build-info"]] {
+        let output = binary().args(args).output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), if cfg!(debug_assertions) { "debug\n" } else { "release\n" });
+    }
+}
+
+#[tokio::test]
+async fn a_worker_says_what_it_can_do() {
+    let worker = Worker::ready(&["--queue-capacity", "7"]);
+    let info: Value = worker.get("/info").await.json().await.unwrap();
+    assert_eq!((&info["name"], &info["model"], &info["device"]), (&"sd-worker".into(), &"builtin".into(), &"cpu".into()));
+    let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
+    insta::assert_json_snapshot!(capabilities);
+}
+
+#[tokio::test]
+async fn a_request_ends_the_worker_as_a_signal_does() {
+    let mut worker = Worker::ready(&["--drain-timeout", "600"]);
+    let shutdown = || Client::new().post(worker.url("/v1/shutdown"));
+    let from_a_page = shutdown().header("origin", "http://localhost").send().await.unwrap();
+    assert_eq!(from_a_page.status(), 403);
+    let running = worker.start(&steps("a fox", 300)).await;
+    let answer = shutdown().send().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "status": "draining" }));
+    while worker.get("/readyz").await.status() == 200 {}
+    assert_eq!(worker.post(&small("too late")).await.status(), 503);
+    assert_eq!(running.await.unwrap().status(), 200, "what runs may finish");
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_worker_does_not_outlive_its_parent() {
+    for (args, outlives) in [(&["--exit-on-stdin-eof", "--drain-timeout", "0"][..], false), (&["--drain-timeout", "0"], true)] {
+        let mut command = binary();
+        command.stdin(Stdio::piped());
+        let mut worker = Worker::listening_as(command, args);
+        assert_eq!(worker.event()["event"], "ready");
+        let running = worker.start(&long("a fox")).await;
+        worker.close_stdin();
+        if outlives {
+            worker.signal("TERM");
+        }
+        assert_eq!(running.await.unwrap().status(), 503);
+        assert_eq!(worker.wait().code(), Some(0));
+    }
+}
+
+/// An orchestrator that writes down what it is told, and takes a callback only the second time.
+async fn orchestrator() -> (String, UnboundedReceiver<(String, Value)>) {
+    type Reports = State<UnboundedSender<(String, Value)>>;
+    async fn heartbeat(State(reports): Reports, Json(body): Json<Value>) {
+        let _ = reports.send(("heartbeat".to_owned(), body));
+    }
+    async fn callback(State(reports): Reports, Json(body): Json<Value>) -> StatusCode {
+        let _ = reports.send(("callback".to_owned(), body));
+        StatusCode::NOT_FOUND
+    }
+    let (sender, reports) = unbounded_channel();
+    let router = Router::new().route("/v1/worker-heartbeat", post(heartbeat)).route("/ready", post(callback)).with_state(sender);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, router).into_future());
+    (url, reports)
+}
+
+#[tokio::test]
+async fn an_orchestrator_is_told_the_truth() {
+    let (url, mut reports) = orchestrator().await;
+    let callback = format!("{url}/ready");
+    let rbee = [
+        ["--worker-id", "worker-cpu-1"],
+        ["--model", "some-model-ref"],
+        ["--model-path", "tests/parity/tiny"],
+        ["--device", "0"],
+        ["--hive-url", &url],
+        ["--callback-url", &callback],
+        ["--heartbeat-interval", "1"],
+        ["--drain-timeout", "600"],
+    ];
+    // It may be spawned with its streams closed; only stdout is wanted here.
+    let mut command = Command::new("sh");
+    let program = format!("exec {} \"$@\" 2>&- <&-", env!("CARGO_BIN_EXE_sd-worker"));
+    command.args(["-c", &program, "sh"]);
+    let mut worker = Worker::listening_as(command, rbee.as_flattened());
+    assert_eq!(worker.event()["event"], "ready");
+    let worker_address = worker.url("");
+    let mut next = async |kind: &str, status: &str| loop {
+        let (found, report) = reports.recv().await.unwrap();
+        if found == kind && (kind == "callback" || report["worker"]["status"] == status) {
+            break report;
+        }
+    };
+    let expected =
+        json!({ "worker_id": "worker-cpu-1", "url": worker_address, "model_ref": "some-model-ref", "backend": "cpu", "device": "cpu" });
+    assert_eq!(next("callback", "").await, expected);
+    assert_eq!(next("callback", "").await, expected, "said again, since it was not taken");
+
+    let ready = next("heartbeat", "ready").await;
+    let started: humantime::Timestamp = ready["timestamp"].as_str().unwrap().parse().unwrap();
+    assert!(started.elapsed().is_ok());
+    let port: u64 = worker_address.rsplit(':').next().unwrap().parse().unwrap();
+    let expected = json!({
+        "id": "worker-cpu-1", "model_id": "some-model-ref", "device": "cpu", "port": port, "status": "ready",
+        "implementation": "sd-worker", "version": env!("CARGO_PKG_VERSION")
+    });
+    assert_eq!(ready["worker"], expected);
+    let running = worker.start(&json!({ "prompt": "a fox", "steps": 1000, "size": "1024x1024" })).await;
+    next("heartbeat", "busy").await;
+    worker.signal("TERM");
+    next("heartbeat", "stopping").await;
+    running.abort();
+    next("heartbeat", "stopped").await;
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_orchestrator_that_is_not_there_stops_nothing() {
+    let mut worker =
+        Worker::ready(&["--queen-url", "http://127.0.0.1:1", "--callback-url", "http://127.0.0.1:1/x", "--heartbeat-interval", "1"]);
+    worker.generate(&small("a fox")).await;
+    worker.signal("TERM");
+    assert_eq!(worker.wait().code(), Some(0));
+    assert_eq!(worker.stderr().matches("nobody takes the heartbeat").count(), 1, "said once");
+}
+
+#[tokio::test]
+async fn logs_tell_a_request_from_its_trace_to_its_times() {
+    let mut worker = Worker::ready(&["--log-format", "json"]);
+    let traced = Client::new().post(worker.url("/v1/images/generations")).json(&small("a fox")).header("x-request-id", "req-7");
+    let traced = traced.header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    assert_eq!(traced.send().await.unwrap().status(), 200);
+    worker.signal("TERM");
+    worker.wait();
+    let log: Vec<Value> = worker.stderr().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = |message: &str| log.iter().find(|line| line["fields"]["message"] == message).unwrap();
+    let finished = line("picture finished");
+    let (request, generate) = (&finished["spans"][0], &finished["spans"][1]);
+    assert_eq!((&request["name"], &request["request_id"]), (&"request".into(), &"req-7".into()));
+    assert_eq!((&request["trace_id"], &request["parent_id"]), (&"4bf92f3577b34da6a3ce929d0e0e4736".into(), &"00f067aa0ba902b7".into()));
+    assert_eq!((&generate["name"], &generate["steps"]), (&"generate".into(), &"2".into()));
+    for time in ["queue_ms", "text_ms", "denoise_ms", "decode_ms", "encode_ms"] {
+        assert!(generate[time].is_u64(), "{time}: {finished}");
+    }
+    assert_eq!(line("answered")["fields"]["status"], 200);
+}
+
+#[tokio::test]
+async fn systemd_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut command = binary();
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    let mut worker = Worker::listening_as(command, &[]);
+    let hear = |wanted: &str| {
+        let mut buffer = [0; 256];
+        loop {
+            let count = socket.recv(&mut buffer).unwrap();
+            if String::from_utf8_lossy(&buffer[..count]).lines().any(|line| line == wanted) {
+                break;
+            }
+        }
+    };
+    hear("READY=1");
+    assert_eq!(worker.event()["event"], "ready");
+    hear("WATCHDOG=1");
+    worker.signal("TERM");
+    hear("STOPPING=1");
+    assert_eq!(worker.wait().code(), Some(0));
+}

@@ -1,0 +1,198 @@
+//! Many clients at once, of every kind. The tests print their figures: `cargo test --release --test it load -- --nocapture`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+
+use crate::{
+    fake::FakeWorker,
+    support::{Worker, long, small},
+};
+
+const REQUESTS: usize = 2000;
+const CLIENTS: usize = 64;
+
+/// What came of a request, in one word.
+async fn outcome(client: &Client, worker: &str, i: usize) -> &'static str {
+    let post = |path: &str, body: Value| client.post(format!("{worker}{path}")).json(&body).send();
+    let picture = json!({ "prompt": "a fox", "steps": 1, "size": "64x64", "guidance_scale": 1, "seed": i, "stream": i % 8 > 3 });
+    let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64, "guidance_scale": 1 });
+    let response = match i % 8 {
+        2 | 3 => post("/v1/jobs", job).await.unwrap(),
+        7 => post("/v1/images/generations", json!({ "prompt": i })).await.unwrap(),
+        _ => post("/v1/images/generations", picture).await.unwrap(),
+    };
+    match (i % 8, response.status().as_u16()) {
+        (7, 400) => "bad body refused",
+        (_, 429) => "no room",
+        (0 | 1, 200) => {
+            assert_eq!(response.json::<Value>().await.unwrap()["parameters"]["seed"], i, "the answer is to this request");
+            "answer"
+        }
+        (2, 200) => {
+            let text = follow(client, worker, response).await;
+            assert!(text.trim_end().ends_with("data: [DONE]") && text.matches("event: complete").count() == 1, "{text}");
+            "job done"
+        }
+        (3, 200) => cancelled(client, worker, response).await,
+        (4 | 5, 200) => {
+            let text = response.text().await.unwrap();
+            assert!(text.matches("image_generation.completed\n").count() == 1 && !text.contains("event: error"), "{text}");
+            assert!(text.contains(&format!("\"seed\":{i},")), "the answer is to this request");
+            "stream"
+        }
+        (6, 200) => {
+            let mut response = response;
+            response.chunk().await.unwrap();
+            "left"
+        }
+        (kind, status) => panic!("{kind}: {status}"),
+    }
+}
+
+async fn follow(client: &Client, worker: &str, submitted: Response) -> String {
+    let job: Value = submitted.json().await.unwrap();
+    let stream = client.get(format!("{worker}{}", job["sse_url"].as_str().unwrap())).send().await.unwrap();
+    stream.text().await.unwrap()
+}
+
+async fn cancelled(client: &Client, worker: &str, submitted: Response) -> &'static str {
+    let job: Value = submitted.json().await.unwrap();
+    let answer = client.delete(format!("{worker}/v1/jobs/{}", job["job_id"].as_str().unwrap())).send().await.unwrap();
+    match answer.status().as_u16() {
+        200 => "job cancelled",
+        404 => "job done before it was cancelled",
+        status => panic!("{status}"),
+    }
+}
+
+/// Bytes that a process has in memory.
+fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn percentile(times: &mut [Duration], part: f64) -> Duration {
+    times.sort();
+    times[((times.len() - 1) as f64 * part) as usize]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_has_one_outcome_and_nothing_is_left_behind() {
+    let worker = Worker::ready(&["--max-results", "20", "--queue-capacity", "64"]);
+    let (client, url) = (Client::new(), worker.url(""));
+    let mut outcomes = BTreeMap::<&str, usize>::new();
+    let mut memories = Vec::new();
+    let started = Instant::now();
+    for quarter in 0..4 {
+        let per_client = REQUESTS / 4 / CLIENTS + 1;
+        let tasks: Vec<_> = (0..CLIENTS)
+            .map(|task| {
+                let (client, url) = (client.clone(), url.clone());
+                let own = move |turn: usize| turn * CLIENTS + task;
+                tokio::spawn(async move {
+                    let mut seen = Vec::new();
+                    for i in (0..per_client).map(own).filter(|i| *i < REQUESTS / 4) {
+                        seen.push(outcome(&client, &url, quarter * REQUESTS / 4 + i).await);
+                    }
+                    seen
+                })
+            })
+            .collect();
+        for task in tasks {
+            for outcome in task.await.unwrap() {
+                *outcomes.entry(outcome).or_default() += 1;
+            }
+        }
+        memories.push(memory(worker.pid()) >> 20);
+    }
+    let time = started.elapsed();
+    worker.wait_for_metric("sdw_requests_waiting", |value| value < 1.0).await;
+    worker.wait_for_metric("sdw_requests_running", |value| value < 1.0).await;
+    println!("{REQUESTS} requests from {CLIENTS} clients in {time:.1?}: {outcomes:#?}\nMiB after each quarter: {memories:?}");
+
+    let count = |name: &str| outcomes.get(name).copied().unwrap_or(0);
+    assert_eq!(outcomes.values().sum::<usize>(), REQUESTS);
+    let refused = count("bad body refused") + count("no room");
+    let ended =
+        worker.metric("sdw_requests_total{outcome=\"ok\"}").await + worker.metric("sdw_requests_total{outcome=\"cancelled\"}").await;
+    assert_eq!(ended as usize, REQUESTS - refused, "the engine ended each that was let in once");
+    assert_eq!(worker.metric("sdw_requests_total{outcome=\"error\"}").await as usize, 0);
+    let known = count("answer") + count("stream") + count("job done");
+    assert!(worker.metric("sdw_images_total").await as usize >= known);
+    assert!(memories[3] < memories[0] + memories[0] / 4, "memory grows: {memories:?} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_adds_is_little() {
+    let worker = FakeWorker::start(256).await;
+    let (client, url) = (Client::new(), worker.url("/v1/images/generations"));
+    let ask = |count: usize| {
+        let (client, url) = (client.clone(), url.clone());
+        async move {
+            let mut times = Vec::new();
+            for _ in 0..count {
+                let started = Instant::now();
+                let response = client.post(&url).json(&json!({ "prompt": "a fox", "steps": 1, "size": "64x64" })).send().await.unwrap();
+                assert_eq!(response.status(), 200);
+                response.bytes().await.unwrap();
+                times.push(started.elapsed());
+            }
+            times
+        }
+    };
+    ask(100).await;
+    let mut alone = ask(REQUESTS).await;
+    let started = Instant::now();
+    let together: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(ask(REQUESTS / CLIENTS + 1))).collect();
+    let mut count = 0;
+    for task in together {
+        count += task.await.unwrap().len();
+    }
+    let per_second = count as f64 / started.elapsed().as_secs_f64();
+    let (p50, p99) = (percentile(&mut alone, 0.5), percentile(&mut alone, 0.99));
+    println!("with a pipeline that does nothing: p50 {p50:.0?}, p99 {p99:.0?} alone; {per_second:.0} requests/s from {CLIENTS} clients");
+}
+
+#[tokio::test]
+async fn bad_company_does_not_stall_others() {
+    let worker = Worker::ready(&[]);
+    let connect = || TcpStream::connect(worker.address()).unwrap();
+    let mut sockets: Vec<TcpStream> = (0..50).map(|_| connect()).collect();
+    for half_open in &mut sockets[..25] {
+        half_open.write_all(b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-le").unwrap();
+    }
+    // These ask for more than a socket's buffers hold, and read none of it.
+    let body = json!({ "prompt": "a fox", "steps": 2, "size": "256x256", "n": 2, "stream": true, "partial_images": 1 }).to_string();
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    for slow in &mut sockets[25..30] {
+        write!(slow, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    }
+    worker.wait_for_metric("sdw_images_total", |value| value >= 10.0).await;
+    worker.generate(&small("served all the same")).await;
+    let mut late = String::new();
+    sockets[29].set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    while late.matches("image_generation.completed\n").count() < 2 {
+        let mut buffer = [0; 4096];
+        let count = sockets[29].read(&mut buffer).unwrap();
+        assert!(count > 0, "the stream ended early");
+        late.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+
+    let mut curl = Command::new("curl");
+    curl.args(["-sN", &worker.url("/v1/images/generations"), "-H", "content-type: application/json", "-d", &long("a fox").to_string()]);
+    let mut client = curl.stdout(Stdio::null()).spawn().unwrap();
+    worker.wait_for_metric("sdw_requests_running", |value| value > 0.0).await;
+    client.kill().unwrap();
+    client.wait().unwrap();
+    worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
+}
