@@ -30,6 +30,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use tracing_appender::non_blocking::WorkerGuard;
 
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
@@ -54,12 +55,14 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    init_logs(&cli.logs);
+    let logs = init_logs(&cli.logs);
     let outcome = match cli.command {
         Command::Serve(args) => run_server(&args, cli.logs.log_format),
         Command::Generate(args) => cli::generate(&args),
         Command::Models { command } => cli::models(&command),
     };
+    // What is still to be written comes before the last line.
+    drop(logs);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -69,20 +72,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// A line on stderr, for whoever is there to read it: a closed stderr must not end a worker.
+/// How long a line waits for whoever holds stderr to make room for it.
+const READ_GRACE: Duration = Duration::from_secs(1);
+
+/// A line on stderr, for whoever is there to read it: neither a closed stderr nor one that nobody reads may stop a worker.
 fn say(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let text = text.to_owned();
+    let (said, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        let _ = said.send(());
+    });
+    let _ = heard.recv_timeout(READ_GRACE);
 }
 
-/// Logs go to stderr; stdout is for the lines that an orchestrator reads.
-fn init_logs(args: &LogArgs) {
-    let subscriber = tracing_subscriber::fmt().with_env_filter(args.log_level.as_str()).with_writer(std::io::stderr);
+/// Logs go to stderr; stdout is for the lines that an orchestrator reads. A thread of their own writes them: a parent that holds
+/// stderr and does not read it would otherwise stop the engine at a line that finds no room. Such lines are lost.
+fn init_logs(args: &LogArgs) -> WorkerGuard {
+    let (stderr, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(args.log_level.as_str()).with_writer(stderr);
     // Otherwise a log line that cannot be written panics.
     let subscriber = subscriber.log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().init(),
     }
+    guard
 }
 
 /// Serves until SIGTERM or SIGINT.

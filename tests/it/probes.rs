@@ -143,6 +143,19 @@ async fn a_worker_whose_stderr_is_closed_works_on() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_stderr_nobody_reads_works_on() {
+    // Held by this test and not read, it has room for 64 KiB.
+    let mut worker = Worker::ready(&["--log-level", "trace"]);
+    for seed in 0..3 {
+        let mut request = small(&"a fox and an owl ".repeat(20));
+        request["seed"] = seed.into();
+        worker.generate(&request).await;
+    }
+    worker.signal("TERM");
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_does_not_wait() {
     let mut worker = Worker::ready(&["--drain-timeout", "600"]);
     let running = worker.start(&long("a fox")).await;
