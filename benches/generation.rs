@@ -12,7 +12,7 @@ use sd_worker::{
         self, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles, Pipeline,
         RequestQueue,
     },
-    common::{OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps},
+    common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     ops::{ReusingAllocator, Storage},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -41,6 +41,7 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
             seed: Seed::from(1),
             sampler: defaults.sampler,
             schedule: Schedule::Default,
+            options: SamplingOptions::default(),
         },
         output: OutputConfig::default(),
         cancellation: CancellationToken::new(),

@@ -44,14 +44,17 @@ impl<'a> ImageMetadata<'a> {
     /// In the form that A1111 writes and many tools read.
     #[must_use]
     pub fn to_a1111(&self) -> String {
-        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule } = self.config;
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
         let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
         let schedule = match schedule {
-            Schedule::Default => "",
-            Schedule::Karras => "Schedule type: Karras, ",
+            Schedule::Default => String::new(),
+            other => format!("Schedule type: {}, ", other.a1111_name()),
         };
+        let eta = options.eta.map_or(String::new(), |eta| format!("Eta: {}, ", eta.get()));
+        let rescale = options.guidance_rescale.map_or(String::new(), |share| format!("CFG Rescale: {}, ", share.get()));
+        let zero_snr = options.zero_snr.map_or(String::new(), |zero_snr| format!("Zero SNR: {zero_snr}, "));
         format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
+            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{zero_snr}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
             self.prompt,
             sampler.a1111_name(),
             self.model_id,

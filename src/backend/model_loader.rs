@@ -142,11 +142,11 @@ fn defaults(
         Err(LoadError::MissingFile(_)) => GenerationConfig::default(),
         Err(other) => return Err(other),
     };
-    let sampler = scheduler.class_name.parse().unwrap_or_else(|_| {
+    let sampler = scheduler.own_sampler().unwrap_or_else(|| {
         warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
         Sampler::Euler
     });
-    let own = if scheduler.use_karras_sigmas { Schedule::Karras } else { Schedule::Default };
+    let own = scheduler.own_schedule();
     let schedule = if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default };
     Ok(ModelDefaults { size, steps: config.num_inference_steps, guidance_scale: config.guidance_scale, sampler, schedule })
 }

@@ -8,8 +8,8 @@ use super::ApiError;
 use crate::{
     backend::{Complete, EncodedImage, Timings},
     common::{
-        GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, Schedule, Seed,
-        Steps,
+        Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
+        SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
     },
 };
 
@@ -37,6 +37,10 @@ pub(super) struct ImagesRequest {
     sampler: Option<Sampler>,
     #[serde(alias = "scheduler")]
     schedule: Option<Schedule>,
+    eta: Option<Eta>,
+    guidance_rescale: Option<GuidanceRescale>,
+    #[serde(alias = "rescale_betas_zero_snr")]
+    zero_snr: Option<bool>,
     progress: Option<bool>,
 
     /// Everything else. A part of it means something to `OpenAI` and nothing here; the rest means nothing to anybody.
@@ -114,6 +118,7 @@ impl ImagesRequest {
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
             sampler: self.sampler.unwrap_or(defaults.sampler),
             schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
+            options: SamplingOptions { eta: self.eta, guidance_rescale: self.guidance_rescale, zero_snr: self.zero_snr },
         };
         info.check(&config)?;
 
@@ -132,6 +137,9 @@ impl ImagesRequest {
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
         ignore_if(!config.guidance_scale.is_guided() && !negative_prompt.as_str().is_empty(), "negative_prompt");
+        ignore_if(!config.guidance_scale.is_guided() && self.guidance_rescale.is_some_and(|share| share.get() > 0.0), "guidance_rescale");
+        ignore_if(!config.sampler.has_eta() && self.eta.is_some_and(|eta| eta.get() > 0.0), "eta");
+        ignore_if(!config.sampler.knows_zero_snr() && self.zero_snr == Some(true), "zero_snr");
         ignored.sort();
 
         let default_output = OutputConfig::default();
@@ -211,12 +219,24 @@ pub(super) struct Parameters {
     schedule: Schedule,
     width: u32,
     height: u32,
+    #[serde(flatten)]
+    options: SamplingOptions,
 }
 
 impl Parameters {
     pub(super) fn new(model: &str, config: SamplingConfig) -> Self {
-        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule } = config;
-        Self { model: model.to_owned(), seed, steps, guidance_scale, sampler, schedule, width: size.width(), height: size.height() }
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = config;
+        Self {
+            model: model.to_owned(),
+            seed,
+            steps,
+            guidance_scale,
+            sampler,
+            schedule,
+            width: size.width(),
+            height: size.height(),
+            options,
+        }
     }
 }
 

@@ -72,6 +72,10 @@ async fn every_setting_changes_the_picture() {
         ("steps", json!(3)),
         ("guidance_scale", json!(9)),
         ("sampler", json!("euler_a")),
+        ("schedule", json!("sgm_uniform")),
+        ("eta", json!(0.5)),
+        ("guidance_rescale", json!(0.7)),
+        ("zero_snr", json!(false)),
         ("size", json!("72x64")),
     ] {
         let mut request = small("a fox");
@@ -112,6 +116,9 @@ async fn a_field_without_effect_is_named() {
         ("output_compression", json!(50)),
         ("partial_images", json!(2)),
         ("stepz", json!(5)),
+        ("sampler", json!("heun")),
+        ("eta", json!(0.5)),
+        ("zero_snr", json!(true)),
     ] {
         request[name] = value;
     }
