@@ -8,7 +8,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug_span};
 
-use super::{EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, image_utils};
+use super::{
+    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, image_utils,
+};
 use crate::{
     common::{
         GuidanceRescale, GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
@@ -46,7 +48,9 @@ pub struct Diffusion {
     plan: SamplingPlan,
     guidance_scale: GuidanceScale,
     guidance_rescale: Option<GuidanceRescale>,
-    /// `(1, tokens, hidden)`, or `(2, tokens, hidden)` with the negative prompt's first.
+    /// How strongly each part of the prompt guides; none without guidance.
+    part_weights: Vec<f64>,
+    /// `(1, tokens, hidden)`, or with guidance `(1 + parts, tokens, hidden)`, the negative prompt's first.
     text_embeddings: Tensor,
     /// What the UNet looks at in them.
     text_context: TextContext,
@@ -77,14 +81,17 @@ impl Pipeline for InferencePipeline {
 
         // 2. Encode the prompt, for both sides of guidance.
         let span = debug_span!("text_encode").entered();
-        let prompts = [request.negative_prompt.as_str(), request.prompt.as_str()];
-        let prompts = if config.guidance_scale.is_guided() { &prompts[..] } else { &prompts[1..] };
-        let EncodedPrompts { embeddings: text_embeddings, warnings } = self.prompt_encoder.encode(prompts)?;
+        let options = config.options;
+        let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
+        // What guides side by side leads away from the negative prompt, whatever the scale.
+        let is_guided = config.guidance_scale.is_guided() || prompts[1].has_parts();
+        let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
+        let EncodedPrompts { embeddings: text_embeddings, weights, warnings } = self.prompt_encoder.encode(prompts, options.clip_skip)?;
+        let part_weights = if is_guided { weights[1..].to_vec() } else { Vec::new() };
         let text_context = self.networks.unet.text_context(&text_embeddings)?;
         drop(span);
 
         // 3. Prepare timesteps.
-        let options = config.options;
         let rescale_betas_zero_snr = options.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr);
         let scheduler = SchedulerConfig { rescale_betas_zero_snr, ..self.scheduler.clone() };
         let plan = SamplingPlan::new(&scheduler, config.sampler, config.schedule, config.steps, options.eta)?;
@@ -100,6 +107,7 @@ impl Pipeline for InferencePipeline {
             plan,
             guidance_scale,
             guidance_rescale: options.guidance_rescale,
+            part_weights,
             text_embeddings,
             text_context,
             latents,
@@ -166,13 +174,17 @@ impl Diffusion {
         let unet = &pipeline.networks.unet;
         let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
         let output = unet.forward(&input, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?;
-        if !self.guidance_scale.is_guided() {
+        if self.part_weights.is_empty() {
             return Ok(output);
         }
-        let (negative, positive) = (output.narrow(0, 0, 1)?, output.narrow(0, 1, 1)?);
-        let guided = (&negative + ((&positive - &negative)? * self.guidance_scale.get())?)?;
+        let negative = output.narrow(0, 0, 1)?;
+        let mut direction = negative.zeros_like()?;
+        for (i, weight) in self.part_weights.iter().enumerate() {
+            direction = (direction + ((output.narrow(0, 1 + i, 1)? - &negative)? * *weight)?)?;
+        }
+        let guided = (&negative + (&direction * self.guidance_scale.get())?)?;
         Ok(match self.guidance_rescale {
-            Some(share) => rescale_noise_cfg(&guided, &positive, share)?,
+            Some(share) => rescale_noise_cfg(&guided, &(negative + direction)?, share)?,
             None => guided,
         })
     }

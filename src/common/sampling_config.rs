@@ -37,6 +37,42 @@ pub struct SamplingOptions {
     /// Whether the last timestep is nothing but noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<ClipSkip>,
+}
+
+/// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
+/// before it (which diffusers calls 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct ClipSkip(u8);
+
+impl ClipSkip {
+    const MAX: i64 = 12;
+
+    /// How many layers are left out.
+    #[must_use]
+    pub fn layers(self) -> usize {
+        usize::from(self.0) - 1
+    }
+}
+
+impl TryFrom<i64> for ClipSkip {
+    type Error = InvalidValue;
+
+    fn try_from(skip: i64) -> Result<Self, InvalidValue> {
+        match u8::try_from(skip) {
+            Ok(n) if (1..=Self::MAX).contains(&skip) => Ok(Self(n)),
+            _ => Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {}", Self::MAX))),
+        }
+    }
+}
+
+impl fmt::Display for ClipSkip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A type of numbers from 0 to 1.

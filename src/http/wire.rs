@@ -8,7 +8,7 @@ use super::ApiError;
 use crate::{
     backend::{Complete, EncodedImage, Timings},
     common::{
-        Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
         SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
     },
 };
@@ -41,6 +41,7 @@ pub(super) struct ImagesRequest {
     guidance_rescale: Option<GuidanceRescale>,
     #[serde(alias = "rescale_betas_zero_snr")]
     zero_snr: Option<bool>,
+    clip_skip: Option<ClipSkip>,
     progress: Option<bool>,
 
     /// Everything else. A part of it means something to `OpenAI` and nothing here; the rest means nothing to anybody.
@@ -118,7 +119,12 @@ impl ImagesRequest {
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
             sampler: self.sampler.unwrap_or(defaults.sampler),
             schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
-            options: SamplingOptions { eta: self.eta, guidance_rescale: self.guidance_rescale, zero_snr: self.zero_snr },
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_rescale: self.guidance_rescale,
+                zero_snr: self.zero_snr,
+                clip_skip: self.clip_skip,
+            },
         };
         info.check(&config)?;
 
@@ -137,9 +143,7 @@ impl ImagesRequest {
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
         ignore_if(!config.guidance_scale.is_guided() && !negative_prompt.as_str().is_empty(), "negative_prompt");
-        ignore_if(!config.guidance_scale.is_guided() && self.guidance_rescale.is_some_and(|share| share.get() > 0.0), "guidance_rescale");
-        ignore_if(!config.sampler.has_eta() && self.eta.is_some_and(|eta| eta.get() > 0.0), "eta");
-        ignore_if(!config.sampler.knows_zero_snr() && self.zero_snr == Some(true), "zero_snr");
+        ignored.extend(options_without_effect(&config).map(str::to_owned));
         ignored.sort();
 
         let default_output = OutputConfig::default();
@@ -164,6 +168,17 @@ impl ImagesRequest {
 fn default_schedule(info: &ModelInfo, sampler: Option<Sampler>) -> Schedule {
     let own = info.defaults.schedule;
     if sampler.unwrap_or(info.defaults.sampler).check_schedule(own).is_ok() { own } else { Schedule::Default }
+}
+
+/// Options that the sampler does not have, or that need guidance.
+fn options_without_effect(config: &SamplingConfig) -> impl Iterator<Item = &'static str> + use<> {
+    let SamplingOptions { eta, guidance_rescale, zero_snr, .. } = config.options;
+    let without_effect = [
+        ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !config.guidance_scale.is_guided()),
+        ("eta", eta.is_some_and(|eta| eta.get() > 0.0) && !config.sampler.has_eta()),
+        ("zero_snr", zero_snr == Some(true) && !config.sampler.knows_zero_snr()),
+    ];
+    without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
 }
 
 /// Whether a field that is not looked at asks for something else than what happens anyway.

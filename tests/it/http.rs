@@ -67,6 +67,10 @@ async fn every_setting_changes_the_picture() {
     let plain = worker.generate(&small("a fox")).await["data"].clone();
     for (name, value) in [
         ("prompt", json!("a pizza")),
+        ("prompt", json!("a (fox:1.4)")),
+        ("prompt", json!("a fox BREAK a pizza")),
+        ("prompt", json!("a fox AND a pizza :0.8")),
+        ("clip_skip", json!(2)),
         ("negative_prompt", json!("blue")),
         ("seed", json!(2)),
         ("steps", json!(3)),
@@ -123,7 +127,10 @@ async fn a_field_without_effect_is_named() {
         request[name] = value;
     }
     let answer = worker.generate(&request).await;
-    assert_eq!(answer["ignored"], json!(["model", "output_compression", "partial_images", "quality", "stepz", "style", "user"]));
+    assert_eq!(
+        answer["ignored"],
+        json!(["eta", "model", "output_compression", "partial_images", "quality", "stepz", "style", "user", "zero_snr"])
+    );
 }
 
 #[tokio::test]
@@ -140,7 +147,7 @@ async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
 #[tokio::test]
 async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
     let worker = Worker::ready(&[]);
-    let prompt = format!("{} and the end that nobody reads", "a fox ".repeat(60).trim());
+    let prompt = format!("{} and the end that nobody reads", "a fox ".repeat(600).trim());
     let answer = worker.generate(&small(&prompt)).await;
     let warning = answer["warnings"][0].as_str().unwrap();
     assert!(warning.contains("too long") && warning.ends_with("and the end that nobody reads\""), "{warning}");
