@@ -6,6 +6,7 @@ mod hub;
 mod image_utils;
 mod inference_pipeline;
 mod latent_preview;
+mod model_family;
 mod model_files;
 mod model_loader;
 mod prompt_encoder;

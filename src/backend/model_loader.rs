@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 use serde::Deserialize;
 use tracing::warn;
 
-use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer};
+use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer, model_family};
 use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
     device,
@@ -53,6 +53,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let Some(dtype) = storage.compute_type(device) else {
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
+    model_family::check_supported(files)?;
     let build_on = BuildOptions { dtype, device, storage };
     let path = |name: &str| files.path(name);
     let [text_config, unet_config, vae_config, scheduler_config] =
@@ -112,6 +113,13 @@ fn check_fit(
     tokenizer: &PromptTokenizer,
 ) -> Result<(), LoadError> {
     let unfit = |path: &str, reason: String| Err(LoadError::BadConfig { path: files.path(path), reason });
+    if unet.in_channels == 2 * vae.latent_channels + 1 {
+        let reason = format!(
+            "{} channels are those of an inpainting model, which takes a mask and a masked picture as well and is not supported yet",
+            unet.in_channels
+        );
+        return unfit("unet/config.json", reason);
+    }
     if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
         let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
         return unfit("unet/config.json", format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));

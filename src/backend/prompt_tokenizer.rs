@@ -1,10 +1,17 @@
 //! From a prompt to the token ids of CLIP.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::{GenerationError, LoadError, ModelFiles, prompt_syntax::Span};
 
+const VOCAB: &str = "tokenizer/vocab.json";
+const MERGES: &str = "tokenizer/merges.txt";
+/// What CLIP takes for a word.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// The most chunks that a prompt becomes. Each costs time and memory in every step.
 const MAX_CHUNKS: usize = 16;
 
@@ -53,14 +60,18 @@ impl TokenName {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer/tokenizer.json` and `tokenizer_config.json`; prompts become chunks of `length` tokens.
+    /// Reads `tokenizer/tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json`; prompts become chunks of `length` tokens.
     ///
     /// # Errors
     /// When a file is missing or broken, or names a token that the vocabulary does not have.
     pub fn load(files: &ModelFiles, length: usize) -> Result<Self, LoadError> {
         let path = "tokenizer/tokenizer.json";
         let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
-        let mut tokenizer = Tokenizer::from_bytes(files.read(path)?).map_err(|e| bad(path, e.to_string()))?;
+        let mut tokenizer = if files.exists(path) || !files.exists(VOCAB) {
+            Tokenizer::from_bytes(files.read(path)?).map_err(|e| bad(path, e.to_string()))?
+        } else {
+            from_vocab_and_merges(files)?
+        };
         // Length and padding are ours to decide: a file may carry what somebody last used.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| bad(path, e.to_string()))?;
@@ -128,6 +139,36 @@ impl PromptTokenizer {
             chunk
         }));
     }
+}
+
+/// The tokenizer of a model from before there was `tokenizer.json`, as transformers' `CLIPConverter` makes that of these files.
+fn from_vocab_and_merges(files: &ModelFiles) -> Result<Tokenizer, LoadError> {
+    let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
+    let vocab: BTreeMap<String, u32> = serde_json::from_slice(&files.read(VOCAB)?).map_err(|e| bad(VOCAB, e.to_string()))?;
+    let merges = files.read(MERGES)?;
+    let merges = str::from_utf8(&merges).map_err(|e| bad(MERGES, e.to_string()))?;
+    let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
+    let special = ["<|startoftext|>", "<|endoftext|>"].map(|token| {
+        let id = vocab.get(token).ok_or_else(|| bad(VOCAB, format!("the vocabulary has no token {token}")))?;
+        Ok(json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}))
+    });
+    let special: Vec<Value> = special.into_iter().collect::<Result<_, LoadError>>()?;
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}, {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "model": {
+            "type": "BPE", "unk_token": "<|endoftext|>", "continuing_subword_prefix": "", "end_of_word_suffix": "</w>",
+            "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
+        },
+    });
+    Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| bad(MERGES, e.to_string()))
 }
 
 fn text_of(section: &[Span]) -> String {

@@ -6,6 +6,7 @@ mod cli;
 mod faults;
 mod http;
 mod hub;
+mod layouts;
 mod parity;
 mod probes;
 mod sharing;
