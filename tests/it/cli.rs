@@ -124,7 +124,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (
             vec!["generate", "a", "--sampler", "ddim", "--schedule", "karras"],
             64,
-            "error: schedule must be default with the sampler ddim, not karras",
+            "error: schedule must be one of default, sgm_uniform with the sampler ddim, not karras",
         ),
         (
             vec!["generate", "a", "-o", "fox.gif"],
