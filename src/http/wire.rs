@@ -6,12 +6,15 @@ use serde_json::{Map, Value};
 
 use super::ApiError;
 use crate::{
-    backend::{Complete, EncodedImage, Timings},
+    backend::{Complete, EncodedImage, PromptText, Timings},
     common::{
         ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
         SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
     },
 };
+
+/// The one `response_format`, and why.
+const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
 
 /// The request.
 #[derive(Debug, Deserialize)]
@@ -105,12 +108,7 @@ impl ImagesRequest {
             Some(text) => text.parse()?,
         };
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
-            return Err(InvalidValue::new(
-                "response_format",
-                format_args!("\"{format}\""),
-                "b64_json (this worker keeps no files to link to)",
-            )
-            .into());
+            return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
         let config = SamplingConfig {
             size,
@@ -142,8 +140,9 @@ impl ImagesRequest {
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
-        ignore_if(!config.guidance_scale.is_guided() && !negative_prompt.as_str().is_empty(), "negative_prompt");
-        ignored.extend(options_without_effect(&config).map(str::to_owned));
+        let is_guided = config.guidance_scale.is_guided() || PromptText::Positive(self.prompt.as_str()).has_parts();
+        ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
+        ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
         ignored.sort();
 
         let default_output = OutputConfig::default();
@@ -171,10 +170,10 @@ fn default_schedule(info: &ModelInfo, sampler: Option<Sampler>) -> Schedule {
 }
 
 /// Options that the sampler does not have, or that need guidance.
-fn options_without_effect(config: &SamplingConfig) -> impl Iterator<Item = &'static str> + use<> {
+fn options_without_effect(config: &SamplingConfig, is_guided: bool) -> impl Iterator<Item = &'static str> + use<> {
     let SamplingOptions { eta, guidance_rescale, zero_snr, .. } = config.options;
     let without_effect = [
-        ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !config.guidance_scale.is_guided()),
+        ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !is_guided),
         ("eta", eta.is_some_and(|eta| eta.get() > 0.0) && !config.sampler.has_eta()),
         ("zero_snr", zero_snr == Some(true) && !config.sampler.knows_zero_snr()),
     ];

@@ -142,6 +142,8 @@ async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
     request["guidance_scale"] = 1.into();
     request["background"] = "opaque".into();
     assert_eq!(worker.generate(&request).await["ignored"], json!(["negative_prompt"]));
+    request["prompt"] = "a fox AND a pizza".into();
+    assert_eq!(worker.generate(&request).await["ignored"], json!([]), "parts of a prompt lead away from it at any scale");
 }
 
 #[tokio::test]
