@@ -12,7 +12,7 @@ use sd_worker::{
         self, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles, Pipeline,
         RequestQueue,
     },
-    common::{OutputConfig, RequestId, SamplingConfig, Schedule, Seed, Steps},
+    common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     ops::{ReusingAllocator, Storage},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -41,6 +41,7 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
             seed: Seed::from(1),
             sampler: defaults.sampler,
             schedule: Schedule::Default,
+            options: SamplingOptions::default(),
         },
         output: OutputConfig::default(),
         cancellation: CancellationToken::new(),
@@ -60,9 +61,9 @@ fn networks(c: &mut Criterion) {
     let latents = Tensor::randn(0f32, 1., (1, config.in_channels, side, side), &Device::Cpu).unwrap();
     let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
     let ids = Tensor::zeros((2, 77), DType::U32, &Device::Cpu).unwrap();
-    let text = networks.unet.text_context(&text_encoder.forward(&ids).unwrap()).unwrap();
+    let text = networks.unet.text_context(&text_encoder.forward(&ids, 0).unwrap()).unwrap();
 
-    c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids)).unwrap()));
+    c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0).unwrap()));
     c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), 500.0, &text).unwrap()));
     c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents)).unwrap()));
 }

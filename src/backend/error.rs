@@ -23,6 +23,9 @@ pub enum GenerationError {
     /// Nothing but black.
     #[error("the picture came out all black; try another seed, or a lower guidance_scale")]
     AllBlack,
+    /// Nothing but one colour.
+    #[error("the picture came out in one colour, {0:?} in red, green and blue; try another seed, or a lower guidance_scale")]
+    OneColor([u8; 3]),
     /// The tokenizer failed.
     #[error("the prompt could not be read: {0}")]
     Tokenizer(String),

@@ -13,7 +13,10 @@ use hf_hub::{
 
 use tracing::warn;
 
-use super::{LoadError, model_files::WEIGHTS};
+use super::{
+    LoadError,
+    model_files::{INDEXES, WEIGHTS},
+};
 
 /// The parts of a Stable Diffusion model, as folders of its repository.
 const PARTS: [&str; 5] = ["scheduler", "text_encoder", "tokenizer", "unet", "vae"];
@@ -61,18 +64,29 @@ pub(super) fn fetch(repository: &str) -> Result<PathBuf, LoadError> {
 
 /// Of a repository's files those that this worker reads: small ones, and for each part the weights that come first in its search.
 fn wanted(files: &[String]) -> Vec<&str> {
-    let is_small = |name: &str| [".json", ".txt"].iter().any(|end| name.ends_with(end)) && !name.ends_with(".index.json");
+    let is_small = |name: &str| [".json", ".txt"].iter().any(|end| name.ends_with(end)) && !name.contains(".safetensors.index.");
     // A name that leads out of its part is none of its files.
     let in_part = |file: &str, part: &str| {
         !file.contains("..") && file.strip_prefix(part).and_then(|rest| rest.strip_prefix('/')).is_some_and(is_small)
     };
     let small =
         files.iter().map(String::as_str).filter(|file| PARTS.iter().any(|part| in_part(file, part)) || *file == "generation_config.json");
-    let weights = PARTS.iter().filter_map(|part| {
-        let has = |name: &&str| files.iter().position(|file| *file == format!("{part}/{name}"));
-        WEIGHTS.iter().find_map(has).map(|i| files[i].as_str())
-    });
+    let weights = PARTS.iter().flat_map(|part| weights_of(part, files));
     small.chain(weights).collect()
+}
+
+/// One file, or the list of several and all of those: their names begin like the list's.
+fn weights_of<'a>(part: &str, files: &'a [String]) -> Vec<&'a str> {
+    let find = |name: &&str| files.iter().find(|file| **file == format!("{part}/{name}")).map(String::as_str);
+    if let Some(file) = WEIGHTS.iter().find_map(find) {
+        return vec![file];
+    }
+    let Some(index) = INDEXES.iter().find_map(find) else { return Vec::new() };
+    let (stem, variant) = index.split_once(".safetensors.index.").unwrap_or((index, ""));
+    let stem = if variant == "json" { format!("{stem}-") } else { format!("{stem}.fp16-") };
+    let shards = files.iter().map(String::as_str).filter(|file| file.ends_with(".safetensors"));
+    let shards = shards.filter(|file| file.strip_prefix(&stem).is_some_and(|rest| !rest.contains('/')));
+    [index].into_iter().chain(shards).collect()
 }
 
 #[cfg(test)]
@@ -97,6 +111,11 @@ mod tests {
             "unet/diffusion_pytorch_model.fp16.safetensors",
             "unet/diffusion_pytorch_model.safetensors",
             "text_encoder/model.fp16.safetensors",
+            "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+            "vae/diffusion_pytorch_model-00002-of-00002.safetensors",
+            "vae/diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
+            "vae/diffusion_pytorch_model.safetensors.index.fp16.json",
+            "vae/diffusion_pytorch_model.safetensors.index.json",
             "safety_checker/config.json",
             "README.md",
             "tokenizer/merges.txt",
@@ -111,7 +130,10 @@ mod tests {
                 "tokenizer/merges.txt",
                 "generation_config.json",
                 "text_encoder/model.fp16.safetensors",
-                "unet/diffusion_pytorch_model.safetensors"
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/diffusion_pytorch_model.safetensors.index.json",
+                "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+                "vae/diffusion_pytorch_model-00002-of-00002.safetensors"
             ]
         );
     }

@@ -10,16 +10,18 @@ use crate::common::{ImageFormat, OutputConfig, SamplingConfig, Schedule};
 /// `VaeImageProcessor.postprocess` rounds them.
 ///
 /// # Errors
-/// When a value is NaN, or every pixel is black.
+/// When a value is NaN or infinite, or every pixel has the same colour.
 pub(super) fn to_rgb(picture: &Tensor) -> Result<RgbImage, GenerationError> {
     let (_, _, height, width) = picture.dims4()?;
     let values: Vec<f32> = picture.get(0)?.permute((1, 2, 0))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    if values.iter().any(|value| value.is_nan()) {
+    if !values.iter().all(|value| value.is_finite()) {
         return Err(GenerationError::NotANumber);
     }
     let pixels: Vec<u8> = values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-    if pixels.iter().all(|value| *value == 0) {
-        return Err(GenerationError::AllBlack);
+    if let Some(&[first @ .., _]) = pixels.first_chunk::<4>()
+        && pixels.chunks(3).all(|color| color == first)
+    {
+        return Err(if first == [0; 3] { GenerationError::AllBlack } else { GenerationError::OneColor(first) });
     }
     RgbImage::from_raw(width as u32, height as u32, pixels)
         .ok_or_else(|| GenerationError::Encoding("a picture must have 3 channels".to_owned()))
@@ -44,14 +46,18 @@ impl<'a> ImageMetadata<'a> {
     /// In the form that A1111 writes and many tools read.
     #[must_use]
     pub fn to_a1111(&self) -> String {
-        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule } = self.config;
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
         let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
         let schedule = match schedule {
-            Schedule::Default => "",
-            Schedule::Karras => "Schedule type: Karras, ",
+            Schedule::Default => String::new(),
+            other => format!("Schedule type: {}, ", other.a1111_name()),
         };
+        let eta = options.eta.map_or(String::new(), |eta| format!("Eta: {}, ", eta.get()));
+        let rescale = options.guidance_rescale.map_or(String::new(), |share| format!("CFG Rescale: {}, ", share.get()));
+        let clip_skip = options.clip_skip.map_or(String::new(), |skip| format!("Clip skip: {skip}, "));
+        let zero_snr = options.zero_snr.map_or(String::new(), |zero_snr| format!("Zero SNR: {zero_snr}, "));
         format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
+            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{zero_snr}{clip_skip}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
             self.prompt,
             sampler.a1111_name(),
             self.model_id,
@@ -117,7 +123,9 @@ mod tests {
     #[test]
     fn what_is_no_picture_is_an_error() {
         assert!(matches!(to_rgb(&picture(&[0., 0., 0., f32::NAN, 0., 0.])), Err(GenerationError::NotANumber)));
+        assert!(matches!(to_rgb(&picture(&[0., 0., 0., f32::INFINITY, 0., 0.])), Err(GenerationError::NotANumber)));
         assert!(matches!(to_rgb(&picture(&[-1.; 6])), Err(GenerationError::AllBlack)));
+        assert!(matches!(to_rgb(&picture(&[1., 1., 0., 0., -1., -1.])), Err(GenerationError::OneColor([255, 128, 0]))));
     }
 
     #[test]

@@ -8,11 +8,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug_span};
 
-use super::{EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, image_utils};
+use super::{
+    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, image_utils,
+};
 use crate::{
     common::{
-        GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig, Schedule, Seed, Steps,
-        TorchRng,
+        GuidanceRescale, GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
+        SamplingOptions, Schedule, Seed, Steps, TorchRng,
     },
     models::{AutoencoderKl, TextContext, UNet2DConditionModel},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
@@ -45,17 +47,28 @@ pub struct Diffusion {
     pipeline: Arc<InferencePipeline>,
     plan: SamplingPlan,
     guidance_scale: GuidanceScale,
-    /// `(1, tokens, hidden)`, or `(2, tokens, hidden)` with the negative prompt's first.
+    guidance_rescale: Option<GuidanceRescale>,
+    /// How strongly each part of the prompt guides; none without guidance.
+    part_weights: Vec<f64>,
+    /// `(1, tokens, hidden)`, or with guidance `(1 + parts, tokens, hidden)`, the negative prompt's first.
     text_embeddings: Tensor,
     /// What the UNet looks at in them.
     text_context: TextContext,
     /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
     latents: Tensor,
-    /// Estimates of the picture without noise, the newest first.
-    denoised: VecDeque<Tensor>,
+    /// The latest stages, the newest first.
+    past: VecDeque<Moment>,
     rng: TorchRng,
     steps_done: usize,
     warnings: Vec<String>,
+}
+
+/// What there was in a stage, each `(1, channels, height / 8, width / 8)`, for later ones to look back at.
+#[derive(Debug)]
+struct Moment {
+    sample: Tensor,
+    output: Tensor,
+    denoised: Tensor,
 }
 
 impl Pipeline for InferencePipeline {
@@ -68,14 +81,20 @@ impl Pipeline for InferencePipeline {
 
         // 2. Encode the prompt, for both sides of guidance.
         let span = debug_span!("text_encode").entered();
-        let prompts = [request.negative_prompt.as_str(), request.prompt.as_str()];
-        let prompts = if config.guidance_scale.is_guided() { &prompts[..] } else { &prompts[1..] };
-        let EncodedPrompts { embeddings: text_embeddings, warnings } = self.prompt_encoder.encode(prompts)?;
+        let options = config.options;
+        let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
+        // What guides side by side leads away from the negative prompt, whatever the scale.
+        let is_guided = config.guidance_scale.is_guided() || prompts[1].has_parts();
+        let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
+        let EncodedPrompts { embeddings: text_embeddings, weights, warnings } = self.prompt_encoder.encode(prompts, options.clip_skip)?;
+        let part_weights = if is_guided { weights[1..].to_vec() } else { Vec::new() };
         let text_context = self.networks.unet.text_context(&text_embeddings)?;
         drop(span);
 
         // 3. Prepare timesteps.
-        let plan = SamplingPlan::new(&self.scheduler, config.sampler, config.schedule, config.steps)?;
+        let rescale_betas_zero_snr = options.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr);
+        let scheduler = SchedulerConfig { rescale_betas_zero_snr, ..self.scheduler.clone() };
+        let plan = SamplingPlan::new(&scheduler, config.sampler, config.schedule, config.steps, options.eta)?;
 
         // 4. Prepare latents.
         let mut rng = TorchRng::new(config.seed);
@@ -87,10 +106,12 @@ impl Pipeline for InferencePipeline {
             pipeline,
             plan,
             guidance_scale,
+            guidance_rescale: options.guidance_rescale,
+            part_weights,
             text_embeddings,
             text_context,
             latents,
-            denoised: VecDeque::new(),
+            past: VecDeque::new(),
             rng,
             steps_done: 0,
             warnings,
@@ -113,13 +134,13 @@ impl Generation for Diffusion {
         let pipeline = Arc::clone(&self.pipeline);
         let stage = self.plan.stages[self.steps_done].clone();
         let output = self.predict(&pipeline, &stage)?;
-        self.update(&stage, &output)?;
+        self.update(&stage, output)?;
         self.steps_done += 1;
         Ok(())
     }
 
     fn preview(&self) -> Result<RgbImage, GenerationError> {
-        let picture = self.denoised.front().unwrap_or(&self.latents);
+        let picture = self.past.front().map_or(&self.latents, |moment| &moment.denoised);
         Ok(self.pipeline.preview.render(picture)?)
     }
 
@@ -153,28 +174,36 @@ impl Diffusion {
         let unet = &pipeline.networks.unet;
         let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
         let output = unet.forward(&input, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?;
-        if !self.guidance_scale.is_guided() {
+        if self.part_weights.is_empty() {
             return Ok(output);
         }
-        let (negative, positive) = (output.narrow(0, 0, 1)?, output.narrow(0, 1, 1)?);
-        Ok((&negative + ((positive - &negative)? * self.guidance_scale.get())?)?)
+        let negative = output.narrow(0, 0, 1)?;
+        let mut direction = negative.zeros_like()?;
+        for (i, weight) in self.part_weights.iter().enumerate() {
+            direction = (direction + ((output.narrow(0, 1 + i, 1)? - &negative)? * *weight)?)?;
+        }
+        let guided = (&negative + (&direction * self.guidance_scale.get())?)?;
+        Ok(match self.guidance_rescale {
+            Some(share) => rescale_noise_cfg(&guided, &(negative + direction)?, share)?,
+            None => guided,
+        })
     }
 
     /// Moves the latents as the plan says.
-    fn update(&mut self, stage: &Stage, output: &Tensor) -> Result<(), GenerationError> {
-        let mut denoised = ((&self.latents * stage.denoised.sample)? + (output * stage.denoised.output)?)?;
+    fn update(&mut self, stage: &Stage, output: Tensor) -> Result<(), GenerationError> {
+        let mut denoised = ((&self.latents * stage.denoised.sample)? + (&output * stage.denoised.output)?)?;
         if let Some(clip) = stage.denoised.clip {
             denoised = denoised.clamp(-clip, clip)?;
         }
-        self.denoised.push_front(denoised);
-        self.denoised.truncate(self.plan.history() + 1);
+        self.past.push_front(Moment { sample: self.latents.clone(), output, denoised });
+        self.past.truncate(self.plan.history() + 1);
 
         let mut next = self.latents.zeros_like()?;
         for (term, weight) in &stage.update {
             let value = match *term {
-                Term::Sample => self.latents.clone(),
-                Term::Output => output.clone(),
-                Term::Denoised(age) => self.denoised[age].clone(),
+                Term::Sample(age) => self.past[age].sample.clone(),
+                Term::Output(age) => self.past[age].output.clone(),
+                Term::Denoised(age) => self.past[age].denoised.clone(),
                 Term::Noise => self.pipeline.randn(&mut self.rng, self.latents.dims4()?)?,
             };
             next = (next + (value * *weight)?)?;
@@ -182,6 +211,16 @@ impl Diffusion {
         self.latents = next;
         Ok(())
     }
+}
+
+/// Gives what guidance made of the output back some of the standard deviation that it had without. As diffusers'
+/// `rescale_noise_cfg`.
+fn rescale_noise_cfg(guided: &Tensor, positive: &Tensor, share: GuidanceRescale) -> Result<Tensor, GenerationError> {
+    let deviation = |x: &Tensor| x.flatten_all()?.var(0)?.sqrt()?.to_scalar::<f32>();
+    let factor = f64::from(deviation(positive)? / deviation(guided)?);
+    // Two constant outputs have no deviation.
+    let factor = if factor.is_finite() { factor } else { 1.0 };
+    Ok((guided * (share.get() * factor + 1.0 - share.get()))?)
 }
 
 impl InferencePipeline {
@@ -235,6 +274,7 @@ impl InferencePipeline {
                 seed: Seed::from(0),
                 sampler: self.info.defaults.sampler,
                 schedule: Schedule::Default,
+                options: SamplingOptions::default(),
             },
             output: OutputConfig::default(),
             cancellation: CancellationToken::new(),

@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 use serde::Deserialize;
 use tracing::warn;
 
-use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer};
+use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer, model_family};
 use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
     device,
@@ -53,6 +53,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let Some(dtype) = storage.compute_type(device) else {
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
+    model_family::check_supported(files)?;
     let build_on = BuildOptions { dtype, device, storage };
     let path = |name: &str| files.path(name);
     let [text_config, unet_config, vae_config, scheduler_config] =
@@ -112,6 +113,13 @@ fn check_fit(
     tokenizer: &PromptTokenizer,
 ) -> Result<(), LoadError> {
     let unfit = |path: &str, reason: String| Err(LoadError::BadConfig { path: files.path(path), reason });
+    if unet.in_channels == 2 * vae.latent_channels + 1 {
+        let reason = format!(
+            "{} channels are those of an inpainting model, which takes a mask and a masked picture as well and is not supported yet",
+            unet.in_channels
+        );
+        return unfit("unet/config.json", reason);
+    }
     if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
         let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
         return unfit("unet/config.json", format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));
@@ -142,11 +150,11 @@ fn defaults(
         Err(LoadError::MissingFile(_)) => GenerationConfig::default(),
         Err(other) => return Err(other),
     };
-    let sampler = scheduler.class_name.parse().unwrap_or_else(|_| {
+    let sampler = scheduler.own_sampler().unwrap_or_else(|| {
         warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
         Sampler::Euler
     });
-    let own = if scheduler.use_karras_sigmas { Schedule::Karras } else { Schedule::Default };
+    let own = scheduler.own_schedule();
     let schedule = if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default };
     Ok(ModelDefaults { size, steps: config.num_inference_steps, guidance_scale: config.guidance_scale, sampler, schedule })
 }

@@ -1,31 +1,44 @@
 //! From a prompt to the token ids of CLIP.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use super::{GenerationError, LoadError, ModelFiles};
+use super::{GenerationError, LoadError, ModelFiles, prompt_syntax::Span};
+
+const VOCAB: &str = "tokenizer/vocab.json";
+const MERGES: &str = "tokenizer/merges.txt";
+/// What CLIP takes for a word.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// The most chunks that a prompt becomes. Each costs time and memory in every step.
+const MAX_CHUNKS: usize = 16;
 
 /// CLIP's tokenizer, and how sequences are filled up.
 #[derive(Debug)]
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
-    /// Every prompt is this long, as in diffusers: `padding="max_length", truncation=True`.
+    /// Every chunk is this long, as in diffusers: `padding="max_length"`.
     length: usize,
+    start: u32,
     end: u32,
     pad: u32,
 }
 
-/// A prompt as the text encoder reads it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenIds {
-    /// Start, prompt, end, padding.
-    pub ids: Vec<u32>,
-    /// The end of the prompt that did not fit.
-    pub cut: Option<String>,
+/// As much of a prompt as the text encoder reads at once.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Chunk {
+    /// Start, words, end, padding.
+    pub(super) ids: Vec<u32>,
+    /// The stress of each.
+    pub(super) weights: Vec<f32>,
 }
 
 #[derive(Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the names are the file's")]
 struct TokenizerConfig {
+    bos_token: Option<TokenName>,
     pad_token: Option<TokenName>,
     eos_token: Option<TokenName>,
 }
@@ -47,25 +60,30 @@ impl TokenName {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer/tokenizer.json` and `tokenizer_config.json`; prompts become `length` tokens.
+    /// Reads `tokenizer/tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json`; prompts become chunks of `length` tokens.
     ///
     /// # Errors
     /// When a file is missing or broken, or names a token that the vocabulary does not have.
     pub fn load(files: &ModelFiles, length: usize) -> Result<Self, LoadError> {
         let path = "tokenizer/tokenizer.json";
         let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
-        let mut tokenizer = Tokenizer::from_bytes(files.read(path)?).map_err(|e| bad(path, e.to_string()))?;
+        let mut tokenizer = if files.exists(path) || !files.exists(VOCAB) {
+            Tokenizer::from_bytes(files.read(path)?).map_err(|e| bad(path, e.to_string()))?
+        } else {
+            from_vocab_and_merges(files)?
+        };
         // Length and padding are ours to decide: a file may carry what somebody last used.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| bad(path, e.to_string()))?;
 
         let config_path = "tokenizer/tokenizer_config.json";
         let config: TokenizerConfig = serde_json::from_slice(&files.read(config_path)?).map_err(|e| bad(config_path, e.to_string()))?;
+        let bos_token = config.bos_token.map_or_else(|| "<|startoftext|>".to_owned(), TokenName::text);
         let eos_token = config.eos_token.map_or_else(|| "<|endoftext|>".to_owned(), TokenName::text);
         let pad_token = config.pad_token.map_or_else(|| eos_token.clone(), TokenName::text);
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| bad(config_path, format!("the vocabulary has no token {token}")));
-        let (end, pad) = (id(&eos_token)?, id(&pad_token)?);
-        Ok(Self { tokenizer, length, end, pad })
+        let (start, end, pad) = (id(&bos_token)?, id(&eos_token)?, id(&pad_token)?);
+        Ok(Self { tokenizer, length, start, end, pad })
     }
 
     /// The largest id that can come out, for checking it against an embedding.
@@ -74,22 +92,85 @@ impl PromptTokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// Start, prompt, end, padding.
+    /// The chunks of a prompt, one or more for each section, and the end of it that did not fit into as many as there may be.
     ///
     /// # Errors
     /// When the tokenizer fails, which no text is known to make it do.
-    pub fn encode(&self, prompt: &str) -> Result<TokenIds, GenerationError> {
-        let encoding = self.tokenizer.encode(prompt, true).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
-        let mut ids = encoding.get_ids().to_vec();
-        let mut cut = None;
-        if ids.len() > self.length {
-            // Offsets are in bytes of the text that was given, as long as nothing was normalised away; `get` makes sure.
-            let from = encoding.get_offsets()[self.length - 1].0;
-            cut = Some(prompt.get(from..).unwrap_or_default().trim().to_owned());
-            ids.truncate(self.length - 1);
-            ids.push(self.end);
+    pub(super) fn chunks(&self, sections: &[Vec<Span>]) -> Result<(Vec<Chunk>, Option<String>), GenerationError> {
+        let mut chunks = Vec::new();
+        for (i, section) in sections.iter().enumerate() {
+            let mut words: Vec<(u32, f32)> = Vec::new();
+            for (j, span) in section.iter().enumerate() {
+                let encoding = self.tokenizer.encode(span.text.as_str(), false).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
+                let room = (MAX_CHUNKS - chunks.len()) * self.room() - words.len();
+                words.extend(encoding.get_ids().iter().take(room).map(|id| (*id, span.weight as f32)));
+                if let Some((start, _)) = encoding.get_offsets().get(room) {
+                    // Offsets are in bytes of the text that was given, as long as nothing was normalised away; `get` makes sure.
+                    let rest = span.text.get(*start..).unwrap_or_default();
+                    let cut = [rest].into_iter().chain(section[j + 1..].iter().map(|span| span.text.as_str())).collect::<String>();
+                    let cut = [cut].into_iter().chain(sections[i + 1..].iter().map(|section| text_of(section)));
+                    self.fill(&words, &mut chunks);
+                    return Ok((chunks, Some(cut.collect::<String>().trim().to_owned())));
+                }
+            }
+            self.fill(&words, &mut chunks);
+            if chunks.len() == MAX_CHUNKS && i + 1 < sections.len() {
+                let cut: String = sections[i + 1..].iter().map(|section| text_of(section)).collect();
+                return Ok((chunks, Some(cut.trim().to_owned())));
+            }
         }
-        ids.resize(self.length, self.pad);
-        Ok(TokenIds { ids, cut })
+        Ok((chunks, None))
     }
+
+    /// Words in a chunk: all but its start and its end.
+    fn room(&self) -> usize {
+        self.length - 2
+    }
+
+    fn fill(&self, words: &[(u32, f32)], chunks: &mut Vec<Chunk>) {
+        let some: Vec<&[(u32, f32)]> = if words.is_empty() { vec![words] } else { words.chunks(self.room()).collect() };
+        chunks.extend(some.into_iter().map(|words| {
+            let mut chunk = Chunk { ids: vec![self.start], weights: vec![1.0] };
+            chunk.ids.extend(words.iter().map(|(id, _)| id));
+            chunk.weights.extend(words.iter().map(|(_, weight)| weight));
+            chunk.ids.push(self.end);
+            chunk.ids.resize(self.length, self.pad);
+            chunk.weights.resize(self.length, 1.0);
+            chunk
+        }));
+    }
+}
+
+/// The tokenizer of a model from before there was `tokenizer.json`, as transformers' `CLIPConverter` makes that of these files.
+fn from_vocab_and_merges(files: &ModelFiles) -> Result<Tokenizer, LoadError> {
+    let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
+    let vocab: BTreeMap<String, u32> = serde_json::from_slice(&files.read(VOCAB)?).map_err(|e| bad(VOCAB, e.to_string()))?;
+    let merges = files.read(MERGES)?;
+    let merges = str::from_utf8(&merges).map_err(|e| bad(MERGES, e.to_string()))?;
+    let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
+    let special = ["<|startoftext|>", "<|endoftext|>"].map(|token| {
+        let id = vocab.get(token).ok_or_else(|| bad(VOCAB, format!("the vocabulary has no token {token}")))?;
+        Ok(json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}))
+    });
+    let special: Vec<Value> = special.into_iter().collect::<Result<_, LoadError>>()?;
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}, {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "model": {
+            "type": "BPE", "unk_token": "<|endoftext|>", "continuing_subword_prefix": "", "end_of_word_suffix": "</w>",
+            "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
+        },
+    });
+    Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| bad(MERGES, e.to_string()))
+}
+
+fn text_of(section: &[Span]) -> String {
+    section.iter().map(|span| span.text.as_str()).collect()
 }

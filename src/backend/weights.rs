@@ -1,7 +1,7 @@
 //! Weights read from a safetensors file one tensor at a time, as the networks are built: at no time is more of the file in memory
 //! than the tensor at hand.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
@@ -45,14 +45,21 @@ impl Source {
     }
 }
 
-/// The tensors of a file.
+/// The tensors of the files that a network is spread over, each in one of them.
+struct Shards(Vec<Weights>);
+
+/// The tensors of files, each in one of them.
 ///
 /// # Errors
-/// When it cannot be read, or is no whole safetensors file.
-pub(super) fn from_file(path: &Path, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    builder(Source::File(file), length, dtype, device)
+/// Names the file that cannot be read, or is no whole safetensors file.
+pub(super) fn from_files(paths: &[PathBuf], dtype: DType, device: &Device) -> std::result::Result<VarBuilder<'static>, (PathBuf, Error)> {
+    let open = |path: &PathBuf| -> Result<Weights> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Weights::new(Source::File(file), length)
+    };
+    let shards = paths.iter().map(|path| open(path).map_err(|error| (path.clone(), error))).collect::<std::result::Result<_, _>>()?;
+    Ok(VarBuilder::from_backend(Box::new(Shards(shards)), dtype, device.clone()))
 }
 
 /// The tensors of a file in memory.
@@ -60,12 +67,8 @@ pub(super) fn from_file(path: &Path, dtype: DType, device: &Device) -> Result<Va
 /// # Errors
 /// When it is no whole safetensors file.
 pub(super) fn from_slice(bytes: &'static [u8], dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    builder(Source::Slice(bytes), bytes.len() as u64, dtype, device)
-}
-
-fn builder(source: Source, length: u64, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    let weights = Weights::new(source, length)?;
-    Ok(VarBuilder::from_backend(Box::new(weights), dtype, device.clone()))
+    let weights = Weights::new(Source::Slice(bytes), bytes.len() as u64)?;
+    Ok(VarBuilder::from_backend(Box::new(Shards(vec![weights])), dtype, device.clone()))
 }
 
 impl Weights {
@@ -87,10 +90,6 @@ impl Weights {
         Ok(Self { source, header, start })
     }
 
-    fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.header.info(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())
-    }
-
     fn read(&self, name: &str, info: &TensorInfo, dtype: DType, device: &Device) -> Result<Tensor> {
         let unreadable = |error: io::Error| Error::wrap(format!("{name} cannot be read: {error}"));
         let (begin, end) = info.data_offsets;
@@ -110,32 +109,44 @@ impl Weights {
     }
 }
 
-impl SimpleBackend for Weights {
+impl Shards {
+    fn find(&self, name: &str) -> Result<(&Weights, &TensorInfo)> {
+        let found = self.0.iter().find_map(|weights| Some((weights, weights.header.info(name)?)));
+        found.ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())
+    }
+}
+
+impl SimpleBackend for Shards {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
-        let info = self.info(name)?;
+        let (weights, info) = self.find(name)?;
         if info.shape != shape.dims() {
             let (msg, got) = (format!("shape mismatch for {name}"), Shape::from(info.shape.as_slice()));
             return Err(Error::UnexpectedShape { msg, expected: shape, got }.bt());
         }
-        self.read(name, info, dtype, device)
+        weights.read(name, info, dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        self.read(name, self.info(name)?, dtype, device)
+        let (weights, info) = self.find(name)?;
+        weights.read(name, info, dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.header.info(name).is_some()
+        self.find(name).is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, fs};
+    use std::{collections::HashMap, fs, path::Path};
 
     use super::*;
 
     const CPU: &Device = &Device::Cpu;
+
+    fn from_file(path: &Path, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
+        from_files(&[path.to_owned()], dtype, device).map_err(|(_, error)| error)
+    }
 
     /// Numbers in three types, and one tensor without any.
     fn tensors() -> HashMap<String, Tensor> {

@@ -17,7 +17,7 @@ use tracing::Span;
 use super::{Failure, GenerateArgs};
 use crate::{
     backend::{self, Generation, GenerationRequest, ImageMetadata, LoadOptions, ModelFiles, Pipeline},
-    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, Seed},
+    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, SamplingOptions, Seed},
 };
 
 /// Makes the picture, with a progress bar if somebody watches.
@@ -91,6 +91,7 @@ fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Resul
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler: args.sampler.unwrap_or(defaults.sampler),
         schedule: args.schedule.unwrap_or(defaults.schedule),
+        options: SamplingOptions::default(),
     };
     // Nobody listens: the generation is moved forward right here.
     let (response_tx, _) = mpsc::unbounded_channel();

@@ -17,5 +17,7 @@ pub use model_info::{ModelDefaults, ModelInfo};
 pub use prompt::{NegativePrompt, Prompt};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
-pub use sampling_config::{GuidanceScale, ImageSize, InvalidValue, SamplingConfig, Seed, Steps};
+pub use sampling_config::{
+    ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps,
+};
 pub use torch_rng::TorchRng;

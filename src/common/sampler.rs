@@ -10,27 +10,87 @@ use super::InvalidValue;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum Sampler {
-    /// [DDIM](https://arxiv.org/abs/2010.02502) with eta 0, diffusers' `DDIMScheduler`.
+    /// [DDIM](https://arxiv.org/abs/2010.02502), diffusers' `DDIMScheduler`. Its `eta` is 0 unless the request says otherwise.
     Ddim,
+    /// [DDPM](https://arxiv.org/abs/2006.11239), diffusers' `DDPMScheduler`.
+    Ddpm,
+    /// [PNDM](https://arxiv.org/abs/2202.09778), which A1111 calls PLMS; diffusers' `PNDMScheduler`.
+    Pndm,
+    /// Linear multistep, diffusers' `LMSDiscreteScheduler`.
+    Lms,
+    /// Heun's method of [Karras et al.](https://arxiv.org/abs/2206.00364), diffusers' `HeunDiscreteScheduler`.
+    Heun,
     /// Euler's method of [Karras et al.](https://arxiv.org/abs/2206.00364), diffusers' `EulerDiscreteScheduler`.
     Euler,
     /// Euler's method with fresh noise at each step, diffusers' `EulerAncestralDiscreteScheduler`.
     EulerAncestral,
+    /// [DPM-Solver-2](https://arxiv.org/abs/2206.00927), diffusers' `KDPM2DiscreteScheduler`.
+    Dpm2,
+    /// The same with fresh noise at each step, diffusers' `KDPM2AncestralDiscreteScheduler`.
+    Dpm2Ancestral,
     /// [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, multistep; diffusers' `DPMSolverMultistepScheduler`.
     Dpmpp2m,
+    /// The same with fresh noise at each step, diffusers' `algorithm_type="sde-dpmsolver++"`.
+    Dpmpp2mSde,
+    /// [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, single step, with fresh noise at each step; as k-diffusion's
+    /// `sample_dpmpp_2s_ancestral`.
+    Dpmpp2sAncestral,
+    /// The SDE form of the single-step solver, diffusers' `DPMSolverSinglestepScheduler` with `algorithm_type="sde-dpmsolver++"`.
+    DpmppSde,
+    /// [UniPC](https://arxiv.org/abs/2302.04867), diffusers' `UniPCMultistepScheduler`.
+    UniPc,
+    /// [DEIS](https://arxiv.org/abs/2204.13902), diffusers' `DEISMultistepScheduler`.
+    Deis,
+    /// For [latent consistency models](https://arxiv.org/abs/2310.04378), diffusers' `LCMScheduler`.
+    Lcm,
+    /// For [trajectory consistency distillation](https://arxiv.org/abs/2402.19159), diffusers' `TCDScheduler`. Its `eta` is 0.3
+    /// unless the request says otherwise.
+    Tcd,
 }
 
 impl Sampler {
     /// Every sampler, in the order in which they are offered.
-    pub const ALL: [Self; 4] = [Self::Ddim, Self::Euler, Self::EulerAncestral, Self::Dpmpp2m];
+    pub const ALL: [Self; 17] = [
+        Self::Ddim,
+        Self::Ddpm,
+        Self::Pndm,
+        Self::Lms,
+        Self::Heun,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::Dpm2,
+        Self::Dpm2Ancestral,
+        Self::Dpmpp2m,
+        Self::Dpmpp2mSde,
+        Self::Dpmpp2sAncestral,
+        Self::DpmppSde,
+        Self::UniPc,
+        Self::Deis,
+        Self::Lcm,
+        Self::Tcd,
+    ];
 
-    /// The name that the API shows, then the aliases that it understands.
+    /// The name that the API shows, the one that A1111 shows, then the other aliases that it understands: those of diffusers,
+    /// `ComfyUI` and stable-diffusion.cpp.
     fn names(self) -> &'static [&'static str] {
         match self {
-            Self::Ddim => &["ddim", "DDIMScheduler"],
-            Self::Euler => &["euler", "EulerDiscreteScheduler"],
-            Self::EulerAncestral => &["euler_a", "euler_ancestral", "EulerAncestralDiscreteScheduler"],
-            Self::Dpmpp2m => &["dpmpp_2m", "dpm++2m", "DPMSolverMultistepScheduler"],
+            Self::Ddim => &["ddim", "DDIM", "DDIMScheduler", "ddim_trailing"],
+            Self::Ddpm => &["ddpm", "DDPM", "DDPMScheduler"],
+            Self::Pndm => &["pndm", "PLMS", "PNDMScheduler"],
+            Self::Lms => &["lms", "LMS", "LMSDiscreteScheduler", "k_lms"],
+            Self::Heun => &["heun", "Heun", "HeunDiscreteScheduler", "k_heun"],
+            Self::Euler => &["euler", "Euler", "EulerDiscreteScheduler", "k_euler"],
+            Self::EulerAncestral => &["euler_a", "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", "k_euler_a"],
+            Self::Dpm2 => &["dpm2", "DPM2", "dpm_2", "KDPM2DiscreteScheduler", "k_dpm_2"],
+            Self::Dpm2Ancestral => &["dpm2_a", "DPM2 a", "dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler", "k_dpm_2_a"],
+            Self::Dpmpp2m => &["dpmpp_2m", "DPM++ 2M", "DPMSolverMultistepScheduler"],
+            Self::Dpmpp2mSde => &["dpmpp_2m_sde", "DPM++ 2M SDE"],
+            Self::Dpmpp2sAncestral => &["dpmpp_2s_a", "DPM++ 2S a", "dpmpp_2s_ancestral"],
+            Self::DpmppSde => &["dpmpp_sde", "DPM++ SDE", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"],
+            Self::UniPc => &["unipc", "UniPC", "uni_pc", "UniPCMultistepScheduler"],
+            Self::Deis => &["deis", "DEIS", "DEISMultistepScheduler"],
+            Self::Lcm => &["lcm", "LCM", "LCMScheduler"],
+            Self::Tcd => &["tcd", "TCD", "TCDScheduler"],
         }
     }
 
@@ -44,9 +104,32 @@ impl Sampler {
     #[must_use]
     pub fn schedules(self) -> &'static [Schedule] {
         match self {
-            Self::Ddim | Self::EulerAncestral => &[Schedule::Default],
-            Self::Euler | Self::Dpmpp2m => &Schedule::ALL,
+            // They count in whole training timesteps.
+            Self::Ddim | Self::Ddpm | Self::Pndm => &[Schedule::Default, Schedule::SgmUniform],
+            Self::Lcm | Self::Tcd => &[Schedule::Default],
+            _ => &Schedule::ALL,
         }
+    }
+
+    /// Whether it is for models that were distilled to a few steps.
+    #[must_use]
+    pub fn is_distilled(self) -> bool {
+        matches!(self, Self::Lcm | Self::Tcd)
+    }
+
+    /// Whether it has an `eta`: how much fresh noise there is.
+    #[must_use]
+    pub fn has_eta(self) -> bool {
+        matches!(self, Self::Ddim | Self::Tcd)
+    }
+
+    /// Whether its class in diffusers rescales the noise levels to zero terminal SNR where a checkpoint asks for it.
+    #[must_use]
+    pub fn knows_zero_snr(self) -> bool {
+        !matches!(
+            self,
+            Self::Pndm | Self::Lms | Self::Heun | Self::Dpm2 | Self::Dpm2Ancestral | Self::Dpmpp2sAncestral | Self::DpmppSde | Self::Deis
+        )
     }
 
     /// Makes sure that it can be run with `schedule`.
@@ -63,12 +146,7 @@ impl Sampler {
     /// The name that A1111 writes into its PNG files.
     #[must_use]
     pub fn a1111_name(self) -> &'static str {
-        match self {
-            Self::Ddim => "DDIM",
-            Self::Euler => "Euler",
-            Self::EulerAncestral => "Euler a",
-            Self::Dpmpp2m => "DPM++ 2M",
-        }
+        self.names()[1]
     }
 }
 
@@ -104,22 +182,44 @@ impl fmt::Display for Sampler {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum Schedule {
-    /// As the checkpoint's `scheduler_config.json` says (`timestep_spacing`).
+    /// As the checkpoint's `scheduler_config.json` says (`timestep_spacing`, `use_karras_sigmas` and their like).
     #[default]
     Default,
     /// The sigmas of [Karras et al.](https://arxiv.org/abs/2206.00364), equation 5, with rho 7.
     Karras,
+    /// Sigmas that fall exponentially.
+    Exponential,
+    /// Sigmas spaced by the quantiles of a [beta distribution](https://arxiv.org/abs/2407.12173).
+    Beta,
+    /// Timesteps counted evenly back from the last, diffusers' `timestep_spacing="trailing"`.
+    SgmUniform,
+    /// The same, rounded up, as `ComfyUI` has it.
+    Simple,
+    /// The sigmas of [Align Your Steps](https://arxiv.org/abs/2404.14507).
+    AlignYourSteps,
 }
 
 impl Schedule {
     /// Every schedule, in the order in which they are offered.
-    pub const ALL: [Self; 2] = [Self::Default, Self::Karras];
+    pub const ALL: [Self; 7] =
+        [Self::Default, Self::Karras, Self::Exponential, Self::Beta, Self::SgmUniform, Self::Simple, Self::AlignYourSteps];
 
     fn names(self) -> &'static [&'static str] {
         match self {
-            Self::Default => &["default", "normal", "automatic", "discrete"],
-            Self::Karras => &["karras"],
+            Self::Default => &["default", "Automatic", "normal", "discrete"],
+            Self::Karras => &["karras", "Karras"],
+            Self::Exponential => &["exponential", "Exponential"],
+            Self::Beta => &["beta", "Beta"],
+            Self::SgmUniform => &["sgm_uniform", "SGM Uniform", "trailing"],
+            Self::Simple => &["simple", "Simple"],
+            Self::AlignYourSteps => &["ays", "Align Your Steps", "align_your_steps"],
         }
+    }
+
+    /// The name that A1111 writes into its PNG files.
+    #[must_use]
+    pub fn a1111_name(self) -> &'static str {
+        self.names()[1]
     }
 
     /// The name that the API shows.
@@ -185,10 +285,21 @@ mod tests {
             ("DPM++ 2M", Sampler::Dpmpp2m),
             ("dpm++2m", Sampler::Dpmpp2m),
             ("dpmpp-2m", Sampler::Dpmpp2m),
+            ("DPM++ 2M SDE", Sampler::Dpmpp2mSde),
+            ("dpm++2s_a", Sampler::Dpmpp2sAncestral),
+            ("dpm++_sde", Sampler::DpmppSde),
+            ("PLMS", Sampler::Pndm),
+            ("PNDMScheduler", Sampler::Pndm),
+            ("uni_pc", Sampler::UniPc),
+            ("dpm_2_ancestral", Sampler::Dpm2Ancestral),
         ] {
             assert_eq!(alias.parse(), Ok(sampler), "{alias}");
         }
-        assert_eq!("Karras".parse(), Ok(Schedule::Karras));
+        for (alias, schedule) in
+            [("Karras", Schedule::Karras), ("SGM Uniform", Schedule::SgmUniform), ("Align Your Steps", Schedule::AlignYourSteps)]
+        {
+            assert_eq!(alias.parse(), Ok(schedule), "{alias}");
+        }
     }
 
     #[test]
@@ -199,12 +310,16 @@ mod tests {
         }
         for schedule in Schedule::ALL {
             assert_eq!(schedule.to_string().parse(), Ok(schedule));
+            assert_eq!(schedule.a1111_name().parse(), Ok(schedule));
         }
     }
 
     #[test]
     fn an_unknown_sampler_is_answered_with_the_known_ones() {
         let error = "plms2".parse::<Sampler>().unwrap_err();
-        assert_eq!(error.to_string(), "must be one of ddim, euler, euler_a, dpmpp_2m, not \"plms2\"");
+        assert_eq!(
+            error.to_string(),
+            "must be one of ddim, ddpm, pndm, lms, heun, euler, euler_a, dpm2, dpm2_a, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s_a, dpmpp_sde, unipc, deis, lcm, tcd, not \"plms2\""
+        );
     }
 }

@@ -21,6 +21,95 @@ pub struct SamplingConfig {
     pub sampler: Sampler,
     /// How the noise levels are spaced.
     pub schedule: Schedule,
+    /// What few requests ask for.
+    pub options: SamplingOptions,
+}
+
+/// Settings that few requests have; the default is to follow the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct SamplingOptions {
+    /// How much fresh noise samplers with an `eta` add.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Eta>,
+    /// How far guidance is kept from changing the contrast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_rescale: Option<GuidanceRescale>,
+    /// Whether the last timestep is nothing but noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<ClipSkip>,
+}
+
+/// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
+/// before it (which diffusers calls 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct ClipSkip(u8);
+
+impl ClipSkip {
+    const MAX: i64 = 12;
+
+    /// How many layers are left out.
+    #[must_use]
+    pub fn layers(self) -> usize {
+        usize::from(self.0) - 1
+    }
+}
+
+impl TryFrom<i64> for ClipSkip {
+    type Error = InvalidValue;
+
+    fn try_from(skip: i64) -> Result<Self, InvalidValue> {
+        match u8::try_from(skip) {
+            Ok(n) if (1..=Self::MAX).contains(&skip) => Ok(Self(n)),
+            _ => Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {}", Self::MAX))),
+        }
+    }
+}
+
+impl fmt::Display for ClipSkip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A type of numbers from 0 to 1.
+macro_rules! share {
+    ($(#[$doc:meta])* $type:ident, $name:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+        #[serde(try_from = "f64")]
+        pub struct $type(f64);
+
+        impl $type {
+            /// The number.
+            #[must_use]
+            pub fn get(self) -> f64 {
+                self.0
+            }
+        }
+
+        impl TryFrom<f64> for $type {
+            type Error = InvalidValue;
+
+            fn try_from(share: f64) -> Result<Self, InvalidValue> {
+                if (0.0..=1.0).contains(&share) { Ok(Self(share)) } else { Err(InvalidValue::new($name, share, "a number from 0 to 1")) }
+            }
+        }
+    };
+}
+
+share! {
+    /// How much fresh noise is added in each step, 0 to 1: none, or as much as [DDPM](https://arxiv.org/abs/2006.11239) adds.
+    Eta, "eta"
+}
+
+share! {
+    /// How far the output of guidance gets the standard deviation that it had without, 0 to 1
+    /// ([Lin et al.](https://arxiv.org/abs/2305.08891), section 3.4).
+    GuidanceRescale, "guidance_rescale"
 }
 
 /// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.

@@ -204,6 +204,7 @@ impl From<GenerationError> for ApiError {
             GenerationError::Cancelled => Self::draining(),
             GenerationError::NotANumber => hopeless("not_a_number"),
             GenerationError::AllBlack => hopeless("black_image"),
+            GenerationError::OneColor(_) => hopeless("constant_image"),
             GenerationError::Tokenizer(_) => hopeless("tokenizer_failed"),
             GenerationError::Model(_) => internal("model_failed"),
             GenerationError::OutOfMemory(_) => hopeless("out_of_memory"),

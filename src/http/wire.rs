@@ -8,15 +8,18 @@ use serde_json::{Map, Value};
 
 use super::{ApiError, Demand, run::Run};
 use crate::{
-    backend::{Complete, EncodedImage, Timings},
+    backend::{Complete, EncodedImage, PromptText, Timings},
     common::{
-        GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, Schedule, Seed,
-        Steps,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
+        SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
     },
 };
 
 /// The most pictures of one request.
 pub(super) const MAX_N: i64 = 10;
+
+/// The one `response_format`, and why.
+const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
 
 /// The request.
 #[derive(Debug, Deserialize)]
@@ -42,6 +45,11 @@ pub(super) struct ImagesRequest {
     pub(super) sampler: Option<Sampler>,
     #[serde(alias = "scheduler")]
     pub(super) schedule: Option<Schedule>,
+    pub(super) eta: Option<Eta>,
+    pub(super) guidance_rescale: Option<GuidanceRescale>,
+    #[serde(alias = "rescale_betas_zero_snr")]
+    pub(super) zero_snr: Option<bool>,
+    pub(super) clip_skip: Option<ClipSkip>,
     pub(super) progress: Option<bool>,
     pub(super) on_disconnect: Option<OnDisconnect>,
 
@@ -118,12 +126,7 @@ impl ImagesRequest {
             Some(text) => text.parse()?,
         };
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
-            return Err(InvalidValue::new(
-                "response_format",
-                format_args!("\"{format}\""),
-                "b64_json (this worker keeps no files to link to)",
-            )
-            .into());
+            return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
         let config = SamplingConfig {
             size,
@@ -132,6 +135,12 @@ impl ImagesRequest {
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
             sampler: self.sampler.unwrap_or(defaults.sampler),
             schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_rescale: self.guidance_rescale,
+                zero_snr: self.zero_snr,
+                clip_skip: self.clip_skip,
+            },
         };
         info.check(&config)?;
 
@@ -149,7 +158,9 @@ impl ImagesRequest {
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
-        ignore_if(!config.guidance_scale.is_guided() && !negative_prompt.as_str().is_empty(), "negative_prompt");
+        let is_guided = config.guidance_scale.is_guided() || PromptText::Positive(self.prompt.as_str()).has_parts();
+        ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
+        ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
         ignored.sort();
 
         let default_output = OutputConfig::default();
@@ -182,6 +193,17 @@ impl ImagesOrder {
 fn default_schedule(info: &ModelInfo, sampler: Option<Sampler>) -> Schedule {
     let own = info.defaults.schedule;
     if sampler.unwrap_or(info.defaults.sampler).check_schedule(own).is_ok() { own } else { Schedule::Default }
+}
+
+/// Options that the sampler does not have, or that need guidance.
+fn options_without_effect(config: &SamplingConfig, is_guided: bool) -> impl Iterator<Item = &'static str> + use<> {
+    let SamplingOptions { eta, guidance_rescale, zero_snr, .. } = config.options;
+    let without_effect = [
+        ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !is_guided),
+        ("eta", eta.is_some_and(|eta| eta.get() > 0.0) && !config.sampler.has_eta()),
+        ("zero_snr", zero_snr == Some(true) && !config.sampler.knows_zero_snr()),
+    ];
+    without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
 }
 
 /// Whether a field that is not looked at asks for something else than what happens anyway.
@@ -237,12 +259,24 @@ pub(super) struct Parameters {
     schedule: Schedule,
     width: u32,
     height: u32,
+    #[serde(flatten)]
+    options: SamplingOptions,
 }
 
 impl Parameters {
     pub(super) fn new(model: &str, config: SamplingConfig) -> Self {
-        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule } = config;
-        Self { model: model.to_owned(), seed, steps, guidance_scale, sampler, schedule, width: size.width(), height: size.height() }
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = config;
+        Self {
+            model: model.to_owned(),
+            seed,
+            steps,
+            guidance_scale,
+            sampler,
+            schedule,
+            width: size.width(),
+            height: size.height(),
+            options,
+        }
     }
 }
 

@@ -38,7 +38,7 @@ impl ClipTextConfig {
         ConfigError::unless(heads > 0 && config.hidden_size > 0 && config.hidden_size.is_multiple_of(heads), || {
             format!("hidden_size {} does not fall into {heads} attention heads", config.hidden_size)
         })?;
-        ConfigError::unless(config.max_position_embeddings >= 2, || "max_position_embeddings must be at least 2".to_owned())?;
+        ConfigError::unless(config.max_position_embeddings >= 3, || "max_position_embeddings must be at least 3".to_owned())?;
         Ok(config)
     }
 }
@@ -70,14 +70,21 @@ impl ClipTextModel {
         })
     }
 
-    /// Token ids `(batch, tokens)` to the last hidden state after the final norm, `(batch, tokens, hidden_size)`.
+    /// How many layers there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Token ids `(batch, tokens)` to a hidden state after the final norm, `(batch, tokens, hidden_size)`: the last one, or one that
+    /// many layers before it.
     ///
     /// # Errors
     /// When there are more tokens than positions, an id is out of the vocabulary, or the device fails.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, ids: &Tensor, skipped_layers: usize) -> Result<Tensor> {
         let (_, tokens) = ids.dims2()?;
         let mut x = self.token_embedding.forward(ids)?.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
-        for layer in &self.layers {
+        for layer in self.layers.iter().take(self.layers.len().saturating_sub(skipped_layers)) {
             x = layer.forward(&x)?;
         }
         self.final_layer_norm.forward(&x)

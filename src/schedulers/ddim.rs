@@ -1,36 +1,26 @@
-//! [DDIM](https://arxiv.org/abs/2010.02502), equation 12 with eta 0. After diffusers' `scheduling_ddim.py`.
+//! [DDIM](https://arxiv.org/abs/2010.02502), equation 12. After diffusers' `scheduling_ddim.py`.
 
-use super::{Denoised, PredictionType, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpacing, sigmas};
-use crate::common::Schedule;
+use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpacing, alphas::Alphas, sigmas};
 
-pub(super) fn plan(config: &SchedulerConfig, _: Schedule, steps: usize) -> SamplingPlan {
-    let alphas_cumprod = config.alphas_cumprod();
-    let final_alpha = if config.set_alpha_to_one { 1.0 } else { alphas_cumprod[0] };
-    let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Leading);
-    let width = (config.num_train_timesteps / steps) as f64;
+pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    let alphas = Alphas::new(config, true, true);
+    let spacing = sigmas::spacing(config, request.schedule, TimestepSpacing::Leading);
+    let width = (config.num_train_timesteps / request.steps) as f64;
+    let eta = request.eta.unwrap_or(0.0);
     let stage = |timestep: f64| {
         // Whole training timesteps only; diffusers rounds the evenly spaced ones as well.
         let timestep = timestep.round_ties_even();
-        let previous = timestep - width;
-        let alpha = alphas_cumprod[timestep as usize];
-        let alpha_previous = if previous >= 0.0 { alphas_cumprod[previous as usize] } else { final_alpha };
-        let (signal, noise) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-        let (denoised, epsilon) = match config.prediction_type {
-            PredictionType::Epsilon => ((1.0 / signal, -noise / signal), (0.0, 1.0)),
-            PredictionType::VPrediction => ((signal, -noise), (noise, signal)),
-        };
-        let direction = (1.0 - alpha_previous).sqrt();
-        Stage {
-            timestep,
-            input_scale: 1.0,
-            denoised: Denoised { sample: denoised.0, output: denoised.1, clip: config.clip_sample.then_some(config.clip_sample_range) },
-            update: vec![
-                (Term::Denoised(0), alpha_previous.sqrt()),
-                (Term::Sample, direction * epsilon.0),
-                (Term::Output, direction * epsilon.1),
-            ],
+        let (from, to) = (alphas.at(timestep), alphas.at(timestep - width));
+        let variance = (1.0 - to) / (1.0 - from) * (1.0 - from / to);
+        let fresh = eta * variance.max(0.0).sqrt();
+        let direction = (1.0 - to - fresh * fresh).max(0.0).sqrt();
+        let (sample, output) = alphas.noise(timestep);
+        let mut update = vec![(Term::Denoised(0), to.sqrt()), (Term::Sample(0), direction * sample), (Term::Output(0), direction * output)];
+        if eta > 0.0 {
+            update.push((Term::Noise, fresh));
         }
+        Stage { timestep, input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
-    let timesteps = sigmas::timesteps(config, spacing, steps);
+    let timesteps = sigmas::timesteps(config, spacing, request.steps);
     SamplingPlan { init_noise_sigma: 1.0, stages: timesteps.into_iter().map(stage).collect() }
 }

@@ -5,16 +5,28 @@
 //! from a checkpoint's `scheduler_config.json` and a number of steps to a [`SamplingPlan`] that nobody needs to change. Two
 //! requests cannot disturb each other through it, and tests read it like a table.
 
+mod alphas;
+mod beta_quantile;
 mod ddim;
-mod dpmpp_2m;
+mod ddpm;
+mod deis;
+mod dpmpp_multistep;
+mod dpmpp_sde;
 mod euler;
 mod euler_ancestral;
+mod lcm;
+mod levels;
+mod lms;
+mod pndm;
 mod scheduler_config;
 mod sigmas;
+mod tcd;
+mod two_evaluations;
+mod unipc;
 
 pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 
-use crate::common::{InvalidValue, Sampler, Schedule, Steps};
+use crate::common::{Eta, InvalidValue, Sampler, Schedule, Steps};
 
 /// A whole sampling run, from noise to latents.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,44 +64,94 @@ pub struct Denoised {
 /// Something that a stage may add to the next latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Term {
-    /// The latents that the stage began with.
-    Sample,
-    /// The output of the network, after guidance.
-    Output,
+    /// The latents that this stage began with (0), the stage before it (1), ….
+    Sample(usize),
+    /// The output of the network, after guidance, in this stage (0), in the stage before it (1), ….
+    Output(usize),
     /// x0 of this stage (0), of the stage before it (1), ….
     Denoised(usize),
     /// Fresh noise of standard deviation 1, from the request's generator.
     Noise,
 }
 
+/// What a run is asked for.
+#[derive(Debug, Clone, Copy)]
+struct PlanRequest {
+    /// Never the default one where the checkpoint has one of its own.
+    schedule: Schedule,
+    steps: usize,
+    eta: Option<f64>,
+}
+
 impl SamplingPlan {
-    /// The plan of `sampling.steps` steps for a checkpoint.
+    /// The plan of `steps` steps for a checkpoint. Some samplers evaluate the network more than once in a step.
     ///
     /// # Errors
-    /// When the sampler has no such schedule, or when there are more steps than the checkpoint has timesteps.
-    pub fn new(config: &SchedulerConfig, sampler: Sampler, schedule: Schedule, steps: Steps) -> Result<Self, InvalidValue> {
-        if steps.get() > config.num_train_timesteps {
-            let allowed = format!("a whole number from 1 to {} for this model", config.num_train_timesteps);
-            return Err(InvalidValue::new("steps", steps, allowed));
+    /// When the sampler has no such schedule, when there are more steps than the checkpoint has timesteps, or when the sampler cannot
+    /// begin with nothing but noise, as a checkpoint with `rescale_betas_zero_snr` asks it to.
+    pub fn new(
+        config: &SchedulerConfig,
+        sampler: Sampler,
+        schedule: Schedule,
+        steps: Steps,
+        eta: Option<Eta>,
+    ) -> Result<Self, InvalidValue> {
+        let most = if sampler.is_distilled() { config.teacher_steps() } else { config.num_train_timesteps };
+        if steps.get() > most {
+            return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {most} for this model with {sampler}")));
         }
         sampler.check_schedule(schedule)?;
-        let plan = match sampler {
-            Sampler::Ddim => ddim::plan,
-            Sampler::Euler => euler::plan,
-            Sampler::EulerAncestral => euler_ancestral::plan,
-            Sampler::Dpmpp2m => dpmpp_2m::plan,
-        };
-        Ok(plan(config, schedule, steps.get()))
+        let own = Some(config.own_schedule()).filter(|own| schedule == Schedule::Default && sampler.check_schedule(*own).is_ok());
+        let request = PlanRequest { schedule: own.unwrap_or(schedule), steps: steps.get(), eta: eta.map(Eta::get) };
+        // As in diffusers, whose other classes do not know of it.
+        let rescale_betas_zero_snr = config.rescale_betas_zero_snr && sampler.knows_zero_snr();
+        let config = &SchedulerConfig { rescale_betas_zero_snr, ..config.clone() };
+        let plan = solver(sampler)(config, request);
+        if plan.is_finite() {
+            return Ok(plan);
+        }
+        Err(InvalidValue::new("sampler", sampler, "one that can begin with nothing but noise (zero terminal SNR), such as euler"))
     }
 
-    /// How many earlier x0 the stages look back at.
+    fn is_finite(&self) -> bool {
+        let is_finite = |stage: &Stage| {
+            let Denoised { sample, output, .. } = stage.denoised;
+            [stage.timestep, stage.input_scale, sample, output].into_iter().all(f64::is_finite)
+                && stage.update.iter().all(|(_, weight)| weight.is_finite())
+        };
+        self.init_noise_sigma.is_finite() && self.stages.iter().all(is_finite)
+    }
+
+    /// How many earlier stages are looked back at.
     #[must_use]
     pub fn history(&self) -> usize {
         let ages = self.stages.iter().flat_map(|stage| &stage.update).map(|(term, _)| match term {
-            Term::Denoised(age) => *age,
-            _ => 0,
+            Term::Sample(age) | Term::Output(age) | Term::Denoised(age) => *age,
+            Term::Noise => 0,
         });
         ages.max().unwrap_or(0)
+    }
+}
+
+fn solver(sampler: Sampler) -> fn(&SchedulerConfig, PlanRequest) -> SamplingPlan {
+    match sampler {
+        Sampler::Ddim => ddim::plan,
+        Sampler::Ddpm => ddpm::plan,
+        Sampler::Pndm => pndm::plan,
+        Sampler::Lms => lms::plan,
+        Sampler::Heun => two_evaluations::heun,
+        Sampler::Euler => euler::plan,
+        Sampler::EulerAncestral => euler_ancestral::plan,
+        Sampler::Dpm2 => two_evaluations::dpm2,
+        Sampler::Dpm2Ancestral => two_evaluations::dpm2_ancestral,
+        Sampler::Dpmpp2m => dpmpp_multistep::ode,
+        Sampler::Dpmpp2mSde => dpmpp_multistep::sde,
+        Sampler::Dpmpp2sAncestral => two_evaluations::dpmpp_2s_ancestral,
+        Sampler::DpmppSde => dpmpp_sde::plan,
+        Sampler::UniPc => unipc::plan,
+        Sampler::Deis => deis::plan,
+        Sampler::Lcm => lcm::plan,
+        Sampler::Tcd => tcd::plan,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::common::{Sampler, Schedule};
+
 /// What the network was trained to predict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,11 +79,11 @@ pub struct SchedulerConfig {
     pub steps_offset: usize,
     /// Whether the last timestep is nothing but noise ([Lin et al.](https://arxiv.org/abs/2305.08891), algorithm 1).
     pub rescale_betas_zero_snr: bool,
-    /// DDIM: whether nothing of the noise is left after the last step.
-    pub set_alpha_to_one: bool,
-    /// DDIM: whether x0 is clamped.
-    pub clip_sample: bool,
-    /// DDIM: to what.
+    /// Whether nothing of the noise is left after the last step, for samplers that count in alphas.
+    pub set_alpha_to_one: Option<bool>,
+    /// Whether those clamp x0.
+    pub clip_sample: Option<bool>,
+    /// To what.
     pub clip_sample_range: f64,
     /// Whether x0 is clamped to a quantile of its own. Refused: no latent diffusion model asks for it.
     pub thresholding: bool,
@@ -93,6 +95,19 @@ pub struct SchedulerConfig {
     pub euler_at_final: bool,
     /// Whether the checkpoint asks for Karras sigmas.
     pub use_karras_sigmas: bool,
+    /// Whether it asks for sigmas that fall exponentially.
+    pub use_exponential_sigmas: bool,
+    /// Whether it asks for sigmas spaced by the quantiles of a beta distribution.
+    pub use_beta_sigmas: bool,
+    /// DPM-Solver: which of its forms.
+    pub algorithm_type: Option<String>,
+    /// LCM, TCD: in how many steps the distilled model's teacher worked. A run has at most as many.
+    pub original_inference_steps: usize,
+    /// LCM: what timesteps are multiplied with in its boundary condition.
+    pub timestep_scaling: f64,
+    /// Whether the model is of the SDXL family, for which there is another table of [`Schedule::AlignYourSteps`].
+    #[serde(skip)]
+    pub is_xl: bool,
 }
 
 impl Default for SchedulerConfig {
@@ -108,31 +123,37 @@ impl Default for SchedulerConfig {
             timestep_spacing: None,
             steps_offset: 0,
             rescale_betas_zero_snr: false,
-            set_alpha_to_one: true,
-            clip_sample: true,
+            set_alpha_to_one: None,
+            clip_sample: None,
             clip_sample_range: 1.0,
             thresholding: false,
             final_sigmas_type: FinalSigmas::Zero,
             lower_order_final: true,
             euler_at_final: false,
             use_karras_sigmas: false,
+            use_exponential_sigmas: false,
+            use_beta_sigmas: false,
+            algorithm_type: None,
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
+            is_xl: false,
         }
     }
 }
 
 /// Fields that change the samplers in ways that they are not written for, with the values at which they do not.
 const UNSUPPORTED: [(&str, &[&str]); 11] = [
-    ("algorithm_type", &["\"dpmsolver++\""]),
+    ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\"", "\"deis\""]),
     ("interpolation_type", &["\"linear\""]),
     ("lambda_min_clipped", &["null", "\"-Infinity\"", "-Infinity"]),
     ("sigma_max", &["null"]),
     ("sigma_min", &["null"]),
     ("solver_order", &["2"]),
-    ("solver_type", &["\"midpoint\""]),
+    ("solver_type", &["\"midpoint\"", "\"bh2\"", "\"logrho\""]),
     ("timestep_type", &["\"discrete\""]),
-    ("use_beta_sigmas", &["null", "false"]),
-    ("use_exponential_sigmas", &["null", "false"]),
+    ("use_flow_sigmas", &["null", "false"]),
     ("use_lu_lambdas", &["null", "false"]),
+    ("variance_type", &["null", "\"fixed_small\""]),
 ];
 
 impl SchedulerConfig {
@@ -151,6 +172,31 @@ impl SchedulerConfig {
         let config: Self = serde_json::from_value(raw.into()).map_err(|e| e.to_string())?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The checkpoint's own sampler, unless it is one that is not known here.
+    #[must_use]
+    pub fn own_sampler(&self) -> Option<Sampler> {
+        match (self.class_name.parse(), self.algorithm_type.as_deref()) {
+            (Ok(Sampler::Dpmpp2m), Some("sde-dpmsolver++")) => Some(Sampler::Dpmpp2mSde),
+            (sampler, _) => sampler.ok(),
+        }
+    }
+
+    /// The checkpoint's own schedule.
+    #[must_use]
+    pub fn own_schedule(&self) -> Schedule {
+        match (self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas) {
+            (true, _, _) => Schedule::Karras,
+            (_, true, _) => Schedule::Exponential,
+            (_, _, true) => Schedule::Beta,
+            _ => Schedule::Default,
+        }
+    }
+
+    /// The most steps of a distilled model.
+    pub(super) fn teacher_steps(&self) -> usize {
+        self.original_inference_steps.clamp(1, self.num_train_timesteps)
     }
 
     fn check(&self) -> Result<(), String> {

@@ -1,7 +1,11 @@
 //! Timesteps, and noise levels in the form of [Karras et al.](https://arxiv.org/abs/2206.00364): `sigma` is the noise's standard
 //! deviation next to a picture of variance 1.
 
-use super::{PredictionType, SchedulerConfig, TimestepSpacing, scheduler_config::FinalSigmas, scheduler_config::linspace};
+use super::{
+    PredictionType, SchedulerConfig, TimestepSpacing,
+    beta_quantile::beta_quantile,
+    scheduler_config::{FinalSigmas, linspace},
+};
 use crate::common::Schedule;
 
 /// The timesteps of a run, the noisiest first.
@@ -41,6 +45,14 @@ impl SigmaTable {
         Self(alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect())
     }
 
+    /// The noise level after the last step.
+    pub(super) fn end(&self, end: FinalSigmas) -> f64 {
+        match end {
+            FinalSigmas::Zero => 0.0,
+            FinalSigmas::SigmaMin => self.min(),
+        }
+    }
+
     pub(super) fn min(&self) -> f64 {
         self.0.first().copied().unwrap_or_default()
     }
@@ -73,23 +85,28 @@ pub(super) struct SigmaSchedule {
     pub(super) timesteps: Vec<f64>,
     /// One more than there are timesteps.
     pub(super) sigmas: Vec<f64>,
+    /// Standard deviation of the first latents, for samplers whose latents have a picture of variance 1 below the noise.
+    pub(super) init_noise_sigma: f64,
 }
 
 impl SigmaSchedule {
-    pub(super) fn new(config: &SchedulerConfig, table: &SigmaTable, timesteps: Vec<f64>) -> Self {
+    /// As diffusers' classes after k-diffusion have it: curves lead from the first noise level that the spacing visits to the last.
+    pub(super) fn new(config: &SchedulerConfig, schedule: Schedule, steps: usize, end: FinalSigmas) -> Self {
+        let table = SigmaTable::new(config);
+        let spacing = spacing(config, schedule, TimestepSpacing::Linspace);
+        let mut timesteps = match schedule {
+            Schedule::Simple => simple_timesteps(config, steps),
+            _ => timesteps(config, spacing, steps),
+        };
         let mut sigmas: Vec<f64> = timesteps.iter().map(|t| table.at(*t)).collect();
-        sigmas.push(final_sigma(config, table));
-        Self { timesteps, sigmas }
-    }
-
-    /// `steps` noise levels from `max` to `min`, spaced as in equation 5 of Karras et al. with rho 7.
-    pub(super) fn karras(config: &SchedulerConfig, table: &SigmaTable, min: f64, max: f64, steps: usize) -> Self {
-        const RHO: f64 = 7.0;
-        let roots = linspace(max.powf(1.0 / RHO), min.powf(1.0 / RHO), steps);
-        let mut sigmas: Vec<f64> = roots.into_iter().map(|root| root.powf(RHO)).collect();
-        let timesteps = sigmas.iter().map(|sigma| table.timestep_of(*sigma)).collect();
-        sigmas.push(final_sigma(config, table));
-        Self { timesteps, sigmas }
+        if let Some(curve) = curve(config, schedule, sigmas[0], sigmas[steps - 1], steps) {
+            timesteps = curve.iter().map(|sigma| table.timestep_of(*sigma)).collect();
+            sigmas = curve;
+        }
+        let max = sigmas.iter().copied().fold(0.0, f64::max);
+        sigmas.push(table.end(end));
+        let init_noise_sigma = if spacing == TimestepSpacing::Leading { (max * max + 1.0).sqrt() } else { max };
+        Self { timesteps, sigmas, init_noise_sigma }
     }
 
     /// Timestep, noise level and next noise level of each step.
@@ -98,16 +115,49 @@ impl SigmaSchedule {
     }
 }
 
-fn final_sigma(config: &SchedulerConfig, table: &SigmaTable) -> f64 {
-    match config.final_sigmas_type {
-        FinalSigmas::Zero => 0.0,
-        FinalSigmas::SigmaMin => table.min(),
+/// The spacing of timesteps: by request, or as the checkpoint says, or as the sampler's class in diffusers has it.
+pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing) -> TimestepSpacing {
+    match schedule {
+        Schedule::SgmUniform | Schedule::Simple => TimestepSpacing::Trailing,
+        _ => config.timestep_spacing.unwrap_or(default),
     }
 }
 
-/// Whether a run uses Karras sigmas: by request, or because the checkpoint says so.
-pub(super) fn wants_karras(config: &SchedulerConfig, schedule: Schedule) -> bool {
-    schedule == Schedule::Karras || config.use_karras_sigmas
+/// `steps` noise levels from `max` to `min` on a curve, if the schedule is one.
+pub(super) fn curve(config: &SchedulerConfig, schedule: Schedule, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
+    let curve = match schedule {
+        Schedule::Default | Schedule::SgmUniform | Schedule::Simple => return None,
+        Schedule::Karras => {
+            const RHO: f64 = 7.0;
+            linspace(max.powf(1.0 / RHO), min.powf(1.0 / RHO), steps).into_iter().map(|root| root.powf(RHO)).collect()
+        }
+        Schedule::Exponential => linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect(),
+        Schedule::Beta => linspace(1.0, 0.0, steps).into_iter().map(|share| min + beta_quantile(share) * (max - min)).collect(),
+        Schedule::AlignYourSteps => align_your_steps(config.is_xl, steps),
+    };
+    Some(curve)
+}
+
+/// The noise levels that were found best for ten steps ([Sabour et al.](https://arxiv.org/abs/2404.14507)), interpolated in the
+/// logarithm for other numbers of steps, as its authors do.
+fn align_your_steps(is_xl: bool, steps: usize) -> Vec<f64> {
+    const SD: [f64; 11] = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029];
+    const XL: [f64; 11] = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029];
+    let levels = if is_xl { XL } else { SD };
+    let intervals = levels.len() - 1;
+    let level = |i: usize| {
+        let place = (i * intervals) as f64 / steps as f64;
+        let low = (place as usize).min(intervals - 1);
+        let share = place - low as f64;
+        (levels[low].ln() * (1.0 - share) + levels[low + 1].ln() * share).exp()
+    };
+    (0..steps).map(level).collect()
+}
+
+/// As `ComfyUI` spaces them: every so many of the training timesteps, back from the last, rounded up.
+pub(super) fn simple_timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
+    let train = config.num_train_timesteps;
+    (0..steps).map(|i| (train - 1 - i * train / steps) as f64).collect()
 }
 
 /// How x0 follows from latents whose noise has standard deviation `sigma` next to a picture of variance 1, that is from latents
@@ -120,10 +170,14 @@ pub(super) fn denoised_from_sigma(prediction: PredictionType, sigma: f64) -> sup
     super::Denoised { sample, output, clip: None }
 }
 
-/// Standard deviation of the first latents of the Euler samplers.
-pub(super) fn init_noise_sigma(spacing: TimestepSpacing, max: f64) -> f64 {
-    match spacing {
-        TimestepSpacing::Linspace | TimestepSpacing::Trailing => max,
-        TimestepSpacing::Leading => (max * max + 1.0).sqrt(),
-    }
+/// What latents are multiplied with, so that the network sees a variance of 1.
+pub(super) fn input_scale(sigma: f64) -> f64 {
+    1.0 / (sigma * sigma + 1.0).sqrt()
+}
+
+/// How far an ancestral step goes down, and how far its noise leads back up, on the way from one noise level to another.
+pub(super) fn ancestral_step(from: f64, to: f64) -> (f64, f64) {
+    // Not below 0: next to zero terminal SNR, a very fine schedule can begin with a noise level just below its second.
+    let up = (to * to * (from * from - to * to).max(0.0) / (from * from)).sqrt();
+    ((to * to - up * up).max(0.0).sqrt(), up)
 }

@@ -110,7 +110,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (vec!["generate", &long], 64, "must be 1 to 32000 characters, not 33000"),
         (vec!["generate", "a", "--steps", "0"], 64, "must be a whole number from 1 to 1000, not 0"),
         (vec!["generate", "a", "--guidance-scale", "NaN"], 64, "must be a number from 0 to 50, not NaN"),
-        (vec!["generate", "a", "--sampler", "plms2"], 64, "must be one of ddim, euler, euler_a, dpmpp_2m, not \"plms2\""),
+        (vec!["generate", "a", "--sampler", "plms2"], 64, "deis, lcm, tcd, not \"plms2\""),
         (
             vec!["generate", "a", "--width", "65", "--height", "64"],
             64,
@@ -124,7 +124,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (
             vec!["generate", "a", "--sampler", "ddim", "--schedule", "karras"],
             64,
-            "error: schedule must be default with the sampler ddim, not karras",
+            "error: schedule must be one of default, sgm_uniform with the sampler ddim, not karras",
         ),
         (
             vec!["generate", "a", "-o", "fox.gif"],

@@ -2,30 +2,9 @@
 
 use std::{fs, path::Path};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::support::binary;
-
-const TINY: &str = "tests/parity/tiny";
-
-/// A copy of the small test model to be broken.
-fn copy() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    copy_folder(Path::new(TINY), folder.path());
-    folder
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
+use crate::support::{binary, copy_of_tiny as copy, edit};
 
 /// Loads a model and gives back the message it fails with.
 fn failure(model: &Path) -> String {
@@ -37,12 +16,6 @@ fn failure(model: &Path) -> String {
     assert!(!stderr.contains("panicked"), "{stderr}");
     assert!(!picture.exists());
     stderr.trim_end().lines().last().unwrap().to_owned()
-}
-
-fn edit(file: &Path, change: impl FnOnce(&mut Value)) {
-    let mut json: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
-    change(&mut json);
-    fs::write(file, json.to_string()).unwrap();
 }
 
 #[test]
@@ -113,7 +86,7 @@ fn impossible_configurations_are_errors() {
         ("unet/config.json", "norm_num_groups", json!(5), "do not fall into 5 groups"),
         ("unet/config.json", "sample_size", json!(0), "sample_size"),
         ("unet/config.json", "cross_attention_dim", json!(33), "cross_attention_dim is 33"),
-        ("unet/config.json", "in_channels", json!(9), "the UNet takes 9 channels"),
+        ("unet/config.json", "in_channels", json!(5), "the UNet takes 5 channels"),
         ("unet/config.json", "class_embed_type", json!("timestep"), "class_embed_type = \"timestep\" is not supported"),
         ("unet/config.json", "layers_per_block", json!(1_000_000), "cannot find tensor"),
         ("vae/config.json", "block_out_channels", json!([]), "1 to 6 entries"),
@@ -126,7 +99,7 @@ fn impossible_configurations_are_errors() {
         ("scheduler/scheduler_config.json", "num_train_timesteps", json!(0), "num_train_timesteps"),
         ("scheduler/scheduler_config.json", "beta_end", json!(7), "between 0 and 1"),
         ("scheduler/scheduler_config.json", "prediction_type", json!("flow"), "flow"),
-        ("scheduler/scheduler_config.json", "use_beta_sigmas", json!(true), "use_beta_sigmas = true is not supported"),
+        ("scheduler/scheduler_config.json", "use_lu_lambdas", json!(true), "use_lu_lambdas = true is not supported"),
     ] {
         let model = copy();
         edit(&model.path().join(file), |json| json[field] = value.clone());
@@ -150,4 +123,30 @@ fn a_server_with_a_broken_model_ends_with_code_66() {
     assert!(String::from_utf8(output.stdout).unwrap().contains("\"listening\""), "the socket is bound first");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.trim_end().lines().last().unwrap().starts_with("error: there is no model /no/such/model"), "{stderr}");
+}
+
+#[test]
+fn families_and_kinds_that_are_not_supported_are_named() {
+    for (class, family) in [
+        ("StableDiffusionXLPipeline", "SDXL"),
+        ("StableDiffusionXLInpaintPipeline", "SDXL"),
+        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
+        ("FluxPipeline", "FLUX"),
+    ] {
+        let model = copy();
+        edit(&model.path().join("model_index.json"), |json| json["_class_name"] = class.into());
+        let error = failure(model.path());
+        assert!(error.contains(&format!("the family {family} ({class}), which is not supported yet")), "{error}");
+    }
+    let model = copy();
+    edit(&model.path().join("unet/config.json"), |json| json["in_channels"] = 9.into());
+    let error = failure(model.path());
+    assert!(error.contains("9 channels are those of an inpainting model"), "{error}");
+
+    for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "in one file are not supported yet")] {
+        let file = model.path().join(name);
+        fs::write(&file, "").unwrap();
+        let error = failure(&file);
+        assert!(error.contains(name) && error.contains(message), "{error}");
+    }
 }

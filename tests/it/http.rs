@@ -67,11 +67,19 @@ async fn every_setting_changes_the_picture() {
     let plain = worker.generate(&small("a fox")).await["data"].clone();
     for (name, value) in [
         ("prompt", json!("a pizza")),
+        ("prompt", json!("a (fox:1.4)")),
+        ("prompt", json!("a fox BREAK a pizza")),
+        ("prompt", json!("a fox AND a pizza :0.8")),
+        ("clip_skip", json!(2)),
         ("negative_prompt", json!("blue")),
         ("seed", json!(2)),
         ("steps", json!(3)),
         ("guidance_scale", json!(9)),
         ("sampler", json!("euler_a")),
+        ("schedule", json!("sgm_uniform")),
+        ("eta", json!(0.5)),
+        ("guidance_rescale", json!(0.7)),
+        ("zero_snr", json!(false)),
         ("size", json!("72x64")),
     ] {
         let mut request = small("a fox");
@@ -112,11 +120,17 @@ async fn a_field_without_effect_is_named() {
         ("output_compression", json!(50)),
         ("partial_images", json!(2)),
         ("stepz", json!(5)),
+        ("sampler", json!("heun")),
+        ("eta", json!(0.5)),
+        ("zero_snr", json!(true)),
     ] {
         request[name] = value;
     }
     let answer = worker.generate(&request).await;
-    assert_eq!(answer["ignored"], json!(["model", "output_compression", "partial_images", "quality", "stepz", "style", "user"]));
+    assert_eq!(
+        answer["ignored"],
+        json!(["eta", "model", "output_compression", "partial_images", "quality", "stepz", "style", "user", "zero_snr"])
+    );
 }
 
 #[tokio::test]
@@ -128,12 +142,14 @@ async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
     request["guidance_scale"] = 1.into();
     request["background"] = "opaque".into();
     assert_eq!(worker.generate(&request).await["ignored"], json!(["negative_prompt"]));
+    request["prompt"] = "a fox AND a pizza".into();
+    assert_eq!(worker.generate(&request).await["ignored"], json!([]), "parts of a prompt lead away from it at any scale");
 }
 
 #[tokio::test]
 async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
     let worker = Worker::ready(&[]);
-    let prompt = format!("{} and the end that nobody reads", "a fox ".repeat(60).trim());
+    let prompt = format!("{} and the end that nobody reads", "a fox ".repeat(600).trim());
     let answer = worker.generate(&small(&prompt)).await;
     let warning = answer["warnings"][0].as_str().unwrap();
     assert!(warning.contains("too long") && warning.ends_with("and the end that nobody reads\""), "{warning}");

@@ -9,6 +9,7 @@ mod faults;
 mod http;
 mod hub;
 mod jobs;
+mod layouts;
 mod life;
 mod load;
 mod parity;

@@ -5,8 +5,11 @@ use std::{collections::HashMap, fs, sync::Arc, time::Instant};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline},
-    common::{GuidanceScale, ImageSize, NegativePrompt, OutputConfig, Prompt, RequestId, Sampler, SamplingConfig, Schedule, Seed, Steps},
+    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
+    common::{
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, OutputConfig, Prompt, RequestId, Sampler, SamplingConfig,
+        SamplingOptions, Schedule, Seed, Steps,
+    },
     ops::Storage,
 };
 use serde::Deserialize;
@@ -33,6 +36,10 @@ struct Case {
     width: u32,
     height: u32,
     steps: Steps,
+    #[serde(default)]
+    eta: Option<Eta>,
+    #[serde(default)]
+    guidance_rescale: Option<GuidanceRescale>,
 }
 
 impl Case {
@@ -48,6 +55,7 @@ impl Case {
                 seed: self.seed,
                 sampler: self.sampler,
                 schedule: self.schedule,
+                options: SamplingOptions { eta: self.eta, guidance_rescale: self.guidance_rescale, ..SamplingOptions::default() },
             },
             output: OutputConfig::default(),
             cancellation: CancellationToken::new(),
@@ -79,8 +87,51 @@ fn every_stage_agrees_with_diffusers() {
         let errors = worst.entry(case.model.clone()).or_default();
         compare(pipeline, case, |part| &goldens[&format!("{}.{part}", case.name)], errors);
     }
-    assert_eq!((cases.len(), worst.len()), (36, 2));
+    assert_eq!((cases.len(), worst.len()), (53, 2));
     println!("largest errors: {worst:?}");
+}
+
+#[derive(Deserialize)]
+struct PromptCase {
+    prompt: String,
+    clip_skip: Option<ClipSkip>,
+}
+
+#[test]
+fn prompts_become_the_chunks_that_their_syntax_asks_for() {
+    let goldens = candle_core::safetensors::load("tests/parity/prompts.safetensors", &Device::Cpu).unwrap();
+    let cases: Vec<PromptCase> = serde_json::from_slice(&fs::read("tests/parity/prompts.json").unwrap()).unwrap();
+    let pipeline = load("builtin");
+    for (i, case) in cases.iter().enumerate() {
+        let encoded = pipeline.prompt_encoder().encode(&[PromptText::Positive(&case.prompt)], case.clip_skip).unwrap();
+        let error = relative_error(&encoded.embeddings, &goldens[&i.to_string()]);
+        assert!(error < TEXT_LIMIT, "{}: off by {error}", case.prompt);
+        assert!(encoded.warnings.is_empty());
+    }
+    assert_eq!(cases.len(), 8);
+
+    let too_many = ClipSkip::try_from(4).unwrap();
+    let error = pipeline.prompt_encoder().encode(&[PromptText::Positive("a")], Some(too_many)).unwrap_err().to_string();
+    assert_eq!(error, "clip_skip must be a whole number from 1 to 3 for this model, not 4");
+}
+
+/// Two parts of half the weight lead where the whole does.
+#[test]
+fn parts_of_a_prompt_guide_side_by_side() {
+    let pipeline = Arc::new(load("tests/parity/tiny"));
+    let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/goldens.json").unwrap()).unwrap();
+    let latents = |prompt: &str| {
+        let request = GenerationRequest { prompt: prompt.parse().unwrap(), ..cases[19].request() };
+        let mut generation = pipeline.begin(&request).unwrap();
+        for _ in 0..generation.total_steps() {
+            generation.step().unwrap();
+        }
+        generation.latents().clone()
+    };
+    let whole = latents("a fox");
+    assert!(relative_error(&latents("a fox :0.5 AND a fox :0.5"), &whole) < 1e-5);
+    assert!(relative_error(&latents("a fox :1 AND a pizza :0"), &whole) < 1e-5);
+    assert!(relative_error(&latents("a fox AND a pizza"), &whole) > 1e-2);
 }
 
 fn load(model: &str) -> InferencePipeline {

@@ -1,7 +1,9 @@
 //! A worker as users start it: the real binary, on a free port, talked to over a socket.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -16,6 +18,32 @@ pub(crate) struct Worker {
     port: u16,
     /// Keeps its connections: waiting for a metric asks often.
     client: reqwest::Client,
+}
+
+/// A copy of the small test model, to be changed.
+pub(crate) fn copy_of_tiny() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(Path::new("tests/parity/tiny"), folder.path());
+    folder
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Changes a JSON file.
+pub(crate) fn edit(file: &Path, change: impl FnOnce(&mut Value)) {
+    let mut json: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(file, json.to_string()).unwrap();
 }
 
 /// The binary under test.

@@ -9,8 +9,10 @@ not there. Run it again whenever the built-in model changes.
 import json, pathlib
 
 import torch
-from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
-                       StableDiffusionPipeline, UNet2DConditionModel)
+from diffusers import (AutoencoderKL, DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler,
+                       DPMSolverSinglestepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
+                       KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler,
+                       StableDiffusionPipeline, TCDScheduler, UNet2DConditionModel, UniPCMultistepScheduler)
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -18,6 +20,11 @@ HERE = pathlib.Path(__file__).parent
 BUILTIN = HERE.parent.parent / "src/builtin_model/model"
 TINY = HERE / "tiny"
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "euler_a": EulerAncestralDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+MORE = {"ddpm": DDPMScheduler, "pndm": PNDMScheduler, "lms": LMSDiscreteScheduler, "heun": HeunDiscreteScheduler, "dpm2": KDPM2DiscreteScheduler,
+        "dpm2_a": KDPM2AncestralDiscreteScheduler, "dpmpp_2m_sde": DPMSolverMultistepScheduler, "dpmpp_sde": DPMSolverSinglestepScheduler,
+        "unipc": UniPCMultistepScheduler, "deis": DEISMultistepScheduler, "lcm": LCMScheduler, "tcd": TCDScheduler}
+SETTINGS = {"pndm": dict(skip_prk_steps=True), "dpmpp_2m_sde": dict(algorithm_type="sde-dpmsolver++"),
+            "dpmpp_sde": dict(algorithm_type="sde-dpmsolver++", lower_order_final=True)}
 FOX = dict(prompt="a fox on a blue background", negative_prompt="", guidance_scale=4.0, seed=1, width=64, height=64, steps=6)
 OWL = dict(prompt="An owl and a PIZZA, on yellow!", negative_prompt="a red background", guidance_scale=7.5, seed=2**32 + 99, width=72, height=64, steps=5)
 PLAIN = dict(prompt="strawberry 🍓 ünder 3 skies", negative_prompt="ignored", guidance_scale=1.0, seed=3, width=64, height=88, steps=4)
@@ -41,13 +48,15 @@ def make_tiny():
 @torch.no_grad()
 def run(pipe, own_config, case, tensors):
     name = case["name"]
-    pipe.scheduler = SAMPLERS[case["sampler"]].from_config(own_config, use_karras_sigmas=case["schedule"] == "karras")
+    settings = SETTINGS.get(case["sampler"], {}) | ({} if case["schedule"] == "default" else {f"use_{case['schedule']}_sigmas": True})
+    pipe.scheduler = (SAMPLERS | MORE)[case["sampler"]].from_config(own_config, **settings)
     latents = []
     keep = lambda pipe, step, t, kw: latents.append(kw["latents"].clone()) or {}
     generator = torch.Generator("cpu").manual_seed(case["seed"])
     guided = case["guidance_scale"] > 1
     positive, negative = pipe.encode_prompt(case["prompt"], "cpu", 1, guided, case["negative_prompt"])
-    image = pipe(case["prompt"], negative_prompt=case["negative_prompt"], guidance_scale=case["guidance_scale"], num_inference_steps=case["steps"], width=case["width"],
+    options = {key: case[key] for key in ("eta", "guidance_rescale") if key in case}
+    image = pipe(case["prompt"], **options, negative_prompt=case["negative_prompt"], guidance_scale=case["guidance_scale"], num_inference_steps=case["steps"], width=case["width"],
                  height=case["height"], generator=generator, callback_on_step_end=keep, output_type="np").images[0]
     shape = latents[0].shape
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(case["seed"]))
@@ -67,6 +76,12 @@ def main():
         for prompt in (FOX, OWL, PLAIN):
             for sampler, schedule in [(s, "default") for s in SAMPLERS] + [("euler", "karras"), ("dpmpp_2m", "karras")]:
                 cases.append(dict(name=f"{len(cases)}", model=model, sampler=sampler, schedule=schedule, **prompt))
+                run(pipe, own, cases[-1], tensors)
+        if model != "builtin":
+            more = [(s, "default", {}) for s in MORE if s != "tcd"] + [("tcd", "default", dict(eta=.3)), ("ddim", "default", dict(eta=.7)), ("euler", "default", dict(guidance_rescale=.7)),
+                    ("heun", "exponential", {}), ("unipc", "beta", {}), ("dpm2_a", "karras", {})]
+            for sampler, schedule, options in more:
+                cases.append(dict(name=f"{len(cases)}", model=model, sampler=sampler, schedule=schedule, **FOX, **options))
                 run(pipe, own, cases[-1], tensors)
     HERE.joinpath("goldens.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
     save_file(tensors, HERE / "goldens.safetensors")

@@ -1,53 +1,140 @@
-"""Runs diffusers' schedulers on a toy network and writes where they end: tests/parity/schedulers.json.
+"""Runs the schedulers of diffusers on a toy network and writes where they end: tests/parity/schedulers.json.
 
-  pip install torch diffusers && python tests/parity/make_scheduler_goldens.py
+  pip install torch diffusers scipy && pip install --no-deps k-diffusion && python tests/parity/make_scheduler_goldens.py
 
-The toy network says 0.3 * x + 0.1 * cos(t / 100 + i) of element i, so that an error in any timestep or scale shows.
+The toy network says 0.3 * x + 0.1 * cos(t / 100 + i) of element i, so that an error in any timestep or scale shows. DPM++ 2S a, which
+diffusers does not have, is k-diffusion's.
 """
-import itertools, json, math, pathlib, warnings
+import importlib.util, inspect, itertools, json, math, pathlib, sys, types, warnings
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from diffusers import (DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler,
+                       EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler,
+                       KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler, TCDScheduler, UniPCMultistepScheduler)
 
-CLASSES = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "euler_a": EulerAncestralDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+SDE = dict(algorithm_type="sde-dpmsolver++")
+CLASSES = {
+    "ddim": (DDIMScheduler, {}), "ddpm": (DDPMScheduler, {}), "pndm": (PNDMScheduler, dict(skip_prk_steps=True)), "lms": (LMSDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}), "euler": (EulerDiscreteScheduler, {}), "euler_a": (EulerAncestralDiscreteScheduler, {}),
+    "dpm2": (KDPM2DiscreteScheduler, {}), "dpm2_a": (KDPM2AncestralDiscreteScheduler, {}), "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, SDE), "dpmpp_2s_a": (EulerDiscreteScheduler, {}), "dpmpp_sde": (DPMSolverSinglestepScheduler, SDE | dict(lower_order_final=True)),
+    "unipc": (UniPCMultistepScheduler, {}), "deis": (DEISMultistepScheduler, {}), "lcm": (LCMScheduler, {}), "tcd": (TCDScheduler, {}),
+}
+WITHOUT_CURVES = "ddim", "ddpm", "pndm", "lcm", "tcd"
 BASE = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+AYS = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]  # NVIDIA's howto
 
 
-def run(scheduler, steps):
+def k_diffusion_sampling():
+    """k_diffusion/sampling.py alone, without what the rest of the package needs."""
+    folder = pathlib.Path(importlib.util.find_spec("k_diffusion").origin).parent
+    for name in "torchsde", "torchdiffeq", "k_diffusion", "k_diffusion.utils":
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["torchdiffeq"].odeint = None
+    sys.modules["k_diffusion"].__path__ = [str(folder)]
+    sys.modules["k_diffusion"].utils = sys.modules["k_diffusion.utils"]
+    sys.modules["k_diffusion.utils"].append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
+    return importlib.import_module("k_diffusion.sampling")
+
+
+def network(x, t):
+    return .3 * x + .1 * torch.cos(torch.as_tensor(t).float() / 100 + torch.arange(16))
+
+
+def align_your_steps(n):
+    """NVIDIA's howto: interpolated in the logarithm; the last one gives way to no noise at all."""
+    return np.exp(np.interp(np.linspace(0, 10, n + 1), np.arange(11), np.log(AYS)))[:-1]
+
+
+def scheduler_of(name, schedule, steps, config):
+    cls, extra = CLASSES[name]
+    extra = dict(extra)
+    if name == "euler_a" and schedule not in ("default", "sgm_uniform"):
+        scheduler = cls.from_config(config)
+        scheduler.set_timesteps(steps)
+        like = scheduler_of("euler", schedule, steps, config)
+        scheduler.sigmas, scheduler.timesteps = like.sigmas, like.timesteps
+        return scheduler
+    if schedule in ("karras", "exponential", "beta"):
+        extra[f"use_{schedule}_sigmas"] = True
+    if schedule == "ays":
+        extra["use_exponential_sigmas"] = True
+    if schedule in ("sgm_uniform", "simple"):
+        extra["timestep_spacing"] = "trailing"
+    scheduler = cls.from_config(config | extra)
+    if schedule == "ays":
+        scheduler._convert_to_exponential = lambda in_sigmas, num_inference_steps: align_your_steps(steps)
+    if schedule == "simple":
+        scheduler.set_timesteps(timesteps=[999 - i * 1000 // steps for i in range(steps)])
+    else:
+        scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def run(name, scheduler, eta):
     generator = torch.Generator("cpu").manual_seed(7)
-    scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps) != steps:
-        return None  # numpy.arange rounded its way to one timestep too many
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    x = torch.randn(16, generator=generator) * scheduler.init_noise_sigma
+    x = torch.randn(1, 16, generator=generator) * scheduler.init_noise_sigma
+    if name == "dpmpp_2s_a":
+        log_sigmas = np.log(np.array(((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** .5))
+
+        def model(x, sigma):
+            out = network(x / (sigma**2 + 1) ** .5, scheduler._sigma_to_t(sigma.numpy(), log_sigmas).item())
+            v = scheduler.config.prediction_type == "v_prediction"
+            return -out * sigma / (sigma**2 + 1) ** .5 + x / (sigma**2 + 1) if v else x - sigma * out
+        # In f64: the way down is a small difference of large numbers.
+        return K.sample_dpmpp_2s_ancestral(model, x.double(), scheduler.sigmas.double(), extra_args={}, disable=True,
+                                           noise_sampler=lambda *_: torch.randn(1, 16, generator=generator))
+    takes = inspect.signature(scheduler.step).parameters
+    kw = {} if "generator" not in takes else dict(generator=generator)
+    if eta is not None:
+        kw["eta"] = eta
     for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t)
-        out = .3 * seen + .1 * torch.cos(t.float() / 100 + torch.arange(16))
-        kw = {} if isinstance(scheduler, DPMSolverMultistepScheduler | DDIMScheduler | EulerDiscreteScheduler) else dict(generator=generator)
-        x = scheduler.step(out, t, x, **kw).prev_sample
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, **kw).prev_sample
     return x
 
 
 def main():
     warnings.filterwarnings("ignore")
-    cases = []
     variants = [dict(prediction_type=p, timestep_spacing=s, rescale_betas_zero_snr=z) for p, s, z in itertools.product(
         ("epsilon", "v_prediction"), ("leading", "trailing", "linspace"), (False, True))]
+    curved = range(0, len(variants), 2)  # those without zero terminal SNR
     variants += [dict(prediction_type="epsilon"), dict(prediction_type="epsilon", beta_schedule="linear", clip_sample=True, set_alpha_to_one=True),
                  dict(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing"),
                  dict(prediction_type="epsilon", final_sigmas_type="sigma_min", timestep_spacing="leading"), dict(prediction_type="epsilon", num_train_timesteps=500)]
-    for variant, (name, cls), karras, steps in itertools.product(variants, CLASSES.items(), (False, True), (1, 2, 3, 7, 20, 28)):
-        if karras and name not in ("euler", "dpmpp_2m"):
-            continue
-        config = BASE | variant
-        x = run(cls.from_config(config | (dict(use_karras_sigmas=True) if karras else {})), steps)
-        if x is None or not torch.isfinite(x).all():
-            continue  # epsilon prediction has no picture to find where nothing but noise is left
-        cases.append(dict(sampler=name, schedule="karras" if karras else "default", steps=steps, config=config, end=[float(f"{v:.6g}") for v in x[:4]]))
+    configs, cases = [BASE | v for v in variants], []
+    for (i, config), name, steps in itertools.product(enumerate(configs), CLASSES, (1, 2, 3, 7, 20, 28)):
+        schedules = ["default"]
+        if name not in WITHOUT_CURVES:
+            schedules += ["karras"] if name in ("euler", "dpmpp_2m") or i in curved else []
+            schedules += ["exponential", "beta", "ays", "sgm_uniform"] if i in curved else []
+        schedules += ["simple"] if name in ("euler", "dpmpp_2m") and i in curved else []
+        schedules += ["sgm_uniform"] if name in ("ddim", "ddpm", "pndm") and i in curved else []
+        etas = [None] + ([0.5, 1.0] if name == "ddim" else [0.0, 0.8] if name == "tcd" else [])
+        for schedule, eta in itertools.product(schedules, etas):
+            if name == "dpmpp_sde" and schedule == "sgm_uniform" or name == "dpmpp_2s_a" and (config.get("rescale_betas_zero_snr") or "final_sigmas_type" in config):
+                continue  # the class has no such setting; Euler's noise levels are not those of the sampler
+            if name == "deis" and (schedule == "ays" or steps == 1 and schedule != "default"):
+                continue  # the class ends where the curve does, not at the lowest noise level there is
+            if name == "dpm2_a" and config["beta_schedule"] == "squaredcos_cap_v2":
+                continue  # in f32, its way down from such noise levels is anywhere
+            if name == "heun" and config.get("clip_sample"):
+                continue  # clamping is for models that work on pixels
+            scheduler = scheduler_of(name, schedule, steps, config)
+            if name in ("ddim", "euler", "dpmpp_2m") and len(scheduler.timesteps) != steps:
+                continue  # numpy.arange rounded its way to one timestep too many
+            x = run(name, scheduler, eta)
+            if not torch.isfinite(x).all():
+                continue  # epsilon prediction has no picture to find where nothing but noise is left
+            case = dict(config=i, sampler=name, schedule=schedule, steps=steps, end=[float(f"{v:.6g}") for v in x[0, :4]])
+            cases.append(case | ({} if eta is None else dict(eta=eta)))
     path = pathlib.Path(__file__).with_name("schedulers.json")
-    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+    lines = lambda rows: "[\n" + ",\n".join(json.dumps(r, separators=(",", ":")) for r in rows) + "\n]"
+    path.write_text(f'{{"configs":{lines(configs)},\n"cases":{lines(cases)}}}\n')
     print(len(cases), "cases,", path.stat().st_size, "bytes")
 
 
+K = k_diffusion_sampling()
 main()

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     backend::RequestQueue,
-    common::{ImageFormat, ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, Schedule, Seed},
+    common::{ImageFormat, ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
 };
 
 /// Does what the prompt says, and remembers which prompts it was asked for.
@@ -93,6 +93,7 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
             seed: Seed::from(1),
             sampler: Sampler::Euler,
             schedule: Schedule::Default,
+            options: SamplingOptions::default(),
         },
         output: OutputConfig { format: ImageFormat::Png, quality: 90, previews },
         cancellation: CancellationToken::new(),

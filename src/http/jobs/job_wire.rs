@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     backend::Complete,
-    common::{GuidanceScale, ImageFormat, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
+    common::{
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
+    },
     http::{
         ApiError,
         api_error::ErrorBody,
@@ -40,6 +42,11 @@ pub(in crate::http) struct JobRequest {
     sampler: Option<Sampler>,
     #[serde(alias = "scheduler")]
     schedule: Option<Schedule>,
+    eta: Option<Eta>,
+    guidance_rescale: Option<GuidanceRescale>,
+    #[serde(alias = "rescale_betas_zero_snr")]
+    zero_snr: Option<bool>,
+    clip_skip: Option<ClipSkip>,
     output_format: Option<ImageFormat>,
     output_compression: Option<Bounded<0, 100>>,
     partial_images: Option<Bounded<0, 3>>,
@@ -93,6 +100,10 @@ impl JobRequest {
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,
+            eta: self.eta,
+            guidance_rescale: self.guidance_rescale,
+            zero_snr: self.zero_snr,
+            clip_skip: self.clip_skip,
             progress: None,
             on_disconnect: None,
             others: self.others,

@@ -1,0 +1,247 @@
+//! What people write in prompts beside words, as A1111 reads it: `(stress)`, `[less of it]`, `(so much:1.3)`, `BREAK`, `AND`.
+
+/// The stress of a pair of parentheses.
+const STRESS: f64 = 1.1;
+/// No stress is further from 0: thousands of parentheses are no number any more.
+const MAX_WEIGHT: f64 = 100.0;
+
+/// One of the prompts between `AND`s, which guide the picture side by side.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PromptPart {
+    /// How strongly it guides.
+    pub(super) weight: f64,
+    /// What stands between `BREAK`s, which begins with a chunk of tokens of its own.
+    pub(super) sections: Vec<Vec<Span>>,
+}
+
+/// Text of one stress.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Span {
+    pub(super) text: String,
+    pub(super) weight: f64,
+}
+
+/// Reads a prompt. Every text means something: what is no syntax is words.
+pub(super) fn parse(prompt: &str) -> Vec<PromptPart> {
+    let texts = split_at_word(prompt, "AND");
+    // A number at the end of a prompt that stands alone is a part of it, such as a time or a ratio.
+    if texts.len() == 1 { parse_negative(prompt) } else { texts.into_iter().map(part).collect() }
+}
+
+/// Reads a negative prompt, in which `AND` is a word like others.
+pub(super) fn parse_negative(prompt: &str) -> Vec<PromptPart> {
+    vec![PromptPart { weight: 1.0, sections: sections(prompt) }]
+}
+
+/// `text` or `text :weight`.
+fn part(text: &str) -> PromptPart {
+    let weighted = text.rsplit_once(':').and_then(|(text, weight)| Some((text, number(weight)?)));
+    // Not the end of a `(word:1.2)`: that has a parenthesis after its number.
+    let (text, weight) = weighted.unwrap_or((text, 1.0));
+    PromptPart { weight, sections: sections(text) }
+}
+
+/// Text with its stress, as it is found.
+#[derive(Default)]
+struct Reader {
+    sections: Vec<Vec<Span>>,
+    spans: Vec<Span>,
+    /// Where each open parenthesis stands in `spans`.
+    round: Vec<usize>,
+    square: Vec<usize>,
+    text: String,
+}
+
+fn sections(prompt: &str) -> Vec<Vec<Span>> {
+    let mut all = Vec::new();
+    let mut reader = Reader::default();
+    let mut rest = prompt;
+    while let Some(c) = rest.chars().next() {
+        let mut after = &rest[c.len_utf8()..];
+        match c {
+            '\\' => match after.chars().next().filter(|next| "()[]\\".contains(*next)) {
+                Some(next) => {
+                    reader.text.push(next);
+                    after = &after[next.len_utf8()..];
+                }
+                None => reader.text.push(c),
+            },
+            '(' => reader.open(true),
+            '[' => reader.open(false),
+            ')' if !reader.round.is_empty() => reader.close(true, STRESS),
+            ']' if !reader.square.is_empty() => reader.close(false, 1.0 / STRESS),
+            ':' if !reader.round.is_empty() => match weight_and_end(after) {
+                Some((weight, end)) => {
+                    reader.close(true, weight);
+                    after = end;
+                }
+                None => reader.text.push(c),
+            },
+            _ => reader.text.push(c),
+        }
+        rest = after;
+    }
+    reader.finish(&mut all);
+    all
+}
+
+impl Reader {
+    fn open(&mut self, is_round: bool) {
+        self.flush();
+        let stack = if is_round { &mut self.round } else { &mut self.square };
+        stack.push(self.spans.len());
+    }
+
+    fn close(&mut self, is_round: bool, weight: f64) {
+        self.flush();
+        let stack = if is_round { &mut self.round } else { &mut self.square };
+        let start = stack.pop().unwrap_or(self.spans.len());
+        for span in &mut self.spans[start..] {
+            span.weight = (span.weight * weight).clamp(-MAX_WEIGHT, MAX_WEIGHT);
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.text.is_empty() {
+            self.spans.push(Span { text: std::mem::take(&mut self.text), weight: 1.0 });
+        }
+    }
+
+    /// What is still open ends with the prompt; `BREAK`s are found in the text, wherever they stand.
+    fn finish(mut self, sections: &mut Vec<Vec<Span>>) {
+        while !self.round.is_empty() {
+            self.close(true, STRESS);
+        }
+        while !self.square.is_empty() {
+            self.close(false, 1.0 / STRESS);
+        }
+        self.flush();
+        self.sections.push(Vec::new());
+        for span in self.spans {
+            for (i, text) in split_at_word(&span.text, "BREAK").into_iter().enumerate() {
+                if i > 0 {
+                    self.sections.push(Vec::new());
+                }
+                push(self.sections.last_mut(), Span { text: text.to_owned(), weight: span.weight });
+            }
+        }
+        sections.append(&mut self.sections);
+    }
+}
+
+/// Text of the same stress as that before it goes on with it, so that a word is not cut where a parenthesis was escaped.
+fn push(section: Option<&mut Vec<Span>>, span: Span) {
+    let Some(section) = section else { return };
+    match section.last_mut() {
+        Some(last) if last.weight.to_bits() == span.weight.to_bits() => last.text.push_str(&span.text),
+        _ if span.text.is_empty() => {}
+        _ => section.push(span),
+    }
+}
+
+/// `1.2)` and what follows it.
+fn weight_and_end(text: &str) -> Option<(f64, &str)> {
+    let (weight, end) = text.split_once(')')?;
+    Some((number(weight)?, end))
+}
+
+/// A number as people write it: no exponent, no infinity.
+fn number(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let is_number = text.starts_with(|c: char| "+-.".contains(c) || c.is_ascii_digit())
+        && text.trim_start_matches(['+', '-']).chars().all(|c| c == '.' || c.is_ascii_digit());
+    let number: f64 = if is_number { text.parse().ok()? } else { return None };
+    Some(number.clamp(-MAX_WEIGHT, MAX_WEIGHT))
+}
+
+/// Splits where `word` stands by itself.
+fn split_at_word<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
+    let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for (at, _) in text.match_indices(word) {
+        let end = at + word.len();
+        if !text[..at].ends_with(is_letter) && !text[end..].starts_with(is_letter) {
+            pieces.push(&text[start..at]);
+            start = end;
+        }
+    }
+    pieces.push(&text[start..]);
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spans(prompt: &str) -> Vec<(String, f64)> {
+        let rounded = |span: Span| (span.text, (span.weight * 1e6).round() / 1e6);
+        sections(prompt).into_iter().flatten().map(rounded).collect()
+    }
+
+    // The first ones are the doctests of A1111's parse_prompt_attention.
+    #[test]
+    fn stress_is_read_as_a1111_reads_it() {
+        for (prompt, right) in [
+            ("normal text", &[("normal text", 1.0)][..]),
+            ("an (important) word", &[("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
+            ("(unbalanced", &[("unbalanced", 1.1)]),
+            (r"\(literal\]", &[("(literal]", 1.0)]),
+            ("(unnecessary)(parens)", &[("unnecessaryparens", 1.1)]),
+            (
+                "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky)))",
+                &[("a ", 1.0), ("house", 1.573), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55), (", sun, ", 1.1), ("sky", 1.4641)],
+            ),
+            ("[less] and (much:1.5) ", &[("less", 0.909_091), (" and ", 1.0), ("much", 1.5), (" ", 1.0)]),
+            ("time 12:30) (a:b) (c:1e9)", &[("time 12:30) ", 1.0), ("a:b", 1.1), (" ", 1.0), ("c:1e9", 1.1)]),
+            ("]) \\ :", &[("]) \\ :", 1.0)]),
+            ("(none:0) (minus:-1)", &[("none", 0.0), (" ", 1.0), ("minus", -1.0)]),
+            ("", &[]),
+            ("()[]", &[]),
+        ] {
+            let right: Vec<_> = right.iter().map(|(text, weight)| ((*text).to_owned(), *weight)).collect();
+            assert_eq!(spans(prompt), right, "{prompt}");
+        }
+    }
+
+    #[test]
+    fn break_and_and_are_words_of_their_own() {
+        let sections = sections("a (red BREAK fox:1.2) BREAKFAST");
+        let texts: Vec<Vec<&str>> = sections.iter().map(|section| section.iter().map(|span| span.text.as_str()).collect()).collect();
+        assert_eq!(texts, [vec!["a ", "red "], vec![" fox", " BREAKFAST"]]);
+
+        let parts = parse("a fox AND an ANDROID :0.5 AND (owl:1.2)AND");
+        assert_eq!(parts.iter().map(|part| part.weight).collect::<Vec<_>>(), [1.0, 0.5, 1.0, 1.0]);
+        assert_eq!(parts[1].sections[0][0].text, " an ANDROID ");
+        assert_eq!(parts[2].sections[0][1], Span { text: "owl".to_owned(), weight: 1.2 });
+        assert!(parts[3].sections[0].is_empty());
+        assert_eq!(parse_negative("a AND b").len(), 1);
+        assert_eq!(parse("at 12:30"), parse_negative("at 12:30"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_prompt_panics_and_every_stress_is_a_number(prompt in r"([()\[\]:\\ .+-]|AND|BREAK|1\.2|[a-z]|\PC){0,60}") {
+            for part in parse(&prompt) {
+                prop_assert!(part.weight.is_finite());
+                prop_assert!(!part.sections.is_empty());
+                prop_assert!(part.sections.iter().flatten().all(|span| span.weight.abs() <= MAX_WEIGHT && !span.text.is_empty()));
+            }
+        }
+
+        #[test]
+        fn words_alone_are_left_as_they_are(prompt in "[a-zäß🦊 ,.!'0-9-]{1,80}") {
+            prop_assert_eq!(sections(&prompt), vec![vec![Span { text: prompt.clone(), weight: 1.0 }]]);
+        }
+    }
+
+    #[test]
+    fn thousands_of_parentheses_are_read() {
+        assert_eq!(spans(&format!("{}a", "(".repeat(31_999))), [("a".to_owned(), MAX_WEIGHT)]);
+        assert_eq!(spans(&"(a".repeat(10_000)).len(), 49);
+    }
+}

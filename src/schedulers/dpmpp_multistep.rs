@@ -1,0 +1,97 @@
+//! [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, multistep, midpoint: as an ODE (its algorithm 2) and as an SDE.
+//! After diffusers' `scheduling_dpmsolver_multistep.py` with its default `solver_order` and `solver_type`.
+
+use super::{
+    BetaSchedule, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
+    levels::{Level, LevelSchedule, truncate},
+    scheduler_config::FinalSigmas,
+};
+
+/// Runs of fewer steps end with a step of first order.
+const SHORT_RUN: usize = 15;
+
+/// Whether noise is added on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Equation {
+    /// No.
+    Ode,
+    /// Yes, in every step.
+    Sde,
+}
+
+pub(super) fn ode(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Equation::Ode)
+}
+
+pub(super) fn sde(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Equation::Sde)
+}
+
+fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> SamplingPlan {
+    let steps = request.steps;
+    // diffusers keeps whole timesteps; those of the cosine schedule lose their fraction without being rounded first.
+    let whole = if config.beta_schedule == BetaSchedule::SquaredCosine { truncate } else { f64::round_ties_even };
+    let run = LevelSchedule::with_karras_timesteps(config, request.schedule, steps, config.final_sigmas_type, whole);
+    let levels = &run.levels;
+    let ends_first_order =
+        config.euler_at_final || (config.lower_order_final && steps < SHORT_RUN) || config.final_sigmas_type == FinalSigmas::Zero;
+    let stage = |i: usize| Stage {
+        timestep: run.timesteps[i],
+        input_scale: 1.0,
+        denoised: levels[i].denoised(config.prediction_type),
+        update: if i == 0 || (i == steps - 1 && ends_first_order) {
+            equation.first_order(levels[i], levels[i + 1])
+        } else {
+            second_order(equation, levels[i - 1], levels[i], levels[i + 1])
+        },
+    };
+    SamplingPlan { init_noise_sigma: 1.0, stages: (0..steps).map(stage).collect() }
+}
+
+impl Equation {
+    /// A step that takes x0 for constant.
+    pub(super) fn first_order(self, from: Level, to: Level) -> Vec<(Term, f64)> {
+        let mut update = vec![(Term::Sample(0), self.kept(from, to)), (Term::Denoised(0), self.gained(from, to))];
+        if self == Self::Sde {
+            update.push((Term::Noise, noise(from, to)));
+        }
+        update
+    }
+
+    /// What is left of the latents at the end of a step.
+    pub(super) fn kept(self, from: Level, to: Level) -> f64 {
+        let ratio = to.sigma / from.sigma;
+        match self {
+            Self::Ode => ratio,
+            Self::Sde => ratio * (from.lambda() - to.lambda()).exp(),
+        }
+    }
+
+    /// How much of x0 is in the end of a step.
+    pub(super) fn gained(self, from: Level, to: Level) -> f64 {
+        let h = to.lambda() - from.lambda();
+        match self {
+            Self::Ode => -to.alpha * (-h).exp_m1(),
+            Self::Sde => -to.alpha * (-2.0 * h).exp_m1(),
+        }
+    }
+}
+
+/// How much noise the SDE adds in a step.
+pub(super) fn noise(from: Level, to: Level) -> f64 {
+    // Not below 0: next to zero terminal SNR, a very fine schedule can begin with a noise level just below its second.
+    to.sigma * (-(2.0 * (from.lambda() - to.lambda())).exp_m1()).max(0.0).sqrt()
+}
+
+fn second_order(equation: Equation, before: Level, from: Level, to: Level) -> Vec<(Term, f64)> {
+    let r = (from.lambda() - before.lambda()) / (to.lambda() - from.lambda());
+    let mut update = equation.first_order(from, to);
+    if r == 0.0 || !r.is_finite() {
+        // Very many steps visit a timestep twice: there is no slope between a level and itself.
+        return update;
+    }
+    // D0 + D1 / 2 with D0 = x0 and D1 = (x0 - previous x0) / r
+    let slope = 0.5 * equation.gained(from, to) / r;
+    update.extend([(Term::Denoised(0), slope), (Term::Denoised(1), -slope)]);
+    update
+}

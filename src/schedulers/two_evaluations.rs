@@ -1,0 +1,91 @@
+//! Solvers that evaluate the network twice in a step, once at its beginning and once further on; the last step, to no noise at all,
+//! is one of Euler's. With `n` steps there are `2 n - 1` evaluations.
+//!
+//! - Heun's method: algorithm 1 of [Karras et al.](https://arxiv.org/abs/2206.00364), after diffusers'
+//!   `scheduling_heun_discrete.py`.
+//! - DPM2, with and without ancestral noise: the midpoint method of [DPM-Solver-2](https://arxiv.org/abs/2206.00927), after
+//!   diffusers' `scheduling_k_dpm_2_discrete.py` and `scheduling_k_dpm_2_ancestral_discrete.py`.
+//! - DPM++ 2S a: [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, single step, with ancestral noise; after
+//!   k-diffusion's `sample_dpmpp_2s_ancestral`.
+
+use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, euler, scheduler_config::FinalSigmas, sigmas};
+use crate::common::Schedule;
+
+/// A step from the noise level `from` down to `down`, by way of `middle`.
+struct Step {
+    from: f64,
+    middle: f64,
+    down: f64,
+}
+
+/// Where the second evaluation is, and what follows from both.
+#[derive(Clone, Copy, PartialEq)]
+enum Method {
+    /// At the end; the mean of both slopes.
+    Heun,
+    /// Halfway in the logarithm; its slope alone.
+    Midpoint,
+    /// The same, with the exponential integrator.
+    SingleStep,
+}
+
+pub(super) fn heun(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Method::Heun, false)
+}
+
+pub(super) fn dpm2(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Method::Midpoint, false)
+}
+
+pub(super) fn dpm2_ancestral(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Method::Midpoint, true)
+}
+
+pub(super) fn dpmpp_2s_ancestral(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Method::SingleStep, true)
+}
+
+fn plan(config: &SchedulerConfig, request: PlanRequest, method: Method, ancestral: bool) -> SamplingPlan {
+    let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, FinalSigmas::Zero);
+    let table = sigmas::SigmaTable::new(config);
+    // diffusers keeps whole timesteps for this one.
+    let rounds = method == Method::Midpoint && request.schedule == Schedule::Karras;
+    let stage = |timestep: f64, sigma: f64, update: Vec<(Term, f64)>| Stage {
+        timestep,
+        input_scale: sigmas::input_scale(sigma),
+        denoised: sigmas::denoised_from_sigma(config.prediction_type, sigma),
+        update,
+    };
+    let mut stages = Vec::with_capacity(2 * request.steps);
+    for (timestep, from, to) in run.steps() {
+        let timestep = if rounds { timestep.round_ties_even() } else { timestep };
+        let (down, up) = if ancestral { sigmas::ancestral_step(from, to) } else { (to, 0.0) };
+        let middle = if method == Method::Heun { to } else { (from * down).sqrt() };
+        stages.push(stage(timestep, from, euler::step(from, middle)));
+        if to > 0.0 {
+            let mut update = method.second(&Step { from, middle, down });
+            if ancestral {
+                update.push((Term::Noise, up));
+            }
+            stages.push(stage(table.timestep_of(middle), middle, update));
+        }
+    }
+    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages }
+}
+
+impl Method {
+    /// From the second evaluation to the end of the step.
+    fn second(self, &Step { from, middle, down }: &Step) -> Vec<(Term, f64)> {
+        let way = down - from;
+        match self {
+            Self::Heun => vec![
+                (Term::Sample(1), 1.0 + 0.5 * way / from),
+                (Term::Denoised(1), -0.5 * way / from),
+                (Term::Sample(0), 0.5 * way / middle),
+                (Term::Denoised(0), -0.5 * way / middle),
+            ],
+            Self::Midpoint => vec![(Term::Sample(1), 1.0), (Term::Sample(0), way / middle), (Term::Denoised(0), -way / middle)],
+            Self::SingleStep => vec![(Term::Sample(1), down / from), (Term::Denoised(0), 1.0 - down / from)],
+        }
+    }
+}

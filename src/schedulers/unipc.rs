@@ -1,0 +1,76 @@
+//! [UniPC](https://arxiv.org/abs/2302.04867), second order, with B2(h) and prediction of x0. After diffusers'
+//! `scheduling_unipc_multistep.py` with its default settings.
+//!
+//! Each step begins by correcting the one before it: now that the network has seen where that step led, its x0 counts as well. The
+//! prediction and the correction of a step differ in their weights of x0 only, so the correction is a sum of those.
+
+use super::{
+    PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
+    levels::{Level, LevelSchedule},
+};
+
+pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    let steps = request.steps;
+    let run = LevelSchedule::new(config, request.schedule, steps, config.final_sigmas_type);
+    let step = |i: usize| {
+        let is_last = i + 1 == steps && (config.lower_order_final || run.levels[i + 1].sigma == 0.0);
+        let before = (i > 0 && !is_last).then(|| run.levels[i - 1]);
+        Step::new(before, run.levels[i], run.levels[i + 1])
+    };
+    let stage = |i: usize| {
+        let step_now = step(i);
+        let mut update = vec![(Term::Sample(0), step_now.kept)];
+        if i > 0 {
+            update.extend(step(i - 1).correction().map(|(term, weight)| (term, weight * step_now.kept)));
+        }
+        update.extend(step_now.prediction());
+        Stage { timestep: run.timesteps[i], input_scale: 1.0, denoised: run.levels[i].denoised(config.prediction_type), update }
+    };
+    SamplingPlan { init_noise_sigma: 1.0, stages: (0..steps).map(stage).collect() }
+}
+
+/// A step of the solver.
+struct Step {
+    /// What is left of the latents at its end.
+    kept: f64,
+    /// The weight of x0, taken for constant.
+    gained: f64,
+    /// Negative length in half the logarithm of the signal-to-noise ratio.
+    hh: f64,
+    /// The step before it next to this one, as a negative share, if the step is of second order.
+    r: Option<f64>,
+}
+
+impl Step {
+    fn new(before: Option<Level>, from: Level, to: Level) -> Self {
+        let h = to.lambda() - from.lambda();
+        // Very many steps visit a timestep twice: there is no slope between a level and itself.
+        let r = before.map(|before| (before.lambda() - from.lambda()) / h).filter(|r| r.is_finite() && *r != 0.0);
+        Self { kept: to.sigma / from.sigma, gained: -to.alpha * (-h).exp_m1(), hh: -h, r }
+    }
+
+    /// x0 of this stage and of the one before it.
+    fn prediction(&self) -> Vec<(Term, f64)> {
+        let Some(r) = self.r else { return vec![(Term::Denoised(0), self.gained)] };
+        let slope = 0.5 * self.gained / r;
+        vec![(Term::Denoised(0), self.gained - slope), (Term::Denoised(1), slope)]
+    }
+
+    /// What is to be added at its end, when the x0 there is known: that one is of age 0, those of the prediction are one stage older.
+    fn correction(&self) -> impl Iterator<Item = (Term, f64)> {
+        let (older, newest) = self.r.map_or((0.0, 0.5), |r| {
+            // Equation 9 of the paper: the weights for which polynomials of first degree come out right.
+            let phi_1 = self.hh.exp_m1();
+            let phi_2 = phi_1 / self.hh - 1.0;
+            let phi_3 = phi_2 / self.hh - 0.5;
+            let (b_1, b_2) = (phi_2 / phi_1, 2.0 * phi_3 / phi_1);
+            let older = (b_1 - b_2) / (1.0 - r);
+            ((older - 0.5) / r, b_1 - older)
+        });
+        let is_step = self.hh != 0.0 && older.is_finite() && newest.is_finite();
+        let (older, newest) = if is_step { (older * self.gained, newest * self.gained) } else { (0.0, 0.0) };
+        [(Term::Denoised(0), newest), (Term::Denoised(1), -newest - older), (Term::Denoised(2), older)]
+            .into_iter()
+            .filter(|(_, w)| *w != 0.0)
+    }
+}

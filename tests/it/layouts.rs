@@ -1,0 +1,106 @@
+//! The same model in another layout is the same model: bit for bit the same embeddings and the same latents.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use candle_core::{Device, Tensor};
+use sd_worker::{
+    backend::{self, LoadError, LoadOptions, ModelFiles, PromptText},
+    ops::Storage,
+};
+use serde_json::{Value, json};
+
+use crate::support::copy_of_tiny;
+
+const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-skies, 🍓!\n狐 <|endoftext|>", "1girl's {x}\u{200b}  (owl)"];
+
+/// What a model makes of prompts, of latents and of a picture.
+fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let pipeline = backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options)?;
+    let text = pipeline.prompt_encoder().encode(&PROMPTS.map(PromptText::Positive), None).unwrap().embeddings;
+    let networks = pipeline.networks();
+    let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();
+    let context = networks.unet.text_context(&text.narrow(0, 0, 1).unwrap()).unwrap();
+    let output = networks.unet.forward(&latents, 500.0, &context).unwrap();
+    let picture = networks.vae.decode(&output).unwrap();
+    let flat = [text, output, picture].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    Ok(flat.concat())
+}
+
+#[test]
+fn a_vocabulary_and_its_merges_are_a_tokenizer() {
+    let model = copy_of_tiny();
+    let folder = model.path().join("tokenizer");
+    let before = numbers(model.path()).unwrap();
+    let whole: Value = serde_json::from_slice(&fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    let error = numbers(model.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is missing"), "{error}");
+
+    let merge = |merge: &Value| match merge {
+        Value::Array(pair) => pair.iter().map(|part| part.as_str().unwrap()).collect::<Vec<_>>().join(" "),
+        other => other.as_str().unwrap().to_owned(),
+    };
+    let merges: Vec<String> = whole["model"]["merges"].as_array().unwrap().iter().map(merge).collect();
+    fs::write(folder.join("vocab.json"), whole["model"]["vocab"].to_string()).unwrap();
+    let error = numbers(model.path()).unwrap_err().to_string();
+    assert!(error.contains("merges.txt is missing"), "{error}");
+    fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{}\n", merges.join("\n"))).unwrap();
+    assert_eq!(numbers(model.path()).unwrap(), before);
+
+    fs::write(folder.join("merges.txt"), "#version: 0.2\nno such\n").unwrap();
+    let error = numbers(model.path()).unwrap_err().to_string();
+    assert!(error.contains("merges.txt"), "{error}");
+}
+
+/// Spreads the weights of a part over three files, as `save_pretrained(max_shard_size=…)` does.
+fn spread(folder: &Path, stem: &str, variant: Option<&str>) -> Vec<std::path::PathBuf> {
+    let whole = folder.join(format!("{stem}.safetensors"));
+    let tensors = candle_core::safetensors::load(&whole, &Device::Cpu).unwrap();
+    fs::remove_file(whole).unwrap();
+    let (dot, end) = variant.map_or((String::new(), "json".to_owned()), |name| (format!(".{name}"), format!("{name}.json")));
+    let mut shards = vec![HashMap::new(); 3];
+    let mut weight_map = serde_json::Map::new();
+    let names: Vec<String> = (1..=3).map(|i| format!("{stem}{dot}-0000{i}-of-00003.safetensors")).collect();
+    for (i, (name, tensor)) in tensors.into_iter().enumerate() {
+        weight_map.insert(name.clone(), names[i % 3].clone().into());
+        shards[i % 3].insert(name, tensor);
+    }
+    for (name, shard) in names.iter().zip(&shards) {
+        candle_core::safetensors::save(shard, folder.join(name)).unwrap();
+    }
+    fs::write(folder.join(format!("{stem}.safetensors.index.{end}")), json!({ "metadata": {}, "weight_map": weight_map }).to_string())
+        .unwrap();
+    names.iter().map(|name| folder.join(name)).collect()
+}
+
+#[test]
+fn weights_may_be_spread_over_several_files() {
+    let model = copy_of_tiny();
+    let before = numbers(model.path()).unwrap();
+    let shards = spread(&model.path().join("unet"), "diffusion_pytorch_model", None);
+    spread(&model.path().join("text_encoder"), "model", Some("fp16"));
+    let vae = model.path().join("vae/diffusion_pytorch_model");
+    fs::rename(vae.with_extension("safetensors"), vae.with_extension("fp16.safetensors")).unwrap();
+    assert_eq!(numbers(model.path()).unwrap(), before);
+
+    fs::write(&shards[1], "").unwrap();
+    let error = numbers(model.path()).unwrap_err().to_string();
+    assert!(error.contains("00002-of-00003.safetensors is no whole safetensors file"), "{error}");
+    fs::remove_file(&shards[1]).unwrap();
+    let error = numbers(model.path()).unwrap_err().to_string();
+    assert!(error.contains("00002-of-00003.safetensors is missing"), "{error}");
+}
+
+#[test]
+fn a_list_of_files_stays_in_its_folder() {
+    let model = copy_of_tiny();
+    let folder = model.path().join("unet");
+    spread(&folder, "diffusion_pytorch_model", None);
+    for name in ["../vae/diffusion_pytorch_model.safetensors", "/etc/passwd", "..", ""] {
+        let index = json!({ "weight_map": { "conv_in.weight": name } });
+        fs::write(folder.join("diffusion_pytorch_model.safetensors.index.json"), index.to_string()).unwrap();
+        let error = numbers(model.path()).unwrap_err().to_string();
+        assert!(error.contains("is no name of a file beside it"), "{name}: {error}");
+    }
+}
