@@ -103,13 +103,15 @@ impl Heart {
     async fn beat(mut self, every: Duration) {
         let mut ticks = interval(every);
         let mut silent = false;
-        while !*self.stopped.borrow() {
+        loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = self.lifecycle.changed() => {}
                 _ = self.stopped.changed() => {}
             }
-            let sent = post(self.url.clone(), self.report()).await;
+            // Asked before the report is made: the end may come while one is on its way, and is reported, too.
+            let last = *self.stopped.borrow();
+            let sent = post(self.url.clone(), self.report(last)).await;
             // Said once, however long nobody listens.
             match sent {
                 Ok(()) => silent = false,
@@ -119,12 +121,15 @@ impl Heart {
                     silent = true;
                 }
             }
+            if last {
+                break;
+            }
         }
     }
 
-    fn report(&self) -> Value {
+    fn report(&self, last: bool) -> Value {
         let (device, status) = match &*self.lifecycle.borrow() {
-            _ if *self.stopped.borrow() => (None, "stopped"),
+            _ if last => (None, "stopped"),
             Lifecycle::Loading => (None, "starting"),
             Lifecycle::Ready(info) => (Some(info.device.clone()), if self.admission.is_busy() { "busy" } else { "ready" }),
             Lifecycle::Draining => (None, "stopping"),
