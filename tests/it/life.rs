@@ -12,6 +12,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Worker, binary, long, small, steps};
 
@@ -65,27 +66,36 @@ async fn a_worker_does_not_outlive_its_parent() {
     }
 }
 
-/// An orchestrator that writes down what it is told, and takes a callback only the second time.
-async fn orchestrator() -> (String, UnboundedReceiver<(String, Value)>) {
-    type Reports = State<UnboundedSender<(String, Value)>>;
-    async fn heartbeat(State(reports): Reports, Json(body): Json<Value>) {
+/// An orchestrator that writes down what it is told, and takes a callback only the second time. That a worker is stopping it takes only
+/// once it is told to.
+async fn orchestrator() -> (String, UnboundedReceiver<(String, Value)>, CancellationToken) {
+    type Reports = State<(UnboundedSender<(String, Value)>, CancellationToken)>;
+    async fn heartbeat(State((reports, take_stopping)): Reports, Json(body): Json<Value>) {
+        let stopping = body["worker"]["status"] == "stopping";
         let _ = reports.send(("heartbeat".to_owned(), body));
+        if stopping {
+            take_stopping.cancelled().await;
+        }
     }
-    async fn callback(State(reports): Reports, Json(body): Json<Value>) -> StatusCode {
+    async fn callback(State((reports, _)): Reports, Json(body): Json<Value>) -> StatusCode {
         let _ = reports.send(("callback".to_owned(), body));
         StatusCode::NOT_FOUND
     }
     let (sender, reports) = unbounded_channel();
-    let router = Router::new().route("/v1/worker-heartbeat", post(heartbeat)).route("/ready", post(callback)).with_state(sender);
+    let take_stopping = CancellationToken::new();
+    let router = Router::new()
+        .route("/v1/worker-heartbeat", post(heartbeat))
+        .route("/ready", post(callback))
+        .with_state((sender, take_stopping.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(axum::serve(listener, router).into_future());
-    (url, reports)
+    (url, reports, take_stopping)
 }
 
 #[tokio::test]
 async fn an_orchestrator_is_told_the_truth() {
-    let (url, mut reports) = orchestrator().await;
+    let (url, mut reports, take_stopping) = orchestrator().await;
     let callback = format!("{url}/ready");
     let rbee = [
         ["--worker-id", "worker-cpu-1"],
@@ -129,6 +139,10 @@ async fn an_orchestrator_is_told_the_truth() {
     worker.signal("TERM");
     next("heartbeat", "stopping").await;
     running.abort();
+    // The last word comes even though the one before it is on its way until the worker has closed its doors.
+    let address = worker_address.trim_start_matches("http://");
+    while tokio::net::TcpStream::connect(address).await.is_ok() {}
+    take_stopping.cancel();
     next("heartbeat", "stopped").await;
     assert_eq!(worker.wait().code(), Some(0));
 }
