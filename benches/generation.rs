@@ -77,7 +77,7 @@ fn yardstick(c: &mut Criterion) {
     let pipeline = pipeline();
     let ours = &pipeline.networks().vae;
     let config = ours.config().clone();
-    let (_, vb) = ModelFiles::open("builtin").unwrap().weights("vae", DType::F32, &Device::Cpu).unwrap();
+    let vb = ModelFiles::open("builtin").unwrap().weights("vae", DType::F32, &Device::Cpu).unwrap().vb;
     let theirs = AutoEncoderKLConfig {
         block_out_channels: config.block_out_channels.clone(),
         layers_per_block: config.layers_per_block,

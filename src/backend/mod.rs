@@ -2,7 +2,6 @@
 
 mod error;
 mod generation_engine;
-mod hub;
 mod image_utils;
 mod inference_pipeline;
 mod latent_preview;
@@ -15,14 +14,13 @@ mod prompt_tokenizer;
 mod pulse;
 mod request_queue;
 mod text_encoder;
-mod weights;
 
 pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};
 pub use image_utils::{ImageMetadata, encode};
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use latent_preview::LatentPreview;
-pub use model_files::ModelFiles;
+pub use model_files::{ModelFiles, PartWeights};
 pub use model_loader::{LoadOptions, load};
 pub use prompt_encoder::{EncodedPrompts, PromptEncoder, PromptText};
 pub use prompt_tokenizer::PromptTokenizer;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Failure;
 use crate::{
+    backend::{LoadError, ModelFiles},
     common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
     device::{self, DeviceChoice},
     http::ApiKey,
@@ -68,15 +69,24 @@ pub enum LogFormat {
 }
 
 /// Which model, and where it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// The model: "builtin", a directory in the layout of diffusers, or a repository such as owner/name
+    /// The model: "builtin", a directory in the layout of diffusers, a .safetensors file, or a repository such as owner/name
     #[arg(long, env = "SD_WORKER_MODEL", default_value = "builtin")]
     pub model: String,
     /// The model's files, where --model is only its name
     #[arg(long, env = "SD_WORKER_MODEL_PATH", value_name = "PATH")]
     pub model_path: Option<String>,
+    /// The revision of a repository: a branch, a tag or a commit [default: main]
+    #[arg(long, env = "SD_WORKER_REVISION", value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// Another VAE than the model's own: a directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_VAE", value_name = "PATH")]
+    pub vae: Option<PathBuf>,
+    /// Another text encoder (SDXL: the first one): a directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_TEXT_ENCODER", value_name = "PATH")]
+    pub text_encoder: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -92,10 +102,18 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// What to load.
-    #[must_use]
-    pub fn source(&self) -> &str {
-        self.model_path.as_ref().unwrap_or(&self.model)
+    /// The files of the model, downloaded where they must be.
+    ///
+    /// # Errors
+    /// When there is no such model, or no such part of one.
+    pub fn files(&self) -> Result<ModelFiles, LoadError> {
+        let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref())?;
+        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder)] {
+            if let Some(path) = path {
+                files = files.with_part(part, path)?;
+            }
+        }
+        Ok(files)
     }
 
     /// Starts the threads, which can be done once.

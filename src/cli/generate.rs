@@ -16,7 +16,7 @@ use tracing::Span;
 
 use super::{Failure, GenerateArgs};
 use crate::{
-    backend::{self, Generation, GenerationRequest, ImageMetadata, LoadOptions, ModelFiles, Pipeline},
+    backend::{self, Generation, GenerationRequest, ImageMetadata, LoadOptions, Pipeline},
     common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, SamplingOptions, Seed},
 };
 
@@ -33,7 +33,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
 
     let started = Instant::now();
     let device = args.model.device.open().map_err(backend::LoadError::from)?;
-    let files = ModelFiles::open(args.model.source())?;
+    let files = args.model.files()?;
     let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, storage: args.model.dtype, max_pixels: args.model.max_pixels })?);
     let load_time = started.elapsed();
 

@@ -141,7 +141,7 @@ fn families_and_kinds_that_are_not_supported_are_named() {
     let error = failure(model.path());
     assert!(error.contains("the family SDXL refiner (StableDiffusionPipeline), which is not supported"), "{error}");
 
-    for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "in one file are not supported yet")] {
+    for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "is no whole safetensors file")] {
         let file = model.path().join(name);
         fs::write(&file, "").unwrap();
         let error = failure(&file);

@@ -1,4 +1,4 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity` and `sharing` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -17,6 +17,7 @@ mod made_up;
 mod parity;
 mod probes;
 mod sharing;
+mod single_file;
 mod sse;
 mod support;
 #[cfg(target_os = "linux")]

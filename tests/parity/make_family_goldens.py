@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 HERE = pathlib.Path(__file__).parent
-MERGES = HERE.parent.parent / "src/backend/clip_vocabulary/merges.txt.gz"
+MERGES = HERE.parent.parent / "src/backend/model_files/clip_vocabulary/merges.txt.gz"
 FOX = dict(prompt="a fox on a blue background", negative_prompt="")
 OWL = dict(prompt="An owl's PIZZA, ünder 3 🍓 skies!", negative_prompt="red, blurry")
 BETAS = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", steps_offset=1)
@@ -87,7 +87,7 @@ def make(folder):
     xl = dict(down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], transformer_layers_per_block=[1, 2], use_linear_projection=True, addition_embed_type="text_time",
               addition_time_embed_dim=32, projection_class_embeddings_input_dim=128 + 6 * 32)
     yield "sdxl", StableDiffusionXLPipeline(text_encoder=text(CLIPTextModel, 64, "quick_gelu"), tokenizer=tokenizer(folder / "3"), text_encoder_2=text(CLIPTextModelWithProjection, 128, "gelu", projection_dim=128),
-                                            tokenizer_2=tokenizer(folder / "4", bang), unet=unet((64, 128), (1, 2), 192, **xl), vae=vae(.13025), scheduler=EulerDiscreteScheduler(**BETAS), force_zeros_for_empty_prompt=True)
+                                            tokenizer_2=tokenizer(folder / "4", bang), unet=unet((64, 128), (1, 2), 192, **xl), vae=vae(.13025), scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **BETAS), force_zeros_for_empty_prompt=True)
 
 
 def kept(path):
