@@ -85,7 +85,7 @@ impl UNet2DConditionModel {
         for block in &self.down_blocks {
             x = block.forward(&x, &temb, context, &mut skips)?;
         }
-        x = self.mid_block.forward(x, &temb, context)?;
+        x = self.mid_block.forward(&x, &temb, context)?;
         for block in &self.up_blocks {
             x = block.forward(&x, &temb, context, &mut skips)?;
         }
