@@ -136,7 +136,7 @@ impl UNet2DConditionModel {
         for block in &self.down_blocks {
             x = block.forward(&x, &temb, text, &mut skips)?;
         }
-        x = self.mid_block.forward(x, &temb, text)?;
+        x = self.mid_block.forward(&x, &temb, text)?;
         for block in &self.up_blocks {
             x = block.forward(&x, &temb, text, &mut skips)?;
         }
