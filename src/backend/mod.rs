@@ -5,6 +5,7 @@ mod generation_engine;
 mod image_utils;
 mod inference_pipeline;
 mod latent_preview;
+mod learned_words;
 mod model_configs;
 mod model_files;
 mod model_loader;
@@ -14,6 +15,7 @@ mod prompt_tokenizer;
 mod pulse;
 mod request_queue;
 mod text_encoder;
+mod textual_inversion;
 
 pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};

@@ -8,6 +8,7 @@ use tracing::warn;
 use super::{
     HiddenState, InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PartWeights, PromptEncoder, TextEncoder,
     model_configs::{ModelConfigs, TextConfigs},
+    textual_inversion::LearnedVectors,
 };
 use crate::{
     common::{ModelFamily, ModelInfo},
@@ -40,6 +41,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
     let configs = ModelConfigs::load(files)?;
+    let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
+    let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
+    let learned: Vec<LearnedVectors> = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most)).collect();
     let info = ModelInfo {
         id: files.id().to_owned(),
         family: configs.family,
@@ -50,6 +54,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
+        embeddings: learned.iter().map(|word| word.name.clone()).collect(),
         defaults: configs.defaults,
     };
     if info.defaults.size.pixels() > info.max_pixels {
@@ -61,6 +66,10 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
         encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));
+    }
+    for (i, encoder) in encoders.iter_mut().enumerate() {
+        let words: Vec<_> = learned.iter().map(|word| (word.name.as_str(), &word.vectors[i])).collect();
+        encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet, vb))?;
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?;

@@ -87,6 +87,9 @@ pub struct ModelArgs {
     /// Another text encoder (SDXL: the first one): a directory or a .safetensors file
     #[arg(long, env = "SD_WORKER_TEXT_ENCODER", value_name = "PATH")]
     pub text_encoder: Option<PathBuf>,
+    /// A folder of learned words (textual inversion) as .safetensors files, which prompts name by their file names
+    #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
+    pub embeddings: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -113,7 +116,10 @@ impl ModelArgs {
                 files = files.with_part(part, path)?;
             }
         }
-        Ok(files)
+        match &self.embeddings {
+            Some(folder) => files.with_embeddings(folder),
+            None => Ok(files),
+        }
     }
 
     /// Starts the threads, which can be done once.

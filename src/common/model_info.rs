@@ -27,6 +27,9 @@ pub struct ModelInfo {
     pub size_multiple: u32,
     /// The most steps: as many as there were timesteps in training.
     pub max_steps: usize,
+    /// Words that prompts may use beyond those of the model's own vocabulary.
+    #[serde(skip)]
+    pub embeddings: Vec<String>,
     /// Settings of a request that leaves them out.
     #[serde(skip)]
     pub defaults: ModelDefaults,

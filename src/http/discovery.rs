@@ -13,6 +13,8 @@ pub(super) struct Capabilities {
     tasks: [&'static str; 1],
     samplers: Vec<SamplerSchedules>,
     output_formats: [&'static str; 3],
+    /// Words that prompts may use beyond those of the model's own vocabulary.
+    embeddings: Vec<String>,
     limits: Limits,
 }
 
@@ -55,6 +57,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         tasks: ["text-to-image"],
         samplers: samplers.into(),
         output_formats: ["png", "jpeg", "webp"],
+        embeddings: info.embeddings.clone(),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,
             max_side: ImageSize::MAX_SIDE,

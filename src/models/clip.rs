@@ -81,6 +81,14 @@ impl ClipTextModel {
         self.layers.len()
     }
 
+    /// Learns tokens beyond the vocabulary, with these embeddings, `(new, hidden_size)`, and says what the id of the first one is.
+    ///
+    /// # Errors
+    /// When they have another width, or the device fails.
+    pub fn learn(&mut self, embeddings: &Tensor) -> Result<u32> {
+        Ok(self.token_embedding.append(embeddings)? as u32)
+    }
+
     /// Token ids `(batch, tokens)` to a hidden state after the final norm, `(batch, tokens, hidden_size)`: the last one, or one that
     /// many layers before it.
     ///

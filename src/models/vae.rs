@@ -2,7 +2,7 @@
 //! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
 
 use candle_core::{Result, Tensor};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     ConfigError,
@@ -33,6 +33,8 @@ pub struct AutoencoderKlConfig {
     pub scaling_factor: f64,
     /// What is subtracted from the latents first. Stable Diffusion has none.
     pub shift_factor: Option<f64>,
+    /// A mean for each channel, which no Stable Diffusion has either: refused.
+    latents_mean: Option<IgnoredAny>,
     /// Whether there is attention at the coarsest level.
     #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
@@ -66,6 +68,7 @@ impl AutoencoderKlConfig {
         ConfigError::unless(config.in_channels == 3 && config.out_channels == 3, || {
             "only pictures of 3 channels are supported".to_owned()
         })?;
+        ConfigError::unless(config.latents_mean.is_none(), || "latents_mean is not supported".to_owned())?;
         ConfigError::unless(config.latent_channels > 0, || "latent_channels must not be 0".to_owned())?;
         ConfigError::unless(config.scaling_factor.is_normal(), || format!("scaling_factor must not be {}", config.scaling_factor))?;
         Ok(config)

@@ -132,6 +132,20 @@ def picture(pipe, case, tensors):
     tensors[f"{case['name']}.image"] = torch.from_numpy((image * 255).round().astype("uint8")).contiguous()
 
 
+@torch.no_grad()
+def learned_words(name, pipe, tensors):
+    """A word of three vectors, and one of one, learned as diffusers does."""
+    encoders = [(pipe.text_encoder, pipe.tokenizer)] + ([(pipe.text_encoder_2, pipe.tokenizer_2)] if name == "sdxl" else [])
+    for i, (text_encoder, tokenizer) in enumerate(encoders):
+        for word, count in ("easy-negative", 3), ("<cat-toy>", 1):
+            vectors = made_up(f"{word} {i}", [count, text_encoder.config.hidden_size])
+            pipe.load_textual_inversion({word: vectors}, token=word, text_encoder=text_encoder, tokenizer=tokenizer)
+    encoded = pipe.encode_prompt("a <cat-toy>, easy-negative fox", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    tensors[f"{name}.learned"] = encoded[0]
+    if name == "sdxl":
+        tensors[f"{name}.learned_pooled"] = encoded[2]
+
+
 def runs(name):
     """Cases of a model: the scheduler, what its configuration has beside the model's own, and the request."""
     base = dict(guidance_scale=5., seed=7, width=72, height=64)
@@ -177,8 +191,11 @@ def main():
                 cases.append(case)
                 picture(pipe, case, tensors)
                 print(name, scheduler.__name__, changes, request["steps"], tensors[f"{case['name']}.latents"].abs().amax(dim=(1, 2, 3)).tolist(), tensors[f"{case['name']}.image"].float().std().item())
+            if name in ("sd1", "sdxl"):
+                learned_words(name, pipe, tensors)
     HERE.joinpath("families.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, HERE / "families.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -20,12 +20,12 @@ use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use self::{
-    checkpoint::Checkpoint,
-    part_file::PartFile,
-    tensor_files::{Locate, TensorFiles},
+pub(super) use self::tensor_files::TensorFiles;
+use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
+use super::{
+    LoadError,
+    textual_inversion::{self, TextualInversion},
 };
-use super::LoadError;
 
 /// A model, read as one in the layout of diffusers' `save_pretrained`, whatever it is.
 #[derive(Debug, Clone)]
@@ -34,6 +34,7 @@ pub struct ModelFiles {
     place: Place,
     /// Parts that are taken from elsewhere, by their folder in the layout of diffusers.
     elsewhere: BTreeMap<&'static str, Place>,
+    embeddings: Vec<TextualInversion>,
 }
 
 #[derive(Debug, Clone)]
@@ -155,7 +156,7 @@ impl ModelFiles {
     }
 
     fn new(id: String, place: Place) -> Self {
-        Self { id, place, elsewhere: BTreeMap::new() }
+        Self { id, place, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
     /// The same model with one part (`vae`, `text_encoder`) from another place: a directory of the part alone, one of a whole model, or a
@@ -177,6 +178,20 @@ impl ModelFiles {
         };
         self.elsewhere.insert(part, place);
         Ok(self)
+    }
+
+    /// The same model with words that were learned, from a folder of their files.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn with_embeddings(mut self, folder: &Path) -> Result<Self, LoadError> {
+        self.embeddings = textual_inversion::read_folder(folder)?;
+        Ok(self)
+    }
+
+    /// Words that were learned.
+    pub(super) fn embeddings(&self) -> &[TextualInversion] {
+        &self.embeddings
     }
 
     /// The name of the model.

@@ -56,7 +56,7 @@ impl Source {
 
 /// Files that networks are spread over, with each tensor in one of them.
 #[derive(Debug)]
-pub(super) struct TensorFiles {
+pub(in crate::backend) struct TensorFiles {
     files: Vec<TensorFile>,
     /// The names of what was read.
     read: Mutex<BTreeSet<String>>,
@@ -85,7 +85,7 @@ pub(super) type Locate = Box<dyn Fn(&str) -> Place + Send + Sync>;
 impl TensorFiles {
     /// # Errors
     /// Names the file that cannot be read, or is no whole safetensors file.
-    pub(super) fn open(paths: &[PathBuf]) -> std::result::Result<Arc<Self>, (PathBuf, Error)> {
+    pub(in crate::backend) fn open(paths: &[PathBuf]) -> std::result::Result<Arc<Self>, (PathBuf, Error)> {
         let open = |path: &Path| -> Result<TensorFile> {
             let file = File::open(path)?;
             let length = file.metadata()?.len();
@@ -115,7 +115,7 @@ impl TensorFiles {
     }
 
     /// The names of all tensors.
-    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+    pub(in crate::backend) fn names(&self) -> impl Iterator<Item = String> {
         self.files.iter().flat_map(|file| file.header.offset_keys())
     }
 
@@ -128,7 +128,7 @@ impl TensorFiles {
     ///
     /// # Errors
     /// When there is none of that name, or it cannot be read.
-    pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
+    pub(in crate::backend) fn tensor(&self, name: &str) -> Result<Tensor> {
         let (file, info) = self.find(name)?;
         file.read(name, info, None, DType::F32, &Device::Cpu)
     }
