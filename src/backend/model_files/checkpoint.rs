@@ -256,3 +256,63 @@ fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
         .find_map(|(prefix, family)| has(prefix).then_some(family))
         .ok_or_else(|| "this checkpoint has no text encoder; those that have the UNet alone are not supported".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device, Tensor};
+    use proptest::prelude::*;
+
+    use crate::backend::{ModelFiles, model_configs::ModelConfigs};
+
+    /// Names that configurations are read from.
+    const NAMES: [&str; 22] = [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.norm1.weight",
+        "model.diffusion_model.input_blocks.2.0.op.weight",
+        "model.diffusion_model.input_blocks.3.0.in_layers.2.weight",
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.middle_block.1.proj_in.weight",
+        "model.diffusion_model.output_blocks.0.0.in_layers.0.weight",
+        "model.diffusion_model.output_blocks.0.1.transformer_blocks.0.norm1.bias",
+        "model.diffusion_model.out.2.weight",
+        "model.diffusion_model.label_emb.0.0.weight",
+        "first_stage_model.encoder.down.0.block.0.conv1.weight",
+        "first_stage_model.encoder.conv_in.weight",
+        "first_stage_model.decoder.conv_in.weight",
+        "first_stage_model.decoder.conv_out.weight",
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+        "cond_stage_model.model.token_embedding.weight",
+        "cond_stage_model.model.positional_embedding",
+        "conditioner.embedders.1.model.token_embedding.weight",
+        "conditioner.embedders.1.model.text_projection",
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+        "v_pred",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever is in a file, it is a model or an error.
+        #[test]
+        fn no_file_panics(shapes in proptest::collection::hash_map(0..NAMES.len(), proptest::collection::vec(0usize..70, 0..5), 0..22)) {
+            let tensor = |shape: Vec<usize>| {
+                let shape: Vec<usize> = shape.iter().enumerate().map(|(i, dim)| if i > 1 { dim % 4 } else { *dim }).collect();
+                Tensor::zeros(shape, DType::F16, &Device::Cpu).unwrap()
+            };
+            let tensors: HashMap<_, _> = shapes.into_iter().map(|(name, shape)| (NAMES[name].to_owned(), tensor(shape))).collect();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("x.safetensors");
+            candle_core::safetensors::save(&tensors, &path).unwrap();
+            if let Ok(files) = ModelFiles::open(path.to_str().unwrap()) {
+                prop_assert!(ModelConfigs::load(&files).is_err(), "there are never all tensors");
+                for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
+                    let vb = files.weights(part, DType::F32, &Device::Cpu).unwrap().vb;
+                    prop_assert!(!vb.contains_tensor("no.such"));
+                }
+            }
+        }
+    }
+}

@@ -57,13 +57,23 @@ pub(super) fn fetch(repository: &str, revision: Option<&str>) -> Result<PathBuf,
         }
         (Err(error), None) => return Err(failed(error)),
     };
+    if !files.iter().any(|file| file == INDEX) {
+        return Err(LoadError::NotFound(without_index(repository, &files)));
+    }
     for file in wanted(&files).into_iter().chain([INDEX]) {
         if cache().get(file).is_none() {
             info!(repository, revision, file, "downloading");
             check(&remote.get(file).map_err(failed)?)?;
         }
     }
-    cached().map(folder).ok_or_else(|| LoadError::NotFound(format!("{repository} at {revision} has no {INDEX}")))
+    cached().map(folder).ok_or_else(|| LoadError::NotFound(without_index(repository, &files)))
+}
+
+/// What a repository is told that is none of a model in parts.
+fn without_index(repository: &str, files: &[String]) -> String {
+    let whole: Vec<&str> = files.iter().map(String::as_str).filter(|file| !file.contains('/') && file.ends_with(".safetensors")).collect();
+    let hint = if whole.is_empty() { String::new() } else { format!("; download {} and give it with --model", whole.join(" or ")) };
+    format!("{repository} has no {INDEX}, so it is no model in the layout of diffusers{hint}")
 }
 
 /// Makes sure that a file that was downloaded is the one that was meant: the hub names large ones by their SHA-256. What was resumed after
@@ -125,6 +135,13 @@ mod tests {
         for path in ["builtin", "/models/sd", "./sd/turbo", "models/sd/turbo", "src/backend", "a b/c", "../sd"] {
             assert!(!is_repository(path), "{path}");
         }
+    }
+
+    #[test]
+    fn a_repository_of_checkpoints_says_what_to_do_with_them() {
+        let files = ["README.md", "v1-5.safetensors", "vae/x.safetensors"].map(str::to_owned);
+        assert!(without_index("a/b", &files).ends_with("; download v1-5.safetensors and give it with --model"));
+        assert!(without_index("a/b", &files[..1]).ends_with("in the layout of diffusers"));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(super) fn unet(name: &str, layers_per_block: usize, exists: impl Fn(&str) ->
 /// Of the VAE, below `first_stage_model.`: its decoder counts its `levels` from the finest.
 pub(super) fn vae(name: &str, levels: usize) -> String {
     let parts: Vec<&str> = name.split('.').collect();
-    let up = |level: &str| (levels - 1).saturating_sub(number(level));
+    let up = |level: &str| levels.saturating_sub(1 + number(level));
     let resnet = |rest: &[&str]| renamed(rest, &[("conv_shortcut", "nin_shortcut")]);
     match parts.as_slice() {
         [side, "conv_norm_out", end] => format!("{side}.norm_out.{end}"),
