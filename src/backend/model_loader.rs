@@ -113,14 +113,9 @@ fn check_fit(
     tokenizer: &PromptTokenizer,
 ) -> Result<(), LoadError> {
     let unfit = |path: &str, reason: String| Err(LoadError::BadConfig { path: files.path(path), reason });
-    if unet.in_channels == 2 * vae.latent_channels + 1 {
-        let reason = format!(
-            "{} channels are those of an inpainting model, which takes a mask and a masked picture as well and is not supported yet",
-            unet.in_channels
-        );
-        return unfit("unet/config.json", reason);
-    }
-    if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
+    // An inpainting model's takes a mask and the latents of what is outside of it as well.
+    let takes_latents = [vae.latent_channels, 2 * vae.latent_channels + 1].contains(&unet.in_channels);
+    if !takes_latents || unet.out_channels != vae.latent_channels {
         let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
         return unfit("unet/config.json", format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));
     }

@@ -99,6 +99,7 @@ fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Resul
         request_id: RequestId::random(),
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
+        input: None,
         config,
         output,
         cancellation: CancellationToken::new(),

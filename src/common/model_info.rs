@@ -40,6 +40,7 @@ impl ModelInfo {
         if steps.get() > self.max_steps {
             return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {} for this model", self.max_steps)));
         }
+        config.check_strength()?;
         config.sampler.check_schedule(config.schedule)
     }
 }

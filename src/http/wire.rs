@@ -10,8 +10,8 @@ use super::{ApiError, Demand, run::Run};
 use crate::{
     backend::{Complete, EncodedImage, PromptText, Timings},
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
-        SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InputImage, InvalidValue, ModelInfo, NegativePrompt, OutputConfig,
+        Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
     },
 };
 
@@ -105,6 +105,8 @@ impl TryFrom<serde_json::Number> for WireSeed {
 pub(super) struct ImagesOrder {
     pub(super) prompt: Prompt,
     pub(super) negative_prompt: NegativePrompt,
+    /// What the pictures begin with, if not with noise alone.
+    pub(super) input: Option<Arc<InputImage>>,
     /// Of the first picture; the others have the seeds that follow.
     pub(super) config: SamplingConfig,
     pub(super) output: OutputConfig,
@@ -140,6 +142,7 @@ impl ImagesRequest {
                 guidance_rescale: self.guidance_rescale,
                 zero_snr: self.zero_snr,
                 clip_skip: self.clip_skip,
+                strength: None,
             },
         };
         info.check(&config)?;
@@ -167,6 +170,7 @@ impl ImagesRequest {
         Ok(ImagesOrder {
             prompt: self.prompt,
             negative_prompt,
+            input: None,
             config,
             output: OutputConfig {
                 format,

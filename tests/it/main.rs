@@ -8,6 +8,7 @@ mod fake;
 mod faults;
 mod http;
 mod hub;
+mod image_parity;
 mod jobs;
 mod layouts;
 mod life;
