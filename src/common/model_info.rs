@@ -25,6 +25,21 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
+    /// The size at which a picture of `width` x `height` pixels is changed: its own, or as many pixels as the model's own size has where
+    /// it has more, in its proportions and rounded down to what the model can do.
+    #[must_use]
+    pub fn size_for(&self, width: u32, height: u32) -> ImageSize {
+        let most = self.defaults.size.pixels().min(self.max_pixels) as f64;
+        let scale = (most / (f64::from(width) * f64::from(height))).sqrt().min(1.0);
+        let least = ImageSize::MIN_SIDE.next_multiple_of(self.size_multiple);
+        let side = |length: f64| ((length as u32).min(ImageSize::MAX_SIDE) / self.size_multiple * self.size_multiple).max(least);
+        let short = side(f64::from(width.min(height)) * scale);
+        // A strip cannot be as long as it is thin.
+        let long = side((f64::from(width.max(height)) * scale).min(most / f64::from(short)));
+        let (width, height) = if width < height { (short, long) } else { (long, short) };
+        ImageSize::new(width, height).unwrap_or(self.defaults.size)
+    }
+
     /// Makes sure that the model can do what is asked, before anything is spent on it.
     ///
     /// # Errors

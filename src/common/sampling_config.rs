@@ -126,6 +126,14 @@ macro_rules! share {
                 if (0.0..=1.0).contains(&share) { Ok(Self(share)) } else { Err(InvalidValue::new($name, share, "a number from 0 to 1")) }
             }
         }
+
+        impl FromStr for $type {
+            type Err = InvalidValue;
+
+            fn from_str(text: &str) -> Result<Self, InvalidValue> {
+                text.parse::<f64>().map_err(|_| InvalidValue::new($name, text, "a number from 0 to 1"))?.try_into()
+            }
+        }
     };
 }
 
@@ -144,6 +152,14 @@ share! {
     /// How far a picture to begin with is changed, 0 to 1: that share of the steps is taken, from the noise level at which they begin
     /// ([Meng et al.](https://arxiv.org/abs/2108.01073)).
     Strength, "strength"
+}
+
+impl Strength {
+    /// That of diffusers: with a mask, what is under it is painted anew altogether.
+    #[must_use]
+    pub fn default_for(has_mask: bool) -> Self {
+        Self(if has_mask { 1.0 } else { 0.8 })
+    }
 }
 
 /// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.

@@ -4,6 +4,7 @@
 mod access;
 mod architecture;
 mod cli;
+mod edits;
 mod fake;
 mod faults;
 mod http;
