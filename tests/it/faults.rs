@@ -127,21 +127,22 @@ fn a_server_with_a_broken_model_ends_with_code_66() {
 
 #[test]
 fn families_and_kinds_that_are_not_supported_are_named() {
-    for (class, family) in [
-        ("StableDiffusionXLPipeline", "SDXL"),
-        ("StableDiffusionXLInpaintPipeline", "SDXL"),
-        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
-        ("FluxPipeline", "FLUX"),
-    ] {
+    for (class, family) in [("StableDiffusion3Pipeline", "Stable Diffusion 3"), ("FluxPipeline", "FLUX")] {
         let model = copy();
         edit(&model.path().join("model_index.json"), |json| json["_class_name"] = class.into());
         let error = failure(model.path());
-        assert!(error.contains(&format!("the family {family} ({class}), which is not supported yet")), "{error}");
+        assert!(
+            error.contains(&format!("the family {family} ({class}), which is not supported; Stable Diffusion 1, 2 and XL are")),
+            "{error}"
+        );
     }
     let model = copy();
     edit(&model.path().join("unet/config.json"), |json| json["in_channels"] = 8.into());
     let error = failure(model.path());
     assert!(error.contains("the UNet takes 8 channels and gives 4, but the VAE's latents have 4"), "{error}");
+    edit(&model.path().join("model_index.json"), |json| json["requires_aesthetics_score"] = true.into());
+    let error = failure(model.path());
+    assert!(error.contains("the family SDXL refiner (StableDiffusionPipeline), which is not supported"), "{error}");
 
     for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "in one file are not supported yet")] {
         let file = model.path().join(name);

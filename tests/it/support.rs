@@ -27,15 +27,8 @@ pub(crate) fn copy_of_tiny() -> tempfile::TempDir {
     folder
 }
 
-/// The same with another part in the place of its own.
-pub(crate) fn copy_of_tiny_with(part: &str, from: &Path) -> tempfile::TempDir {
-    let folder = copy_of_tiny();
-    fs::remove_dir_all(folder.path().join(part)).unwrap();
-    copy_folder(from, &folder.path().join(part));
-    folder
-}
-
-fn copy_folder(from: &Path, to: &Path) {
+/// All files of a folder and those in it.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
