@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
                        StableDiffusionXLInpaintPipeline)
-from make_family_goldens import make
+from make_family_goldens import fill, make
 from make_goldens import BUILTIN, MORE, SAMPLERS, SETTINGS, TINY
 from PIL import Image
 from safetensors.torch import save_file
@@ -59,6 +59,10 @@ def main():
     few = [(s, "default") for s in SAMPLERS] + [("euler", "karras")]
     every = few + [(s, "default") for s in MORE] + [("dpm2", "karras"), ("unipc", "karras")]
     made_up = dict(make(pathlib.Path(tempfile.mkdtemp())))
+    for name in "sd1-inpainting", "sdxl":
+        for part, module in made_up[name].components.items():
+            if isinstance(module, torch.nn.Module):
+                fill(part, module)
     plain = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
     for model, pipe, samplers, classes in (("builtin", BUILTIN, few, plain), ("tests/parity/tiny", TINY, every, plain), ("sd1-inpainting", made_up["sd1-inpainting"], few, plain[1:]),
                                            ("sdxl", made_up["sdxl"], few[:2], (StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline))):
@@ -67,7 +71,7 @@ def main():
             pixels = pipe.image_processor.preprocess(Image.open(HERE / "picture.png"))
             latents = pipe.vae.encode(pixels).latent_dist
             tensors[f"{model}.mean"], tensors[f"{model}.deviation"] = ((t.detach() * pipe.vae.config.scaling_factor).contiguous() for t in (latents.mean, latents.std))
-        own = pipe.scheduler.config
+        own = {key: value for key, value in pipe.scheduler.config.items() if key != "_use_default_values"}  # as if read from a file
         for cls in classes:
             pipe = cls.from_pipe(pipe)
             pipe.set_progress_bar_config(disable=True)
