@@ -97,10 +97,10 @@ impl Parts {
     /// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.
     async fn from_form(mut form: Multipart) -> Result<(Self, u64), ApiError> {
         let mut all: Vec<(String, bool, Bytes)> = Vec::new();
-        while let Some(field) = form.next_field().await.map_err(unreadable)? {
+        while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
             let name = field.name().unwrap_or_default().to_owned();
             let is_file = field.file_name().is_some();
-            all.push((name, is_file, field.bytes().await.map_err(unreadable)?));
+            all.push((name, is_file, field.bytes().await.map_err(|error| unreadable(&error))?));
             if all.len() > MAX_FIELDS {
                 return Err(ApiError::unreadable_body(&format!("a form has at most {MAX_FIELDS} fields")));
             }
@@ -110,12 +110,12 @@ impl Parts {
         all.hash(&mut hasher);
         let mut parts = Self::default();
         for (name, is_file, bytes) in all {
-            parts.add_field(&name, is_file, bytes)?;
+            parts.add_field(&name, is_file, &bytes)?;
         }
         Ok((parts, hasher.finish()))
     }
 
-    fn add_field(&mut self, name: &str, is_file: bool, bytes: Bytes) -> Result<(), ApiError> {
+    fn add_field(&mut self, name: &str, is_file: bool, bytes: &[u8]) -> Result<(), ApiError> {
         let text = || String::from_utf8(bytes.to_vec()).map_err(|_| ApiError::invalid_param(name, "must be text in UTF-8"));
         let file = |param| if is_file { Ok(bytes.to_vec()) } else { uploads::from_text(param, &text()?) };
         match name {
@@ -170,7 +170,7 @@ fn value(name: &str, text: String) -> Value {
     }
 }
 
-fn unreadable(error: MultipartError) -> ApiError {
+fn unreadable(error: &MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return ApiError::body_too_large(MAX_UPLOAD_BYTES);
     }

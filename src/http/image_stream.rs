@@ -15,7 +15,7 @@ use super::{
     KEEP_ALIVE,
     run::{Entry, Follower},
     unix_seconds,
-    wire::{self, Completed, ImageEvent, Parameters, PartialImage, ProgressEvent, Usage, WireTimings},
+    wire::{self, Completed, ImageEvent, Parameters, Preview, ProgressEvent, Usage, WireTimings},
 };
 use crate::{
     backend::{Complete, EncodedImage, Progress},
@@ -98,7 +98,7 @@ impl ImageStream {
     }
 
     fn partial_image(&self, index: u8, image: &EncodedImage) -> ImageEvent {
-        let partial = PartialImage {
+        let partial = Preview {
             b64_json: wire::base64(image),
             created_at: unix_seconds(),
             size: format!("{}x{}", image.width, image.height),

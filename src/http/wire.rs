@@ -124,30 +124,10 @@ impl ImagesRequest {
     /// Checks the request against the model and fills in what it leaves out. Of the files that it begins with only the headers are
     /// looked at: decoding them is left to the caller, once all else is right.
     pub(super) fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
-        let defaults = info.defaults;
-        let size = match (self.size.as_deref(), files.map(|files| files.image.size())) {
-            (None | Some("auto"), None) => defaults.size,
-            (None | Some("auto"), Some((width, height))) => info.size_for(width, height),
-            (Some(text), _) => text.parse()?,
-        };
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
-        let config = SamplingConfig {
-            size,
-            steps: self.num_inference_steps.unwrap_or(defaults.steps),
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
-            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
-            sampler: self.sampler.unwrap_or(defaults.sampler),
-            schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
-            options: SamplingOptions {
-                eta: self.eta,
-                guidance_rescale: self.guidance_rescale,
-                zero_snr: self.zero_snr,
-                clip_skip: self.clip_skip,
-                strength: files.map(|files| self.strength.unwrap_or(Strength::default_for(files.mask.is_some()))),
-            },
-        };
+        let config = self.sampling_config(info, files)?;
         info.check(&config)?;
 
         let stream = self.stream.unwrap_or(false);
@@ -186,6 +166,31 @@ impl ImagesRequest {
             progress: self.progress.unwrap_or(false),
             on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
+        })
+    }
+
+    /// How the pictures are sampled.
+    fn sampling_config(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
+        let defaults = info.defaults;
+        let size = match (self.size.as_deref(), files.map(|files| files.image.size())) {
+            (None | Some("auto"), None) => defaults.size,
+            (None | Some("auto"), Some((width, height))) => info.size_for(width, height),
+            (Some(text), _) => text.parse()?,
+        };
+        Ok(SamplingConfig {
+            size,
+            steps: self.num_inference_steps.unwrap_or(defaults.steps),
+            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
+            sampler: self.sampler.unwrap_or(defaults.sampler),
+            schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_rescale: self.guidance_rescale,
+                zero_snr: self.zero_snr,
+                clip_skip: self.clip_skip,
+                strength: files.map(|files| self.strength.unwrap_or(Strength::default_for(files.mask.is_some()))),
+            },
         })
     }
 }
@@ -350,9 +355,9 @@ impl ImagesResponse {
 #[serde(tag = "type")]
 pub(super) enum ImageEvent {
     #[serde(rename = "image_generation.partial_image")]
-    PartialImage(PartialImage),
+    PartialImage(Preview),
     #[serde(rename = "image_edit.partial_image")]
-    EditPartialImage(PartialImage),
+    EditPartialImage(Preview),
     #[serde(rename = "image_generation.completed")]
     Completed(Box<Completed>),
     #[serde(rename = "image_edit.completed")]
@@ -368,7 +373,7 @@ pub(super) enum ImageEvent {
 
 /// A rough picture.
 #[derive(Debug, Serialize)]
-pub(super) struct PartialImage {
+pub(super) struct Preview {
     pub(super) b64_json: String,
     pub(super) created_at: u64,
     pub(super) size: String,

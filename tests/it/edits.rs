@@ -85,7 +85,7 @@ async fn a_picture_is_changed_the_more_the_stronger() {
     let answer = edit(&worker, with_picture(&[])).await;
     assert_eq!(answer["parameters"]["strength"], 0.8);
     // Of four steps, three are taken.
-    assert_eq!(worker.metric("sdw_step_seconds_count").await, 2.0 + 8.0 + 20.0 + 3.0);
+    assert_eq!(worker.metric("sdw_step_seconds_count").await.to_bits(), f64::to_bits(2.0 + 8.0 + 20.0 + 3.0));
     let file = bytes(&answer["data"][0]);
     assert!(String::from_utf8_lossy(&file).contains("Denoising strength: 0.8, Seed: 1"), "the file says so too");
 }
