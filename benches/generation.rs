@@ -35,6 +35,7 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
         request_id: RequestId::random(),
         prompt: "a fox on a blue background".parse().unwrap(),
         negative_prompt: "".parse().unwrap(),
+        input: None,
         config: SamplingConfig {
             size: defaults.size,
             steps: Steps::try_from(steps).unwrap(),

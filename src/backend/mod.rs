@@ -2,6 +2,7 @@
 
 mod error;
 mod generation_engine;
+mod image_file;
 mod image_utils;
 mod inference_pipeline;
 mod latent_preview;
@@ -19,6 +20,7 @@ mod textual_inversion;
 
 pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};
+pub use image_file::{ImageFile, InputFiles, MAX_INPUT_PIXELS};
 pub use image_utils::{ImageMetadata, encode};
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use latent_preview::LatentPreview;

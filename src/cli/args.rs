@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::Failure;
 use crate::{
     backend::{LoadError, ModelFiles},
-    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
+    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
     device::{self, DeviceChoice},
     http::ApiKey,
     ops::Storage,
@@ -273,12 +273,21 @@ pub struct GenerateArgs {
     /// How noise levels are spaced: default, karras [default: the model's]
     #[arg(long)]
     pub schedule: Option<Schedule>,
-    /// Width in pixels, a multiple of 8 [default: the model's]
+    /// Width in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<u32>,
-    /// Height in pixels, a multiple of 8 [default: the model's]
+    /// Height in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
     #[arg(long, value_name = "PIXELS")]
     pub height: Option<u32>,
+    /// A picture to begin with: .png, .jpg or .webp
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// How far it is changed, 0 to 1 [default: 0.8, with a mask 1]
+    #[arg(long, requires = "init_image")]
+    pub strength: Option<Strength>,
+    /// What of it is painted anew: white, or transparent if there is anything transparent; the rest is kept
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub mask: Option<PathBuf>,
     /// Also write the text embeddings and the latents after every step, for comparing with other implementations
     #[arg(long, value_name = "FILE.safetensors")]
     pub save_latents: Option<PathBuf>,

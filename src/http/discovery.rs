@@ -3,15 +3,19 @@
 use axum::{Json, extract::State};
 use serde::Serialize;
 
-use super::{ApiError, AppState, MAX_BODY_BYTES};
-use crate::common::{ImageSize, Sampler, Steps};
+use super::{ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES};
+use crate::{
+    backend::MAX_INPUT_PIXELS,
+    common::{ImageSize, Sampler, Steps},
+};
 
 /// What requests may ask for.
 #[derive(Debug, Serialize)]
 pub(super) struct Capabilities {
     model: String,
-    tasks: [&'static str; 1],
+    tasks: [&'static str; 3],
     samplers: Vec<SamplerSchedules>,
+    input_formats: [&'static str; 3],
     output_formats: [&'static str; 3],
     /// Words that prompts may use beyond those of the model's own vocabulary.
     embeddings: Vec<String>,
@@ -34,6 +38,8 @@ struct Limits {
     max_steps: usize,
     max_n: u32,
     max_body_bytes: usize,
+    max_upload_bytes: usize,
+    max_input_pixels: u64,
     queue_capacity: u32,
 }
 
@@ -54,8 +60,9 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
     let samplers = Sampler::ALL.map(|sampler| SamplerSchedules { name: sampler.name(), schedules: schedules(sampler) });
     Ok(Json(Capabilities {
         model: info.id.clone(),
-        tasks: ["text-to-image"],
+        tasks: ["text-to-image", "image-to-image", "inpainting"],
         samplers: samplers.into(),
+        input_formats: ["png", "jpeg", "webp"],
         output_formats: ["png", "jpeg", "webp"],
         embeddings: info.embeddings.clone(),
         limits: Limits {
@@ -66,6 +73,8 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
             max_steps: info.max_steps.min(Steps::MAX as usize),
             max_n: super::wire::MAX_N as u32,
             max_body_bytes: MAX_BODY_BYTES,
+            max_upload_bytes: MAX_UPLOAD_BYTES,
+            max_input_pixels: MAX_INPUT_PIXELS,
             queue_capacity: state.admission.capacity(),
         },
     }))

@@ -5,6 +5,7 @@ mod admission;
 mod api_error;
 mod client_wishes;
 mod discovery;
+mod edits;
 mod extract;
 mod image_stream;
 mod images;
@@ -17,6 +18,7 @@ mod run;
 mod runs;
 mod shutdown;
 mod trace_context;
+mod uploads;
 mod wire;
 
 use std::time::{Duration, SystemTime};
@@ -47,6 +49,9 @@ use crate::{
 
 /// A prompt and a negative prompt of the largest size, escaped, fit.
 const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// A picture as large as `OpenAI`'s API takes it, and in base64 one of 37 MB.
+const MAX_UPLOAD_BYTES: usize = 50 << 20;
 
 /// Comments in long steps keep proxies from closing a stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -92,8 +97,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
         .route("/v1/images/generations", post(images::generations))
-        .route("/v1/images/edits", post(images::edits))
-        .route("/v1/jobs", post(jobs::submit))
+        .route("/v1/images/edits", post(edits::edits).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .route("/v1/jobs", post(jobs::submit).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/v1/jobs/{id}/stream", get(jobs::stream))
         .route("/v1/jobs/{id}/result", get(jobs::result))

@@ -1,7 +1,7 @@
 //! The autoencoder between pixels and latents: [Kingma & Welling](https://arxiv.org/abs/1312.6114), with the architecture of
 //! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
@@ -12,6 +12,8 @@ use super::{
 use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights};
 
 const NORM_EPS: f64 = 1e-6;
+/// The logarithm of a variance is clamped to this range.
+const LOG_VARIANCES: (f64, f64) = (-30.0, 20.0);
 
 /// `vae/config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -89,6 +91,26 @@ impl AutoencoderKlConfig {
     }
 }
 
+/// What the latents of a picture may be: `DiagonalGaussianDistribution`, scaled for the UNet. Both are
+/// `(batch, latent_channels, height / scale_factor, width / scale_factor)` in f32.
+#[derive(Debug, Clone)]
+pub struct LatentDistribution {
+    /// The most likely latents.
+    pub mean: Tensor,
+    /// The standard deviation of each.
+    pub deviation: Tensor,
+}
+
+impl LatentDistribution {
+    /// The latents that noise of standard deviation 1 and of their shape leads to.
+    ///
+    /// # Errors
+    /// When the shape is another.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        &self.mean + (&self.deviation * noise)?
+    }
+}
+
 /// `AutoencoderKL`.
 #[derive(Debug, Clone)]
 pub struct AutoencoderKl {
@@ -123,18 +145,21 @@ impl AutoencoderKl {
         &self.config
     }
 
-    /// A picture `(batch, 3, height, width)` in [-1, 1] to the most likely latents,
-    /// `(batch, latent_channels, height / scale_factor, width / scale_factor)`, scaled for the UNet.
+    /// A picture `(batch, 3, height, width)` in [-1, 1] to what its latents may be.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn encode_mode(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn encode(&self, x: &Tensor) -> Result<LatentDistribution> {
         let mut moments = self.encoder.forward(x)?;
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments)?;
         }
-        let mean = moments.narrow(1, 0, self.config.latent_channels)?;
-        (mean - self.config.shift_factor.unwrap_or(0.0))? * self.config.scaling_factor
+        let moments = moments.to_dtype(DType::F32)?;
+        let channels = self.config.latent_channels;
+        let mean = ((moments.narrow(1, 0, channels)? - self.config.shift_factor.unwrap_or(0.0))? * self.config.scaling_factor)?;
+        let (least, most) = LOG_VARIANCES;
+        let deviation = ((moments.narrow(1, channels, channels)?.clamp(least, most)? * 0.5)?.exp()? * self.config.scaling_factor)?;
+        Ok(LatentDistribution { mean, deviation })
     }
 
     /// Latents as the UNet leaves them to a picture `(batch, 3, height, width)`, about [-1, 1].

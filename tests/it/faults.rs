@@ -164,6 +164,9 @@ fn families_and_kinds_that_are_not_supported_are_named() {
         );
     }
     let model = copy();
+    edit(&model.path().join("unet/config.json"), |json| json["in_channels"] = 8.into());
+    let error = failure(model.path());
+    assert!(error.contains("the UNet takes 8 channels and gives 4, but the VAE's latents have 4"), "{error}");
     edit(&model.path().join("model_index.json"), |json| json["requires_aesthetics_score"] = true.into());
     let error = failure(model.path());
     assert!(error.contains("the family SDXL refiner (StableDiffusionPipeline), which is not supported"), "{error}");

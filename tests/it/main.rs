@@ -4,11 +4,13 @@
 mod access;
 mod architecture;
 mod cli;
+mod edits;
 mod fake;
 mod families;
 mod faults;
 mod http;
 mod hub;
+mod image_parity;
 mod jobs;
 mod layouts;
 mod life;

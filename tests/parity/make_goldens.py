@@ -87,4 +87,5 @@ def main():
     save_file(tensors, HERE / "goldens.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -4,14 +4,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    backend::Complete,
+    backend::{Complete, ImageFile, InputFiles},
     common::{
         ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
+        Strength,
     },
     http::{
         ApiError,
         api_error::ErrorBody,
         run::{Entry, Run, Status},
+        uploads,
         wire::{self, Bounded, ImagesRequest, Parameters, WireSeed, WireTimings},
     },
 };
@@ -37,6 +39,11 @@ pub(in crate::http) struct JobRequest {
     height: Option<u32>,
     loras: Option<Vec<Value>>,
     model: Option<String>,
+
+    strength: Option<Strength>,
+    input_image: Option<Value>,
+    init_image: Option<Value>,
+    mask_image: Option<Value>,
 
     #[serde(alias = "sample_method", alias = "sampler_name")]
     sampler: Option<Sampler>,
@@ -67,15 +74,38 @@ enum Operation {
     Inpaint,
 }
 
+impl Operation {
+    /// What the picture to begin with is called.
+    fn image_name(self) -> &'static str {
+        if matches!(self, Self::Inpaint) { "init_image" } else { "input_image" }
+    }
+}
+
 impl JobRequest {
-    /// The same in the words of `/v1/images/generations`.
-    pub(super) fn into_images_request(mut self, info: &ModelInfo) -> Result<ImagesRequest, ApiError> {
-        let unsupported = |what| Err(ApiError::unsupported_operation(what, &info.id).about("operation"));
-        match self.operation {
-            Operation::Generation => {}
-            Operation::Transform => return unsupported("image_transform"),
-            Operation::Inpaint => return unsupported("image_inpaint"),
+    /// The pictures that the operation begins with, if it does. Others are named as ignored.
+    pub(super) fn take_files(&mut self) -> Result<Option<InputFiles>, ApiError> {
+        let open = |name: &'static str, value: Value| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_json(name, &value)?)?);
+        let mut image = None;
+        let mut mask = None;
+        if !matches!(self.operation, Operation::Generation) {
+            let named = self.input_image.take().map(|value| ("input_image", value));
+            let (name, value) = named
+                .or_else(|| self.init_image.take().map(|value| ("init_image", value)))
+                .ok_or_else(|| ApiError::missing_param(self.operation.image_name()))?;
+            image = Some(open(name, value)?);
         }
+        if matches!(self.operation, Operation::Inpaint) {
+            let value = self.mask_image.take().ok_or_else(|| ApiError::missing_param("mask_image"))?;
+            mask = Some(open("mask_image", value)?);
+        }
+        let unused = [("input_image", &self.input_image), ("init_image", &self.init_image), ("mask_image", &self.mask_image)];
+        let unused = unused.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| (name.to_owned(), Value::Bool(true)));
+        self.others.extend(unused);
+        Ok(image.map(|image| InputFiles { image, mask }))
+    }
+
+    /// The same in the words of `/v1/images/generations`.
+    pub(super) fn into_images_request(mut self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesRequest, ApiError> {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
         }
@@ -83,7 +113,7 @@ impl JobRequest {
         for address in ["hive_id", "worker_id"] {
             self.others.remove(address);
         }
-        let size = info.defaults.size;
+        let size = files.map_or(info.defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
@@ -104,6 +134,7 @@ impl JobRequest {
             guidance_rescale: self.guidance_rescale,
             zero_snr: self.zero_snr,
             clip_skip: self.clip_skip,
+            strength: self.strength,
             progress: None,
             on_disconnect: None,
             others: self.others,
@@ -244,7 +275,7 @@ impl Finished {
             width: complete.image.width,
             height: complete.image.height,
             timings: WireTimings::of(&[complete.timings]),
-            parameters: Parameters::new(&run.model, complete.config),
+            parameters: Parameters::new(run, complete.config),
             ignored: run.order.ignored.clone(),
             warnings: complete.warnings.clone(),
         }
