@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 use serde::Deserialize;
 use tracing::warn;
 
-use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer, model_family};
+use super::{InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer, model_family};
 use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
     device,
@@ -65,6 +65,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let scheduler = SchedulerConfig::from_json(&files.read(scheduler_config)?)
         .map_err(|reason| LoadError::BadConfig { path: path(scheduler_config), reason })?;
     let tokenizer = PromptTokenizer::load(files, text.max_position_embeddings)?;
+    let known_words = KnownWords::load(files)?;
     check_fit(files, &text, &unet, &vae, &tokenizer)?;
     let info = ModelInfo {
         id: files.id().to_owned(),
@@ -83,7 +84,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let unet = build(files, "unet", &build_on, |vb| UNet2DConditionModel::new(unet, vb))?;
     let vae = build(files, "vae", &build_on, |vb| AutoencoderKl::new(vae, vb))?;
     let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let prompt_encoder = PromptEncoder::new(tokenizer, text_encoder, device.clone());
+    let prompt_encoder = PromptEncoder::new(tokenizer, known_words, text_encoder, device.clone());
     let networks = Networks { unet, vae };
     Ok(InferencePipeline::new(info, prompt_encoder, networks, scheduler, preview, device.clone(), dtype))
 }

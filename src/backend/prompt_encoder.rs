@@ -1,14 +1,14 @@
 //! From prompts to text embeddings, which are kept for requests to come.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    GenerationError, PromptTokenizer,
+    GenerationError, KnownWords, PromptTokenizer,
     prompt_syntax::{self, PromptPart},
     prompt_tokenizer::Chunk,
 };
@@ -26,6 +26,7 @@ const MIN_MEAN: f32 = 1e-4;
 #[derive(Debug)]
 pub struct PromptEncoder {
     tokenizer: PromptTokenizer,
+    known_words: KnownWords,
     text_encoder: ClipTextModel,
     device: Device,
     latest: Mutex<Latest>,
@@ -55,7 +56,7 @@ pub struct EncodedPrompts {
     pub embeddings: Tensor,
     /// How strongly each part guides.
     pub weights: Vec<f64>,
-    /// What was not read.
+    /// What was not read, and what is not known.
     pub warnings: Vec<String>,
 }
 
@@ -66,6 +67,8 @@ struct EncodedPrompt {
     parts: Vec<(f64, Tensor)>,
     /// The end of the prompt that did not fit.
     cut: Option<String>,
+    /// Words that the model was not taught.
+    unknown: Vec<String>,
 }
 
 /// All that an [`EncodedPrompt`] follows from.
@@ -91,10 +94,10 @@ impl Key {
 }
 
 impl PromptEncoder {
-    /// Puts the two together.
+    /// Puts them together.
     #[must_use]
-    pub fn new(tokenizer: PromptTokenizer, text_encoder: ClipTextModel, device: Device) -> Self {
-        Self { tokenizer, text_encoder, device, latest: Mutex::default() }
+    pub fn new(tokenizer: PromptTokenizer, known_words: KnownWords, text_encoder: ClipTextModel, device: Device) -> Self {
+        Self { tokenizer, known_words, text_encoder, device, latest: Mutex::default() }
     }
 
     /// The network, for benches that time it.
@@ -123,8 +126,7 @@ impl PromptEncoder {
         missing.iter().zip(&new).for_each(|(key, new)| self.latest().put(key, new.clone()));
         let mut new = new.into_iter();
         let encoded: Vec<EncodedPrompt> = kept.into_iter().filter_map(|kept| kept.or_else(|| new.next())).collect();
-        let warnings = encoded.iter().filter_map(|prompt| prompt.cut.as_ref());
-        let warnings = warnings.map(|cut| format!("a prompt is too long for the model; this part of it was not read: \"{cut}\"")).collect();
+        let warnings = warnings(&encoded);
         let parts: Vec<(f64, Tensor)> = encoded.into_iter().flat_map(|prompt| prompt.parts).collect();
         let weights = parts.iter().map(|(weight, _)| *weight).collect();
         Ok(EncodedPrompts { embeddings: self.side_by_side(parts, skipped_layers)?, weights, warnings })
@@ -155,23 +157,23 @@ impl PromptEncoder {
         let mut all: Vec<Chunk> = Vec::new();
         let mut found = Vec::with_capacity(prompts.len());
         for prompt in prompts {
-            let mut parts = Vec::new();
-            let mut cuts = Vec::new();
+            let (mut parts, mut cuts, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
             for part in prompt.parts() {
+                unknown.extend(part.sections.iter().flatten().flat_map(|span| self.known_words.missing_in(&span.text)));
                 let (chunks, cut) = self.tokenizer.chunks(&part.sections)?;
                 parts.push((part.weight, all.len()..all.len() + chunks.len()));
                 all.extend(chunks);
                 cuts.extend(cut);
             }
-            found.push((parts, (!cuts.is_empty()).then(|| cuts.join(" "))));
+            found.push((parts, (!cuts.is_empty()).then(|| cuts.join(" ")), unknown));
         }
         let ids = all.iter().map(|chunk| Tensor::new(chunk.ids.as_slice(), &self.device)).collect::<Result<Vec<_>, _>>()?;
         let embeddings = self.text_encoder.forward(&Tensor::stack(&ids, 0)?, skipped_layers)?;
         let stressed: Vec<Tensor> =
             all.iter().enumerate().map(|(i, chunk)| stress(&embeddings.narrow(0, i, 1)?, chunk)).collect::<Result<_, _>>()?;
-        let encoded = found.into_iter().map(|(parts, cut)| {
+        let encoded = found.into_iter().map(|(parts, cut, unknown)| {
             let parts = parts.into_iter().map(|(weight, range)| Ok((weight, Tensor::cat(&stressed[range], 0)?)));
-            Ok(EncodedPrompt { parts: parts.collect::<candle_core::Result<_>>()?, cut })
+            Ok(EncodedPrompt { parts: parts.collect::<candle_core::Result<_>>()?, cut, unknown })
         });
         encoded.collect()
     }
@@ -180,6 +182,19 @@ impl PromptEncoder {
         // It is whole between any two calls, whatever panics elsewhere.
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the client should know of these prompts.
+fn warnings(prompts: &[EncodedPrompt]) -> Vec<String> {
+    let cuts = prompts.iter().filter_map(|prompt| prompt.cut.as_ref());
+    let mut warnings: Vec<String> =
+        cuts.map(|cut| format!("a prompt is too long for the model; this part of it was not read: \"{cut}\"")).collect();
+    let mut seen = HashSet::new();
+    let unknown: Vec<&str> = prompts.iter().flat_map(|prompt| &prompt.unknown).map(String::as_str).filter(|word| seen.insert(*word)).collect();
+    if !unknown.is_empty() {
+        warnings.push(format!("unknown words: {} (the model was not taught them: what they draw is chance)", unknown.join(", ")));
+    }
+    warnings
 }
 
 /// Multiplies the embeddings `(1, tokens, hidden)` of a chunk with the stress of its tokens and gives them back the mean that they had,
@@ -226,7 +241,7 @@ mod tests {
     #[test]
     fn the_prompt_that_was_not_used_for_longest_goes_first() {
         let key = |text: &str| Key::new(PromptText::Positive(text), 0);
-        let encoded = EncodedPrompt { parts: Vec::new(), cut: None };
+        let encoded = EncodedPrompt { parts: Vec::new(), cut: None, unknown: Vec::new() };
         let mut latest = Latest::default();
         latest.put(&key(""), encoded.clone());
         latest.put(&key("never again"), encoded.clone());

@@ -1,12 +1,12 @@
 //! Weights read from a safetensors file one tensor at a time, as the networks are built: at no time is more of the file in memory
-//! than the tensor at hand.
+//! than the tensor at hand. Where they are whole numbers, a tensor of factors stands beside them.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use safetensors::{
-    SafeTensorError,
+    Dtype, SafeTensorError,
     tensor::{Metadata, TensorInfo},
 };
 
@@ -90,22 +90,24 @@ impl Weights {
         Ok(Self { source, header, start })
     }
 
-    fn read(&self, name: &str, info: &TensorInfo, dtype: DType, device: &Device) -> Result<Tensor> {
-        let unreadable = |error: io::Error| Error::wrap(format!("{name} cannot be read: {error}"));
-        let (begin, end) = info.data_offsets;
-        let start = self.start + begin as u64;
+    /// As it is stored, on the CPU.
+    fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
         let stored = DType::try_from(info.dtype)?;
-        let tensor = if stored == DType::F32 {
+        if stored == DType::F32 {
             // Straight to where they stay: most of a large model comes this way.
-            let mut values = vec![0f32; (end - begin) / size_of::<f32>()];
-            self.source.read_at(start, bytemuck::cast_slice_mut(&mut values)).map_err(unreadable)?;
-            Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?
+            let values: Vec<f32> = self.numbers(name, info)?;
+            Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
         } else {
-            let mut bytes = vec![0; end - begin];
-            self.source.read_at(start, &mut bytes).map_err(unreadable)?;
-            Tensor::from_raw_buffer(&bytes, stored, &info.shape, &Device::Cpu)?
-        };
-        tensor.to_device(device)?.to_dtype(dtype)
+            Tensor::from_raw_buffer(&self.numbers::<u8>(name, info)?, stored, &info.shape, &Device::Cpu)
+        }
+    }
+
+    fn numbers<T: bytemuck::Pod>(&self, name: &str, info: &TensorInfo) -> Result<Vec<T>> {
+        let (begin, end) = info.data_offsets;
+        let mut numbers = vec![T::zeroed(); (end - begin) / size_of::<T>()];
+        let read = self.source.read_at(self.start + begin as u64, bytemuck::cast_slice_mut(&mut numbers));
+        read.map_err(|error| Error::wrap(format!("{name} cannot be read: {error}")))?;
+        Ok(numbers)
     }
 }
 
@@ -114,21 +116,63 @@ impl Shards {
         let found = self.0.iter().find_map(|weights| Some((weights, weights.header.info(name)?)));
         found.ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())
     }
+
+    fn read(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.read_stored(name)?.to_device(device)?.to_dtype(dtype)
+    }
+
+    /// As it is stored, but f32 for whole numbers, on the CPU.
+    fn read_stored(&self, name: &str) -> Result<Tensor> {
+        let (weights, info) = self.find(name)?;
+        if info.dtype == Dtype::I8 { self.dequantize(name, weights, info) } else { weights.read(name, info) }
+    }
+
+    /// Whole numbers times the factor of their output, `…weight_scale` beside `…weight`, as in the `int-quantized` format of
+    /// [compressed-tensors](https://github.com/vllm-project/compressed-tensors).
+    fn dequantize(&self, name: &str, weights: &Weights, info: &TensorInfo) -> Result<Tensor> {
+        let scale_name = format!("{name}_scale");
+        let (beside, scale_info) = self.find(&scale_name)?;
+        let scales: Vec<f32> = beside.read(&scale_name, scale_info)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let outputs = info.shape.first().copied().unwrap_or(1);
+        if scales.len() != outputs {
+            return Err(Error::msg(format!("{scale_name} has {} factors for the {outputs} outputs of {name}", scales.len())));
+        }
+        let numbers: Vec<i8> = weights.numbers(name, info)?;
+        let rows = numbers.chunks(numbers.len().div_ceil(outputs.max(1)).max(1));
+        let values: Vec<f32> = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |n| f32::from(*n) * scale)).collect();
+        Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
+    }
+}
+
+/// A safetensors file in memory with 16-bit floats in place of whole numbers and their factors, which not every program knows.
+///
+/// # Errors
+/// When it is no whole safetensors file.
+pub fn dequantized(bytes: &'static [u8]) -> Result<Vec<u8>> {
+    let file = Shards(vec![Weights::new(Source::Slice(bytes), bytes.len() as u64)?]);
+    let header = &file.0[0].header;
+    let is_quantized = |name: &str| header.info(name).is_some_and(|info| info.dtype == Dtype::I8);
+    let names = header.offset_keys();
+    let names = names.iter().filter(|name| !name.strip_suffix("_scale").is_some_and(is_quantized));
+    let tensors = names.map(|name| {
+        let tensor = file.read_stored(name)?;
+        Ok((name, if is_quantized(name) { tensor.to_dtype(DType::F16)? } else { tensor }))
+    });
+    Ok(safetensors::serialize(tensors.collect::<Result<Vec<_>>>()?, header.metadata().clone())?)
 }
 
 impl SimpleBackend for Shards {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
-        let (weights, info) = self.find(name)?;
+        let (_, info) = self.find(name)?;
         if info.shape != shape.dims() {
             let (msg, got) = (format!("shape mismatch for {name}"), Shape::from(info.shape.as_slice()));
             return Err(Error::UnexpectedShape { msg, expected: shape, got }.bt());
         }
-        weights.read(name, info, dtype, device)
+        self.read(name, dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let (weights, info) = self.find(name)?;
-        weights.read(name, info, dtype, device)
+        self.read(name, dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
@@ -181,6 +225,37 @@ mod tests {
                 assert!(vb.contains_tensor("bf16") && !vb.contains_tensor("f64"));
             }
         }
+    }
+
+    /// Whole numbers and factors such as `pack.py` writes them.
+    fn quantized() -> Vec<u8> {
+        let numbers: Vec<u8> = [-128i8, -127, -1, 0, 1, 127].map(|n| n as u8).to_vec();
+        let view = |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let scales: Vec<u8> = [0.0009765625f32, 1.5, 7.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let few = &scales[..8];
+        let tensors = [
+            ("a.weight", view(Dtype::I8, &[3, 2, 1], &numbers)),
+            ("a.weight_scale", view(Dtype::F32, &[3, 1], &scales)),
+            ("b.weight", view(Dtype::I8, &[6], &numbers)),
+            ("b.weight_scale", view(Dtype::F32, &[2], few)),
+            ("c.weight", view(Dtype::I8, &[6], &numbers)),
+            ("none", view(Dtype::I8, &[0, 2], &[])),
+            ("none_scale", view(Dtype::F32, &[0], &[])),
+            ("plain_scale", view(Dtype::F32, &[2], few)),
+        ];
+        safetensors::serialize(tensors, Some(HashMap::from([("format".to_owned(), "pt".to_owned())]))).unwrap()
+    }
+
+    #[test]
+    fn whole_numbers_are_multiplied_with_the_factors_beside_them() {
+        let vb = from_slice(quantized().leak(), DType::F32, CPU).unwrap();
+        let right = [-0.125, -127.0 / 1024.0, -1.5, 0.0, 7.0, 889.0];
+        assert_eq!(numbers(&vb.get((3, 2, 1), "a.weight").unwrap()), right);
+        assert_eq!(vb.get((0, 2), "none").unwrap().elem_count(), 0);
+        let error = vb.get(6, "b.weight").unwrap_err().to_string();
+        assert!(error.contains("b.weight_scale has 2 factors for the 6 outputs of b.weight"), "{error}");
+        let error = vb.get(6, "c.weight").unwrap_err().to_string();
+        assert!(error.contains("cannot find tensor c.weight_scale"), "{error}");
     }
 
     #[test]
