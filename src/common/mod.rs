@@ -3,6 +3,7 @@
 mod error_chain;
 mod image_format;
 mod lifecycle;
+mod model_family;
 mod model_info;
 mod prompt;
 mod request_id;
@@ -13,6 +14,7 @@ mod torch_rng;
 pub use error_chain::error_chain;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use lifecycle::Lifecycle;
+pub use model_family::{ModelFamily, ModelVariant};
 pub use model_info::{ModelDefaults, ModelInfo};
 pub use prompt::{NegativePrompt, Prompt};
 pub use request_id::RequestId;

@@ -75,7 +75,8 @@ fn an_exported_model_makes_the_same_picture() {
     let pixels = |file: &str| image::open(file).unwrap().to_rgb8();
     assert_eq!(pixels(&ours), pixels(&theirs));
     // Other programs know no whole numbers with factors beside them.
-    let tensors = candle_core::safetensors::load(Path::new(&model).join("vae/diffusion_pytorch_model.safetensors"), &candle_core::Device::Cpu);
+    let tensors =
+        candle_core::safetensors::load(Path::new(&model).join("vae/diffusion_pytorch_model.safetensors"), &candle_core::Device::Cpu);
     let tensors = tensors.unwrap();
     assert!(tensors.values().all(|tensor| tensor.dtype() == candle_core::DType::F16));
     assert!(tensors.contains_key("decoder.conv_in.weight") && !tensors.keys().any(|name| name.ends_with("_scale")));

@@ -1,10 +1,11 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `parity` and `sharing` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity` and `sharing` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
 mod architecture;
 mod cli;
 mod fake;
+mod families;
 mod faults;
 mod http;
 mod hub;
@@ -12,6 +13,7 @@ mod jobs;
 mod layouts;
 mod life;
 mod load;
+mod made_up;
 mod parity;
 mod probes;
 mod sharing;

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::{cell::RefCell, mem::MaybeUninit};
+use std::{cell::RefCell, mem::MaybeUninit, ops::Range};
 
 /// A vector of `len` numbers, as `write` leaves them: results are not filled with zeros first, which costs as much as writing them.
 ///
@@ -28,6 +28,37 @@ unsafe impl Send for Shared {}
 impl Shared {
     pub(super) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
         Self(values.as_mut_ptr().cast(), values.len())
+    }
+
+    /// Of numbers that are there already.
+    pub(super) fn of(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr(), values.len())
+    }
+
+    /// Numbers that are only read.
+    pub(super) fn to_read(values: &[f32]) -> Self {
+        Self(values.as_ptr().cast_mut(), values.len())
+    }
+
+    /// Of a part of it.
+    pub(super) fn part(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.1);
+        Self(self.0.wrapping_add(range.start), range.len())
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.1
+    }
+
+    /// Lends a part of what is there.
+    ///
+    /// # Safety
+    /// It is written, and no task writes there while it is lent.
+    #[inline(always)]
+    pub(super) unsafe fn read<'a>(&self, start: usize, len: usize) -> &'a [f32] {
+        assert!(start + len <= self.1);
+        // SAFETY: in bounds; apart from writers by the caller's word.
+        unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
     }
 
     /// Writes a part of the result.

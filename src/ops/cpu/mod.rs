@@ -19,6 +19,7 @@ mod math;
 mod matmul;
 mod memory;
 mod norm;
+mod padded;
 mod panels;
 mod tensor;
 mod winograd;
