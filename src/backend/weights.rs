@@ -231,7 +231,7 @@ mod tests {
     fn quantized() -> Vec<u8> {
         let numbers: Vec<u8> = [-128i8, -127, -1, 0, 1, 127].map(|n| n as u8).to_vec();
         let view = |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
-        let scales: Vec<u8> = [0.0009765625f32, 1.5, 7.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let scales: Vec<u8> = [0.000_976_562_5f32, 1.5, 7.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
         let few = &scales[..8];
         let tensors = [
             ("a.weight", view(Dtype::I8, &[3, 2, 1], &numbers)),

@@ -167,7 +167,7 @@ async fn words_that_the_model_was_not_taught_are_named() {
     assert!(warning.starts_with("unknown words: blorb, quux, zyx, ish, 🦀 ("), "{warning}");
     assert_eq!(answer["warnings"].as_array().unwrap().len(), 1);
     assert_eq!(worker.generate(&request).await["warnings"], answer["warnings"], "the same where the prompt is kept");
-    assert_eq!(worker.generate(&small("the small red fox and a piñata on yellow!")).await["warnings"], json!([]));
+    assert_eq!(worker.generate(&small("a small red fox and a piñata on yellow!")).await["warnings"], json!([]));
 
     // A model without such a list is taken to know everything.
     let model = copy_of_tiny();
