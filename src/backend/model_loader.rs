@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    HiddenState, InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PartWeights, PromptEncoder, TextEncoder,
+    HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, Networks, PartWeights, PromptEncoder, TextEncoder,
     model_configs::{ModelConfigs, TextConfigs},
     textual_inversion::LearnedVectors,
 };
@@ -41,6 +41,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
     let configs = ModelConfigs::load(files)?;
+    let known_words = KnownWords::load(files)?;
     let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
     let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
     let learned: Vec<LearnedVectors> = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most)).collect();
@@ -75,7 +76,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?;
     builder.warn_of_unread();
     let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let prompt_encoder = PromptEncoder::new(encoders, force_zeros_for_empty_prompt, device.clone());
+    let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
     Ok(InferencePipeline::new(info, prompt_encoder, Networks { unet, vae }, scheduler, preview, device.clone(), dtype))
 }
 

@@ -136,6 +136,14 @@ fn weights_that_nobody_reads_are_named() {
 }
 
 #[test]
+fn a_broken_list_of_words_is_named() {
+    let model = copy();
+    fs::write(model.path().join("known_words.json"), r#"{"fox": 1}"#).unwrap();
+    let message = failure(model.path());
+    assert!(message.contains("known_words.json: invalid type: map"), "{message}");
+}
+
+#[test]
 fn pickled_weights_are_refused_with_the_reason() {
     let model = copy();
     fs::rename(model.path().join("unet/diffusion_pytorch_model.safetensors"), model.path().join("unet/diffusion_pytorch_model.bin"))

@@ -120,7 +120,7 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
         let encoded = pipeline.prompt_encoder().encode(&[PromptText::Positive(&case.prompt)], case.clip_skip).unwrap();
         let error = relative_error(&encoded.embeddings, &goldens[&i.to_string()]);
         assert!(error < NETWORK_LIMIT, "{}: off by {error}", case.prompt);
-        assert!(encoded.warnings.is_empty());
+        assert!(!encoded.warnings.iter().any(|warning| warning.contains("not read")), "{:?}", encoded.warnings);
     }
     assert_eq!(cases.len(), 8);
 

@@ -21,6 +21,7 @@ use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 pub(super) use self::tensor_files::TensorFiles;
+pub use self::tensor_files::dequantized;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
 use super::{
     LoadError,

@@ -1,5 +1,5 @@
 //! Tensors of safetensors files, read one at a time, as the networks are built: at no time is more of a file in memory than the tensor
-//! at hand.
+//! at hand. Where they are whole numbers, a tensor of factors stands beside them.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use safetensors::{
-    SafeTensorError,
+    Dtype, SafeTensorError,
     tensor::{Metadata, TensorInfo},
 };
 
@@ -129,8 +129,35 @@ impl TensorFiles {
     /// # Errors
     /// When there is none of that name, or it cannot be read.
     pub(in crate::backend) fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.read(name, None)?.to_dtype(DType::F32)
+    }
+
+    /// A tensor, or a third of its rows, as it is stored, but f32 for whole numbers, on the CPU.
+    fn read(&self, name: &str, third: Option<usize>) -> Result<Tensor> {
         let (file, info) = self.find(name)?;
-        file.read(name, info, None, DType::F32, &Device::Cpu)
+        let tensor = if info.dtype == Dtype::I8 {
+            let whole = self.dequantize(name, file, info)?;
+            third.map_or(Ok(whole.clone()), |third| whole.narrow(0, third * whole.dim(0)? / 3, whole.dim(0)? / 3))?
+        } else {
+            file.read(name, info, third)?
+        };
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// Whole numbers times the factor of their output, `…weight_scale` beside `…weight`, as in the `int-quantized` format of
+    /// [compressed-tensors](https://github.com/vllm-project/compressed-tensors).
+    fn dequantize(&self, name: &str, file: &TensorFile, info: &TensorInfo) -> Result<Tensor> {
+        let scale_name = format!("{name}_scale");
+        let scales: Vec<f32> = self.tensor(&scale_name)?.flatten_all()?.to_vec1()?;
+        let outputs = info.shape.first().copied().unwrap_or(1);
+        if scales.len() != outputs {
+            return Err(Error::msg(format!("{scale_name} has {} factors for the {outputs} outputs of {name}", scales.len())));
+        }
+        let numbers: Vec<i8> = file.numbers(name, info.data_offsets)?;
+        let rows = numbers.chunks(numbers.len().div_ceil(outputs.max(1)).max(1));
+        let values: Vec<f32> = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |n| f32::from(*n) * scale)).collect();
+        Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
     }
 
     /// What somebody wrote into the headers.
@@ -171,9 +198,8 @@ impl TensorFile {
         Ok(Self { source, header, start })
     }
 
-    /// A tensor, or a third of its rows.
-    fn read(&self, name: &str, info: &TensorInfo, third: Option<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
-        let unreadable = |error: io::Error| Error::wrap(format!("{name} cannot be read: {error}"));
+    /// A tensor, or a third of its rows, as it is stored, on the CPU.
+    fn read(&self, name: &str, info: &TensorInfo, third: Option<usize>) -> Result<Tensor> {
         let (mut begin, mut end) = info.data_offsets;
         let mut shape = info.shape.clone();
         if let (Some(third), Some(rows)) = (third, shape.first_mut()) {
@@ -181,20 +207,38 @@ impl TensorFile {
             let length = (end - begin) / 3;
             (begin, end) = (begin + third * length, begin + (third + 1) * length);
         }
-        let start = self.start + begin as u64;
         let stored = DType::try_from(info.dtype)?;
-        let tensor = if stored == DType::F32 {
+        if stored == DType::F32 {
             // Straight to where they stay: most of a large model comes this way.
-            let mut values = vec![0f32; (end - begin) / size_of::<f32>()];
-            self.source.read_at(start, bytemuck::cast_slice_mut(&mut values)).map_err(unreadable)?;
-            Tensor::from_vec(values, shape, &Device::Cpu)?
+            Tensor::from_vec(self.numbers::<f32>(name, (begin, end))?, shape, &Device::Cpu)
         } else {
-            let mut bytes = vec![0; end - begin];
-            self.source.read_at(start, &mut bytes).map_err(unreadable)?;
-            Tensor::from_raw_buffer(&bytes, stored, &shape, &Device::Cpu)?
-        };
-        tensor.to_device(device)?.to_dtype(dtype)
+            Tensor::from_raw_buffer(&self.numbers::<u8>(name, (begin, end))?, stored, &shape, &Device::Cpu)
+        }
     }
+
+    fn numbers<T: bytemuck::Pod>(&self, name: &str, (begin, end): (usize, usize)) -> Result<Vec<T>> {
+        let mut numbers = vec![T::zeroed(); (end - begin) / size_of::<T>()];
+        let read = self.source.read_at(self.start + begin as u64, bytemuck::cast_slice_mut(&mut numbers));
+        read.map_err(|error| Error::wrap(format!("{name} cannot be read: {error}")))?;
+        Ok(numbers)
+    }
+}
+
+/// A safetensors file in memory with 16-bit floats in place of whole numbers and their factors, which not every program knows.
+///
+/// # Errors
+/// When it is no whole safetensors file.
+pub fn dequantized(bytes: &'static [u8]) -> Result<Vec<u8>> {
+    let files = TensorFiles::from_slice(bytes)?;
+    let header = &files.files[0].header;
+    let is_quantized = |name: &str| header.info(name).is_some_and(|info| info.dtype == Dtype::I8);
+    let names = header.offset_keys();
+    let names = names.iter().filter(|name| !name.strip_suffix("_scale").is_some_and(is_quantized));
+    let tensors = names.map(|name| {
+        let tensor = files.read(name, None)?;
+        Ok((name, if is_quantized(name) { tensor.to_dtype(DType::F16)? } else { tensor }))
+    });
+    Ok(safetensors::serialize(tensors.collect::<Result<Vec<_>>>()?, header.metadata().clone())?)
 }
 
 /// What networks ask for tensors.
@@ -205,9 +249,7 @@ struct Reader {
 
 impl Reader {
     fn read(&self, place: &Place, dtype: DType, device: &Device) -> Result<Tensor> {
-        let (file, info) = self.files.find(&place.name)?;
-        let tensor = file.read(&place.name, info, place.third, dtype, device)?;
-        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(place.name.clone());
+        let tensor = self.files.read(&place.name, place.third)?.to_device(device)?.to_dtype(dtype)?;
         if place.is_transposed { tensor.t()?.contiguous() } else { Ok(tensor) }
     }
 }
@@ -298,6 +340,37 @@ mod tests {
                 assert!(vb.contains_tensor("bf16") && !vb.contains_tensor("f64"));
             }
         }
+    }
+
+    /// Whole numbers and factors such as `pack.py` writes them.
+    fn quantized() -> Vec<u8> {
+        let numbers: Vec<u8> = [-128i8, -127, -1, 0, 1, 127].map(|n| n as u8).to_vec();
+        let view = |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let scales: Vec<u8> = [0.000_976_562_5f32, 1.5, 7.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let few = &scales[..8];
+        let tensors = [
+            ("a.weight", view(Dtype::I8, &[3, 2, 1], &numbers)),
+            ("a.weight_scale", view(Dtype::F32, &[3, 1], &scales)),
+            ("b.weight", view(Dtype::I8, &[6], &numbers)),
+            ("b.weight_scale", view(Dtype::F32, &[2], few)),
+            ("c.weight", view(Dtype::I8, &[6], &numbers)),
+            ("none", view(Dtype::I8, &[0, 2], &[])),
+            ("none_scale", view(Dtype::F32, &[0], &[])),
+            ("plain_scale", view(Dtype::F32, &[2], few)),
+        ];
+        safetensors::serialize(tensors, Some(HashMap::from([("format".to_owned(), "pt".to_owned())]))).unwrap()
+    }
+
+    #[test]
+    fn whole_numbers_are_multiplied_with_the_factors_beside_them() {
+        let vb = from_slice(quantized().leak(), DType::F32, CPU).unwrap();
+        let right = [-0.125, -127.0 / 1024.0, -1.5, 0.0, 7.0, 889.0];
+        assert_eq!(numbers(&vb.get((3, 2, 1), "a.weight").unwrap()), right);
+        assert_eq!(vb.get((0, 2), "none").unwrap().elem_count(), 0);
+        let error = vb.get(6, "b.weight").unwrap_err().to_string();
+        assert!(error.contains("b.weight_scale has 2 factors for the 6 outputs of b.weight"), "{error}");
+        let error = vb.get(6, "c.weight").unwrap_err().to_string();
+        assert!(error.contains("cannot find tensor c.weight_scale"), "{error}");
     }
 
     #[test]
