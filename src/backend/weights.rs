@@ -10,6 +10,8 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
+use crate::ops::zeroed;
+
 /// Bytes before the header, which say how long it is.
 const LENGTH_BYTES: usize = 8;
 /// No header is longer, as in the safetensors crate.
@@ -97,11 +99,11 @@ impl Weights {
         let stored = DType::try_from(info.dtype)?;
         let tensor = if stored == DType::F32 {
             // Straight to where they stay: most of a large model comes this way.
-            let mut values = vec![0f32; (end - begin) / size_of::<f32>()];
+            let mut values: Vec<f32> = zeroed((end - begin) / size_of::<f32>())?;
             self.source.read_at(start, bytemuck::cast_slice_mut(&mut values)).map_err(unreadable)?;
             Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?
         } else {
-            let mut bytes = vec![0; end - begin];
+            let mut bytes: Vec<u8> = zeroed(end - begin)?;
             self.source.read_at(start, &mut bytes).map_err(unreadable)?;
             Tensor::from_raw_buffer(&bytes, stored, &info.shape, &Device::Cpu)?
         };

@@ -103,6 +103,7 @@ fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Resul
         output,
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
+        latest_start: None,
         span: Span::none(),
         place: None,
         response_tx,

@@ -66,6 +66,10 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body must be at most {limit} bytes"))
     }
 
+    pub(super) fn body_timed_out() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timed_out", "the body stopped in the middle for too long")
+    }
+
     pub(super) fn unreadable_body(reason: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", format!("the body could not be read: {reason}"))
     }
@@ -202,6 +206,7 @@ impl From<GenerationError> for ApiError {
             GenerationError::Unsupported(invalid) => invalid.into(),
             // Nobody who asked for it is left to read it, unless it is the worker that cancels.
             GenerationError::Cancelled => Self::draining(),
+            GenerationError::TooLate => Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", message),
             GenerationError::NotANumber => hopeless("not_a_number"),
             GenerationError::AllBlack => hopeless("black_image"),
             GenerationError::OneColor(_) => hopeless("constant_image"),

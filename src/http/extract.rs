@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     hash::{DefaultHasher, Hash, Hasher},
 };
 
@@ -13,6 +14,7 @@ use axum::{
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use tower_http::timeout::TimeoutError;
 
 use super::{ApiError, MAX_BODY_BYTES};
 
@@ -59,12 +61,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         }
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(error) if error.status() == 413 => ApiError::body_too_large(MAX_BODY_BYTES),
+            other if is_timeout(&other) => ApiError::body_timed_out(),
             other => ApiError::unreadable_body(&other.body_text()),
         })?;
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         Ok(Self { value: parse(&bytes)?, fingerprint: hasher.finish() })
     }
+}
+
+/// Whether the client stopped in the middle.
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    error.is::<TimeoutError>() || error.source().is_some_and(is_timeout)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

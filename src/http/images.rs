@@ -44,7 +44,8 @@ pub(super) async fn edits(State(state): State<AppState>, _body: DiscardedBody) -
 fn accept(state: &AppState, id: &RequestId, wishes: ClientWishes, body: JsonBody<ImagesRequest>) -> Result<Follower, ApiError> {
     let info = state.model()?;
     let order = body.value.into_order(&info)?;
-    let deadline = wishes.deadline(order.stream);
+    // Work that is to be finished anyway has no deadline.
+    let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
     let patience = match (order.on_disconnect, &wishes.retry_key) {
         (OnDisconnect::Finish, _) => Patience::Forever,
         (OnDisconnect::Cancel, Some(_)) => Patience::For(RETRY_GRACE),

@@ -4,6 +4,7 @@ mod access;
 mod admission;
 mod api_error;
 mod client_wishes;
+mod connections;
 mod discovery;
 mod extract;
 mod image_stream;
@@ -31,6 +32,7 @@ use axum::{
     middleware,
     routing::{get, post},
 };
+pub use connections::serve;
 pub use metrics_endpoint::install_recorder;
 use metrics_exporter_prometheus::PrometheusHandle;
 pub use runs::{RunLimits, Runs};
@@ -38,7 +40,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use tower::util::option_layer;
-use tower_http::cors::CorsLayer;
+use tower_http::{cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 
 use crate::{
     backend::{Pulse, RequestQueue},
@@ -66,6 +68,8 @@ pub struct AppState {
     pub api_key: Option<ApiKey>,
     /// Pages that browsers may ask from.
     pub cors_origins: Vec<HeaderValue>,
+    /// How long a client may be silent in the middle of a body.
+    pub client_timeout: Duration,
     /// Whether the engine moves, and how long it may not.
     pub pulse: Pulse,
     /// `None`: for ever.
@@ -100,6 +104,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(RequestBodyTimeoutLayer::new(state.client_timeout))
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
         .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))

@@ -98,6 +98,7 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
         output: OutputConfig { format: ImageFormat::Png, quality: 90, previews },
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
+        latest_start: None,
         span: Span::none(),
         place: None,
         response_tx,
