@@ -1,11 +1,12 @@
 //! What the world may know of the loaded model.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{GuidanceScale, ImageSize, InvalidValue, Sampler, SamplingConfig, Schedule, Steps};
 
 /// The loaded model: its name, what it runs on, and what it does when a request does not say.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModelInfo {
     /// Name in `/v1/models` and in answers.
     pub id: String,

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::admission::{Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
@@ -24,13 +25,25 @@ pub(super) struct ApiError {
     never_retry: bool,
 }
 
-/// `error` of an error body; all four keys are always there.
-#[derive(Debug, Clone, Serialize)]
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorAnswer {
+    error: ErrorBody,
+}
+
+/// What went wrong. All four keys are always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
+    /// For people.
     pub(super) message: String,
+    /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
     kind: &'static str,
+    /// The field that is to blame, if one is.
+    #[schema(required)]
     param: Option<String>,
+    /// For programs.
+    #[schema(value_type = String)]
     pub(super) code: Cow<'static, str>,
 }
 
@@ -221,11 +234,7 @@ impl From<GenerationError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        #[derive(Serialize)]
-        struct Envelope {
-            error: ErrorBody,
-        }
-        let mut response = (self.status, Json(Envelope { error: self.body })).into_response();
+        let mut response = (self.status, Json(ErrorAnswer { error: self.body })).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));

@@ -10,15 +10,27 @@ use axum::{
 
 use super::{
     ApiError, AppState,
-    client_wishes::{ClientWishes, RETRY_GRACE},
+    client_wishes::{ClientWishes, RETRY_GRACE, WaitHeaders},
     extract::{DiscardedBody, JsonBody},
     image_stream::{self, ImageStream},
+    openapi::{IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Follower, Patience, Run},
     wire::{ImagesRequest, ImagesResponse, OnDisconnect},
 };
 use crate::common::RequestId;
 
 /// Pictures from a prompt, as one JSON answer or as a stream of events.
+#[utoipa::path(
+    post,
+    path = "/v1/images/generations",
+    tag = IMAGES,
+    params(WaitHeaders),
+    request_body = ImagesRequest,
+    responses(
+        (status = 200, description = "The pictures, or with `stream` the events that lead to them", content((ImagesResponse = "application/json"), ("text/event-stream", item_schema = ImageItem))),
+        KeyMissing, Refused, NotReady, WentWrong, TooLate
+    )
+)]
 pub(super) async fn generations(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
@@ -34,6 +46,7 @@ pub(super) async fn generations(
 }
 
 /// Pictures from pictures, once there is a model for it.
+#[utoipa::path(post, path = "/v1/images/edits", tag = IMAGES, responses(Unreadable, KeyMissing, NotReady))]
 pub(super) async fn edits(State(state): State<AppState>, _body: DiscardedBody) -> Result<Response, ApiError> {
     let error = state.model().map_or_else(|not_ready| not_ready, |info| ApiError::unsupported_operation("image edits", &info.id));
     error.count_rejection();

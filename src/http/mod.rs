@@ -6,12 +6,14 @@ mod api_error;
 mod client_wishes;
 mod connections;
 mod discovery;
+mod docs;
 mod extract;
 mod image_stream;
 mod images;
 mod jobs;
 mod metrics_endpoint;
 mod models;
+mod openapi;
 mod probes;
 mod request_context;
 mod run;
@@ -20,17 +22,19 @@ mod shutdown;
 mod trace_context;
 mod wire;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 pub use access::ApiKey;
 pub use admission::{Admission, Demand, Permit};
 use api_error::ApiError;
 use axum::{
-    Router,
+    Extension, Router,
     extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method, Uri, header},
     middleware,
-    routing::{get, post},
 };
 pub use connections::serve;
 pub use metrics_endpoint::install_recorder;
@@ -41,6 +45,8 @@ use tokio_util::sync::CancellationToken;
 
 use tower::util::option_layer;
 use tower_http::{cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     backend::{Pulse, RequestQueue},
@@ -84,23 +90,28 @@ pub struct AppState {
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
-    Router::new()
-        .route("/", get(probes::root))
-        .route("/livez", get(probes::livez))
-        .route("/readyz", get(probes::readyz))
-        .route("/health", get(probes::readyz))
-        .route("/metrics", get(metrics_endpoint::render))
-        .route("/info", get(discovery::info))
-        .route("/v1/capabilities", get(discovery::capabilities))
-        .route("/v1/shutdown", post(shutdown::shutdown))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::show))
-        .route("/v1/images/generations", post(images::generations))
-        .route("/v1/images/edits", post(images::edits))
-        .route("/v1/jobs", post(jobs::submit))
-        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
-        .route("/v1/jobs/{id}/stream", get(jobs::stream))
-        .route("/v1/jobs/{id}/result", get(jobs::result))
+    let (router, api) = OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(probes::root))
+        .routes(routes!(probes::livez))
+        .routes(routes!(probes::readyz))
+        .routes(routes!(probes::health))
+        .routes(routes!(metrics_endpoint::render))
+        .routes(routes!(discovery::info))
+        .routes(routes!(discovery::capabilities))
+        .routes(routes!(docs::openapi))
+        .routes(routes!(docs::docs))
+        .routes(routes!(shutdown::shutdown))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show))
+        .routes(routes!(images::generations))
+        .routes(routes!(images::edits))
+        .routes(routes!(jobs::submit))
+        .routes(routes!(jobs::show, jobs::cancel))
+        .routes(routes!(jobs::stream))
+        .routes(routes!(jobs::result))
+        .split_for_parts();
+    router
+        .layer(Extension(Arc::new(docs::Description::new(api))))
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

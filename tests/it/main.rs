@@ -4,6 +4,7 @@
 mod access;
 mod architecture;
 mod cli;
+mod connections;
 mod fake;
 mod faults;
 mod http;
@@ -12,6 +13,9 @@ mod jobs;
 mod layouts;
 mod life;
 mod load;
+mod openapi;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod parity;
 mod probes;
 mod sharing;

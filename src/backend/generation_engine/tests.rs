@@ -184,6 +184,17 @@ async fn a_client_that_is_gone_before_its_turn_never_reaches_the_pipeline() {
 }
 
 #[tokio::test]
+async fn what_comes_too_late_never_reaches_the_pipeline() {
+    let (mut late, late_responses) = request("late", 5, 0);
+    late.latest_start = Some(Instant::now());
+    let (mut early, _early_responses) = request("early", 1, 0);
+    early.latest_start = Some(Instant::now() + Duration::from_hours(1));
+    let pipeline = serve_all(vec![late, early]).await;
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["early"]);
+    assert_eq!(transcript(late_responses), ["error: its turn did not come in the time that the client waits"]);
+}
+
+#[tokio::test]
 async fn a_cancelled_request_stops_at_its_next_step() {
     let (request, responses) = request("cancel at step 3", 100, 0);
     let pipeline = serve_all(vec![request]).await;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{
     backend::Complete,
@@ -21,34 +22,59 @@ const STEPS: i64 = 20;
 /// Guidance where a job does not say.
 const GUIDANCE_SCALE: f64 = 7.5;
 
-/// The request.
-#[derive(Debug, Deserialize)]
+/// The request: an operation, and the settings of `/v1/images/generations` that it has.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
 pub(in crate::http) struct JobRequest {
     operation: Operation,
+    /// What the picture shows.
+    #[schema(value_type = Prompt)]
     prompt: Option<Prompt>,
+    /// What the picture does not show.
     negative_prompt: Option<NegativePrompt>,
+    /// Denoising steps; 20 where they are left out. Also `num_inference_steps`.
     #[serde(alias = "num_inference_steps")]
     steps: Option<Steps>,
+    /// How strongly the picture follows the prompt; 7.5 where it is left out. Also `cfg_scale`.
     #[serde(alias = "cfg_scale")]
     guidance_scale: Option<GuidanceScale>,
+    /// The same seed gives the same picture; -1 is any.
+    #[schema(inline)]
     seed: Option<WireSeed>,
+    /// In pixels; the model's own where it is left out.
+    #[schema(minimum = 64, maximum = 4096, multiple_of = 8)]
     width: Option<u32>,
+    /// In pixels; the model's own where it is left out.
+    #[schema(minimum = 64, maximum = 4096, multiple_of = 8)]
     height: Option<u32>,
+    /// None: this worker applies no `LoRAs`.
+    #[schema(max_items = 0)]
     loras: Option<Vec<Value>>,
+    /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
+    /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
     sampler: Option<Sampler>,
+    /// How noise levels are spaced. Also `scheduler`.
     #[serde(alias = "scheduler")]
     schedule: Option<Schedule>,
+    /// How much fresh noise samplers with an `eta` add.
     eta: Option<Eta>,
+    /// How far guidance is kept from changing the contrast.
     guidance_rescale: Option<GuidanceRescale>,
+    /// Whether the last timestep is nothing but noise. Also `rescale_betas_zero_snr`.
     #[serde(alias = "rescale_betas_zero_snr")]
     zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one, counted from its end.
     clip_skip: Option<ClipSkip>,
+    /// `png` where it is left out.
     output_format: Option<ImageFormat>,
+    /// Quality of a JPEG; 90 where it is left out.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 100)]
     output_compression: Option<Bounded<0, 100>>,
+    /// How many previews the stream has.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 3)]
     partial_images: Option<Bounded<0, 3>>,
 
     /// Everything else, and what speaks to the orchestrator: which hive and which worker.
@@ -57,7 +83,7 @@ pub(in crate::http) struct JobRequest {
 }
 
 /// What a job does.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 enum Operation {
     #[serde(rename = "image_generation")]
     Generation,
@@ -112,7 +138,7 @@ impl JobRequest {
 }
 
 /// The answer to a request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Submitted {
     sse_url: String,
     job_id: String,
@@ -125,7 +151,7 @@ impl Submitted {
 }
 
 /// The answer to a `DELETE`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Cancelled {
     job_id: String,
     status: &'static str,
@@ -138,13 +164,16 @@ impl Cancelled {
 }
 
 /// How far a job is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct JobState {
+    /// `queued`, `running`, `completed`, `failed` or `cancelled`.
     status: &'static str,
     /// Seconds since 1970.
     created: u64,
+    #[schema(required)]
     progress: Option<WireProgress>,
     /// Only of a job that failed or was cancelled.
+    #[schema(required)]
     error: Option<ErrorBody>,
     sse_url: String,
     result_url: String,
@@ -152,8 +181,8 @@ pub(in crate::http) struct JobState {
 }
 
 /// How far the steps are.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct WireProgress {
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(in crate::http) struct WireProgress {
     step: usize,
     total: usize,
     percent: f64,
@@ -188,9 +217,9 @@ impl JobState {
 }
 
 /// The events of a job's stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum JobEvent {
+pub(in crate::http) enum JobEvent {
     Progress(WireProgress),
     Preview { image: String, format: ImageFormat, step: usize },
     Complete(Box<Finished>),
@@ -198,8 +227,10 @@ pub(super) enum JobEvent {
 }
 
 /// A picture with what is known of it.
-#[derive(Debug, Serialize)]
-pub(super) struct Finished {
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Finished {
+    /// The file.
+    #[schema(content_encoding = "base64")]
     image: String,
     format: ImageFormat,
     seed: Seed,
