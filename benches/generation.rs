@@ -13,6 +13,7 @@ use sd_worker::{
         RequestQueue,
     },
     common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
+    models::Conditions,
     ops::{ReusingAllocator, Storage},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -56,13 +57,14 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
 
 fn networks(c: &mut Criterion) {
     let pipeline = pipeline();
-    let (networks, text_encoder) = (pipeline.networks(), pipeline.prompt_encoder().text_encoder());
+    let (networks, text_encoder) = (pipeline.networks(), pipeline.prompt_encoder().encoders()[0].model());
     let config = networks.unet.config();
     let side = config.sample_size;
     let latents = Tensor::randn(0f32, 1., (1, config.in_channels, side, side), &Device::Cpu).unwrap();
     let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
     let ids = Tensor::zeros((2, 77), DType::U32, &Device::Cpu).unwrap();
-    let text = networks.unet.text_context(&text_encoder.forward(&ids, 0).unwrap()).unwrap();
+    let text = text_encoder.forward(&ids, 0).unwrap();
+    let text = networks.unet.context(&Conditions::of_text(&text)).unwrap();
 
     c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0).unwrap()));
     c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), 500.0, &text).unwrap()));

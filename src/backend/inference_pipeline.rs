@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     common::{
-        GuidanceRescale, GuidanceScale, ImageSize, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
+        GuidanceRescale, ImageSize, InvalidValue, ModelInfo, ModelVariant, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps, TorchRng,
     },
-    models::{AutoencoderKl, TextContext, UNet2DConditionModel},
+    models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
 };
 
@@ -46,14 +46,14 @@ pub struct InferencePipeline {
 pub struct Diffusion {
     pipeline: Arc<InferencePipeline>,
     plan: SamplingPlan,
-    guidance_scale: GuidanceScale,
+    guidance_scale: f64,
     guidance_rescale: Option<GuidanceRescale>,
     /// How strongly each part of the prompt guides; none without guidance.
     part_weights: Vec<f64>,
     /// `(1, tokens, hidden)`, or with guidance `(1 + parts, tokens, hidden)`, the negative prompt's first.
     text_embeddings: Tensor,
-    /// What the UNet looks at in them.
-    text_context: TextContext,
+    /// What the UNet makes of them, and of what else it is told.
+    context: UNetContext,
     /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
     latents: Tensor,
     /// The latest stages, the newest first.
@@ -78,17 +78,27 @@ impl Pipeline for InferencePipeline {
         // 1. Check inputs: their types leave only what this model decides.
         let config = request.config;
         self.info.check(&config)?;
+        if self.info.variant == ModelVariant::Inpainting {
+            let needs = "one that makes pictures from text alone; filling in a part of a picture is not supported yet";
+            return Err(InvalidValue::new("model", &self.info.id, needs).into());
+        }
 
         // 2. Encode the prompt, for both sides of guidance.
         let span = debug_span!("text_encode").entered();
         let options = config.options;
         let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
         // What guides side by side leads away from the negative prompt, whatever the scale.
-        let is_guided = config.guidance_scale.is_guided() || prompts[1].has_parts();
+        let is_guided = self.info.is_guided(config.guidance_scale) || prompts[1].has_parts();
         let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
-        let EncodedPrompts { embeddings: text_embeddings, weights, warnings } = self.prompt_encoder.encode(prompts, options.clip_skip)?;
-        let part_weights = if is_guided { weights[1..].to_vec() } else { Vec::new() };
-        let text_context = self.networks.unet.text_context(&text_embeddings)?;
+        let encoded = self.prompt_encoder.encode(prompts, options.clip_skip)?;
+        let part_weights = if is_guided { encoded.weights[1..].to_vec() } else { Vec::new() };
+        let context = self.networks.unet.context(&Conditions {
+            text: &encoded.embeddings,
+            pooled: encoded.pooled.as_ref(),
+            size: (config.size.height() as usize, config.size.width() as usize),
+            guidance_scale: config.guidance_scale.get(),
+        })?;
+        let EncodedPrompts { embeddings: text_embeddings, warnings, .. } = encoded;
         drop(span);
 
         // 3. Prepare timesteps.
@@ -101,7 +111,8 @@ impl Pipeline for InferencePipeline {
         let latents = (self.randn(&mut rng, self.latent_shape(config.size))? * plan.init_noise_sigma)?;
 
         let pipeline = Arc::clone(self);
-        let guidance_scale = config.guidance_scale;
+        // Where the network knows the scale, parts of a prompt are still weighed against each other.
+        let guidance_scale = if self.info.embeds_guidance { 1.0 } else { config.guidance_scale.get() };
         Ok(Diffusion {
             pipeline,
             plan,
@@ -109,7 +120,7 @@ impl Pipeline for InferencePipeline {
             guidance_rescale: options.guidance_rescale,
             part_weights,
             text_embeddings,
-            text_context,
+            context,
             latents,
             past: VecDeque::new(),
             rng,
@@ -173,7 +184,7 @@ impl Diffusion {
     fn predict(&self, pipeline: &InferencePipeline, stage: &Stage) -> Result<Tensor, GenerationError> {
         let unet = &pipeline.networks.unet;
         let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
-        let output = unet.forward(&input, stage.timestep, &self.text_context)?.to_dtype(DType::F32)?;
+        let output = unet.forward(&input, stage.timestep, &self.context)?.to_dtype(DType::F32)?;
         if self.part_weights.is_empty() {
             return Ok(output);
         }
@@ -182,7 +193,7 @@ impl Diffusion {
         for (i, weight) in self.part_weights.iter().enumerate() {
             direction = (direction + ((output.narrow(0, 1 + i, 1)? - &negative)? * *weight)?)?;
         }
-        let guided = (&negative + (&direction * self.guidance_scale.get())?)?;
+        let guided = (&negative + (&direction * self.guidance_scale)?)?;
         Ok(match self.guidance_rescale {
             Some(share) => rescale_noise_cfg(&guided, &(negative + direction)?, share)?,
             None => guided,
@@ -290,7 +301,8 @@ impl InferencePipeline {
     }
 
     fn latent_shape(&self, size: ImageSize) -> (usize, usize, usize, usize) {
-        let (channels, scale) = (self.networks.unet.config().in_channels, self.networks.vae.config().scale_factor());
+        let vae = self.networks.vae.config();
+        let (channels, scale) = (vae.latent_channels, vae.scale_factor());
         (1, channels, size.height() as usize / scale, size.width() as usize / scale)
     }
 

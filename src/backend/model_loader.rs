@@ -1,16 +1,16 @@
 //! From files to a pipeline.
 
 use candle_core::{DType, Device};
-use serde::Deserialize;
-use tracing::warn;
 
-use super::{InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, PromptTokenizer, model_family};
+use super::{
+    HiddenState, InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, TextEncoder,
+    model_configs::{ModelConfigs, TextConfigs},
+};
 use crate::{
-    common::{GuidanceScale, ImageSize, ModelDefaults, ModelInfo, Sampler, Schedule, Steps},
+    common::{ModelFamily, ModelInfo},
     device,
-    models::{AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel},
+    models::{AutoencoderKl, ClipTextModel, UNet2DConditionModel},
     ops::{Storage, Weights},
-    schedulers::SchedulerConfig,
 };
 
 /// How a model is loaded.
@@ -24,26 +24,6 @@ pub struct LoadOptions {
     pub max_pixels: u64,
 }
 
-/// `generation_config.json`, which a model may carry, named as in transformers: settings of requests that leave them out.
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-struct GenerationConfig {
-    num_inference_steps: Steps,
-    guidance_scale: GuidanceScale,
-}
-
-impl Default for GenerationConfig {
-    fn default() -> Self {
-        const STEPS: i64 = 20;
-        const GUIDANCE_SCALE: f64 = 7.5;
-        #[allow(clippy::expect_used, reason = "constants in range")]
-        Self {
-            num_inference_steps: Steps::try_from(STEPS).expect("in range"),
-            guidance_scale: GuidanceScale::try_from(GUIDANCE_SCALE).expect("in range"),
-        }
-    }
-}
-
 /// Loads a model: reads and checks every configuration first, then the weights.
 ///
 /// # Errors
@@ -53,39 +33,34 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let Some(dtype) = storage.compute_type(device) else {
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
-    model_family::check_supported(files)?;
-    let build_on = BuildOptions { dtype, device, storage };
-    let path = |name: &str| files.path(name);
-    let [text_config, unet_config, vae_config, scheduler_config] =
-        ["text_encoder/config.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"];
-
-    let text = ClipTextConfig::from_json(&files.read(text_config)?).map_err(LoadError::config(path(text_config)))?;
-    let unet = UNet2DConditionConfig::from_json(&files.read(unet_config)?).map_err(LoadError::config(path(unet_config)))?;
-    let vae = AutoencoderKlConfig::from_json(&files.read(vae_config)?).map_err(LoadError::config(path(vae_config)))?;
-    let scheduler = SchedulerConfig::from_json(&files.read(scheduler_config)?)
-        .map_err(|reason| LoadError::BadConfig { path: path(scheduler_config), reason })?;
-    let tokenizer = PromptTokenizer::load(files, text.max_position_embeddings)?;
-    check_fit(files, &text, &unet, &vae, &tokenizer)?;
+    let configs = ModelConfigs::load(files)?;
     let info = ModelInfo {
         id: files.id().to_owned(),
+        family: configs.family,
+        variant: configs.variant,
+        embeds_guidance: configs.unet.time_cond_proj_dim.is_some(),
         device: device::describe(device),
         dtype: storage.name(),
         max_pixels: options.max_pixels,
-        size_multiple: vae.scale_factor() as u32,
-        max_steps: scheduler.num_train_timesteps,
-        defaults: defaults(files, &unet, &vae, &scheduler)?,
+        size_multiple: configs.vae.scale_factor() as u32,
+        max_steps: configs.scheduler.num_train_timesteps,
+        defaults: configs.defaults,
     };
-
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
-    let text_encoder = build(files, "text_encoder", &build_on, |vb| ClipTextModel::new(&text, vb))?;
+    let build_on = BuildOptions { dtype, device, storage };
+    let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
+    let state = if info.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
+    let text_encoder = |TextConfigs { folder, config, tokenizer }| {
+        Ok(TextEncoder::new(tokenizer, build(files, folder, &build_on, |vb| ClipTextModel::new(&config, vb))?, state))
+    };
+    let encoders = text.into_iter().map(text_encoder).collect::<Result<Vec<_>, LoadError>>()?;
     let unet = build(files, "unet", &build_on, |vb| UNet2DConditionModel::new(unet, vb))?;
     let vae = build(files, "vae", &build_on, |vb| AutoencoderKl::new(vae, vb))?;
     let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let prompt_encoder = PromptEncoder::new(tokenizer, text_encoder, device.clone());
-    let networks = Networks { unet, vae };
-    Ok(InferencePipeline::new(info, prompt_encoder, networks, scheduler, preview, device.clone(), dtype))
+    let prompt_encoder = PromptEncoder::new(encoders, force_zeros_for_empty_prompt, device.clone());
+    Ok(InferencePipeline::new(info, prompt_encoder, Networks { unet, vae }, scheduler, preview, device.clone(), dtype))
 }
 
 struct BuildOptions<'a> {
@@ -102,59 +77,4 @@ fn build<T>(
 ) -> Result<T, LoadError> {
     let (path, vb) = files.weights(part, on.dtype, on.device)?;
     new(&Weights::new(vb, on.storage)).map_err(|source| LoadError::WrongWeights { path, source })
-}
-
-/// The parts of a model must speak of the same latents and the same text.
-fn check_fit(
-    files: &ModelFiles,
-    text: &ClipTextConfig,
-    unet: &UNet2DConditionConfig,
-    vae: &AutoencoderKlConfig,
-    tokenizer: &PromptTokenizer,
-) -> Result<(), LoadError> {
-    let unfit = |path: &str, reason: String| Err(LoadError::BadConfig { path: files.path(path), reason });
-    if unet.in_channels == 2 * vae.latent_channels + 1 {
-        let reason = format!(
-            "{} channels are those of an inpainting model, which takes a mask and a masked picture as well and is not supported yet",
-            unet.in_channels
-        );
-        return unfit("unet/config.json", reason);
-    }
-    if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
-        let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
-        return unfit("unet/config.json", format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));
-    }
-    if unet.cross_attention_dim != text.hidden_size {
-        let (cross, hidden) = (unet.cross_attention_dim, text.hidden_size);
-        return unfit("unet/config.json", format!("cross_attention_dim is {cross}, but the text encoder's hidden_size is {hidden}"));
-    }
-    if tokenizer.vocab_size() > text.vocab_size {
-        let (tokens, vocab) = (tokenizer.vocab_size(), text.vocab_size);
-        return unfit("tokenizer/tokenizer.json", format!("it has {tokens} tokens, but the text encoder knows {vocab}"));
-    }
-    Ok(())
-}
-
-fn defaults(
-    files: &ModelFiles,
-    unet: &UNet2DConditionConfig,
-    vae: &AutoencoderKlConfig,
-    scheduler: &SchedulerConfig,
-) -> Result<ModelDefaults, LoadError> {
-    let bad = |name: &str, reason: String| LoadError::BadConfig { path: files.path(name), reason };
-    let side = (unet.sample_size * vae.scale_factor()) as u32;
-    let size = ImageSize::new(side, side).map_err(|e| bad("unet/config.json", format!("sample_size: {e}")))?;
-    let name = "generation_config.json";
-    let config = match files.read(name) {
-        Ok(json) => serde_json::from_slice(&json).map_err(|e| bad(name, e.to_string()))?,
-        Err(LoadError::MissingFile(_)) => GenerationConfig::default(),
-        Err(other) => return Err(other),
-    };
-    let sampler = scheduler.own_sampler().unwrap_or_else(|| {
-        warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
-        Sampler::Euler
-    });
-    let own = scheduler.own_schedule();
-    let schedule = if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default };
-    Ok(ModelDefaults { size, steps: config.num_inference_steps, guidance_scale: config.guidance_scale, sampler, schedule })
 }

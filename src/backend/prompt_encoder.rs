@@ -5,28 +5,25 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::{
-    GenerationError, PromptTokenizer,
+    GenerationError, TextEncoder,
     prompt_syntax::{self, PromptPart},
-    prompt_tokenizer::Chunk,
+    text_encoder::ReadPart,
 };
-use crate::{
-    common::{ClipSkip, InvalidValue},
-    models::ClipTextModel,
-};
+use crate::common::{ClipSkip, InvalidValue};
 
 /// Prompts that are kept: in Stable Diffusion 1.5, 231 KiB each.
 const CAPACITY: usize = 64;
-/// The smallest mean of embeddings, next to that of their absolute values, which is told from rounding errors.
-const MIN_MEAN: f32 = 1e-4;
 
-/// Tokenizer, text encoder, and what they made of the latest prompts. Many requests share a prompt, nearly all the empty negative one.
+/// Text encoders, one or in SDXL two, and what they made of the latest prompts. Many requests share a prompt, nearly all the empty
+/// negative one.
 #[derive(Debug)]
 pub struct PromptEncoder {
-    tokenizer: PromptTokenizer,
-    text_encoder: ClipTextModel,
+    encoders: Vec<TextEncoder>,
+    /// Whether an empty negative prompt becomes nothing but zeros.
+    force_zeros_for_empty_prompt: bool,
     device: Device,
     latest: Mutex<Latest>,
 }
@@ -51,8 +48,10 @@ impl PromptText<'_> {
 /// What the prompts of a request became.
 #[derive(Debug)]
 pub struct EncodedPrompts {
-    /// `(parts, tokens, hidden)`: those of the first prompt, then those of the next.
+    /// `(parts, tokens, hidden)`: those of the first prompt, then those of the next; those of several encoders side by side.
     pub embeddings: Tensor,
+    /// The pooled text, `(parts, pooled_dim)`, if an encoder has a projection to it.
+    pub pooled: Option<Tensor>,
     /// How strongly each part guides.
     pub weights: Vec<f64>,
     /// What was not read.
@@ -62,10 +61,21 @@ pub struct EncodedPrompts {
 /// What a prompt became.
 #[derive(Debug, Clone)]
 struct EncodedPrompt {
-    /// Each part's weight, and its chunks, `(chunks, tokens, hidden)`. They do not depend on what else was in the batch.
-    parts: Vec<(f64, Tensor)>,
+    parts: Vec<EncodedPart>,
     /// The end of the prompt that did not fit.
     cut: Option<String>,
+}
+
+/// What a part of a prompt became.
+#[derive(Debug, Clone)]
+struct EncodedPart {
+    weight: f64,
+    /// `(chunks, tokens, hidden)`.
+    chunks: Tensor,
+    /// `(1, pooled_dim)`.
+    pooled: Option<Tensor>,
+    /// Whether zeros take the place of all that.
+    is_zero: bool,
 }
 
 /// All that an [`EncodedPrompt`] follows from.
@@ -91,16 +101,16 @@ impl Key {
 }
 
 impl PromptEncoder {
-    /// Puts the two together.
+    /// `encoders` are one or more, of the same tokens.
     #[must_use]
-    pub fn new(tokenizer: PromptTokenizer, text_encoder: ClipTextModel, device: Device) -> Self {
-        Self { tokenizer, text_encoder, device, latest: Mutex::default() }
+    pub fn new(encoders: Vec<TextEncoder>, force_zeros_for_empty_prompt: bool, device: Device) -> Self {
+        Self { encoders, force_zeros_for_empty_prompt, device, latest: Mutex::default() }
     }
 
-    /// The network, for benches that time it.
+    /// The encoders, for benches that time them.
     #[must_use]
-    pub fn text_encoder(&self) -> &ClipTextModel {
-        &self.text_encoder
+    pub fn encoders(&self) -> &[TextEncoder] {
+        &self.encoders
     }
 
     /// Embeddings of prompts; those that are not kept are encoded in one batch. What does not fit is cut, with a warning.
@@ -109,7 +119,7 @@ impl PromptEncoder {
     /// When there are no layers left to skip, or the tokenizer or the device fails.
     pub fn encode(&self, prompts: &[PromptText], clip_skip: Option<ClipSkip>) -> Result<EncodedPrompts, GenerationError> {
         let skipped_layers = clip_skip.map_or(0, ClipSkip::layers);
-        let depth = self.text_encoder.depth();
+        let depth = self.encoders.iter().map(TextEncoder::depth).min().unwrap_or_default();
         if let Some(skip) = clip_skip.filter(|skip| skip.layers() >= depth.max(1)) {
             return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {depth} for this model")).into());
         }
@@ -125,55 +135,56 @@ impl PromptEncoder {
         let encoded: Vec<EncodedPrompt> = kept.into_iter().filter_map(|kept| kept.or_else(|| new.next())).collect();
         let warnings = encoded.iter().filter_map(|prompt| prompt.cut.as_ref());
         let warnings = warnings.map(|cut| format!("a prompt is too long for the model; this part of it was not read: \"{cut}\"")).collect();
-        let parts: Vec<(f64, Tensor)> = encoded.into_iter().flat_map(|prompt| prompt.parts).collect();
-        let weights = parts.iter().map(|(weight, _)| *weight).collect();
-        Ok(EncodedPrompts { embeddings: self.side_by_side(parts, skipped_layers)?, weights, warnings })
+        let parts: Vec<EncodedPart> = encoded.into_iter().flat_map(|prompt| prompt.parts).collect();
+        let weights = parts.iter().map(|part| part.weight).collect();
+        let pooled = parts.iter().filter_map(|part| Some(zeros_if(part.is_zero, part.pooled.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
+        let pooled = if pooled.is_empty() { None } else { Some(Tensor::cat(&pooled, 0)?) };
+        Ok(EncodedPrompts { embeddings: self.side_by_side(parts, skipped_layers)?, pooled, weights, warnings })
     }
 
     /// Parts as a batch: each as long as the longest, filled up with chunks without words.
-    fn side_by_side(&self, parts: Vec<(f64, Tensor)>, skipped_layers: usize) -> Result<Tensor, GenerationError> {
-        let longest = parts.iter().map(|(_, chunks)| chunks.dim(0)).try_fold(0, |most, n| n.map(|n| n.max(most)))?;
+    fn side_by_side(&self, parts: Vec<EncodedPart>, skipped_layers: usize) -> Result<Tensor, GenerationError> {
+        let longest = parts.iter().map(|part| part.chunks.dim(0)).try_fold(0, |most, n| n.map(|n| n.max(most)))?;
         let mut rows = Vec::with_capacity(parts.len());
-        for (_, mut chunks) in parts {
+        for EncodedPart { mut chunks, is_zero, .. } in parts {
             let missing = longest - chunks.dim(0)?;
             if missing > 0 {
                 let empty = self.run(&[&Key::new(PromptText::Negative(""), skipped_layers)], skipped_layers)?;
-                let empty = empty.iter().flat_map(|prompt| &prompt.parts).map(|(_, chunk)| chunk);
+                let empty = empty.iter().flat_map(|prompt| &prompt.parts).map(|part| &part.chunks);
                 let filling: Vec<&Tensor> = empty.cycle().take(missing).collect();
                 chunks = Tensor::cat(&[&[&chunks][..], &filling].concat(), 0)?;
             }
             let (count, tokens, hidden) = chunks.dims3()?;
-            rows.push(chunks.reshape((1, count * tokens, hidden))?);
+            rows.push(zeros_if(is_zero, &chunks.reshape((1, count * tokens, hidden))?)?);
         }
         Ok(Tensor::cat(&rows, 0)?)
     }
 
+    /// Encodes prompts in one batch.
     fn run(&self, prompts: &[&Key], skipped_layers: usize) -> Result<Vec<EncodedPrompt>, GenerationError> {
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
-        let mut all: Vec<Chunk> = Vec::new();
-        let mut found = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let mut parts = Vec::new();
-            let mut cuts = Vec::new();
-            for part in prompt.parts() {
-                let (chunks, cut) = self.tokenizer.chunks(&part.sections)?;
-                parts.push((part.weight, all.len()..all.len() + chunks.len()));
-                all.extend(chunks);
-                cuts.extend(cut);
+        let parts: Vec<Vec<PromptPart>> = prompts.iter().map(|prompt| prompt.parts()).collect();
+        let all = parts.concat();
+        let read = self.encoders.iter().map(|encoder| encoder.read(&all, skipped_layers, &self.device));
+        let mut read = read.collect::<Result<Vec<_>, _>>()?.into_iter().map(Vec::into_iter).collect::<Vec<_>>();
+        let mut encoded = Vec::with_capacity(prompts.len());
+        for (prompt, parts) in prompts.iter().zip(parts) {
+            let (mut cuts, mut joined) = (Vec::new(), Vec::with_capacity(parts.len()));
+            for part in parts {
+                let readings: Vec<ReadPart> = read.iter_mut().filter_map(Iterator::next).collect();
+                let chunks: Vec<&Tensor> = readings.iter().map(|reading| &reading.chunks).collect();
+                let (chunks, weight) = (Tensor::cat(&chunks, 2)?, part.weight);
+                let is_zero = self.force_zeros_for_empty_prompt && prompt.is_negative && prompt.text.trim().is_empty();
+                // All cut what they read at the same place, and the pooled text is that of the last one that has it.
+                cuts.extend(readings.first().and_then(|reading| reading.cut.clone()));
+                let pooled = readings.into_iter().rev().find_map(|reading| reading.pooled);
+                joined.push(EncodedPart { weight, chunks, pooled, is_zero });
             }
-            found.push((parts, (!cuts.is_empty()).then(|| cuts.join(" "))));
+            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")) });
         }
-        let ids = all.iter().map(|chunk| Tensor::new(chunk.ids.as_slice(), &self.device)).collect::<Result<Vec<_>, _>>()?;
-        let embeddings = self.text_encoder.forward(&Tensor::stack(&ids, 0)?, skipped_layers)?;
-        let stressed: Vec<Tensor> =
-            all.iter().enumerate().map(|(i, chunk)| stress(&embeddings.narrow(0, i, 1)?, chunk)).collect::<Result<_, _>>()?;
-        let encoded = found.into_iter().map(|(parts, cut)| {
-            let parts = parts.into_iter().map(|(weight, range)| Ok((weight, Tensor::cat(&stressed[range], 0)?)));
-            Ok(EncodedPrompt { parts: parts.collect::<candle_core::Result<_>>()?, cut })
-        });
-        encoded.collect()
+        Ok(encoded)
     }
 
     fn latest(&self) -> MutexGuard<'_, Latest> {
@@ -182,21 +193,9 @@ impl PromptEncoder {
     }
 }
 
-/// Multiplies the embeddings `(1, tokens, hidden)` of a chunk with the stress of its tokens and gives them back the mean that they had,
-/// as A1111 does.
-fn stress(embeddings: &Tensor, chunk: &Chunk) -> candle_core::Result<Tensor> {
-    if chunk.weights.iter().all(|weight| weight.to_bits() == 1f32.to_bits()) {
-        // A copy: a part of the batch would keep all of it.
-        return embeddings.force_contiguous();
-    }
-    let weights = Tensor::new(chunk.weights.as_slice(), embeddings.device())?.reshape((1, (), 1))?;
-    let before = embeddings.to_dtype(DType::F32)?;
-    let after = before.broadcast_mul(&weights)?;
-    let mean = |x: &Tensor| x.mean_all()?.to_scalar::<f32>();
-    let (had, has) = (mean(&before)?, mean(&after)?);
-    // Where there is next to no mean, there is nothing to give back.
-    let factor = if has.abs() > MIN_MEAN * mean(&after.abs()?)? { had / has } else { 1.0 };
-    (after * f64::from(factor))?.to_dtype(embeddings.dtype())
+/// The tensor, or one of its shape without anything in it.
+fn zeros_if(is_zero: bool, tensor: &Tensor) -> candle_core::Result<Tensor> {
+    if is_zero { tensor.zeros_like() } else { Ok(tensor.clone()) }
 }
 
 /// The latest prompts, by their exact text, the last used first. They are few: looking through them is nothing next to encoding one.

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
 use super::{GenerationError, LoadError, ModelFiles, prompt_syntax::Span};
 
-const VOCAB: &str = "tokenizer/vocab.json";
-const MERGES: &str = "tokenizer/merges.txt";
 /// What CLIP takes for a word.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// The most chunks that a prompt becomes. Each costs time and memory in every step.
@@ -35,12 +33,36 @@ pub(super) struct Chunk {
     pub(super) weights: Vec<f32>,
 }
 
+/// Of `tokenizer_config.json`, and of `special_tokens_map.json`.
 #[derive(Deserialize)]
-#[allow(clippy::struct_field_names, reason = "the names are the file's")]
 struct TokenizerConfig {
     bos_token: Option<TokenName>,
     pad_token: Option<TokenName>,
     eos_token: Option<TokenName>,
+    added_tokens_decoder: Option<serde::de::IgnoredAny>,
+}
+
+impl TokenizerConfig {
+    /// As transformers reads it: where `tokenizer_config.json` is from before it listed the added tokens, the other file overrides it.
+    /// In Stable Diffusion 2 they differ in the padding.
+    fn load(files: &ModelFiles, folder: &str) -> Result<Self, LoadError> {
+        let read = |name: &str| -> Result<Self, LoadError> {
+            let path = format!("{folder}/{name}");
+            serde_json::from_slice(&files.read(&path)?).map_err(|e| LoadError::BadConfig { path: files.path(&path), reason: e.to_string() })
+        };
+        let config = read("tokenizer_config.json")?;
+        let map = "special_tokens_map.json";
+        if config.added_tokens_decoder.is_some() || !files.exists(&format!("{folder}/{map}")) {
+            return Ok(config);
+        }
+        let map = read(map)?;
+        Ok(Self {
+            bos_token: map.bos_token.or(config.bos_token),
+            pad_token: map.pad_token.or(config.pad_token),
+            eos_token: map.eos_token.or(config.eos_token),
+            added_tokens_decoder: None,
+        })
+    }
 }
 
 /// A token is written as its text, or as an object around it.
@@ -60,29 +82,33 @@ impl TokenName {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer/tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json`; prompts become chunks of `length` tokens.
+    /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` in a folder of a model; prompts become
+    /// chunks of `length` tokens.
     ///
     /// # Errors
     /// When a file is missing or broken, or names a token that the vocabulary does not have.
-    pub fn load(files: &ModelFiles, length: usize) -> Result<Self, LoadError> {
-        let path = "tokenizer/tokenizer.json";
+    pub fn load(files: &ModelFiles, folder: &str, length: usize) -> Result<Self, LoadError> {
+        let path = &format!("{folder}/tokenizer.json");
         let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
-        let mut tokenizer = if files.exists(path) || !files.exists(VOCAB) {
+        let mut tokenizer = if files.exists(path) || !files.exists(&format!("{folder}/vocab.json")) {
             Tokenizer::from_bytes(files.read(path)?).map_err(|e| bad(path, e.to_string()))?
         } else {
-            from_vocab_and_merges(files)?
+            from_vocab_and_merges(files, folder)?
         };
         // Length and padding are ours to decide: a file may carry what somebody last used.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| bad(path, e.to_string()))?;
 
-        let config_path = "tokenizer/tokenizer_config.json";
-        let config: TokenizerConfig = serde_json::from_slice(&files.read(config_path)?).map_err(|e| bad(config_path, e.to_string()))?;
+        let config_path = &format!("{folder}/tokenizer_config.json");
+        let config = TokenizerConfig::load(files, folder)?;
         let bos_token = config.bos_token.map_or_else(|| "<|startoftext|>".to_owned(), TokenName::text);
         let eos_token = config.eos_token.map_or_else(|| "<|endoftext|>".to_owned(), TokenName::text);
         let pad_token = config.pad_token.map_or_else(|| eos_token.clone(), TokenName::text);
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| bad(config_path, format!("the vocabulary has no token {token}")));
         let (start, end, pad) = (id(&bos_token)?, id(&eos_token)?, id(&pad_token)?);
+        // As in transformers, a prompt may say it, and gets its id: in SDXL and Stable Diffusion 2, where it is an exclamation mark,
+        // that is another one than of the word.
+        tokenizer.add_special_tokens([AddedToken::from(pad_token, true)]).map_err(|e| bad(config_path, e.to_string()))?;
         Ok(Self { tokenizer, length, start, end, pad })
     }
 
@@ -122,6 +148,11 @@ impl PromptTokenizer {
         Ok((chunks, None))
     }
 
+    /// Where the text of a chunk ends.
+    pub(super) fn end_of(&self, chunk: &Chunk) -> usize {
+        chunk.ids.iter().position(|id| *id == self.end).unwrap_or_default()
+    }
+
     /// Words in a chunk: all but its start and its end.
     fn room(&self) -> usize {
         self.length - 2
@@ -142,14 +173,15 @@ impl PromptTokenizer {
 }
 
 /// The tokenizer of a model from before there was `tokenizer.json`, as transformers' `CLIPConverter` makes that of these files.
-fn from_vocab_and_merges(files: &ModelFiles) -> Result<Tokenizer, LoadError> {
+fn from_vocab_and_merges(files: &ModelFiles, folder: &str) -> Result<Tokenizer, LoadError> {
+    let [vocab_path, merges_path] = ["vocab.json", "merges.txt"].map(|name| format!("{folder}/{name}"));
     let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
-    let vocab: BTreeMap<String, u32> = serde_json::from_slice(&files.read(VOCAB)?).map_err(|e| bad(VOCAB, e.to_string()))?;
-    let merges = files.read(MERGES)?;
-    let merges = str::from_utf8(&merges).map_err(|e| bad(MERGES, e.to_string()))?;
+    let vocab: BTreeMap<String, u32> = serde_json::from_slice(&files.read(&vocab_path)?).map_err(|e| bad(&vocab_path, e.to_string()))?;
+    let merges = files.read(&merges_path)?;
+    let merges = str::from_utf8(&merges).map_err(|e| bad(&merges_path, e.to_string()))?;
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     let special = ["<|startoftext|>", "<|endoftext|>"].map(|token| {
-        let id = vocab.get(token).ok_or_else(|| bad(VOCAB, format!("the vocabulary has no token {token}")))?;
+        let id = vocab.get(token).ok_or_else(|| bad(&vocab_path, format!("the vocabulary has no token {token}")))?;
         Ok(json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}))
     });
     let special: Vec<Value> = special.into_iter().collect::<Result<_, LoadError>>()?;
@@ -168,7 +200,7 @@ fn from_vocab_and_merges(files: &ModelFiles) -> Result<Tokenizer, LoadError> {
             "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
         },
     });
-    Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| bad(MERGES, e.to_string()))
+    Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| bad(&merges_path, e.to_string()))
 }
 
 fn text_of(section: &[Span]) -> String {

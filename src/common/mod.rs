@@ -3,16 +3,19 @@
 mod error_chain;
 mod image_format;
 mod lifecycle;
+mod model_family;
 mod model_info;
 mod prompt;
 mod request_id;
 mod sampler;
 mod sampling_config;
 mod torch_rng;
+mod whole_number;
 
 pub use error_chain::error_chain;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use lifecycle::Lifecycle;
+pub use model_family::{ModelFamily, ModelVariant};
 pub use model_info::{ModelDefaults, ModelInfo};
 pub use prompt::{NegativePrompt, Prompt};
 pub use request_id::RequestId;
@@ -21,3 +24,4 @@ pub use sampling_config::{
     ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps,
 };
 pub use torch_rng::TorchRng;
+pub use whole_number::WholeNumber;

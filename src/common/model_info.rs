@@ -3,13 +3,21 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{GuidanceScale, ImageSize, InvalidValue, Sampler, SamplingConfig, Schedule, Steps};
+use super::{GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, Sampler, SamplingConfig, Schedule, Steps};
 
 /// The loaded model: its name, what it runs on, and what it does when a request does not say.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModelInfo {
     /// Name in `/v1/models` and in answers.
     pub id: String,
+    /// Its architecture.
+    pub family: ModelFamily,
+    /// What it was trained further for.
+    pub variant: ModelVariant,
+    /// Whether the network itself looks at the guidance scale, as distilled ones do: then there are no two sides to guide between, and
+    /// no negative prompt.
+    #[serde(skip)]
+    pub embeds_guidance: bool,
     /// Where it runs, such as `cpu` or `cuda:0`.
     pub device: String,
     /// Number format of the weights, such as `f32`.
@@ -26,6 +34,12 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
+    /// Whether a guidance scale leads away from the negative prompt, in a second evaluation of the network.
+    #[must_use]
+    pub fn is_guided(&self, scale: GuidanceScale) -> bool {
+        scale.is_guided() && !self.embeds_guidance
+    }
+
     /// Makes sure that the model can do what is asked, before anything is spent on it.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Sampler, Schedule};
+use super::{Sampler, Schedule, WholeNumber};
 
 /// Everything that decides how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,7 +46,7 @@ pub struct SamplingOptions {
 /// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
 /// before it (which diffusers calls 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "i64")]
+#[serde(try_from = "WholeNumber")]
 #[schema(minimum = 1, maximum = 12)]
 pub struct ClipSkip(u8);
 
@@ -57,6 +57,14 @@ impl ClipSkip {
     #[must_use]
     pub fn layers(self) -> usize {
         usize::from(self.0) - 1
+    }
+}
+
+impl TryFrom<WholeNumber> for ClipSkip {
+    type Error = InvalidValue;
+
+    fn try_from(number: WholeNumber) -> Result<Self, InvalidValue> {
+        i64::from(number).try_into()
     }
 }
 
@@ -200,7 +208,7 @@ impl FromStr for ImageSize {
 
 /// Number of denoising steps, 1 to 1000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "i64")]
+#[serde(try_from = "WholeNumber")]
 #[schema(minimum = 1, maximum = 1000)]
 pub struct Steps(u16);
 
@@ -212,6 +220,14 @@ impl Steps {
     #[must_use]
     pub fn get(self) -> usize {
         self.0.into()
+    }
+}
+
+impl TryFrom<WholeNumber> for Steps {
+    type Error = InvalidValue;
+
+    fn try_from(number: WholeNumber) -> Result<Self, InvalidValue> {
+        i64::from(number).try_into()
     }
 }
 

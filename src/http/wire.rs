@@ -15,7 +15,7 @@ use crate::{
     backend::{Complete, EncodedImage, PromptText, Timings},
     common::{
         ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
-        SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, WholeNumber,
     },
 };
 
@@ -102,13 +102,20 @@ pub(super) enum OnDisconnect {
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "i64")]
+#[serde(try_from = "WholeNumber")]
 pub(super) struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
-impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
+impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
+    pub(super) fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> TryFrom<WholeNumber> for Bounded<MIN, MAX> {
     type Error = InvalidValue;
 
-    fn try_from(value: i64) -> Result<Self, InvalidValue> {
+    fn try_from(value: WholeNumber) -> Result<Self, InvalidValue> {
+        let value = i64::from(value);
         let valid = (MIN..=MAX).contains(&value);
         valid.then_some(Self(value)).ok_or_else(|| InvalidValue::new("value", value, format!("a whole number from {MIN} to {MAX}")))
     }
@@ -116,17 +123,18 @@ impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
 
 /// A seed, or -1 for any, as A1111's users write it.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "serde_json::Number")]
+#[serde(try_from = "WholeNumber")]
 pub(super) struct WireSeed(Option<Seed>);
 
-impl TryFrom<serde_json::Number> for WireSeed {
+impl TryFrom<WholeNumber> for WireSeed {
     type Error = InvalidValue;
 
-    fn try_from(number: serde_json::Number) -> Result<Self, InvalidValue> {
-        match (number.as_u64(), number.as_i64()) {
-            (Some(seed), _) => Ok(Self(Some(seed.into()))),
-            (None, Some(-1)) => Ok(Self(None)),
-            _ => Err(InvalidValue::new("seed", number, format!("a whole number from 0 to {}, or -1 for any", u64::MAX))),
+    fn try_from(number: WholeNumber) -> Result<Self, InvalidValue> {
+        let number = i128::from(number);
+        match u64::try_from(number) {
+            Ok(seed) => Ok(Self(Some(seed.into()))),
+            Err(_) if number == -1 => Ok(Self(None)),
+            Err(_) => Err(InvalidValue::new("seed", number, format!("a whole number from 0 to {}, or -1 for any", u64::MAX))),
         }
     }
 }
@@ -197,7 +205,7 @@ impl ImagesRequest {
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
-        let is_guided = config.guidance_scale.is_guided() || PromptText::Positive(self.prompt.as_str()).has_parts();
+        let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(self.prompt.as_str()).has_parts();
         ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
         ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
         ignored.sort();

@@ -25,6 +25,9 @@ pub struct ClipTextConfig {
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
+    /// Width of the pooled text, where the model has a projection to it.
+    #[serde(default)]
+    pub projection_dim: usize,
 }
 
 impl ClipTextConfig {
@@ -43,13 +46,14 @@ impl ClipTextConfig {
     }
 }
 
-/// `CLIPTextModel`.
+/// `CLIPTextModel`, or `CLIPTextModelWithProjection` where the weights have one.
 #[derive(Debug, Clone)]
 pub struct ClipTextModel {
     token_embedding: Embedding,
     position_embedding: Tensor,
     layers: Vec<ClipEncoderLayer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
 }
 
 impl ClipTextModel {
@@ -58,6 +62,9 @@ impl ClipTextModel {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
+        let text_projection = vb
+            .contains_tensor("text_projection.weight")
+            .then(|| Linear::no_bias(config.hidden_size, config.projection_dim, &vb.pp("text_projection")));
         let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
         let embeddings = vb.pp("embeddings");
@@ -67,6 +74,7 @@ impl ClipTextModel {
             position_embedding: embeddings.get((config.max_position_embeddings, config.hidden_size), "position_embedding.weight")?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
+            text_projection: text_projection.transpose()?,
         })
     }
 
@@ -82,13 +90,34 @@ impl ClipTextModel {
     /// # Errors
     /// When there are more tokens than positions, an id is out of the vocabulary, or the device fails.
     pub fn forward(&self, ids: &Tensor, skipped_layers: usize) -> Result<Tensor> {
-        let (_, tokens) = ids.dims2()?;
-        let mut x = self.token_embedding.forward(ids)?.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
-        for layer in self.layers.iter().take(self.layers.len().saturating_sub(skipped_layers)) {
-            x = layer.forward(&x)?;
-        }
-        self.final_layer_norm.forward(&x)
+        let layers = &self.layers[..self.layers.len().saturating_sub(skipped_layers)];
+        self.final_layer_norm.forward(&run(layers, self.embed(ids)?)?)
     }
+
+    /// Token ids `(batch, tokens)` to the hidden state that goes into the last layer, or that many layers before it, without any norm
+    /// after it, `(batch, tokens, hidden_size)`, and to the pooled text, `(batch, projection_dim)`, if the model has a projection to it.
+    /// `ends` says where each text ends, which is where it is pooled, after all layers whatever is skipped.
+    ///
+    /// # Errors
+    /// As [`ClipTextModel::forward`].
+    pub fn forward_penultimate(&self, ids: &Tensor, ends: &[usize], skipped_layers: usize) -> Result<(Tensor, Option<Tensor>)> {
+        let (first, rest) = self.layers.split_at(self.layers.len().saturating_sub(1 + skipped_layers));
+        let penultimate = run(first, self.embed(ids)?)?;
+        let Some(projection) = &self.text_projection else { return Ok((penultimate, None)) };
+        let last = run(rest, penultimate.clone())?;
+        let ends = ends.iter().enumerate().map(|(i, end)| last.get(i)?.get(*end)).collect::<Result<Vec<_>>>()?;
+        let pooled = projection.forward(&self.final_layer_norm.forward(&Tensor::stack(&ends, 0)?)?)?;
+        Ok((penultimate, Some(pooled)))
+    }
+
+    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let (_, tokens) = ids.dims2()?;
+        self.token_embedding.forward(ids)?.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)
+    }
+}
+
+fn run(layers: &[ClipEncoderLayer], x: Tensor) -> Result<Tensor> {
+    layers.iter().try_fold(x, |x, layer| layer.forward(&x))
 }
 
 #[derive(Debug, Clone)]

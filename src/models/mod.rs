@@ -10,7 +10,7 @@ mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
 pub use interrupt::{Interrupt, interruptible};
-pub use unet::{TextContext, UNet2DConditionConfig, UNet2DConditionModel};
+pub use unet::{Conditions, UNet2DConditionConfig, UNet2DConditionModel, UNetContext};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};
 
 /// A configuration that describes no network that can be built.

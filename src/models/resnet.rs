@@ -43,22 +43,22 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`. `x` is given up as soon as it can be:
-    /// at the finest level of a decoder it is the largest tensor of all.
-    pub(super) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
+    pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         interrupt::check()?;
         let time = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
-        let hidden = self.conv1.forward_normed(&self.norm1, &x, Added { sample_bias: time.as_ref(), residual: None })?;
-        let shortcut = match &self.conv_shortcut {
-            Some(conv) => conv.forward(&x)?,
-            None => x.clone(),
-        };
-        drop(x);
+        let hidden = self.conv1.forward_normed(&self.norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
         interrupt::check()?;
-        self.conv2.forward_normed(&self.norm2, &hidden, Added { sample_bias: None, residual: Some(&shortcut) })
+        // What was made here may be written over: at the finest level of a decoder, these are the largest tensors of all.
+        let Some(conv_shortcut) = &self.conv_shortcut else {
+            return self.conv2.forward_normed_in_place(&self.norm2, hidden, Added { sample_bias: None, residual: Some(x) });
+        };
+        let hidden = self.conv2.forward_normed_in_place(&self.norm2, hidden, Added::default())?;
+        interrupt::check()?;
+        conv_shortcut.forward_onto(x, hidden)
     }
 }
 
@@ -93,6 +93,11 @@ pub(super) struct Upsample2D {
 impl Upsample2D {
     pub(super) fn new(channels: usize, vb: &Weights) -> Result<Self> {
         Ok(Self { conv: Conv2d::new(channels, channels, Conv2dConfig::SAME_3X3, &vb.pp("conv"))? })
+    }
+
+    /// For images that become exactly twice as large.
+    pub(super) fn doubling(channels: usize, vb: &Weights) -> Result<Self> {
+        Ok(Self { conv: Conv2d::doubling(channels, channels, &vb.pp("conv"))? })
     }
 
     /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.

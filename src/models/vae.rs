@@ -177,7 +177,7 @@ impl Encoder {
         for block in &self.down_blocks {
             x = block.forward(x)?;
         }
-        x = self.mid_block.forward(x)?;
+        x = self.mid_block.forward(&x)?;
         self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }
 }
@@ -200,7 +200,7 @@ impl DownEncoderBlock2D {
 
     fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
-            x = resnet.forward(x, None)?;
+            x = resnet.forward(&x, None)?;
         }
         self.downsampler.as_ref().map_or(Ok(x.clone()), |down| down.forward(&x))
     }
@@ -233,7 +233,7 @@ impl Decoder {
     }
 
     fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let mut x = self.mid_block.forward(self.conv_in.forward(z)?)?;
+        let mut x = self.mid_block.forward(&self.conv_in.forward(z)?)?;
         for block in &self.up_blocks {
             x = block.forward(x)?;
         }
@@ -253,13 +253,13 @@ impl UpDecoderBlock2D {
             let from = if i == 0 { in_channels } else { out_channels };
             ResnetBlock2D::new(from, out_channels, config.resnet(), &vb.pp("resnets").pp(i))
         };
-        let upsampler = (!is_last).then(|| Upsample2D::new(out_channels, &vb.pp("upsamplers.0")));
+        let upsampler = (!is_last).then(|| Upsample2D::doubling(out_channels, &vb.pp("upsamplers.0")));
         Ok(Self { resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
     fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
-            x = resnet.forward(x, None)?;
+            x = resnet.forward(&x, None)?;
         }
         let (_, _, height, width) = x.dims4()?;
         self.upsampler.as_ref().map_or(Ok(x.clone()), |up| up.forward(&x, (2 * height, 2 * width)))
@@ -286,12 +286,12 @@ impl UNetMidBlock2D {
         })
     }
 
-    fn forward(&self, x: Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.resnets[0].forward(x, None)?;
         if let Some((norm, attention)) = &self.attention {
             let sequence = to_sequence(&norm.forward(&x)?)?;
             x = to_image(&attention.forward_self(&sequence, &to_sequence(&x)?)?, &x)?;
         }
-        self.resnets[1].forward(x, None)
+        self.resnets[1].forward(&x, None)
     }
 }

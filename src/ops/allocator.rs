@@ -15,8 +15,6 @@ use std::{
 const LARGE: usize = 256 << 10;
 /// What is kept at most, in bytes: about what decoding a picture of 512 by 512 takes.
 const KEPT_BYTES: usize = 768 << 20;
-/// A kept block serves a request for this part of it or more; the rest is kept. Smaller requests would leave large blocks in pieces.
-const SPLIT: usize = 4;
 /// New blocks from this size on, in bytes, take the place of kept ones: clearing them is little next to the work that fills them, and
 /// the peak of the process is where they are.
 const HUGE: usize = 64 << 20;
@@ -92,9 +90,9 @@ impl Kept {
         block
     }
 
-    /// The smallest block that will do, cut to size.
+    /// The smallest block that will do, cut to size; the rest is kept. Pieces come together again when they are given back.
     fn take(&mut self, size: usize) -> Option<Block> {
-        let fits = |block: &Block| (size..=SPLIT * size).contains(&block.size);
+        let fits = |block: &Block| block.size >= size;
         let (index, _) =
             self.blocks[..self.count].iter().enumerate().filter(|(_, block)| fits(block)).min_by_key(|(_, block)| block.size)?;
         let Block { address, size: whole } = self.remove(index);
@@ -249,10 +247,14 @@ mod tests {
             let large = allocator.alloc(layout(KEPT_BYTES));
             allocator.dealloc(large, layout(KEPT_BYTES));
             assert_eq!(state(), (1, KEPT_BYTES));
-            let other = allocator.alloc(layout(HUGE));
+            let part = allocator.alloc(layout(HUGE));
+            assert_eq!((part, state()), (large, (1, KEPT_BYTES - HUGE)), "a part of what is kept will do");
+            let all = allocator.alloc(layout(KEPT_BYTES));
             assert_eq!(state(), (0, 0), "a new block of this size takes the place of kept ones");
-            allocator.dealloc(other, layout(HUGE));
+            allocator.dealloc(part, layout(HUGE));
             assert_eq!(state(), (1, HUGE));
+            allocator.dealloc(all, layout(KEPT_BYTES));
+            assert_eq!(state(), (1, KEPT_BYTES));
             let too_large = allocator.alloc(layout(KEPT_BYTES + 1));
             allocator.dealloc(too_large, layout(KEPT_BYTES + 1));
             assert_eq!(state(), (0, 0));
@@ -267,7 +269,7 @@ mod tests {
         kept.keep(Block { address: 10 * PAGE, size: 40 * PAGE });
         assert!(kept.take(9 * PAGE).is_some_and(|block| block.address == 90 * PAGE), "the smallest that will do");
         assert_eq!(addresses(&kept), [(10 * PAGE, 40 * PAGE), (99 * PAGE, PAGE)]);
-        assert!(kept.take(2 * PAGE).is_none(), "too small a part of the large one");
+        assert!(kept.take(41 * PAGE).is_none(), "none is as large");
         assert!(kept.take(15 * PAGE).is_some_and(|block| (block.address, block.size) == (10 * PAGE, 15 * PAGE)));
         assert_eq!(addresses(&kept), [(25 * PAGE, 25 * PAGE), (99 * PAGE, PAGE)]);
         kept.keep(Block { address: 90 * PAGE, size: 9 * PAGE });

@@ -50,16 +50,36 @@ impl Conv2d {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &Weights) -> Result<Self> {
+        let pack = |storage, weight: &[f32], in_channels, bias| cpu::PackedConv::new(storage, weight, in_channels, bias, config);
+        Self::build(in_channels, out_channels, config, vb, pack)
+    }
+
+    fn build(
+        in_channels: usize,
+        out_channels: usize,
+        config: Conv2dConfig,
+        vb: &Weights,
+        pack: impl FnOnce(Storage, &[f32], usize, Vec<f32>) -> cpu::PackedConv,
+    ) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, config.kernel, config.kernel), "weight")?;
         let bias = vb.get(out_channels, "bias")?;
         let layer = if let Some(storage) = vb.packed(&weight).map(Storage::of_convolutions) {
             let bias = bias.to_vec1()?;
-            let pack = |weight: &[f32]| Ok(cpu::PackedConv::new(storage, weight, in_channels, bias, config));
-            Layer::Packed(Box::new(cpu::Rows::new(&weight)?.with(pack)?))
+            let packed = cpu::Rows::new(&weight)?.with(|weight| Ok(pack(storage, weight, in_channels, bias)))?;
+            Layer::Packed(Box::new(packed))
         } else {
             Layer::Plain { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
         };
         Ok(Self { layer, config })
+    }
+
+    /// A 3 x 3 convolution for [`Conv2d::forward_enlarged`] to exactly twice the size, and nothing else: where there are tile units, its
+    /// weights are kept in another order.
+    ///
+    /// # Errors
+    /// As [`Conv2d::new`].
+    pub fn doubling(in_channels: usize, out_channels: usize, vb: &Weights) -> Result<Self> {
+        Self::build(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, cpu::PackedConv::doubling)
     }
 
     /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`.
@@ -89,6 +109,38 @@ impl Conv2d {
         }
     }
 
+    /// The same, of an image that nothing else holds: the result may take its memory.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_normed`].
+    #[allow(clippy::needless_pass_by_value, reason = "it is given up")]
+    pub fn forward_normed_in_place(&self, norm: &GroupNorm, x: Tensor, added: Added) -> Result<Tensor> {
+        let Layer::Packed(packed) = &self.layer else { return self.forward_normed(norm, &x, added) };
+        let size = (x.dim(2)?, x.dim(3)?);
+        packed_forward_by(packed, &x, Some(norm), size, added, |image, shape, norm, epilogue| {
+            Ok(packed.forward_in_place(image.into_pixels()?, shape, norm, epilogue))
+        })
+    }
+
+    /// Added to an image of the result's shape that nothing else holds: the result takes its memory.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_add`].
+    #[allow(clippy::needless_pass_by_value, reason = "it is given up")]
+    pub fn forward_onto(&self, x: &Tensor, onto: Tensor) -> Result<Tensor> {
+        let Layer::Packed(packed) = &self.layer else {
+            return self.forward_add(x, Added { sample_bias: None, residual: Some(&onto) });
+        };
+        let size = packed.output_size((x.dim(2)?, x.dim(3)?));
+        if onto.dims() != [x.dim(0)?, packed.outputs(), size.0, size.1] {
+            candle_core::bail!("a convolution of {:?} cannot be added to {:?}", x.shape(), onto.shape());
+        }
+        let onto = cpu::Image::new(&onto)?.into_pixels()?;
+        packed_forward_by(packed, x, None, (x.dim(2)?, x.dim(3)?), Added::default(), |image, shape, _, _| {
+            image.with(|pixels| Ok(packed.forward_onto(pixels, shape, onto)))
+        })
+    }
+
     /// The same, of the image enlarged to `size` (height, width) by nearest neighbours.
     ///
     /// # Errors
@@ -110,10 +162,27 @@ impl Conv2d {
 }
 
 fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, norm: Option<&GroupNorm>, size: (usize, usize), added: Added) -> Result<Tensor> {
+    packed_forward_by(packed, x, norm, size, added, |image, shape, norm, epilogue| {
+        image.with(|pixels| Ok(packed.forward(pixels, shape, norm, epilogue)))
+    })
+}
+
+/// `run` does the work, once everything is known to fit.
+fn packed_forward_by(
+    packed: &cpu::PackedConv,
+    x: &Tensor,
+    norm: Option<&GroupNorm>,
+    size: (usize, usize),
+    added: Added,
+    run: impl FnOnce(cpu::Image, cpu::Shape, Option<&cpu::Normalization>, cpu::Epilogue) -> Result<Vec<f32>>,
+) -> Result<Tensor> {
     let image = cpu::Image::new(x)?;
     let (batch, (height, width), channels) = (image.batch, packed.output_size(size), packed.outputs());
     if image.channels != packed.channels() {
         candle_core::bail!("a convolution of {} channels got {:?}", packed.channels(), x.shape());
+    }
+    if packed.is_doubling() && size != (2 * image.height, 2 * image.width) {
+        candle_core::bail!("a convolution that doubles an image cannot make {size:?} of {:?}", x.shape());
     }
     if added.residual.is_some_and(|residual| residual.dims() != [batch, channels, height, width]) {
         candle_core::bail!("a residual of another shape than the convolution's {:?}", (batch, channels, height, width));
@@ -125,12 +194,11 @@ fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, norm: Option<&GroupNorm>
     let shape = cpu::Shape { batch, height: image.height, width: image.width, seen: size };
     let run = |residual: Option<&[f32]>| {
         let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
-        let epilogue = cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() };
-        image.with(|pixels| Ok(packed.forward(pixels, shape, norm.as_ref(), epilogue)))
+        run(image, shape, norm.as_ref(), cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() })
     };
-    let pixels = match &residual {
-        Some(residual) => residual.with(|residual| run(Some(residual)))?,
-        None => run(None)?,
-    };
+    let pixels = cpu::fallible(|| match &residual {
+        Some(residual) => residual.with(|residual| run(Some(residual))),
+        None => run(None),
+    })?;
     cpu::Image::tensor(pixels, batch, height, width, channels)
 }

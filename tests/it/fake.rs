@@ -10,7 +10,7 @@ use image::RgbImage;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
     backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, Pipeline, Pulse, RequestQueue},
-    common::{Lifecycle, ModelDefaults, ModelInfo, Sampler, Schedule},
+    common::{Lifecycle, ModelDefaults, ModelFamily, ModelInfo, ModelVariant, Sampler, Schedule},
     http::{self, Admission, AppState, RunLimits, Runs},
 };
 use serde_json::Value;
@@ -134,5 +134,16 @@ fn info() -> ModelInfo {
         schedule: Schedule::Default,
     };
     let (id, device) = ("fake".to_owned(), "cpu".to_owned());
-    ModelInfo { id, device, dtype: "f32", max_pixels: 1 << 20, size_multiple: 8, max_steps: 1000, defaults }
+    ModelInfo {
+        id,
+        family: ModelFamily::Sd1,
+        variant: ModelVariant::Base,
+        embeds_guidance: false,
+        device,
+        dtype: "f32",
+        max_pixels: 1 << 20,
+        size_multiple: 8,
+        max_steps: 1000,
+        defaults,
+    }
 }

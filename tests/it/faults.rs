@@ -127,21 +127,19 @@ fn a_server_with_a_broken_model_ends_with_code_66() {
 
 #[test]
 fn families_and_kinds_that_are_not_supported_are_named() {
-    for (class, family) in [
-        ("StableDiffusionXLPipeline", "SDXL"),
-        ("StableDiffusionXLInpaintPipeline", "SDXL"),
-        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
-        ("FluxPipeline", "FLUX"),
-    ] {
+    for (class, family) in [("StableDiffusion3Pipeline", "Stable Diffusion 3"), ("FluxPipeline", "FLUX")] {
         let model = copy();
         edit(&model.path().join("model_index.json"), |json| json["_class_name"] = class.into());
         let error = failure(model.path());
-        assert!(error.contains(&format!("the family {family} ({class}), which is not supported yet")), "{error}");
+        assert!(
+            error.contains(&format!("the family {family} ({class}), which is not supported; Stable Diffusion 1, 2 and XL are")),
+            "{error}"
+        );
     }
     let model = copy();
-    edit(&model.path().join("unet/config.json"), |json| json["in_channels"] = 9.into());
+    edit(&model.path().join("model_index.json"), |json| json["requires_aesthetics_score"] = true.into());
     let error = failure(model.path());
-    assert!(error.contains("9 channels are those of an inpainting model"), "{error}");
+    assert!(error.contains("the family SDXL refiner (StableDiffusionPipeline), which is not supported"), "{error}");
 
     for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "in one file are not supported yet")] {
         let file = model.path().join(name);

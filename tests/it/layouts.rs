@@ -5,6 +5,7 @@ use std::{collections::HashMap, fs, path::Path};
 use candle_core::{Device, Tensor};
 use sd_worker::{
     backend::{self, LoadError, LoadOptions, ModelFiles, PromptText},
+    models::Conditions,
     ops::Storage,
 };
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let text = pipeline.prompt_encoder().encode(&PROMPTS.map(PromptText::Positive), None).unwrap().embeddings;
     let networks = pipeline.networks();
     let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();
-    let context = networks.unet.text_context(&text.narrow(0, 0, 1).unwrap()).unwrap();
+    let context = networks.unet.context(&Conditions::of_text(&text.narrow(0, 0, 1).unwrap())).unwrap();
     let output = networks.unet.forward(&latents, 500.0, &context).unwrap();
     let picture = networks.vae.decode(&output).unwrap();
     let flat = [text, output, picture].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());

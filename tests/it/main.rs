@@ -1,4 +1,4 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `parity` and `sharing` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity` and `sharing` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -6,6 +6,7 @@ mod architecture;
 mod cli;
 mod connections;
 mod fake;
+mod families;
 mod faults;
 mod http;
 mod hub;
@@ -13,6 +14,7 @@ mod jobs;
 mod layouts;
 mod life;
 mod load;
+mod made_up;
 mod openapi;
 #[cfg(feature = "otlp")]
 mod otlp;

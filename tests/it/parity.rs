@@ -29,21 +29,34 @@ struct Case {
     model: String,
     sampler: Sampler,
     schedule: Schedule,
+    #[serde(flatten)]
+    request: Request,
+}
+
+impl Case {
+    fn request(&self) -> GenerationRequest {
+        self.request.with(self.sampler, self.schedule)
+    }
+}
+
+/// What goldens are made from.
+#[derive(Deserialize)]
+pub(crate) struct Request {
     prompt: Prompt,
     negative_prompt: NegativePrompt,
     guidance_scale: GuidanceScale,
     seed: Seed,
     width: u32,
     height: u32,
-    steps: Steps,
+    pub(crate) steps: Steps,
     #[serde(default)]
     eta: Option<Eta>,
     #[serde(default)]
     guidance_rescale: Option<GuidanceRescale>,
 }
 
-impl Case {
-    fn request(&self) -> GenerationRequest {
+impl Request {
+    pub(crate) fn with(&self, sampler: Sampler, schedule: Schedule) -> GenerationRequest {
         GenerationRequest {
             request_id: RequestId::random(),
             prompt: self.prompt.clone(),
@@ -53,8 +66,8 @@ impl Case {
                 steps: self.steps,
                 guidance_scale: self.guidance_scale,
                 seed: self.seed,
-                sampler: self.sampler,
-                schedule: self.schedule,
+                sampler,
+                schedule,
                 options: SamplingOptions { eta: self.eta, guidance_rescale: self.guidance_rescale, ..SamplingOptions::default() },
             },
             output: OutputConfig::default(),
@@ -141,7 +154,7 @@ fn load(model: &str) -> InferencePipeline {
 }
 
 fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&str) -> &'a Tensor, worst: &mut Errors) {
-    let what = format!("{} {} {} {}", case.model, case.sampler, case.schedule, case.prompt.as_str());
+    let what = format!("{} {} {} {}", case.model, case.sampler, case.schedule, case.request.prompt.as_str());
     let mut generation = pipeline.begin(&case.request()).unwrap();
     let text = relative_error(generation.text_embeddings(), golden("text_embeddings"));
     assert!(text < TEXT_LIMIT, "{what}: text embeddings are off by {text}");
@@ -159,15 +172,19 @@ fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&
         *slot = slot.max(error);
     }
 
-    let ours = generation.finish().unwrap().into_raw();
-    let theirs: Vec<u8> = golden("image").flatten_all().unwrap().to_vec1().unwrap();
-    assert_eq!(ours.len(), theirs.len());
-    let pixels = ours.iter().zip(&theirs).map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs()).max().unwrap();
+    let pixels = largest_pixel_error(&generation.finish().unwrap(), golden("image"));
     assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
     worst.pixels = worst.pixels.max(pixels);
 }
 
-fn relative_error(ours: &Tensor, theirs: &Tensor) -> f32 {
+/// Of 255.
+pub(crate) fn largest_pixel_error(ours: &image::RgbImage, theirs: &Tensor) -> i32 {
+    let theirs: Vec<u8> = theirs.flatten_all().unwrap().to_vec1().unwrap();
+    assert_eq!(ours.as_raw().len(), theirs.len());
+    ours.as_raw().iter().zip(&theirs).map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs()).max().unwrap()
+}
+
+pub(crate) fn relative_error(ours: &Tensor, theirs: &Tensor) -> f32 {
     assert_eq!(ours.dims(), theirs.dims());
     let largest = |tensor: Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     let error = largest((ours - theirs).unwrap()) / largest(theirs.clone());

@@ -94,8 +94,8 @@ async fn probes_answer_before_the_model_is_loaded() {
     // A model that never finishes loading: its configuration is a pipe that nobody writes to.
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("model_index.json"), "{}").unwrap();
-    std::fs::create_dir(folder.path().join("text_encoder")).unwrap();
-    let pipe = folder.path().join("text_encoder/config.json");
+    std::fs::create_dir(folder.path().join("unet")).unwrap();
+    let pipe = folder.path().join("unet/config.json");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
 
     let mut worker = Worker::listening(&["--model", folder.path().to_str().unwrap()]);

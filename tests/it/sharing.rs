@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
     backend::{self, EncodedPrompts, InferencePipeline, LoadOptions, ModelFiles, PromptText},
-    models::UNet2DConditionConfig,
+    models::{Conditions, UNet2DConditionConfig},
     ops::Storage,
 };
 
@@ -42,7 +42,7 @@ fn both_sides_of_guidance_may_share_their_latents() {
         let pipeline = load(model);
         let unet = &pipeline.networks().unet;
         let (latents, text) = inputs(unet.config());
-        let context = unet.text_context(&text).unwrap();
+        let context = unet.context(&Conditions::of_text(&text)).unwrap();
         let times = |count: usize| Tensor::cat(&vec![&latents; count], 0).unwrap();
         let (once, twice) = (unet.forward(&times(1), 321.0, &context).unwrap(), unet.forward(&times(2), 321.0, &context).unwrap());
         assert_eq!(once.dims(), [2, unet.config().out_channels, 9, 10]);

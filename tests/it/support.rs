@@ -27,7 +27,8 @@ pub(crate) fn copy_of_tiny() -> tempfile::TempDir {
     folder
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+/// All files of a folder and those in it.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::{
     backend::Complete,
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
     },
     http::{
         ApiError,
@@ -19,6 +19,8 @@ use crate::{
 
 /// Steps where a job does not say.
 const STEPS: i64 = 20;
+/// What a side may be is said of both of them together.
+const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
 /// Guidance where a job does not say.
 const GUIDANCE_SCALE: f64 = 7.5;
 
@@ -42,11 +44,11 @@ pub(in crate::http) struct JobRequest {
     #[schema(inline)]
     seed: Option<WireSeed>,
     /// In pixels; the model's own where it is left out.
-    #[schema(minimum = 64, maximum = 4096, multiple_of = 8)]
-    width: Option<u32>,
+    #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
+    width: Option<Bounded<0, MAX_SIDE>>,
     /// In pixels; the model's own where it is left out.
-    #[schema(minimum = 64, maximum = 4096, multiple_of = 8)]
-    height: Option<u32>,
+    #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
+    height: Option<Bounded<0, MAX_SIDE>>,
     /// None: this worker applies no `LoRAs`.
     #[schema(max_items = 0)]
     loras: Option<Vec<Value>>,
@@ -110,11 +112,12 @@ impl JobRequest {
             self.others.remove(address);
         }
         let size = info.defaults.size;
+        let side = |given: Option<Bounded<0, MAX_SIDE>>, default: u32| given.map_or(default.into(), Bounded::get);
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
             n: None,
-            size: Some(format!("{}x{}", self.width.unwrap_or(size.width()), self.height.unwrap_or(size.height()))),
+            size: Some(format!("{}x{}", side(self.width, size.width()), side(self.height, size.height()))),
             response_format: None,
             output_format: self.output_format,
             output_compression: self.output_compression,
@@ -122,7 +125,7 @@ impl JobRequest {
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
             seed: self.seed,
-            num_inference_steps: self.steps.or(Steps::try_from(STEPS).ok()),
+            num_inference_steps: self.steps.or(Steps::try_from(STEPS.min(info.max_steps as i64)).ok()),
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,

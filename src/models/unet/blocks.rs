@@ -34,7 +34,7 @@ impl Layer {
         self.attention.iter().flat_map(Transformer2DModel::cross_attentions)
     }
 
-    fn forward(&self, x: Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
         let x = self.resnet.forward(x, Some(temb))?;
         self.attention.as_ref().map_or(Ok(x.clone()), |attention| attention.forward(&x, context))
     }
@@ -70,7 +70,7 @@ impl DownBlock {
     pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
-            x = layer.forward(x, temb, context)?;
+            x = layer.forward(&x, temb, context)?;
             skips.push(x.clone());
         }
         if let Some(downsampler) = &self.downsampler {
@@ -101,8 +101,8 @@ impl MidBlock {
         std::slice::from_ref(&self.first)
     }
 
-    pub(super) fn forward(&self, x: Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
-        self.last.forward(self.first.forward(x, temb, context)?, Some(temb))
+    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
+        self.last.forward(&self.first.forward(x, temb, context)?, Some(temb))
     }
 }
 
@@ -139,7 +139,7 @@ impl UpBlock {
         let mut x = x.clone();
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
-            x = layer.forward(concat_channels(&x, &for_batch_of(&x, &skip)?)?, temb, context)?;
+            x = layer.forward(&concat_channels(&x, &for_batch_of(&x, &skip)?)?, temb, context)?;
         }
         match (&self.upsampler, skips.last()) {
             // The size of the next skip: where the way down halved an odd number, that is not twice ours.

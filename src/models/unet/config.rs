@@ -46,6 +46,35 @@ pub struct UNet2DConditionConfig {
     pub freq_shift: f64,
     /// Padding of the convolutions that halve the resolution.
     pub downsample_padding: usize,
+    /// What is added to the time embedding.
+    pub addition_embed_type: Option<AdditionEmbedType>,
+    /// Width of the embedding of each of the numbers that are added.
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of all that is added, before its embedding.
+    pub projection_class_embeddings_input_dim: Option<usize>,
+    /// Width of the embedding of the guidance scale, in models that were distilled to know it.
+    pub time_cond_proj_dim: Option<usize>,
+}
+
+/// The numbers that SDXL is told of a picture: height and width of the original, top and left of the part that was cut out of it,
+/// height and width of the result.
+pub(super) const TIME_IDS: usize = 6;
+
+/// What may be added to the time embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdditionEmbedType {
+    /// The pooled text, and sizes of the picture: SDXL.
+    TextTime,
+}
+
+/// The widths of [`AdditionEmbedType::TextTime`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextTime {
+    /// Of the pooled text.
+    pub pooled_dim: usize,
+    /// Of each number's embedding.
+    pub time_dim: usize,
 }
 
 fn one() -> OneOrEach {
@@ -96,8 +125,8 @@ pub enum UpBlockType {
 }
 
 /// Fields that change the network in ways that it is not built for, with the values at which they do not.
-const UNSUPPORTED: [(&str, &[&str]); 22] = [
-    ("addition_embed_type", &["null"]),
+const UNSUPPORTED: [(&str, &[&str]); 21] = [
+    ("addition_embed_type", &["null", "\"text_time\""]),
     ("attention_type", &["\"default\""]),
     ("center_input_sample", &["false"]),
     ("class_embed_type", &["null"]),
@@ -116,7 +145,6 @@ const UNSUPPORTED: [(&str, &[&str]); 22] = [
     ("resnet_skip_time_act", &["false"]),
     ("resnet_time_scale_shift", &["\"default\""]),
     ("reverse_transformer_layers_per_block", &["null"]),
-    ("time_cond_proj_dim", &["null"]),
     ("time_embedding_act_fn", &["null"]),
     ("time_embedding_type", &["\"positional\""]),
 ];
@@ -165,6 +193,16 @@ impl UNet2DConditionConfig {
         ConfigError::unless(self.downsample_padding <= 1, || {
             format!("downsample_padding must be 0 or 1, not {}", self.downsample_padding)
         })?;
+        let is_even = |dim: usize| dim > 2 && dim.is_multiple_of(2);
+        ConfigError::unless(self.time_cond_proj_dim.is_none_or(is_even), || {
+            format!("time_cond_proj_dim must be even, not {:?}", self.time_cond_proj_dim)
+        })?;
+        ConfigError::unless(self.addition_embed_type.is_none() || self.text_time().is_some_and(|widths| is_even(widths.time_dim)), || {
+            format!(
+                "projection_class_embeddings_input_dim {:?} has no room for {TIME_IDS} numbers of addition_time_embed_dim {:?} and the text",
+                self.projection_class_embeddings_input_dim, self.addition_time_embed_dim
+            )
+        })?;
         ConfigError::unless((1..=1024).contains(&self.sample_size), || format!("sample_size must be 1 to 1024, not {}", self.sample_size))
     }
 
@@ -176,6 +214,15 @@ impl UNet2DConditionConfig {
     #[must_use]
     pub fn heads(&self, level: usize) -> usize {
         self.heads_field().at(level)
+    }
+
+    /// The widths of what is added to the time embedding, if anything is.
+    #[must_use]
+    pub fn text_time(&self) -> Option<TextTime> {
+        let AdditionEmbedType::TextTime = self.addition_embed_type?;
+        let time_dim = self.addition_time_embed_dim?;
+        let pooled_dim = self.projection_class_embeddings_input_dim?.checked_sub(TIME_IDS * time_dim)?;
+        (pooled_dim > 0).then_some(TextTime { pooled_dim, time_dim })
     }
 
     /// Width of the time embedding.
@@ -216,9 +263,15 @@ mod tests {
             ("\"sample_size\":16", "\"sample_size\":0", "sample_size must be 1 to 1024"),
             (
                 "\"sample_size\":16",
-                "\"sample_size\":16,\"addition_embed_type\":\"text_time\"",
-                "addition_embed_type = \"text_time\" is not supported",
+                "\"sample_size\":16,\"addition_embed_type\":\"image\"",
+                "addition_embed_type = \"image\" is not supported",
             ),
+            (
+                "\"sample_size\":16",
+                "\"sample_size\":16,\"addition_embed_type\":\"text_time\",\"addition_time_embed_dim\":8,\"projection_class_embeddings_input_dim\":48",
+                "Some(48) has no room for 6 numbers",
+            ),
+            ("\"sample_size\":16", "\"sample_size\":16,\"time_cond_proj_dim\":7", "time_cond_proj_dim must be even, not Some(7)"),
             ("DownBlock2D\",\"Cross", "SkipDownBlock2D\",\"Cross", "SkipDownBlock2D"),
         ] {
             let json = VALID.replace(from, to);

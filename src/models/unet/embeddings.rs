@@ -1,43 +1,143 @@
-//! The timestep as a vector. After diffusers' `embeddings.py`.
+//! What the network is told of a whole sample, as a vector: the timestep, and in some families more. After diffusers'
+//! `embeddings.py` and `unet_2d_condition.py`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
-use super::UNet2DConditionConfig;
+use super::{Conditions, UNet2DConditionConfig, config::TIME_IDS};
 use crate::ops::{Linear, Weights};
 
 const MAX_PERIOD: f64 = 10_000.0;
+/// What guidance scales are multiplied with, so that they span as much as timesteps do
+/// ([Luo et al.](https://arxiv.org/abs/2310.04378)).
+const GUIDANCE_SCALING: f64 = 1000.0;
 
-/// `Timesteps` and `TimestepEmbedding`, with the activation that every residual block begins with.
-#[derive(Debug, Clone)]
-pub(super) struct TimestepEmbedding {
-    linear_1: Linear,
-    linear_2: Linear,
+/// `Timesteps`: a number as sines and cosines of it.
+#[derive(Debug, Clone, Copy)]
+struct Timesteps {
     channels: usize,
     flip_sin_to_cos: bool,
     freq_shift: f64,
 }
 
-impl TimestepEmbedding {
-    pub(super) fn new(config: &UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
-        let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
-        Ok(Self {
-            linear_1: Linear::new(channels, width, &vb.pp("linear_1"))?,
-            linear_2: Linear::new(width, width, &vb.pp("linear_2"))?,
-            channels,
-            flip_sin_to_cos: config.flip_sin_to_cos,
-            freq_shift: config.freq_shift,
-        })
-    }
-
-    /// `silu(embedding)` of a timestep, `(1, time_embed_dim)`, with the type and on the device of `like`.
-    pub(super) fn forward(&self, timestep: f64, like: &Tensor) -> Result<Tensor> {
+impl Timesteps {
+    /// `channels` numbers from -1 to 1.
+    fn phases(&self, number: f64) -> Vec<f32> {
         // In f64 whatever the network's type: at t = 900 the phases in f16 would be off by whole turns.
         let half = self.channels / 2;
         let frequency = |i: usize| (-MAX_PERIOD.ln() * i as f64 / (half as f64 - self.freq_shift)).exp();
         let (sin, cos): (Vec<f32>, Vec<f32>) =
-            (0..half).map(|i| (timestep * frequency(i)).sin_cos()).map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
-        let phases = if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }.concat();
-        let phases = Tensor::from_vec(phases, (1, 2 * half), like.device())?.to_dtype(like.dtype())?;
-        self.linear_2.forward(&self.linear_1.forward(&phases)?.silu()?)?.silu()
+            (0..half).map(|i| (number * frequency(i)).sin_cos()).map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
+        if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }.concat()
+    }
+
+    /// Those of several numbers one after the other, `(1, numbers * channels)`, with the type and on the device of `like`.
+    fn forward(&self, numbers: &[f64], like: &Tensor) -> Result<Tensor> {
+        let phases: Vec<f32> = numbers.iter().flat_map(|number| self.phases(*number)).collect();
+        let count = phases.len();
+        Tensor::from_vec(phases, (1, count), &Device::Cpu)?.to_device(like.device())?.to_dtype(like.dtype())
+    }
+}
+
+/// `TimestepEmbedding`.
+#[derive(Debug, Clone)]
+struct TimestepEmbedding {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl TimestepEmbedding {
+    fn new(channels: usize, width: usize, vb: &Weights) -> Result<Self> {
+        Ok(Self { linear_1: Linear::new(channels, width, &vb.pp("linear_1"))?, linear_2: Linear::new(width, width, &vb.pp("linear_2"))? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.linear_2.forward(&self.linear_1.forward(x)?.silu()?)
+    }
+}
+
+/// The embedding that every residual block begins with.
+#[derive(Debug, Clone)]
+#[allow(clippy::struct_field_names, reason = "the names are the checkpoint's")]
+pub(super) struct TimeEmbedding {
+    time_proj: Timesteps,
+    time_embedding: TimestepEmbedding,
+    /// Of models that know their guidance scale, which are distilled ones: [`Timesteps`] of it, and their projection.
+    guidance: Option<(Timesteps, Linear)>,
+    /// `text_time` of SDXL: [`Timesteps`] of the picture's sizes, and the embedding of those and the pooled text.
+    added: Option<(Timesteps, TimestepEmbedding)>,
+}
+
+/// What of the embedding stays the same from step to step.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    /// Added to the timestep's phases, `(1, channels)`.
+    guidance: Option<Tensor>,
+    /// Added to the timestep's embedding, `(batch, time_embed_dim)`.
+    pub(super) added: Option<Tensor>,
+}
+
+impl TimeEmbedding {
+    pub(super) fn new(config: &UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
+        let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
+        let time_proj = Timesteps { channels, flip_sin_to_cos: config.flip_sin_to_cos, freq_shift: config.freq_shift };
+        let guidance = config.time_cond_proj_dim.map(|dim| -> Result<_> {
+            let numbers = Timesteps { channels: dim, flip_sin_to_cos: false, freq_shift: 1.0 };
+            Ok((numbers, Linear::no_bias(dim, channels, &vb.pp("time_embedding.cond_proj"))?))
+        });
+        let added = config.text_time().map(|text_time| -> Result<_> {
+            let numbers = Timesteps { channels: text_time.time_dim, ..time_proj };
+            let inputs = text_time.pooled_dim + TIME_IDS * text_time.time_dim;
+            Ok((numbers, TimestepEmbedding::new(inputs, width, &vb.pp("add_embedding"))?))
+        });
+        Ok(Self {
+            time_proj,
+            time_embedding: TimestepEmbedding::new(channels, width, &vb.pp("time_embedding"))?,
+            guidance: guidance.transpose()?,
+            added: added.transpose()?,
+        })
+    }
+
+    /// What stays the same from step to step.
+    pub(super) fn tell(&self, conditions: &Conditions) -> Result<Told> {
+        let guidance = self.guidance.as_ref().map(|(numbers, projection)| {
+            projection.forward(&numbers.forward(&[(conditions.guidance_scale - 1.0) * GUIDANCE_SCALING], conditions.text)?)
+        });
+        let added = self.added.as_ref().map(|(numbers, embedding)| {
+            let Some(pooled) = conditions.pooled else { candle_core::bail!("this network looks at pooled text, and there is none") };
+            let sizes = numbers.forward(&conditions.time_ids(), pooled)?;
+            let sizes = sizes.broadcast_as((pooled.dim(0)?, sizes.dim(1)?))?;
+            embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)
+        });
+        Ok(Told { guidance: guidance.transpose()?, added: added.transpose()? })
+    }
+
+    /// `silu(embedding)` of a timestep, `(1, time_embed_dim)`, or `(batch, time_embed_dim)` where it is not the same for all samples,
+    /// with the type and on the device of `like`.
+    pub(super) fn forward(&self, timestep: f64, told: &Told, like: &Tensor) -> Result<Tensor> {
+        let mut phases = self.time_proj.forward(&[timestep], like)?;
+        if let Some(guidance) = &told.guidance {
+            phases = (phases + guidance)?;
+        }
+        let embedding = self.time_embedding.forward(&phases)?;
+        match &told.added {
+            Some(added) => embedding.broadcast_add(added)?.silu(),
+            None => embedding.silu(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers are those of `get_timestep_embedding(torch.tensor([3.5]), 6, flip_sin_to_cos, downscale_freq_shift)`.
+    #[test]
+    fn phases_are_those_of_diffusers() {
+        let close = |ours: Vec<f32>, theirs: [f32; 6]| {
+            assert!(ours.iter().zip(theirs).all(|(a, b)| (a - b).abs() < 1e-6), "{ours:?} is not {theirs:?}");
+        };
+        let numbers = |flip_sin_to_cos, freq_shift| Timesteps { channels: 6, flip_sin_to_cos, freq_shift }.phases(3.5);
+        close(numbers(false, 0.0), [-0.350_783_23, 0.161_741_97, 0.007_540_45, -0.936_456_7, 0.986_833_1, 0.999_971_57]);
+        close(numbers(true, 1.0), [-0.936_456_7, 0.999_387_56, 0.999_999_94, -0.350_783_23, 0.034_992_855, 0.000_35]);
     }
 }

@@ -10,16 +10,62 @@ mod transformer;
 use blocks::{DownBlock, Layer, MidBlock, UpBlock};
 use candle_core::{Result, Tensor};
 pub use config::UNet2DConditionConfig;
-use embeddings::TimestepEmbedding;
-pub use text_context::TextContext;
+use embeddings::{TimeEmbedding, Told};
+use text_context::TextContext;
 
-use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights};
+use crate::{
+    models::attention::for_batch_of,
+    ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights},
+};
+
+/// What the network is told beside latents and timestep.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions<'a> {
+    /// Text embeddings, `(batch, tokens, cross_attention_dim)`.
+    pub text: &'a Tensor,
+    /// The pooled text, `(batch, pooled_dim)`, for networks that look at it: SDXL.
+    pub pooled: Option<&'a Tensor>,
+    /// Height and width of the picture in pixels. SDXL looks at them.
+    pub size: (usize, usize),
+    /// The guidance scale. Networks that are distilled to know it look at it.
+    pub guidance_scale: f64,
+}
+
+impl<'a> Conditions<'a> {
+    /// For networks that look at nothing but the text.
+    #[must_use]
+    pub fn of_text(text: &'a Tensor) -> Self {
+        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0 }
+    }
+
+    /// A picture that is the whole of its original, as diffusers has it by default.
+    fn time_ids(&self) -> [f64; config::TIME_IDS] {
+        let (height, width) = (self.size.0 as f64, self.size.1 as f64);
+        [height, width, 0.0, 0.0, height, width]
+    }
+}
+
+/// [`Conditions`] as the network's layers look at them, which stays the same from step to step.
+/// [`context`](UNet2DConditionModel::context) makes it.
+#[derive(Debug, Clone)]
+pub struct UNetContext {
+    text: TextContext,
+    told: Told,
+}
+
+impl UNetContext {
+    /// What is added to the time embedding, `(batch, time_embed_dim)`, in networks that look at the pooled text.
+    #[must_use]
+    pub fn added(&self) -> Option<&Tensor> {
+        self.told.added.as_ref()
+    }
+}
 
 /// `UNet2DConditionModel`.
 #[derive(Debug, Clone)]
 pub struct UNet2DConditionModel {
     conv_in: Conv2d,
-    time_embedding: TimestepEmbedding,
+    time_embedding: TimeEmbedding,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
@@ -40,7 +86,7 @@ impl UNet2DConditionModel {
         let up_block = |i: usize| UpBlock::new(&config, levels - 1 - i, &vb.pp("up_blocks").pp(i));
         Ok(Self {
             conv_in: Conv2d::new(config.in_channels, finest, Conv2dConfig::SAME_3X3, &vb.pp("conv_in"))?,
-            time_embedding: TimestepEmbedding::new(&config, &vb.pp("time_embedding"))?,
+            time_embedding: TimeEmbedding::new(&config, vb)?,
             down_blocks: (0..levels).map(down_block).collect::<Result<_>>()?,
             mid_block: MidBlock::new(&config, &vb.pp("mid_block"))?,
             up_blocks: (0..levels).map(up_block).collect::<Result<_>>()?,
@@ -56,38 +102,43 @@ impl UNet2DConditionModel {
         &self.config
     }
 
-    /// Text embeddings `(batch, tokens, cross_attention_dim)` as the network's layers look at them, once for all steps.
+    /// What the network's layers make of the conditions, once for all steps.
     ///
     /// # Errors
-    /// When the width is another, or the device fails.
-    pub fn text_context(&self, text_embeddings: &Tensor) -> Result<TextContext> {
+    /// When a width is another, the pooled text is missing, or the device fails.
+    pub fn context(&self, conditions: &Conditions) -> Result<UNetContext> {
         let down = self.down_blocks.iter().flat_map(DownBlock::layers);
         let up = self.up_blocks.iter().flat_map(UpBlock::layers);
         let layers = down.chain(self.mid_block.layers()).chain(up);
-        TextContext::new(text_embeddings, layers.flat_map(Layer::cross_attentions))
+        let text = TextContext::new(conditions.text, layers.flat_map(Layer::cross_attentions))?;
+        Ok(UNetContext { text, told: self.time_embedding.tell(conditions)? })
     }
 
-    /// What the network says of noisy latents `(batch, in_channels, height, width)` at a timestep, given the text of as many samples:
-    /// noise or velocity, `(batch, out_channels, height, width)`.
+    /// What the network says of noisy latents `(batch, in_channels, height, width)` at a timestep, given the conditions of as many
+    /// samples: noise or velocity, `(batch, out_channels, height, width)`.
     ///
-    /// Latents of one sample are those of every sample of the text. Up to where the text is first looked at, they are then worked on
-    /// once for all: with the two sides of guidance, that is one of the few transformers at full resolution.
+    /// Latents of one sample are those of every sample of the text. Up to where samples are first told different things, they are then
+    /// worked on once for all: with the two sides of guidance, that is one of the few transformers at full resolution.
     ///
     /// # Errors
     /// When a shape does not fit, or the device fails.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, context: &TextContext) -> Result<Tensor> {
-        if ![1, context.batch()].contains(&latents.dim(0)?) {
-            candle_core::bail!("latents {:?} with the text of {} samples", latents.shape(), context.batch());
+    pub fn forward(&self, latents: &Tensor, timestep: f64, context: &UNetContext) -> Result<Tensor> {
+        let text = &context.text;
+        if ![1, text.batch()].contains(&latents.dim(0)?) {
+            candle_core::bail!("latents {:?} with the text of {} samples", latents.shape(), text.batch());
         }
-        let temb = self.time_embedding.forward(timestep, latents)?;
+        let temb = self.time_embedding.forward(timestep, &context.told, latents)?;
         let mut x = self.conv_in.forward(latents)?;
+        if temb.dim(0)? > x.dim(0)? {
+            x = for_batch_of(&temb, &x)?;
+        }
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
-            x = block.forward(&x, &temb, context, &mut skips)?;
+            x = block.forward(&x, &temb, text, &mut skips)?;
         }
-        x = self.mid_block.forward(x, &temb, context)?;
+        x = self.mid_block.forward(&x, &temb, text)?;
         for block in &self.up_blocks {
-            x = block.forward(&x, &temb, context, &mut skips)?;
+            x = block.forward(&x, &temb, text, &mut skips)?;
         }
         self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }

@@ -8,9 +8,9 @@ use crate::ops::Weights;
 
 use crate::models::attention::{Attention, KeyValues};
 
-/// Text for one generation. [`text_context`](super::UNet2DConditionModel::text_context) makes it.
+/// Text for one generation.
 #[derive(Debug, Clone)]
-pub struct TextContext {
+pub(super) struct TextContext {
     /// By the layer's name in the checkpoint.
     key_values: HashMap<String, KeyValues>,
     batch: usize,

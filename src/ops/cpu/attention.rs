@@ -49,44 +49,47 @@ pub(super) fn attention_on(machine: Machine, q: &[f32], k: &[f32], v: &[f32], sh
     let samples = q.len() / (queries * width).max(1);
     assert!(samples == 1 || samples == batch);
     assert!(q.len() == samples * queries * width && k.len() == batch * keys * width && v.len() == k.len());
-    match machine.amx {
-        None => attend(machine, q, Keys::Plain { k, v }, shape),
-        Some(amx) => {
-            let lengths = Split::lengths(shape);
-            with_scratch(lengths.0 + lengths.1, |scratch| {
-                let (split_k, split_v) = scratch.split_at_mut(lengths.0);
+    let write = |out: &mut [_]| {
+        let out = Shared::new(out);
+        let Some(amx) = machine.amx else { return attend(machine, q, Keys::Plain { k, v }, shape, out) };
+        // Sample by sample, for what is split takes as much memory as keys and values do.
+        let shape = Sequences { batch: 1, ..shape };
+        let lengths = Split::lengths(shape);
+        with_scratch(lengths.0 + lengths.1, |scratch| {
+            let (split_k, split_v) = scratch.split_at_mut(lengths.0);
+            for (sample, (k, v)) in k.chunks_exact((keys * width).max(1)).zip(v.chunks_exact((keys * width).max(1))).enumerate() {
                 Split::prepare(amx, k, v, shape, cast_slice_mut(split_k), cast_slice_mut(split_v));
-                attend(machine, q, Keys::Split { amx, k: cast_slice(split_k), v: cast_slice(split_v) }, shape)
-            })
-        }
-    }
+                let q = &q[sample % samples * queries * width..][..queries * width];
+                let keys = Keys::Split { amx, k: cast_slice(split_k), v: cast_slice(split_v) };
+                attend(machine, q, keys, shape, out.part(sample * queries * width..(sample + 1) * queries * width));
+            }
+        });
+    };
+    // SAFETY: each query of each head is written.
+    unsafe { written(batch * queries * width, write) }
 }
 
-fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences) -> Vec<f32> {
+/// Writes the result for each query of each head.
+fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: Shared) {
     let Sequences { batch, heads, head_dim, queries, .. } = shape;
     let width = heads * head_dim;
     let samples = q.len() / (queries * width).max(1);
     let panel = 2 * machine.lanes();
     let per_task = PANELS * panel;
     let tasks = queries.div_ceil(per_task);
-    let write = |out: &mut [_]| {
-        let out = Shared::new(out);
-        (0..batch * heads * tasks).into_par_iter().for_each(|index| {
-            let (head, first) = (index / tasks, index % tasks * per_task);
-            let count = per_task.min(queries - first);
-            let (batch, offset) = (head / heads, head % heads * head_dim);
-            let start_of = |sample: usize| (sample * queries + first) * width + offset;
-            let (q, start) = (&q[start_of(batch % samples)..], start_of(batch));
-            let panels = count.div_ceil(panel);
-            let numbers = panel * (panels * (3 * head_dim.next_multiple_of(BLOCK) + 2) + 2 * KEYS.max(head_dim));
-            let keys = keys.of_head(head, shape);
-            with_scratch(numbers, |scratch| {
-                machine.run(Task { q, keys, shape, first, count, out, start, scratch });
-            });
+    (0..batch * heads * tasks).into_par_iter().for_each(|index| {
+        let (head, first) = (index / tasks, index % tasks * per_task);
+        let count = per_task.min(queries - first);
+        let (batch, offset) = (head / heads, head % heads * head_dim);
+        let start_of = |sample: usize| (sample * queries + first) * width + offset;
+        let (q, start) = (&q[start_of(batch % samples)..], start_of(batch));
+        let panels = count.div_ceil(panel);
+        let numbers = panel * (panels * (3 * head_dim.next_multiple_of(BLOCK) + 2) + 2 * KEYS.max(head_dim));
+        let keys = keys.of_head(head, shape);
+        with_scratch(numbers, |scratch| {
+            machine.run(Task { q, keys, shape, first, count, out, start, scratch });
         });
-    };
-    // SAFETY: the tasks write each query of each head.
-    unsafe { written(batch * queries * width, write) }
+    });
 }
 
 /// Keys and values.

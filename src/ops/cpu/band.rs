@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Bytes that are ready at a time: a share of the last-level cache.
-pub(super) const BAND: usize = 16 << 20;
+pub(super) const BAND: usize = 8 << 20;
 /// Pixels of a task.
 const PIXELS: usize = 64;
 
@@ -72,10 +72,10 @@ impl Source<'_> {
         match (self.norm, self.amx) {
             (None, None) => ready.copy_from_slice(pixels),
             (Some(norm), None) => normalize(norm, sample, pixels, ready),
-            (None, Some(amx)) => split(amx, pixels, channels, ready, pitch),
+            (None, Some(amx)) => split(amx, pixels, channels, ready, (pitch, pitch)),
             (Some(norm), Some(amx)) => with_scratch(pixels.len(), |normed| {
                 normalize(norm, sample, pixels, normed);
-                split(amx, normed, channels, ready, pitch);
+                split(amx, normed, channels, ready, (pitch, pitch));
             }),
         }
     }
@@ -93,16 +93,18 @@ fn pieces(mut ready: &mut [f32], first: usize, width: usize, pitch: usize) -> im
     })
 }
 
-fn normalize(norm: &Normalization, sample: usize, pixels: &[f32], out: &mut [f32]) {
+pub(super) fn normalize(norm: &Normalization, sample: usize, pixels: &[f32], out: &mut [f32]) {
     // SAFETY: the same in memory, and a norm writes nothing but numbers.
     let out = Shared::new(unsafe { &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<f32>]) });
     // SAFETY: nobody else writes there.
     unsafe { norm.apply(sample, pixels, 0, out) };
 }
 
-fn split(amx: Amx, pixels: &[f32], channels: usize, ready: &mut [f32], pitch: usize) {
+/// `pitch` numbers from pixel to pixel; from a high half to its low one `low` halves, whole tiles.
+pub(super) fn split(amx: Amx, pixels: &[f32], channels: usize, ready: &mut [f32], (pitch, low): (usize, usize)) {
     for (pixel, ready) in pixels.chunks_exact(channels).zip(ready.chunks_exact_mut(pitch)) {
-        let (high, low) = cast_slice_mut(ready).split_at_mut(pitch);
+        let (high, rest) = cast_slice_mut(ready).split_at_mut(low);
+        let low = &mut rest[..low];
         let whole = channels / TILE * TILE;
         amx.split(&pixel[..whole], &mut high[..whole], &mut low[..whole]);
         if whole < channels {

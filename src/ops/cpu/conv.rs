@@ -12,6 +12,7 @@ use super::{
     matmul::{Inputs, matmul},
     memory::{Shared, written},
     norm::Normalization,
+    padded::{Kernel, PaddedConv},
     panels::Panels,
     winograd,
 };
@@ -37,6 +38,8 @@ pub(in crate::ops) struct PackedConv {
     bias: Vec<f32>,
     channels: usize,
     config: Conv2dConfig,
+    /// Whether the panels are those of [`Kernel::Doubling`].
+    doubling: bool,
 }
 
 /// How a convolution is worked out.
@@ -46,7 +49,12 @@ pub(super) enum Algorithm {
     Direct,
     /// See [`winograd`].
     Winograd,
+    /// See [`padded`](super::padded).
+    Padded,
 }
+
+/// An image narrower than this has too many positions at the ends of its rows for [`Algorithm::Padded`].
+const PADDED_WIDTH: usize = 16;
 
 impl PackedConv {
     /// Packs `weight` `(outputs, channels, kernel, kernel)`.
@@ -59,7 +67,22 @@ impl PackedConv {
         let taps = config.kernel * config.kernel;
         let at = |k: usize, n: usize| weight[(n * channels + k % channels) * taps + k / channels];
         let panels = Panels::new(machine, storage, taps * channels, bias.len(), at);
-        Self { panels, bias, channels, config }
+        Self { panels, bias, channels, config, doubling: false }
+    }
+
+    /// Packs a 3 x 3 convolution for images that are enlarged to twice their size, and no others.
+    pub(in crate::ops) fn doubling(storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>) -> Self {
+        Self::doubling_on(Machine::best(), storage, weight, channels, bias)
+    }
+
+    /// With a choice of instructions, for tests.
+    pub(super) fn doubling_on(machine: Machine, storage: Storage, weight: &[f32], channels: usize, bias: Vec<f32>) -> Self {
+        if machine.amx.is_none() || !Kernel::Doubling.takes(channels, bias.len()) {
+            return Self::on(machine, storage, weight, channels, bias, Conv2dConfig::SAME_3X3);
+        }
+        let at = |output: usize, channel: usize, y: usize, x: usize| weight[((output * channels + channel) * 3 + y) * 3 + x];
+        let panels = Kernel::Doubling.pack(machine, storage, (channels, bias.len()), at);
+        Self { panels, bias, channels, config: Conv2dConfig::SAME_3X3, doubling: true }
     }
 
     /// Channels of the result.
@@ -72,6 +95,11 @@ impl PackedConv {
         self.channels
     }
 
+    /// Whether it takes images that are enlarged to twice their size alone.
+    pub(in crate::ops) fn is_doubling(&self) -> bool {
+        self.doubling
+    }
+
     /// Height and width of the result.
     pub(in crate::ops) fn output_size(&self, seen: (usize, usize)) -> (usize, usize) {
         let Conv2dConfig { kernel, stride, padding } = self.config;
@@ -81,10 +109,34 @@ impl PackedConv {
 
     /// Pixels of an image, normalised on the way if `norm` says how, to pixels of the result.
     pub(in crate::ops) fn forward(&self, pixels: &[f32], shape: Shape, norm: Option<&Normalization>, epilogue: Epilogue) -> Vec<f32> {
-        // Tile units do the four times as many multiplications faster than vectors do the transforms.
-        let vectors = self.panels.machine.amx.is_none();
-        let pays = vectors && self.config == Conv2dConfig::SAME_3X3 && winograd::pays(self.channels, shape.seen);
-        self.forward_by(if pays { Algorithm::Winograd } else { Algorithm::Direct }, pixels, shape, norm, epilogue)
+        self.forward_by(self.algorithm(shape), pixels, shape, norm, epilogue)
+    }
+
+    /// The same, and where the algorithm can do it, the result takes the image's memory.
+    #[allow(unsafe_code)]
+    pub(in crate::ops) fn forward_in_place(
+        &self,
+        mut pixels: Vec<f32>,
+        shape: Shape,
+        norm: Option<&Normalization>,
+        epilogue: Epilogue,
+    ) -> Vec<f32> {
+        if self.algorithm(shape) != Algorithm::Padded || self.doubling || self.outputs() != self.channels {
+            return self.forward(&pixels, shape, norm, epilogue);
+        }
+        let memory = Shared::of(&mut pixels);
+        // SAFETY: the vector is at hand here alone.
+        unsafe { self.write(Algorithm::Padded, memory, shape, norm, epilogue, memory) };
+        pixels
+    }
+
+    /// Adds the result to what `onto` holds, of the result's shape.
+    #[allow(unsafe_code)]
+    pub(in crate::ops) fn forward_onto(&self, pixels: &[f32], shape: Shape, mut onto: Vec<f32>) -> Vec<f32> {
+        let (epilogue, out) = (Epilogue { onto: true, ..Epilogue::default() }, Shared::of(&mut onto));
+        // SAFETY: the vector is at hand here alone, and all of it is written.
+        unsafe { self.write(self.algorithm(shape), Shared::to_read(pixels), shape, None, epilogue, out) };
+        onto
     }
 
     /// With a choice of algorithm, for tests.
@@ -97,18 +149,60 @@ impl PackedConv {
         norm: Option<&Normalization>,
         epilogue: Epilogue,
     ) -> Vec<f32> {
-        assert_eq!(pixels.len(), shape.batch * shape.height * shape.width * self.channels);
-        let output = self.output_size(shape.seen);
-        let rows = shape.batch * output.0 * output.1;
-        let epilogue = Epilogue { columns: self.outputs(), bias: Some(&self.bias), ..epilogue };
-        let image = Pixels { values: pixels, first: 0, pitch: self.channels, shape, channels: self.channels };
-        let source = Source { image, norm, amx: self.panels.machine.amx };
-        let write = |out: &mut [_]| match algorithm {
-            Algorithm::Direct => self.direct(&source, output, &epilogue, Shared::new(out)),
-            Algorithm::Winograd => winograd::convolve(&source, &self.panels, &epilogue, Shared::new(out)),
+        let (height, width) = self.output_size(shape.seen);
+        let write = |out: &mut [_]| unsafe {
+            // SAFETY: the memory is new.
+            self.write(algorithm, Shared::to_read(pixels), shape, norm, epilogue, Shared::new(out));
         };
-        // SAFETY: both write every row of the result.
-        unsafe { written(rows * self.outputs(), write) }
+        // SAFETY: every row of the result is written.
+        unsafe { written(shape.batch * height * width * self.outputs(), write) }
+    }
+
+    /// The fastest. Of one picture: the others of a batch must not change its numbers.
+    fn algorithm(&self, shape: Shape) -> Algorithm {
+        let same = self.config == Conv2dConfig::SAME_3X3;
+        // Tile units do the four times as many multiplications faster than vectors do the transforms.
+        if self.panels.machine.amx.is_none() {
+            return if same && winograd::pays(self.channels, shape.seen) { Algorithm::Winograd } else { Algorithm::Direct };
+        }
+        let plain = same && shape.seen == (shape.height, shape.width) && Kernel::Same.takes(self.channels, self.outputs());
+        if self.doubling || plain && shape.width >= PADDED_WIDTH { Algorithm::Padded } else { Algorithm::Direct }
+    }
+
+    /// Writes every row of the result.
+    ///
+    /// # Safety
+    /// Nobody else writes to the image or looks at the result. They may be the same memory, where [`Algorithm::Padded`] keeps the shape.
+    #[allow(unsafe_code)]
+    unsafe fn write(
+        &self,
+        algorithm: Algorithm,
+        pixels: Shared,
+        shape: Shape,
+        norm: Option<&Normalization>,
+        epilogue: Epilogue,
+        out: Shared,
+    ) {
+        let Shape { batch, height, width, seen } = shape;
+        let (output, numbers) = (self.output_size(seen), batch * height * width * self.channels);
+        assert!(pixels.len() == numbers && out.len() == batch * output.0 * output.1 * self.outputs());
+        let epilogue = Epilogue { columns: self.outputs(), bias: Some(&self.bias), ..epilogue };
+        if let (Algorithm::Padded, Some(amx)) = (algorithm, self.panels.machine.amx) {
+            let kernel = if self.doubling { Kernel::Doubling } else { Kernel::Same };
+            assert_eq!(seen, (kernel.scale() * height, kernel.scale() * width));
+            let (shape, weights, epilogue) = ((batch, height, width), &self.panels, &epilogue);
+            let conv = PaddedConv { kernel, pixels, shape, channels: self.channels, norm, amx, weights, epilogue, out };
+            // SAFETY: by the caller's word.
+            return unsafe { conv.run() };
+        }
+        // SAFETY: the image is not the result.
+        let values = unsafe { pixels.read(0, numbers) };
+        let image = Pixels { values, first: 0, pitch: self.channels, shape, channels: self.channels };
+        let source = Source { image, norm, amx: self.panels.machine.amx };
+        match algorithm {
+            Algorithm::Winograd => winograd::convolve(&source, &self.panels, &epilogue, out),
+            _ => self.direct(&source, output, &epilogue, out),
+        }
     }
 
     fn direct(&self, source: &Source, (height, width): (usize, usize), epilogue: &Epilogue, out: Shared) {

@@ -23,6 +23,8 @@ pub(in crate::ops) struct Epilogue<'a> {
     pub(in crate::ops) sample_bias: Option<(&'a [f32], usize)>,
     /// Of the shape of the result, added to it.
     pub(in crate::ops) residual: Option<&'a [f32]>,
+    /// Whether what the result's memory holds is added to it.
+    pub(in crate::ops) onto: bool,
     /// Applied at last.
     pub(in crate::ops) activation: Option<Activation>,
 }
@@ -46,13 +48,15 @@ impl Epilogue<'_> {
             let column = column + j * S::F32_LANES;
             if column < self.columns {
                 // SAFETY: by the caller's word.
-                unsafe { self.store::<S>(row, column, self.finish(simd, row, column, *sum), out) };
+                unsafe { self.store::<S>(row, column, self.finish(simd, row, column, *sum, out), out) };
             }
         }
     }
 
+    /// # Safety
+    /// As [`Epilogue::write`].
     #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, row: usize, column: usize, mut value: S::f32s) -> S::f32s {
+    unsafe fn finish<S: Simd>(&self, simd: S, row: usize, column: usize, mut value: S::f32s, out: Shared) -> S::f32s {
         let n = S::F32_LANES.min(self.columns - column);
         if let Some(bias) = self.bias {
             value = simd.add_f32s(value, load(simd, &bias[column..][..n]));
@@ -62,6 +66,10 @@ impl Epilogue<'_> {
         }
         if let Some(residual) = self.residual {
             value = simd.add_f32s(value, load(simd, &residual[row * self.columns + column..][..n]));
+        }
+        if self.onto {
+            // SAFETY: by the caller's word; whoever sets this vouches that all is written.
+            value = simd.add_f32s(value, load(simd, unsafe { out.read(row * self.columns + column, n) }));
         }
         match self.activation {
             None => value,

@@ -6,6 +6,7 @@ use std::{
     alloc::{Layout, alloc_zeroed},
     cell::RefCell,
     mem::MaybeUninit,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
@@ -18,7 +19,7 @@ struct OutOfMemory {
 }
 
 /// Does `work`. That there is no memory for its results is an error, where `Vec` would end the process.
-pub(super) fn fallible<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(in crate::ops) fn fallible<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // What was being written is dropped on the way, so nobody sees it half done.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|thrown| match thrown.downcast::<OutOfMemory>() {
         Ok(missing) => Err(missing.error()),
@@ -100,6 +101,37 @@ unsafe impl Send for Shared {}
 impl Shared {
     pub(super) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
         Self(values.as_mut_ptr().cast(), values.len())
+    }
+
+    /// Of numbers that are there already.
+    pub(super) fn of(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr(), values.len())
+    }
+
+    /// Numbers that are only read.
+    pub(super) fn to_read(values: &[f32]) -> Self {
+        Self(values.as_ptr().cast_mut(), values.len())
+    }
+
+    /// Of a part of it.
+    pub(super) fn part(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.1);
+        Self(self.0.wrapping_add(range.start), range.len())
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.1
+    }
+
+    /// Lends a part of what is there.
+    ///
+    /// # Safety
+    /// It is written, and no task writes there while it is lent.
+    #[inline(always)]
+    pub(super) unsafe fn read<'a>(&self, start: usize, len: usize) -> &'a [f32] {
+        assert!(start + len <= self.1);
+        // SAFETY: in bounds; apart from writers by the caller's word.
+        unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
     }
 
     /// Writes a part of the result.

@@ -1,6 +1,8 @@
 //! Between candle's tensors and slices.
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use super::memory::{check_room, fallible};
 
@@ -31,6 +33,36 @@ impl Rows {
         let start = layout.start_offset();
         fallible(|| f(&values[start..start + layout.shape().elem_count()]))
     }
+
+    /// The numbers themselves. What shares the tensor's memory is left with nothing.
+    fn into_vec(self) -> Result<Vec<f32>> {
+        let whole = {
+            let (storage, layout) = self.tensor.storage_and_layout();
+            matches!(&*storage, Storage::Cpu(CpuStorage::F32(values)) if values.len() == layout.shape().elem_count())
+        };
+        if !whole {
+            return self.with(|values| Ok(values.to_vec()));
+        }
+        let take = Take(Cell::default());
+        self.tensor.inplace_op1(&take)?;
+        Ok(take.0.into_inner())
+    }
+}
+
+/// Takes the numbers out of a storage.
+struct Take(Cell<Vec<f32>>);
+
+impl InplaceOp1 for Take {
+    fn name(&self) -> &'static str {
+        "take"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+        if let CpuStorage::F32(values) = storage {
+            self.0.set(std::mem::take(values));
+        }
+        Ok(())
+    }
 }
 
 /// An image `(batch, channels, height, width)` with its channels last in memory.
@@ -57,6 +89,11 @@ impl Image {
     /// Lends the numbers, pixel by pixel.
     pub(in crate::ops) fn with<T>(&self, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
         self.rows.with(f)
+    }
+
+    /// The numbers themselves. What shares the tensor's memory is left with nothing.
+    pub(in crate::ops) fn into_pixels(self) -> Result<Vec<f32>> {
+        self.rows.into_vec()
     }
 
     /// A tensor of pixels `(batch, height, width, channels)`, seen as `(batch, channels, height, width)`.

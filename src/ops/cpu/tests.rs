@@ -11,6 +11,7 @@ use super::{
     linear::PackedLinear,
     math,
     norm::{GroupNormConfig, Normalization, group_norm, group_norm_with, layer_norm_with},
+    padded::Kernel,
 };
 use crate::ops::{Activation, Conv2dConfig, Storage};
 
@@ -45,10 +46,13 @@ fn limit(machine: Machine, of_vectors: f64) -> f64 {
     if machine.amx.is_some() { of_vectors.max(6e-5) } else { of_vectors }
 }
 
-/// How convolutions may be worked out there, and the largest error of each.
-fn algorithms(machine: Machine) -> Vec<(Algorithm, f64)> {
-    let winograd = machine.amx.is_none().then_some((Algorithm::Winograd, 6e-5));
-    [(Algorithm::Direct, limit(machine, 1e-5))].into_iter().chain(winograd).collect()
+/// How a convolution may be worked out there, and the largest error of each way.
+fn algorithms(machine: Machine, config: Conv2dConfig, channels: usize, shape: Shape) -> Vec<(Algorithm, f64)> {
+    let same = config == Conv2dConfig::SAME_3X3;
+    let winograd = (same && machine.amx.is_none()).then_some((Algorithm::Winograd, 6e-5));
+    let plain = same && shape.seen == (shape.height, shape.width) && Kernel::Same.takes(channels, 1);
+    let padded = (plain && machine.amx.is_some()).then_some((Algorithm::Padded, limit(machine, 1e-5)));
+    [(Algorithm::Direct, limit(machine, 1e-5))].into_iter().chain(winograd).chain(padded).collect()
 }
 
 /// Numbers in [-1, 1) that differ from place to place and from seed to seed.
@@ -198,7 +202,7 @@ proptest! {
     #[test]
     fn convolutions_agree_with_f64(
         (batch, height, width) in (1usize..4, up_to(14, 6), up_to(14, 6)),
-        (channels, outputs) in (up_to(40, 4), up_to(40, 4)),
+        (channels, outputs) in (prop_oneof![up_to(40, 4), (1usize..3).prop_map(|blocks| 32 * blocks)], up_to(40, 4)),
         (kernel, stride, padding) in prop::sample::select(&[(3usize, 1usize, 1usize), (1, 1, 0), (3, 2, 1), (3, 2, 0), (5, 1, 2)][..]),
         enlarged in any::<bool>(),
         storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16][..]),
@@ -215,13 +219,37 @@ proptest! {
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, config);
         for machine in machines() {
             let packed = PackedConv::on(machine, storage, &weight, channels, bias.clone(), config);
-            for (algorithm, limit) in algorithms(machine) {
-                if algorithm == Algorithm::Winograd && config != Conv2dConfig::SAME_3X3 {
-                    continue;
-                }
+            for (algorithm, limit) in algorithms(machine, config, channels, shape) {
                 let ours = packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default());
                 prop_assert!(error(&ours, &right) < limit, "{machine:?}, {algorithm:?}: {}", error(&ours, &right));
             }
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too much for an interpreter")]
+    fn doubling_convolutions_agree_with_f64(
+        (batch, height, width) in (1usize..4, 1usize..14, 1usize..40),
+        (channels, outputs) in prop::sample::select(&[(32usize, 32usize), (64, 32), (32, 96), (8, 32), (32, 5)][..]),
+        storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16][..]),
+        seed in any::<u64>(),
+    ) {
+        let shape = Shape { batch, height, width, seen: (2 * height, 2 * width) };
+        let pixels = numbers(batch * height * width * channels, seed);
+        let weight: Vec<f32> = stored(storage, numbers(outputs * channels * 9, seed ^ 1), channels);
+        let bias = numbers(outputs, seed ^ 2);
+        let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
+        for machine in machines() {
+            let packed = PackedConv::doubling_on(machine, storage, &weight, channels, bias.clone());
+            prop_assert_eq!(packed.is_doubling(), machine.amx.is_some() && channels % 32 == 0 && outputs % 32 == 0);
+            let ours = packed.forward(&pixels, shape, None, Epilogue::default());
+            // Sums of weights are stored as weights are.
+            let of_storage = match storage {
+                Storage::F16 if packed.is_doubling() => 2e-3,
+                Storage::Bf16 if packed.is_doubling() => 1.6e-2,
+                _ => 6e-5,
+            };
+            prop_assert!(error(&ours, &right) < of_storage, "{machine:?}, {}", error(&ours, &right));
         }
     }
 
@@ -329,13 +357,13 @@ fn gelu_is_the_exact_one() {
 fn nan_is_not_lost() {
     assert!([math::silu(f32::NAN), math::gelu(f32::NAN), math::quick_gelu(f32::NAN), math::exp2(f32::NAN)].iter().all(|v| v.is_nan()));
     assert!(math::silu(f32::INFINITY).is_infinite() && math::gelu(f32::INFINITY).is_infinite());
-    let channels = if cfg!(miri) { 2 } else { 16 };
+    let channels = if cfg!(miri) { 2 } else { 32 };
     let pixels = [vec![f32::NAN], numbers(16 * 16 * channels - 1, 1)].concat();
     let shape = Shape { batch: 1, height: 16, width: 16, seen: (16, 16) };
     let weight = numbers(16 * channels * 9, 2);
     for machine in machines() {
         let packed = PackedConv::on(machine, Storage::F32, &weight, channels, vec![0.0; 16], Conv2dConfig::SAME_3X3);
-        for (algorithm, _) in algorithms(machine) {
+        for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, channels, shape) {
             assert!(packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default())[0].is_nan(), "{machine:?}, {algorithm:?}");
         }
     }

@@ -5,7 +5,8 @@ use super::*;
 #[test]
 fn convolutions_of_odd_shapes() {
     let sizes: &[(usize, usize)] = if cfg!(miri) { &[(1, 1), (5, 3)] } else { &[(1, 1), (1, 9), (2, 3), (5, 3), (7, 13), (17, 16)] };
-    let channels: &[(usize, usize)] = if cfg!(miri) { &[(1, 1), (2, 5)] } else { &[(1, 1), (1, 33), (17, 1), (3, 4), (33, 31)] };
+    let channels: &[(usize, usize)] =
+        if cfg!(miri) { &[(1, 1), (2, 5)] } else { &[(1, 1), (1, 33), (17, 1), (3, 4), (33, 31), (32, 1), (64, 33)] };
     for ((height, width), (channels, outputs)) in sizes.iter().flat_map(|size| channels.iter().map(move |channels| (*size, *channels))) {
         let shape = Shape { batch: 3, height, width, seen: (height, width) };
         let (pixels, weight) = (numbers(3 * height * width * channels, 1), numbers(outputs * channels * 9, 2));
@@ -13,7 +14,7 @@ fn convolutions_of_odd_shapes() {
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
         for machine in machines() {
             let packed = PackedConv::on(machine, Storage::F32, &weight, channels, bias.clone(), Conv2dConfig::SAME_3X3);
-            for (algorithm, limit) in algorithms(machine) {
+            for (algorithm, limit) in algorithms(machine, Conv2dConfig::SAME_3X3, channels, shape) {
                 let error = error(&packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default()), &right);
                 assert!(error < limit, "{machine:?}, {algorithm:?}, {shape:?}, {channels} to {outputs}: {error}");
             }
@@ -57,16 +58,60 @@ fn a_convolution_of_many_bands() {
             let weight = numbers(outputs * channels * kernel * kernel, 4);
             let config = Conv2dConfig { kernel, stride, padding };
             let packed = PackedConv::on(machine, Storage::F32, &weight, channels, numbers(outputs, 5), config);
-            for (algorithm, _) in algorithms(machine) {
-                if algorithm == Algorithm::Winograd && config != Conv2dConfig::SAME_3X3 {
-                    continue;
-                }
-                let run = |pixels: &[f32], shape, norm| packed.forward_by(algorithm, pixels, shape, norm, Epilogue::default());
-                let what = format!("{machine:?}, {algorithm:?}, {config:?}");
-                assert!(run(&pixels, shape, Some(&norm)) == run(&normed, shape, None), "{what}");
-                assert!(run(&pixels, enlarged, Some(&norm)) == run(&copied, enlarged_shape, None), "{what}, enlarged");
+            let run = |algorithm, pixels: &[f32], shape, norm| packed.forward_by(algorithm, pixels, shape, norm, Epilogue::default());
+            for (algorithm, _) in algorithms(machine, config, channels, shape) {
+                let right = run(algorithm, &normed, shape, None);
+                assert!(run(algorithm, &pixels, shape, Some(&norm)) == right, "{machine:?}, {algorithm:?}, {config:?}");
+            }
+            for (algorithm, _) in algorithms(machine, config, channels, enlarged) {
+                let right = run(algorithm, &copied, enlarged_shape, None);
+                assert!(run(algorithm, &pixels, enlarged, Some(&norm)) == right, "{machine:?}, {algorithm:?}, {config:?}, enlarged");
             }
         }
+    }
+}
+
+/// Of several bands, whose last rows the next band still needs.
+#[test]
+#[cfg_attr(miri, ignore = "too much for an interpreter")]
+fn a_convolution_may_take_the_memory_of_its_image() {
+    let (batch, height, width, channels) = (2, 210, 151, 64);
+    let pixels = numbers(batch * height * width * channels, 1);
+    let (scale, shift) = (numbers(channels, 2), numbers(channels, 3));
+    let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true };
+    let norm = Normalization::new(&pixels, batch, config);
+    let shape = Shape { batch, height, width, seen: (height, width) };
+    let residual = numbers(pixels.len(), 4);
+    let epilogue = || Epilogue { residual: Some(&residual), ..Epilogue::default() };
+    for machine in machines().into_iter().skip(1) {
+        let packed = PackedConv::on(
+            machine,
+            Storage::F32,
+            &numbers(channels * channels * 9, 5),
+            channels,
+            residual[..channels].to_vec(),
+            Conv2dConfig::SAME_3X3,
+        );
+        let image = pixels.clone();
+        let (right, memory) = (packed.forward(&pixels, shape, Some(&norm), epilogue()), image.as_ptr());
+        let ours = packed.forward_in_place(image, shape, Some(&norm), epilogue());
+        assert!(ours == right, "{machine:?}");
+        assert_eq!(ours.as_ptr() == memory, machine.amx.is_some(), "{machine:?}");
+    }
+}
+
+#[test]
+fn a_convolution_is_added_to_what_there_is() {
+    let shape = Shape { batch: 2, height: 5, width: 17, seen: (5, 17) };
+    let (channels, outputs) = if cfg!(miri) { (2, 3) } else { (32, 33) };
+    let pixels = numbers(2 * 5 * 17 * channels, 1);
+    let onto = numbers(2 * 5 * 17 * outputs, 2);
+    for (machine, kernel) in machines().into_iter().flat_map(|machine| [(machine, 1), (machine, 3)]) {
+        let config = Conv2dConfig { kernel, stride: 1, padding: kernel / 2 };
+        let packed =
+            PackedConv::on(machine, Storage::F32, &numbers(outputs * channels * kernel * kernel, 3), channels, numbers(outputs, 4), config);
+        let right = packed.forward(&pixels, shape, None, Epilogue { residual: Some(&onto), ..Epilogue::default() });
+        assert!(packed.forward_onto(&pixels, shape, onto.clone()) == right, "{machine:?}, {kernel}");
     }
 }
 

@@ -56,7 +56,7 @@ fn convolutions_keep_denormals() {
         let right = plain_conv(&pixels, &weight, &bias, CONV, CHANNELS.0, Conv2dConfig::SAME_3X3);
         for machine in vector_machines() {
             // Directly, each product is rounded once. Winograd's transforms multiply what was rounded by up to a thousand.
-            for (algorithm, _) in algorithms(machine) {
+            for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, CHANNELS.0, CONV) {
                 let ours = conv(machine, &weight, bias.clone()).forward_by(algorithm, &pixels, CONV, None, Epilogue::default());
                 let roundings = if algorithm == Algorithm::Winograd { 1e3 } else { 1.0 };
                 let limit = roundings * SMALLEST * (9 * CHANNELS.0) as f64;

@@ -22,20 +22,28 @@ fn alone_or_not(what: &str, len: usize, run: impl Fn(&[f32], usize) -> Vec<f32> 
 #[test]
 fn convolutions_are_independent() {
     // Rows that divide into no tile or task, and enough of them for several of each.
-    let (side, channels, outputs) = if cfg!(miri) { (6, 2, 3) } else { (45, 48, 40) };
-    let weight = numbers(outputs * channels * 9, 1);
-    for machine in machines() {
-        let packed = PackedConv::on(machine, Storage::F16, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
-        for (algorithm, _) in algorithms(machine) {
-            alone_or_not(&format!("{algorithm:?} on {machine:?}"), side * side * channels, |pixels, batch| {
-                let shape = Shape { batch, height: side, width: side, seen: (side, side) };
-                packed.forward_by(algorithm, pixels, shape, None, Epilogue { activation: Some(Activation::Silu), ..Epilogue::default() })
-            });
+    for (side, channels, outputs) in if cfg!(miri) { [(6, 2, 3)].to_vec() } else { [(45, 48, 40), (45, 64, 40)].to_vec() } {
+        let weight = numbers(outputs * channels * 9, 1);
+        let shape_of = |batch| Shape { batch, height: side, width: side, seen: (side, side) };
+        for machine in machines() {
+            let packed = PackedConv::on(machine, Storage::F16, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
+            for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, channels, shape_of(1)) {
+                alone_or_not(&format!("{algorithm:?} on {machine:?}"), side * side * channels, |pixels, batch| {
+                    let epilogue = Epilogue { activation: Some(Activation::Silu), ..Epilogue::default() };
+                    packed.forward_by(algorithm, pixels, shape_of(batch), None, epilogue)
+                });
+            }
         }
     }
+    let (channels, outputs) = if cfg!(miri) { (2, 3) } else { (64, 64) };
+    let weight = numbers(outputs * channels * 9, 1);
+    let doubling = PackedConv::doubling(Storage::F32, &weight, channels, numbers(outputs, 2));
+    alone_or_not("a doubling convolution", 7 * 23 * channels, |pixels, batch| {
+        doubling.forward(pixels, Shape { batch, height: 7, width: 23, seen: (14, 46) }, None, Epilogue::default())
+    });
     // The choice of the algorithm is of one picture, too.
     let packed = PackedConv::new(Storage::F32, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
-    for side in [6, 9, 12] {
+    for side in [6, 9, 12, 15, 16] {
         alone_or_not(&format!("{side} x {side}"), side * side * channels, |pixels, batch| {
             packed.forward(pixels, Shape { batch, height: side, width: side, seen: (side, side) }, None, Epilogue::default())
         });

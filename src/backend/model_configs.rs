@@ -1,0 +1,217 @@
+//! Every configuration of a model, read and checked before any of its weights.
+
+use serde::Deserialize;
+use tracing::warn;
+
+use super::{LoadError, ModelFiles, PromptTokenizer};
+use crate::{
+    common::{GuidanceScale, ImageSize, ModelDefaults, ModelFamily, ModelVariant, Sampler, Schedule, Steps},
+    models::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig},
+    ops::Activation,
+    schedulers::{PredictionType, SchedulerConfig, TimestepSpacing},
+};
+
+const INDEX: &str = "model_index.json";
+const UNET: &str = "unet/config.json";
+const VAE: &str = "vae/config.json";
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+const GENERATION: &str = "generation_config.json";
+/// How the names of diffusers' pipelines begin, and what the families are called that are not supported.
+const UNSUPPORTED: [(&str, &str); 7] = [
+    ("StableDiffusion3", "Stable Diffusion 3"),
+    ("Flux", "FLUX"),
+    ("StableCascade", "Stable Cascade"),
+    ("StableVideoDiffusion", "Stable Video Diffusion"),
+    ("PixArt", "PixArt"),
+    ("Kandinsky", "Kandinsky"),
+    ("QwenImage", "Qwen-Image"),
+];
+
+/// What the files of a model say of it.
+#[derive(Debug)]
+pub(super) struct ModelConfigs {
+    pub(super) family: ModelFamily,
+    pub(super) variant: ModelVariant,
+    pub(super) force_zeros_for_empty_prompt: bool,
+    /// One, or the two of SDXL.
+    pub(super) text: Vec<TextConfigs>,
+    pub(super) unet: UNet2DConditionConfig,
+    pub(super) vae: AutoencoderKlConfig,
+    pub(super) scheduler: SchedulerConfig,
+    pub(super) defaults: ModelDefaults,
+}
+
+/// A text encoder with its tokenizer.
+#[derive(Debug)]
+pub(super) struct TextConfigs {
+    /// The folder of its weights.
+    pub(super) folder: &'static str,
+    pub(super) config: ClipTextConfig,
+    pub(super) tokenizer: PromptTokenizer,
+}
+
+/// `model_index.json`.
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name", default)]
+    class_name: String,
+    #[serde(default)]
+    force_zeros_for_empty_prompt: bool,
+    #[serde(default)]
+    requires_aesthetics_score: bool,
+}
+
+/// `generation_config.json`, which a model may carry, named as in transformers: settings of requests that leave them out.
+#[derive(Deserialize)]
+struct GenerationConfig {
+    num_inference_steps: Option<Steps>,
+    guidance_scale: Option<GuidanceScale>,
+}
+
+impl ModelConfigs {
+    /// Reads all of them.
+    ///
+    /// # Errors
+    /// Names the file that is missing, broken, or does not fit the others, or the family that is not supported.
+    pub(super) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        let index = ModelIndex::load(files)?;
+        let unet = UNet2DConditionConfig::from_json(&files.read(UNET)?).map_err(LoadError::config(files.path(UNET)))?;
+        let vae = AutoencoderKlConfig::from_json(&files.read(VAE)?).map_err(LoadError::config(files.path(VAE)))?;
+        let mut scheduler = SchedulerConfig::from_json(&files.read(SCHEDULER)?)
+            .map_err(|reason| LoadError::BadConfig { path: files.path(SCHEDULER), reason })?;
+        let is_xl = unet.text_time().is_some();
+        scheduler.is_xl = is_xl;
+        let mut text = vec![TextConfigs::load(files, "text_encoder", "tokenizer")?];
+        if is_xl {
+            text.push(TextConfigs::load(files, "text_encoder_2", "tokenizer_2")?);
+        }
+        check_fit(files, &text, &unet, &vae)?;
+        let family = match text[0].config.hidden_act {
+            _ if is_xl => ModelFamily::Sdxl,
+            Activation::Gelu => ModelFamily::Sd2,
+            _ => ModelFamily::Sd1,
+        };
+        let variant = variant(&unet, &vae, &scheduler);
+        let defaults = defaults(files, family, variant, &unet, &vae, &scheduler)?;
+        let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
+        Ok(Self { family, variant, force_zeros_for_empty_prompt, text, unet, vae, scheduler, defaults })
+    }
+}
+
+impl ModelIndex {
+    fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        let bad = |reason: String| LoadError::BadConfig { path: files.path(INDEX), reason };
+        let index: Self = serde_json::from_slice(&files.read(INDEX)?).map_err(|error| bad(error.to_string()))?;
+        let class = &index.class_name;
+        let refiner = index.requires_aesthetics_score.then_some("SDXL refiner");
+        let other = UNSUPPORTED.iter().find(|(start, _)| class.starts_with(start)).map(|(_, family)| *family);
+        match refiner.or(other) {
+            Some(family) => Err(bad(format!("this is a model of the family {family} ({class}), which is not supported; {SUPPORTED} are"))),
+            None => Ok(index),
+        }
+    }
+}
+
+/// For messages.
+pub(super) const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL";
+
+impl TextConfigs {
+    fn load(files: &ModelFiles, folder: &'static str, tokenizer: &str) -> Result<Self, LoadError> {
+        let path = format!("{folder}/config.json");
+        let config = ClipTextConfig::from_json(&files.read(&path)?).map_err(LoadError::config(files.path(&path)))?;
+        let tokenizer_path = files.path(tokenizer);
+        let tokenizer = PromptTokenizer::load(files, tokenizer, config.max_position_embeddings)?;
+        let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size);
+        if tokens > vocab {
+            let reason = format!("it has {tokens} tokens, but the text encoder knows {vocab}");
+            return Err(LoadError::BadConfig { path: tokenizer_path, reason });
+        }
+        Ok(Self { folder, config, tokenizer })
+    }
+}
+
+/// Whether the network takes a mask and a masked picture as well.
+fn is_inpainting(unet: &UNet2DConditionConfig, vae: &AutoencoderKlConfig) -> bool {
+    unet.in_channels == 2 * vae.latent_channels + 1
+}
+
+/// The parts of a model must speak of the same latents and the same text.
+fn check_fit(files: &ModelFiles, text: &[TextConfigs], unet: &UNet2DConditionConfig, vae: &AutoencoderKlConfig) -> Result<(), LoadError> {
+    let unfit = |reason: String| Err(LoadError::BadConfig { path: files.path(UNET), reason });
+    let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
+    if (from != latent && !is_inpainting(unet, vae)) || to != latent {
+        return unfit(format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));
+    }
+    let (cross, hidden) = (unet.cross_attention_dim, text.iter().map(|text| text.config.hidden_size).sum::<usize>());
+    if cross != hidden {
+        let encoders = if text.len() == 1 { "the text encoder's hidden_size is" } else { "the text encoders' hidden_size together is" };
+        return unfit(format!("cross_attention_dim is {cross}, but {encoders} {hidden}"));
+    }
+    if let (Some(text_time), Some(last)) = (unet.text_time(), text.last()) {
+        let (looked_at, given) = (text_time.pooled_dim, last.config.projection_dim);
+        if looked_at != given {
+            return unfit(format!("it looks at pooled text of width {looked_at}, but {}'s projection_dim is {given}", last.folder));
+        }
+    }
+    Ok(())
+}
+
+/// What a model was trained further for shows in its network, or in how it is to be sampled.
+fn variant(unet: &UNet2DConditionConfig, vae: &AutoencoderKlConfig, scheduler: &SchedulerConfig) -> ModelVariant {
+    if is_inpainting(unet, vae) {
+        ModelVariant::Inpainting
+    } else if unet.time_cond_proj_dim.is_some() || scheduler.own_sampler() == Some(Sampler::Lcm) {
+        ModelVariant::Lcm
+    } else if scheduler.timestep_spacing == Some(TimestepSpacing::Trailing)
+        && scheduler.prediction_type == PredictionType::Epsilon
+        && !scheduler.rescale_betas_zero_snr
+    {
+        // One step from the last timestep. Others that begin there learned to predict something else than noise, of which there
+        // is nothing else.
+        ModelVariant::Turbo
+    } else {
+        ModelVariant::Base
+    }
+}
+
+/// Steps and guidance scale, as diffusers' pipelines and the models' cards have them.
+fn usual(family: ModelFamily, variant: ModelVariant, embeds_guidance: bool) -> (i64, f64) {
+    match (variant, family) {
+        (ModelVariant::Turbo, _) => (1, 0.0),
+        (ModelVariant::Lcm, _) => (4, if embeds_guidance { 8.5 } else { 1.0 }),
+        (_, ModelFamily::Sdxl) => (20, 5.0),
+        _ => (20, 7.5),
+    }
+}
+
+fn defaults(
+    files: &ModelFiles,
+    family: ModelFamily,
+    variant: ModelVariant,
+    unet: &UNet2DConditionConfig,
+    vae: &AutoencoderKlConfig,
+    scheduler: &SchedulerConfig,
+) -> Result<ModelDefaults, LoadError> {
+    let bad = |name: &str, reason: String| LoadError::BadConfig { path: files.path(name), reason };
+    let side = (unet.sample_size * vae.scale_factor()) as u32;
+    let size = ImageSize::new(side, side).map_err(|e| bad(UNET, format!("sample_size: {e}")))?;
+    let config = if files.exists(GENERATION) {
+        serde_json::from_slice(&files.read(GENERATION)?).map_err(|e| bad(GENERATION, e.to_string()))?
+    } else {
+        GenerationConfig { num_inference_steps: None, guidance_scale: None }
+    };
+    let (steps, guidance_scale) = usual(family, variant, unet.time_cond_proj_dim.is_some());
+    let in_range = |e: crate::common::InvalidValue| bad(GENERATION, e.to_string());
+    let sampler = scheduler.own_sampler().unwrap_or_else(|| {
+        warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
+        Sampler::Euler
+    });
+    let own = scheduler.own_schedule();
+    Ok(ModelDefaults {
+        size,
+        steps: config.num_inference_steps.map_or_else(|| Steps::try_from(steps), Ok).map_err(in_range)?,
+        guidance_scale: config.guidance_scale.map_or_else(|| GuidanceScale::try_from(guidance_scale), Ok).map_err(in_range)?,
+        sampler,
+        schedule: if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default },
+    })
+}

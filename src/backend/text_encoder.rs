@@ -1,0 +1,108 @@
+//! A tokenizer with the network that reads its tokens.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{GenerationError, PromptTokenizer, prompt_syntax::PromptPart, prompt_tokenizer::Chunk};
+use crate::models::ClipTextModel;
+
+/// The smallest mean of embeddings, next to that of their absolute values, which is told from rounding errors.
+const MIN_MEAN: f32 = 1e-4;
+
+/// What a family of models looks at of a text encoder's states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HiddenState {
+    /// The last one, after the final norm.
+    Last,
+    /// What goes into the last layer: SDXL.
+    Penultimate,
+}
+
+/// A tokenizer with the network that reads its tokens.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: PromptTokenizer,
+    model: ClipTextModel,
+    state: HiddenState,
+}
+
+/// What a part of a prompt became.
+#[derive(Debug)]
+pub(super) struct ReadPart {
+    /// `(chunks, tokens, hidden)`. They do not depend on what else was in the batch.
+    pub(super) chunks: Tensor,
+    /// The pooled text of the first chunk, `(1, pooled_dim)`, if the network has a projection to it.
+    pub(super) pooled: Option<Tensor>,
+    /// The end of it that did not fit.
+    pub(super) cut: Option<String>,
+}
+
+impl TextEncoder {
+    /// Puts the two together.
+    #[must_use]
+    pub fn new(tokenizer: PromptTokenizer, model: ClipTextModel, state: HiddenState) -> Self {
+        Self { tokenizer, model, state }
+    }
+
+    /// The network.
+    #[must_use]
+    pub fn model(&self) -> &ClipTextModel {
+        &self.model
+    }
+
+    /// How many layers a text goes through if none is skipped.
+    pub(super) fn depth(&self) -> usize {
+        match self.state {
+            HiddenState::Last => self.model.depth(),
+            HiddenState::Penultimate => self.model.depth().saturating_sub(1),
+        }
+    }
+
+    /// Reads parts of prompts in one batch.
+    ///
+    /// # Errors
+    /// When the tokenizer or the device fails.
+    pub(super) fn read(&self, parts: &[PromptPart], skipped_layers: usize, device: &Device) -> Result<Vec<ReadPart>, GenerationError> {
+        let mut all: Vec<Chunk> = Vec::new();
+        let mut found: Vec<(Range<usize>, Option<String>)> = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (chunks, cut) = self.tokenizer.chunks(&part.sections)?;
+            found.push((all.len()..all.len() + chunks.len(), cut));
+            all.extend(chunks);
+        }
+        let ids = all.iter().map(|chunk| Tensor::new(chunk.ids.as_slice(), device)).collect::<Result<Vec<_>, _>>()?;
+        let ids = Tensor::stack(&ids, 0)?;
+        let (embeddings, pooled) = match self.state {
+            HiddenState::Last => (self.model.forward(&ids, skipped_layers)?, None),
+            HiddenState::Penultimate => {
+                let ends: Vec<usize> = all.iter().map(|chunk| self.tokenizer.end_of(chunk)).collect();
+                self.model.forward_penultimate(&ids, &ends, skipped_layers)?
+            }
+        };
+        let stressed: Vec<Tensor> =
+            all.iter().enumerate().map(|(i, chunk)| stress(&embeddings.narrow(0, i, 1)?, chunk)).collect::<Result<_, _>>()?;
+        let read = found.into_iter().map(|(range, cut)| {
+            let pooled = pooled.as_ref().map(|pooled| pooled.narrow(0, range.start, 1)?.force_contiguous()).transpose()?;
+            Ok(ReadPart { chunks: Tensor::cat(&stressed[range], 0)?, pooled, cut })
+        });
+        read.collect()
+    }
+}
+
+/// Multiplies the embeddings `(1, tokens, hidden)` of a chunk with the stress of its tokens and gives them back the mean that they had,
+/// as A1111 does.
+fn stress(embeddings: &Tensor, chunk: &Chunk) -> candle_core::Result<Tensor> {
+    if chunk.weights.iter().all(|weight| weight.to_bits() == 1f32.to_bits()) {
+        // A copy: a part of the batch would keep all of it.
+        return embeddings.force_contiguous();
+    }
+    let weights = Tensor::new(chunk.weights.as_slice(), embeddings.device())?.reshape((1, (), 1))?;
+    let before = embeddings.to_dtype(DType::F32)?;
+    let after = before.broadcast_mul(&weights)?;
+    let mean = |x: &Tensor| x.mean_all()?.to_scalar::<f32>();
+    let (had, has) = (mean(&before)?, mean(&after)?);
+    // Where there is next to no mean, there is nothing to give back.
+    let factor = if has.abs() > MIN_MEAN * mean(&after.abs()?)? { had / has } else { 1.0 };
+    (after * f64::from(factor))?.to_dtype(embeddings.dtype())
+}

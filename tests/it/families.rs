@@ -1,0 +1,181 @@
+//! The same numbers as diffusers in every family: each network by itself, and whole pictures. `tests/parity/make_family_goldens.py` makes
+//! the goldens.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+    sync::Arc,
+};
+
+use candle_core::{Device, Tensor};
+use sd_worker::{
+    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
+    common::{ModelFamily, ModelVariant, Sampler},
+    models::Conditions,
+    ops::Storage,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    made_up,
+    parity::{Request, largest_pixel_error, relative_error},
+};
+
+const NETWORK_LIMIT: f32 = 1e-4;
+const LATENTS_LIMIT: f32 = 1e-3;
+/// Of 255.
+const PIXEL_LIMIT: i32 = 2;
+
+/// The largest errors of a family, by stage.
+type Errors = BTreeMap<&'static str, f32>;
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    model: String,
+    /// The checkpoint's `scheduler_config.json`.
+    scheduler: Value,
+    #[serde(flatten)]
+    request: Request,
+}
+
+fn load(model: &Path) -> Arc<InferencePipeline> {
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
+}
+
+fn check(errors: &mut Errors, stage: &'static str, limit: f32, ours: &Tensor, theirs: &Tensor, what: &str) {
+    let error = relative_error(ours, theirs);
+    assert!(error < limit, "{what}: {stage} is off by {error}");
+    let worst = errors.entry(stage).or_default();
+    *worst = worst.max(error);
+}
+
+#[test]
+fn every_family_agrees_with_diffusers() {
+    let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
+    let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/families.json").unwrap()).unwrap();
+    let mut seen = 0;
+    for model in ["sd1", "sd1-inpainting", "sd2", "sdxl", "lcm"] {
+        let mut errors = Errors::new();
+        let folder = made_up::model(model);
+        networks(model, &load(folder.path()), &goldens, &mut errors);
+        for case in cases.iter().filter(|case| case.model == model) {
+            fs::write(folder.path().join("scheduler/scheduler_config.json"), case.scheduler.to_string()).unwrap();
+            picture(case, &load(folder.path()), &goldens, &mut errors);
+            seen += 1;
+        }
+        println!("{model}: {errors:?}");
+    }
+    assert_eq!((seen, cases.len()), (24, 24));
+}
+
+/// Each network by itself.
+fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String, Tensor>, errors: &mut Errors) {
+    // Those that have the UNet alone of their own are kept once.
+    let owner = |part: &str| if part != "unet" && ["sd1-inpainting", "lcm"].contains(&model) { "sd1" } else { model };
+    let golden = |part: &str| &goldens[&format!("{}.{part}", owner(part))];
+    let mut check = |stage, ours: &Tensor| check(errors, stage, NETWORK_LIMIT, ours, golden(stage), model);
+    let prompts = [PromptText::Negative("red, blurry"), PromptText::Positive("An owl's PIZZA, ünder 3 🍓 skies!")];
+    let encoded = pipeline.prompt_encoder().encode(&prompts, None).unwrap();
+    check("text_embeddings", &encoded.embeddings);
+
+    let networks = pipeline.networks();
+    let unet = &networks.unet;
+    let pooled = encoded.pooled.as_ref();
+    let context = unet.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5 }).unwrap();
+    assert_eq!(pooled.is_some(), model == "sdxl");
+    assert_eq!(context.added().is_some(), model == "sdxl");
+    if let (Some(pooled), Some(added)) = (pooled, context.added()) {
+        let skip_one = Some(2.try_into().unwrap());
+        check("skipped", &pipeline.prompt_encoder().encode(&prompts[1..], skip_one).unwrap().embeddings);
+        check("pooled", pooled);
+        check("added", added);
+    }
+    let latents = (made_up::made_up("latents", &[1, unet.config().in_channels, 8, 9]) * 2.0).unwrap();
+    check("unet", &unet.forward(&latents, 801.0, &context).unwrap());
+    check("encoded", &networks.vae.encode_mode(&made_up::made_up("picture", &[1, 3, 64, 72])).unwrap());
+    check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9])).unwrap());
+}
+
+/// A whole run.
+fn picture(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<String, Tensor>, errors: &mut Errors) {
+    let golden = |part: &str| &goldens[&format!("{}.{part}", case.name)];
+    let sampler = pipeline.info().defaults.sampler;
+    let what = format!("{} {} {sampler} {}", case.model, case.scheduler["prediction_type"], case.request.steps);
+    let mut generation = pipeline.begin(&case.request.with(sampler, pipeline.info().defaults.schedule)).unwrap();
+    let latents = golden("latents");
+    assert_eq!(generation.total_steps() + 1, latents.dim(0).unwrap(), "{what}");
+    for step in 0..=generation.total_steps() {
+        if step > 0 {
+            generation.step().unwrap();
+        }
+        check(
+            errors,
+            "latents",
+            LATENTS_LIMIT,
+            generation.latents(),
+            &latents.narrow(0, step, 1).unwrap(),
+            &format!("{what}, step {step}"),
+        );
+    }
+    let pixels = largest_pixel_error(&generation.finish().unwrap(), golden("image"));
+    assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
+    let worst = errors.entry("pixels").or_default();
+    *worst = worst.max(pixels as f32);
+}
+
+/// As in A1111 and `ComfyUI`: what looks at the pooled text looks at that of the first 75 tokens.
+#[test]
+fn the_pooled_text_is_that_of_the_first_chunk() {
+    let pipeline = load(made_up::model("sdxl").path());
+    let encode = |prompts: &[PromptText]| pipeline.prompt_encoder().encode(prompts, None).unwrap();
+    let (long, short) = (PromptText::Positive("a fox BREAK an owl"), PromptText::Positive("a fox"));
+    let (both, one) = (encode(&[PromptText::Negative(""), long]), encode(&[short]));
+    assert_eq!(both.embeddings.dims(), [2, 154, 192]);
+    let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(numbers(&both.pooled.as_ref().unwrap().get(1).unwrap()), numbers(one.pooled.as_ref().unwrap()));
+    assert_eq!(numbers(&both.embeddings.narrow(0, 1, 1).unwrap().narrow(1, 0, 77).unwrap()), numbers(&one.embeddings));
+    // An empty negative prompt is nothing but zeros, however long it is made.
+    let zeros = [numbers(&both.embeddings.get(0).unwrap()), numbers(&both.pooled.unwrap().get(0).unwrap())];
+    assert!(zeros.concat().iter().all(|number| *number == 0.0));
+    let empty_words = encode(&[PromptText::Positive(" "), PromptText::Negative("a")]);
+    assert!(numbers(&empty_words.embeddings).iter().any(|number| *number != 0.0));
+}
+
+type Change<'a> = &'a dyn Fn(&mut Value);
+
+#[test]
+fn a_model_says_what_it_is() {
+    use ModelFamily::{Sd1, Sd2, Sdxl};
+    use ModelVariant::{Base, Inpainting, Lcm, Turbo};
+    let trailing = |config: &mut Value| config["timestep_spacing"] = "trailing".into();
+    let zero_snr = |config: &mut Value| {
+        trailing(config);
+        config["prediction_type"] = "v_prediction".into();
+    };
+    let consistent = |config: &mut Value| config["_class_name"] = "LCMScheduler".into();
+    let same = |_: &mut Value| {};
+    let cases: [(_, Change, _, _, _, _, _); 9] = [
+        ("sd1", &same, Sd1, Base, 20, 7.5, Sampler::Pndm),
+        ("sd1", &consistent, Sd1, Lcm, 4, 1.0, Sampler::Lcm),
+        ("sd1-inpainting", &same, Sd1, Inpainting, 20, 7.5, Sampler::Pndm),
+        ("sd2", &same, Sd2, Base, 20, 7.5, Sampler::Ddim),
+        ("sd2", &zero_snr, Sd2, Base, 20, 7.5, Sampler::Ddim),
+        ("sd2", &trailing, Sd2, Turbo, 1, 0.0, Sampler::Ddim),
+        ("sdxl", &same, Sdxl, Base, 20, 5.0, Sampler::Euler),
+        ("sdxl", &trailing, Sdxl, Turbo, 1, 0.0, Sampler::Euler),
+        ("lcm", &same, Sd1, Lcm, 4, 8.5, Sampler::Lcm),
+    ];
+    for (model, change, family, variant, steps, guidance_scale, sampler) in cases {
+        let folder = made_up::model(model);
+        crate::support::edit(&folder.path().join("scheduler/scheduler_config.json"), change);
+        let pipeline = load(folder.path());
+        let info = pipeline.info();
+        assert_eq!((info.family, info.variant, info.embeds_guidance), (family, variant, model == "lcm"), "{model}");
+        let defaults = info.defaults;
+        assert_eq!((defaults.steps.get(), defaults.guidance_scale.get(), defaults.sampler), (steps, guidance_scale, sampler), "{model}");
+    }
+}

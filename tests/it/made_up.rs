@@ -1,0 +1,90 @@
+//! Models of every family whose weights follow from their tensors' names. `tests/parity/make_family_goldens.py` makes the same in
+//! Python, and keeps in `tests/parity/families` what they are beside that.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::Read,
+    path::Path,
+    sync::OnceLock,
+};
+
+use candle_core::{Device, Tensor};
+use serde_json::json;
+
+use crate::support::copy_folder;
+
+/// Names and shapes of the tensors of each part.
+pub(crate) type Shapes = BTreeMap<String, BTreeMap<String, Vec<usize>>>;
+
+/// A model in the layout of diffusers, in a folder of its own.
+pub(crate) fn model(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&Path::new("tests/parity/families").join(name), folder.path());
+    fs::remove_file(folder.path().join("tensors.json")).unwrap();
+    for (part, tensors) in tensors(name) {
+        let file = if part.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
+        candle_core::safetensors::save(&tensors, folder.path().join(part).join(file).with_extension("safetensors")).unwrap();
+    }
+    for tokenizer in ["tokenizer", "tokenizer_2"].map(|name| folder.path().join(name)).iter().filter(|path| path.exists()) {
+        let (vocab, merges) = vocabulary();
+        fs::write(tokenizer.join("vocab.json"), vocab).unwrap();
+        fs::write(tokenizer.join("merges.txt"), merges).unwrap();
+    }
+    folder
+}
+
+/// All tensors of a model, by part and name.
+pub(crate) fn tensors(name: &str) -> BTreeMap<String, HashMap<String, Tensor>> {
+    let shapes = fs::read(Path::new("tests/parity/families").join(name).join("tensors.json")).unwrap();
+    let shapes: Shapes = serde_json::from_slice(&shapes).unwrap();
+    let part = |(part, shapes): (String, BTreeMap<String, Vec<usize>>)| {
+        let tensors = shapes.into_iter().map(|(name, shape)| {
+            let tensor = made_up(&format!("{part}/{name}"), &shape);
+            (name, tensor)
+        });
+        (part.clone(), tensors.collect())
+    };
+    shapes.into_iter().map(part).collect()
+}
+
+/// Numbers that follow from a tensor's name: those of splitmix64, started from its FNV-1a hash, brought to a useful size.
+pub(crate) fn made_up(name: &str, shape: &[usize]) -> Tensor {
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let count: usize = shape.iter().product();
+    let (scale, shift) = match shape {
+        [_] => (0.1, if name.ends_with("weight") { 1.0 } else { 0.0 }),
+        _ if name.contains("embeddings") => (1.0, 0.0),
+        _ => ((3.0 / (count / shape[0]) as f64).sqrt() as f32, 0.0),
+    };
+    let number = |i: u64| {
+        let mut z = seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let share = ((z ^ (z >> 31)) >> 40) as f32 / 8_388_608.0 - 1.0;
+        share * scale + shift
+    };
+    Tensor::from_vec((1..=count as u64).map(number).collect(), shape, &Device::Cpu).unwrap()
+}
+
+/// CLIP's `vocab.json` and `merges.txt`, from its merges.
+fn vocabulary() -> &'static (String, String) {
+    static VOCABULARY: OnceLock<(String, String)> = OnceLock::new();
+    VOCABULARY.get_or_init(|| {
+        let mut merges = String::new();
+        let file = fs::File::open("src/backend/clip_vocabulary/merges.txt.gz").unwrap();
+        flate2::read::GzDecoder::new(file).read_to_string(&mut merges).unwrap();
+        // Printable bytes stand for themselves and come first; the others follow as the letters after U+00FF.
+        let is_printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let printable = (0..256).filter(is_printable);
+        let others = (0..256).filter(|byte| !is_printable(byte)).enumerate().map(|(i, _)| 256 + i as u32);
+        let letters: Vec<String> = printable.chain(others).map(|letter| char::from_u32(letter).unwrap().to_string()).collect();
+        let ends = letters.iter().map(|letter| format!("{letter}</w>"));
+        let merged = merges.lines().skip(1).map(|merge| merge.replace(' ', ""));
+        let special = ["<|startoftext|>", "<|endoftext|>"].map(str::to_owned);
+        let tokens: Vec<String> = letters.iter().cloned().chain(ends).chain(merged).chain(special).collect();
+        assert_eq!(tokens.len(), 49_408);
+        let vocab: BTreeMap<&String, usize> = tokens.iter().zip(0..).collect();
+        (json!(vocab).to_string(), merges)
+    })
+}
