@@ -29,8 +29,10 @@ pub fn init_logs(args: &LogArgs) -> Result<Logs, Failure> {
         LogFormat::Text => layer.with_ansi(stderr().is_terminal()).boxed(),
         LogFormat::Json => layer.json().boxed(),
     };
+    // What the HTTP client says of its requests has their URLs, which may let somebody in.
+    let filter = EnvFilter::new(format!("{},ureq=info,hf_hub=info", args.log_level));
     let (spans, export) = args.otlp_endpoint.as_deref().map(otlp::layer).transpose()?.unzip();
-    tracing_subscriber::registry().with(layer.with_filter(EnvFilter::new(&args.log_level))).with(spans).init();
+    tracing_subscriber::registry().with(layer.with_filter(filter)).with(spans).init();
     if args.otlp_endpoint.is_some() && !otlp::IS_BUILT_IN {
         warn!("spans are not sent anywhere: this binary is built without that; build with --features otlp");
     }

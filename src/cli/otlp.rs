@@ -42,15 +42,18 @@ pub(super) fn layer<S>(endpoint: &str) -> Result<(Box<dyn Layer<S> + Send + Sync
 where
     S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
 {
-    let refused = |error: &dyn std::error::Error| Failure::Configuration(format!("spans cannot be sent to {endpoint}: {}", error_chain(error)));
+    let refused =
+        |error: &dyn std::error::Error| Failure::Configuration(format!("spans cannot be sent to {endpoint}: {}", error_chain(error)));
     let exporter = SpanExporter::builder().with_http().with_http_client(Collector::default());
-    let exporter = exporter.with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/'))).build().map_err(|error| refused(&error))?;
+    let exporter =
+        exporter.with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/'))).build().map_err(|error| refused(&error))?;
     let mut resource = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
     if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
         resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
     }
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME"))).with_location(false).with_threads(false);
+    let layer =
+        tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME"))).with_location(false).with_threads(false);
     let ours = filter_fn(|item| item.target().starts_with("sd_worker") && (item.is_span() || *item.level() <= Level::WARN));
     Ok((layer.with_filter(ours.with_max_level_hint(LevelFilter::DEBUG)).boxed(), Export(provider)))
 }
@@ -82,7 +85,10 @@ impl Collector {
 
 impl HttpClient for Collector {
     // Only the exporter's own thread waits for it.
-    fn send_bytes<'a, 'b>(&'a self, request: Request<Bytes>) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
+    fn send_bytes<'a, 'b>(
+        &'a self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
     where
         'a: 'b,
         Self: 'b,

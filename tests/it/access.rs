@@ -97,8 +97,10 @@ async fn nothing_that_a_request_names_is_fetched() {
     let worker = Worker::ready(&[]);
     let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/picture.png", elsewhere.local_addr().unwrap());
-    let named = |fields: &[&str]| fields.iter().map(|field| ((*field).to_owned(), Value::from(url.clone()))).collect::<serde_json::Map<_, _>>();
-    let extra = named(&["model", "user", "image", "mask", "input_image", "init_image", "mask_image", "response_url", "callback_url", "webhook"]);
+    let named =
+        |fields: &[&str]| fields.iter().map(|field| ((*field).to_owned(), Value::from(url.clone()))).collect::<serde_json::Map<_, _>>();
+    let extra =
+        named(&["model", "user", "image", "mask", "input_image", "init_image", "mask_image", "response_url", "callback_url", "webhook"]);
     for (path, mut body) in [
         ("/v1/images/generations", small("a fox")),
         ("/v1/images/edits", small("a fox")),

@@ -65,7 +65,9 @@ async fn who_does_not_read_is_disconnected() {
     socket.connect(&address.into()).unwrap();
     let mut socket = TcpStream::from(socket);
     let mut request = small("a fox");
-    for (name, value) in [("n", json!(10)), ("stream", json!(true)), ("partial_images", json!(3)), ("steps", json!(4)), ("size", json!("512x512"))] {
+    for (name, value) in
+        [("n", json!(10)), ("stream", json!(true)), ("partial_images", json!(3)), ("steps", json!(4)), ("size", json!("512x512"))]
+    {
         request[name] = value;
     }
     let body = request.to_string();

@@ -172,8 +172,7 @@ async fn a_hive_may_close_all_streams() {
     let callback = format!("{url}/ready");
     let args = ["--worker-id", "worker-cpu-8080", "--model", "builtin", "--device", "0", "--port", "0", "--queen-url", &url];
     let program = format!("exec {} \"$@\" <&- >&- 2>&-", env!("CARGO_BIN_EXE_sd-worker"));
-    let mut worker =
-        Command::new("sh").args(["-c", &program, "sh"]).args(args).args(["--callback-url", &callback]).spawn().unwrap();
+    let mut worker = Command::new("sh").args(["-c", &program, "sh"]).args(args).args(["--callback-url", &callback]).spawn().unwrap();
     let ready = loop {
         let (kind, report) = reports.recv().await.unwrap();
         if kind == "callback" {

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::fake::FakeWorker;
 #[cfg(target_os = "linux")]
 use crate::support::{Worker, binary, long, small};
-use crate::fake::FakeWorker;
 
 #[tokio::test]
 async fn every_fault_is_a_typed_error_and_the_next_request_is_served() {
@@ -94,5 +94,8 @@ fn memory_that_is_not_there_is_code_75() {
     let output = limited.arg("-o").arg(folder.path().join("x.png")).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(75), "{stderr}");
-    assert!(stderr.trim_end().lines().last().unwrap().starts_with("error: the device ran out of memory; ask for a smaller picture"), "{stderr}");
+    assert!(
+        stderr.trim_end().lines().last().unwrap().starts_with("error: the device ran out of memory; ask for a smaller picture"),
+        "{stderr}"
+    );
 }

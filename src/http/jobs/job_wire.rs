@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 use crate::{
     backend::Complete,
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed,
+        Steps,
     },
     http::{
         ApiError,

@@ -11,8 +11,8 @@ use axum::{
     http::HeaderMap,
     response::Response,
 };
-use job_wire::{Cancelled, JobRequest, JobState, Submitted};
 pub(super) use job_wire::JobEvent;
+use job_wire::{Cancelled, JobRequest, JobState, Submitted};
 use tracing::info;
 use uuid::Uuid;
 
