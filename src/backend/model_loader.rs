@@ -34,6 +34,8 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
     let configs = ModelConfigs::load(files)?;
+    let state = if configs.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
+    let depths = configs.text.iter().map(|text| state.depth(text.config.num_hidden_layers));
     let info = ModelInfo {
         id: files.id().to_owned(),
         family: configs.family,
@@ -44,6 +46,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
+        max_clip_skip: depths.min().unwrap_or_default(),
         defaults: configs.defaults,
     };
     if info.defaults.size.pixels() > info.max_pixels {
@@ -51,7 +54,6 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     }
     let build_on = BuildOptions { dtype, device, storage };
     let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
-    let state = if info.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
     let text_encoder = |TextConfigs { folder, config, tokenizer }| {
         Ok(TextEncoder::new(tokenizer, build(files, folder, &build_on, |vb| ClipTextModel::new(&config, vb))?, state))
     };

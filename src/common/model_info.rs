@@ -28,6 +28,8 @@ pub struct ModelInfo {
     pub size_multiple: u32,
     /// The most steps: as many as there were timesteps in training.
     pub max_steps: usize,
+    /// The largest `clip_skip`: as many as the text encoder has layers.
+    pub max_clip_skip: usize,
     /// Settings of a request that leaves them out.
     #[serde(skip)]
     pub defaults: ModelDefaults,
@@ -54,6 +56,9 @@ impl ModelInfo {
         }
         if steps.get() > self.max_steps {
             return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {} for this model", self.max_steps)));
+        }
+        if let Some(skip) = config.options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
+            return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {} for this model", self.max_clip_skip)));
         }
         config.sampler.check_schedule(config.schedule)
     }
