@@ -48,6 +48,7 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
         output: OutputConfig::default(),
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
+        latest_start: None,
         span: Span::none(),
         place: None,
         response_tx,

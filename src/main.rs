@@ -1,7 +1,7 @@
 //! The `sd-worker` binary: reads the arguments and, to serve, wires queue, engine and server together.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::Write,
     net::SocketAddr,
     process::ExitCode,
     sync::Arc,
@@ -15,7 +15,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
     backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, Pulse, RequestQueue},
-    cli::{self, Cli, Command, Failure, Heartbeat, LogArgs, LogFormat, ServeArgs, StopSignals},
+    cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::{Lifecycle, ModelInfo, error_chain},
     http::{self, Admission, ApiKey, AppState, RunLimits, Runs},
     ops::ReusingAllocator,
@@ -30,7 +30,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use tracing_appender::non_blocking::WorkerGuard;
 
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
@@ -55,14 +54,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let logs = init_logs(&cli.logs);
-    let outcome = match cli.command {
+    // What is still to be logged comes before the last line.
+    let outcome = cli::init_logs(&cli.logs).and_then(|_logs| match cli.command {
         Command::Serve(args) => run_server(&args, cli.logs.log_format),
         Command::Generate(args) => cli::generate(&args),
         Command::Models { command } => cli::models(&command),
-    };
-    // What is still to be written comes before the last line.
-    drop(logs);
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -84,20 +81,6 @@ fn say(text: &str) {
         let _ = said.send(());
     });
     let _ = heard.recv_timeout(READ_GRACE);
-}
-
-/// Logs go to stderr; stdout is for the lines that an orchestrator reads. A thread of their own writes them: a parent that holds
-/// stderr and does not read it would otherwise stop the engine at a line that finds no room. Such lines are lost.
-fn init_logs(args: &LogArgs) -> WorkerGuard {
-    let (stderr, guard) = tracing_appender::non_blocking(std::io::stderr());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(args.log_level.as_str()).with_writer(stderr);
-    // Otherwise a log line that cannot be written panics.
-    let subscriber = subscriber.log_internal_errors(false);
-    match args.log_format {
-        LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-    guard
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -133,7 +116,7 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
     let (lifecycle, lifecycle_rx) = watch::channel(Lifecycle::Loading);
     let (admission, pulse, stop) = (Admission::new(args.queue_capacity), Pulse::default(), CancellationToken::new());
     let watchdog = (args.watchdog > 0).then(|| Duration::from_secs(args.watchdog));
-    let (api_key, cors_origins) = access;
+    let ((api_key, cors_origins), client_timeout) = (access, Duration::from_secs(args.client_timeout));
     let state = AppState {
         queue,
         lifecycle: lifecycle_rx.clone(),
@@ -141,6 +124,7 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
         runs,
         api_key,
         cors_origins,
+        client_timeout,
         pulse: pulse.clone(),
         watchdog,
         metrics,
@@ -148,8 +132,7 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
         stop: stop.clone(),
     };
     let closed = CancellationToken::new();
-    let server = axum::serve(listener, http::router(state)).with_graceful_shutdown(closed.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let server = tokio::spawn(http::serve(listener, http::router(state), client_timeout, closed.clone()));
     tokio::spawn(cli::pet_watchdog(pulse.clone(), watchdog));
     let heartbeat = Heartbeat::start(&args.orchestrator, args.model.model.clone(), address.port(), lifecycle_rx, admission.clone());
 
@@ -174,7 +157,7 @@ struct Worker<'a> {
     stop: CancellationToken,
     /// Takes no new connection.
     closed: CancellationToken,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<()>,
 }
 
 impl Worker<'_> {

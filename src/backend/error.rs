@@ -17,6 +17,9 @@ pub enum GenerationError {
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
+    /// It waited for its turn longer than the client waits for it.
+    #[error("its turn did not come in the time that the client waits")]
+    TooLate,
     /// The picture has values that are no numbers.
     #[error("the picture came out with values that are not numbers (NaN); try fewer extremes in guidance_scale, or another sampler")]
     NotANumber,
@@ -130,6 +133,10 @@ impl From<candle_core::Error> for GenerationError {
 
 /// What drivers say has no type of its own.
 fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    // To write a backtrace out takes memory.
+    if let candle_core::Error::WithBacktrace { inner, .. } = error {
+        return is_out_of_memory(inner);
+    }
     let text = error.to_string().to_ascii_lowercase();
     text.contains("out of memory") || text.contains("out_of_memory")
 }

@@ -108,7 +108,11 @@ impl<P: Pipeline> GenerationEngine<P> {
             let outcome = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| span.in_scope(run))))
                 .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
                 // Whatever an interrupted network says: that is why it stopped.
-                .map_err(|error| if request.is_wanted() { error } else { GenerationError::Cancelled });
+                .map_err(|error| match error {
+                    GenerationError::TooLate => error,
+                    error if request.is_wanted() => error,
+                    _ => GenerationError::Cancelled,
+                });
             running.set(0);
             self.pulse.rest();
             // Not even a log that cannot be written may end the loop.
@@ -121,6 +125,9 @@ impl<P: Pipeline> GenerationEngine<P> {
 fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<Complete, GenerationError> {
     let mut timings = Timings { queue: request.accepted_at.elapsed(), ..Timings::default() };
     metrics::histogram!("sdw_queue_seconds").record(timings.queue);
+    if request.is_late() {
+        return Err(GenerationError::TooLate);
+    }
     check_wanted(request)?;
     respond(request, GenerationResponse::Started);
 
@@ -155,8 +162,12 @@ fn conclude(request: &GenerationRequest, outcome: Result<Complete, GenerationErr
             record(&complete.timings);
             ("ok", GenerationResponse::Complete(Box::new(complete)))
         }
-        Err(error @ GenerationError::Cancelled) => {
-            let reason = if request.cancellation.is_cancelled() { "cancelled" } else { "disconnect" };
+        Err(error @ (GenerationError::Cancelled | GenerationError::TooLate)) => {
+            let reason = match error {
+                GenerationError::TooLate => "deadline",
+                _ if request.cancellation.is_cancelled() => "cancelled",
+                _ => "disconnect",
+            };
             metrics::counter!("sdw_cancelled_total", "reason" => reason).increment(1);
             info!(reason, "stopped");
             ("cancelled", GenerationResponse::Error(error))

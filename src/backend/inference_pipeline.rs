@@ -326,6 +326,7 @@ impl InferencePipeline {
             output: OutputConfig::default(),
             cancellation: CancellationToken::new(),
             accepted_at: Instant::now(),
+            latest_start: None,
             span: Span::none(),
             place: None,
             response_tx,

@@ -45,6 +45,8 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
     let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
     let learned: Vec<LearnedVectors> = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most)).collect();
+    let state = if configs.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
+    let depths = configs.text.iter().map(|text| state.depth(text.config.num_hidden_layers));
     let info = ModelInfo {
         id: files.id().to_owned(),
         family: configs.family,
@@ -56,6 +58,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
         embeddings: learned.iter().map(|word| word.name.clone()).collect(),
+        max_clip_skip: depths.min().unwrap_or_default(),
         defaults: configs.defaults,
     };
     if info.defaults.size.pixels() > info.max_pixels {
@@ -63,7 +66,6 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     }
     let mut builder = Builder { files, dtype, device, storage, opened: Vec::new() };
     let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
-    let state = if info.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
         encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));

@@ -66,6 +66,8 @@ pub struct GenerationRequest {
     pub cancellation: CancellationToken,
     /// When the request was accepted.
     pub accepted_at: Instant,
+    /// When it is too late to begin, if there is such a time.
+    pub latest_start: Option<Instant>,
     /// The request's span, so that what the engine logs is found under it.
     pub span: Span,
     /// Its place among those that may wait or run, given back when the request is dropped. The engine does not look at it.
@@ -79,6 +81,12 @@ impl GenerationRequest {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         !self.cancellation.is_cancelled() && !self.response_tx.is_closed()
+    }
+
+    /// Whether it is too late to begin.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.latest_start.is_some_and(|latest| Instant::now() >= latest)
     }
 }
 

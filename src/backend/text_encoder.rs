@@ -19,6 +19,16 @@ pub enum HiddenState {
     Penultimate,
 }
 
+impl HiddenState {
+    /// How many of so many layers a text goes through if none is skipped.
+    pub(super) fn depth(self, layers: usize) -> usize {
+        match self {
+            Self::Last => layers,
+            Self::Penultimate => layers.saturating_sub(1),
+        }
+    }
+}
+
 /// A tokenizer with the network that reads its tokens.
 #[derive(Debug)]
 pub struct TextEncoder {
@@ -71,10 +81,7 @@ impl TextEncoder {
 
     /// How many layers a text goes through if none is skipped.
     pub(super) fn depth(&self) -> usize {
-        match self.state {
-            HiddenState::Last => self.model.depth(),
-            HiddenState::Penultimate => self.model.depth().saturating_sub(1),
-        }
+        self.state.depth(self.model.depth())
     }
 
     /// Reads parts of prompts in one batch.

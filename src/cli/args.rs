@@ -57,6 +57,9 @@ pub struct LogArgs {
     /// How to log
     #[arg(long, global = true, env = "SD_WORKER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// Where spans are sent to with OpenTelemetry's protocol over HTTP, such as http://localhost:4318; for this, build with --features otlp
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// How to log.
@@ -159,6 +162,9 @@ pub struct ServeArgs {
     /// How many pictures may wait or run before requests are refused with 429
     #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
     pub queue_capacity: u32,
+    /// How long a client may be silent while it sends a request, or leave its answer unread, before it is disconnected
+    #[arg(long, env = "SD_WORKER_CLIENT_TIMEOUT", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400), value_name = "SECONDS")]
+    pub client_timeout: u64,
     /// How long the result of a job is kept
     #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_name = "SECONDS")]
     pub keep_results: u64,

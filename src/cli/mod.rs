@@ -3,8 +3,14 @@
 mod args;
 mod failure;
 mod generate;
+mod logs;
 mod models;
 mod orchestrator;
+#[cfg(feature = "otlp")]
+mod otlp;
+#[cfg(not(feature = "otlp"))]
+#[path = "no_otlp.rs"]
+mod otlp;
 mod stop_signals;
 
 pub use args::{
@@ -12,6 +18,7 @@ pub use args::{
 };
 pub use failure::Failure;
 pub use generate::generate;
+pub use logs::{Logs, init_logs};
 pub use models::models;
 pub use orchestrator::{Heartbeat, notify_systemd, pet_watchdog, report_ready};
 pub use stop_signals::StopSignals;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::http::Uri;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::{
@@ -51,9 +52,11 @@ pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo
     let report = json!({ "worker_id": args.worker_id(), "url": url, "model_ref": model, "backend": backend, "device": info.device });
     for wait in CALLBACK_WAITS {
         sleep(Duration::from_secs(wait)).await;
+        // Said once, however often it is tried.
         match post(callback.clone(), report.clone()).await {
             Ok(()) => return,
-            Err(error) => warn!(error, "the callback was not taken"),
+            Err(error) if wait == 0 => warn!(error, "the callback is not taken"),
+            Err(error) => debug!(error, "the callback is still not taken"),
         }
     }
 }
@@ -145,7 +148,32 @@ impl Heart {
 async fn post(url: String, body: Value) -> Result<(), String> {
     let send = move || {
         let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).build().into();
-        agent.post(&url).send_json(body).map(drop).map_err(|error| format!("{url}: {}", error_chain(&error)))
+        agent.post(&url).send_json(body).map(drop).map_err(|error| format!("{}: {}", without_secrets(&url), error_chain(&error)))
     };
     spawn_blocking(send).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// A URL without what may let somebody in: neither user and password, nor what follows the path.
+fn without_secrets(url: &str) -> String {
+    let Ok(url) = url.parse::<Uri>() else { return "a URL that makes no sense".to_owned() };
+    let (scheme, host, port) = (url.scheme_str().unwrap_or("http"), url.host().unwrap_or_default(), url.port());
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{}", url.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_url_lets_nobody_in() {
+        for (url, shown) in [
+            ("http://user:password@localhost:7833/a/b?token=t#part", "http://localhost:7833/a/b"),
+            ("https://example.org/x", "https://example.org/x"),
+            ("http://[::1]:80", "http://[::1]:80/"),
+            ("user:password@", "a URL that makes no sense"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
 }

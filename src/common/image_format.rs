@@ -1,9 +1,10 @@
 //! How a finished picture is written.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// File formats of the answer, named as in the `OpenAI` Images API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// Lossless, carries the parameters of the generation.

@@ -2,6 +2,7 @@
 
 use image::{GrayImage, RgbImage};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A picture to begin with, as large as the one to make.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +23,7 @@ pub struct Mask {
 }
 
 /// What of a mask stands for the part to be painted anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MaskMeaning {
     /// Where it is transparent, as in `OpenAI`'s API.

@@ -11,6 +11,7 @@ mod request_id;
 mod sampler;
 mod sampling_config;
 mod torch_rng;
+mod whole_number;
 
 pub use error_chain::error_chain;
 pub use image_format::{ImageFormat, OutputConfig};
@@ -25,3 +26,4 @@ pub use sampling_config::{
     ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };
 pub use torch_rng::TorchRng;
+pub use whole_number::WholeNumber;

@@ -1,9 +1,10 @@
 //! Which of all Stable Diffusions a model is.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Models of one architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelFamily {
     /// Stable Diffusion 1: CLIP's own text encoder.
@@ -15,7 +16,7 @@ pub enum ModelFamily {
 }
 
 /// What a model of a family was trained further for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelVariant {
     /// Pictures from text, in many steps.

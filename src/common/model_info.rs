@@ -1,11 +1,12 @@
 //! What the world may know of the loaded model.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, Sampler, SamplingConfig, Schedule, Steps};
 
 /// The loaded model: its name, what it runs on, and what it does when a request does not say.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModelInfo {
     /// Name in `/v1/models` and in answers.
     pub id: String,
@@ -30,6 +31,8 @@ pub struct ModelInfo {
     /// Words that prompts may use beyond those of the model's own vocabulary.
     #[serde(skip)]
     pub embeddings: Vec<String>,
+    /// The largest `clip_skip`: as many as the text encoder has layers.
+    pub max_clip_skip: usize,
     /// Settings of a request that leaves them out.
     #[serde(skip)]
     pub defaults: ModelDefaults,
@@ -63,6 +66,9 @@ impl ModelInfo {
         }
         if steps.get() > self.max_steps {
             return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {} for this model", self.max_steps)));
+        }
+        if let Some(skip) = config.options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
+            return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {} for this model", self.max_clip_skip)));
         }
         config.check_strength()?;
         config.sampler.check_schedule(config.schedule)

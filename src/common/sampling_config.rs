@@ -3,8 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::{Sampler, Schedule};
+use super::{Sampler, Schedule, WholeNumber};
 
 /// Everything that decides how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,7 +52,7 @@ impl SamplingConfig {
 }
 
 /// Settings that few requests have; the default is to follow the checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, ToSchema)]
 pub struct SamplingOptions {
     /// How much fresh noise samplers with an `eta` add.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,8 +73,9 @@ pub struct SamplingOptions {
 
 /// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
 /// before it (which diffusers calls 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "i64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "WholeNumber")]
+#[schema(minimum = 1, maximum = 12)]
 pub struct ClipSkip(u8);
 
 impl ClipSkip {
@@ -83,6 +85,14 @@ impl ClipSkip {
     #[must_use]
     pub fn layers(self) -> usize {
         usize::from(self.0) - 1
+    }
+}
+
+impl TryFrom<WholeNumber> for ClipSkip {
+    type Error = InvalidValue;
+
+    fn try_from(number: WholeNumber) -> Result<Self, InvalidValue> {
+        i64::from(number).try_into()
     }
 }
 
@@ -107,8 +117,9 @@ impl fmt::Display for ClipSkip {
 macro_rules! share {
     ($(#[$doc:meta])* $type:ident, $name:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
         #[serde(try_from = "f64")]
+        #[schema(minimum = 0, maximum = 1)]
         pub struct $type(f64);
 
         impl $type {
@@ -237,15 +248,18 @@ impl FromStr for ImageSize {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let sides = text.split_once(['x', 'X']).and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+        // Digits alone: numbers in Rust may have a sign.
+        let side = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let sides = text.split_once(['x', 'X']).and_then(|(w, h)| Some((side(w)?, side(h)?)));
         let (width, height) = sides.ok_or_else(|| Self::invalid(format_args!("\"{text}\"")))?;
         Self::new(width, height)
     }
 }
 
 /// Number of denoising steps, 1 to 1000.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "i64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "WholeNumber")]
+#[schema(minimum = 1, maximum = 1000)]
 pub struct Steps(u16);
 
 impl Steps {
@@ -256,6 +270,14 @@ impl Steps {
     #[must_use]
     pub fn get(self) -> usize {
         self.0.into()
+    }
+}
+
+impl TryFrom<WholeNumber> for Steps {
+    type Error = InvalidValue;
+
+    fn try_from(number: WholeNumber) -> Result<Self, InvalidValue> {
+        i64::from(number).try_into()
     }
 }
 
@@ -287,8 +309,9 @@ impl fmt::Display for Steps {
 
 /// Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance,
 /// as in diffusers: the negative prompt is not looked at and a step costs half.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "f64")]
+#[schema(minimum = 0, maximum = 50)]
 pub struct GuidanceScale(f64);
 
 impl GuidanceScale {
@@ -337,7 +360,7 @@ impl fmt::Display for GuidanceScale {
 }
 
 /// Seed of the random numbers. Like torch's Mersenne Twister, only its low 32 bits count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Seed(u64);
 
 impl Seed {

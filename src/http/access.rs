@@ -10,8 +10,8 @@ use subtle::ConstantTimeEq;
 
 use super::{ApiError, AppState};
 
-/// What is answered to anybody: it says nothing but that there is a worker.
-const OPEN_PATHS: [&str; 4] = ["/", "/livez", "/readyz", "/health"];
+/// What is answered to anybody: it says nothing but that there is a worker, and what all workers can be asked.
+const OPEN_PATHS: [&str; 6] = ["/", "/livez", "/readyz", "/health", "/openapi.json", "/docs"];
 
 /// A key that is never shown.
 #[derive(Clone)]

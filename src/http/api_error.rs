@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::admission::{Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
@@ -24,13 +25,25 @@ pub(super) struct ApiError {
     never_retry: bool,
 }
 
-/// `error` of an error body; all four keys are always there.
-#[derive(Debug, Clone, Serialize)]
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorAnswer {
+    error: ErrorBody,
+}
+
+/// What went wrong. All four keys are always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
+    /// For people.
     pub(super) message: String,
+    /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
     kind: &'static str,
+    /// The field that is to blame, if one is.
+    #[schema(required)]
     param: Option<String>,
+    /// For programs.
+    #[schema(value_type = String)]
     pub(super) code: Cow<'static, str>,
 }
 
@@ -69,6 +82,10 @@ impl ApiError {
 
     pub(super) fn body_too_large(limit: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body must be at most {limit} bytes"))
+    }
+
+    pub(super) fn body_timed_out() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timed_out", "the body stopped in the middle for too long")
     }
 
     pub(super) fn unreadable_body(reason: &str) -> Self {
@@ -196,6 +213,7 @@ impl From<GenerationError> for ApiError {
             GenerationError::Unsupported(invalid) => invalid.into(),
             // Nobody who asked for it is left to read it, unless it is the worker that cancels.
             GenerationError::Cancelled => Self::draining(),
+            GenerationError::TooLate => Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", message),
             GenerationError::NotANumber => hopeless("not_a_number"),
             GenerationError::AllBlack => hopeless("black_image"),
             GenerationError::OneColor(_) => hopeless("constant_image"),
@@ -210,11 +228,7 @@ impl From<GenerationError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        #[derive(Serialize)]
-        struct Envelope {
-            error: ErrorBody,
-        }
-        let mut response = (self.status, Json(Envelope { error: self.body })).into_response();
+        let mut response = (self.status, Json(ErrorAnswer { error: self.body })).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));

@@ -7,6 +7,8 @@ use axum::{
     http::{HeaderMap, request::Parts},
 };
 
+use utoipa::IntoParams;
+
 use super::runs::Key;
 
 /// How long a run that may be asked for again waits for that. The official clients try again after at most 8 seconds.
@@ -21,6 +23,24 @@ pub(super) struct ClientWishes {
     pub(super) read_timeout: Option<Duration>,
     /// The name under which it sends the same request again.
     pub(super) retry_key: Option<Key>,
+}
+
+/// What [`ClientWishes`] are read from, for the description of the API.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "a description")]
+pub(super) struct WaitHeaders {
+    /// A name for the request in logs and in the answer's header of this name: up to 128 letters, digits, `-`, `_`, `.` and `:`.
+    #[param(rename = "x-request-id")]
+    request_id: Option<String>,
+    /// How many milliseconds the client waits for the whole answer. What would take longer is refused at once.
+    #[param(rename = "x-request-timeout-ms")]
+    request_timeout_ms: Option<String>,
+    /// A name for the request under which it may be sent again without being done twice.
+    #[param(rename = "idempotency-key")]
+    idempotency_key: Option<String>,
+    /// The trace that the request is a part of, as in W3C Trace Context.
+    traceparent: Option<String>,
 }
 
 impl ClientWishes {

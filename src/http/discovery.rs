@@ -2,15 +2,19 @@
 
 use axum::{Json, extract::State};
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::{ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES};
+use super::{
+    ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES,
+    openapi::{DISCOVERY, KeyMissing, NotReady},
+};
 use crate::{
     backend::MAX_INPUT_PIXELS,
     common::{ImageSize, Sampler, Steps},
 };
 
 /// What requests may ask for.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Capabilities {
     model: String,
     tasks: [&'static str; 3],
@@ -23,13 +27,14 @@ pub(super) struct Capabilities {
 }
 
 /// A sampler with the schedules that go with it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct SamplerSchedules {
     name: &'static str,
     schedules: Vec<&'static str>,
 }
 
-#[derive(Debug, Serialize)]
+/// What is refused beyond.
+#[derive(Debug, Serialize, ToSchema)]
 struct Limits {
     min_side: u32,
     max_side: u32,
@@ -44,7 +49,7 @@ struct Limits {
 }
 
 /// What this worker is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Info {
     name: &'static str,
     version: &'static str,
@@ -54,6 +59,8 @@ pub(super) struct Info {
     dtype: &'static str,
 }
 
+/// What requests may ask for.
+#[utoipa::path(get, path = "/v1/capabilities", tag = DISCOVERY, responses((status = 200, description = "Samplers with their schedules, and limits", body = Capabilities), KeyMissing, NotReady))]
 pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<Capabilities>, ApiError> {
     let info = state.model()?;
     let schedules = |sampler: Sampler| sampler.schedules().iter().map(|schedule| schedule.name()).collect();
@@ -80,6 +87,8 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
     }))
 }
 
+/// What this worker is.
+#[utoipa::path(get, path = "/info", tag = DISCOVERY, responses((status = 200, description = "Version, model and device", body = Info), KeyMissing, NotReady))]
 pub(super) async fn info(State(state): State<AppState>) -> Result<Json<Info>, ApiError> {
     let model = state.model()?;
     Ok(Json(Info {

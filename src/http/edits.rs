@@ -13,17 +13,20 @@ use axum::{
     response::Response,
 };
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
     ApiError, AppState, MAX_UPLOAD_BYTES,
-    client_wishes::ClientWishes,
+    client_wishes::{ClientWishes, WaitHeaders},
     extract::{self, JsonBody},
-    images, uploads,
-    wire::ImagesRequest,
+    images,
+    openapi::{Forbidden, IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
+    uploads,
+    wire::{ImagesRequest, ImagesResponse},
 };
 use crate::{
     backend::{ImageFile, InputFiles},
-    common::RequestId,
+    common::{Prompt, RequestId, Strength},
 };
 
 /// Forms have fewer fields than this.
@@ -45,7 +48,34 @@ struct Parts {
     masks: Vec<Vec<u8>>,
 }
 
+/// What [`EditsBody`] is read from. Everything that `/v1/images/generations` takes may stand beside it.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "a description")]
+pub(super) struct EditsRequest {
+    /// The picture to begin with: a file in a form; in JSON, base64 or a `data:` URL. It is scaled and cropped to `size`.
+    #[schema(value_type = String, format = Binary)]
+    image: Vec<u8>,
+    /// What is painted anew: where it is transparent, or, if it is opaque everywhere, white.
+    #[schema(value_type = Option<String>, format = Binary)]
+    mask: Option<Vec<u8>>,
+    /// What the picture shows.
+    prompt: Prompt,
+    /// How much of the picture is changed; 0.8 where it is left out, with a mask 1.
+    strength: Option<Strength>,
+}
+
 /// Pictures from a picture, as one JSON answer or as a stream of events.
+#[utoipa::path(
+    post,
+    path = "/v1/images/edits",
+    tag = IMAGES,
+    params(WaitHeaders),
+    request_body(content((EditsRequest = "multipart/form-data"), (EditsRequest = "application/json"))),
+    responses(
+        (status = 200, description = "The pictures, or with `stream` the events that lead to them", content((ImagesResponse = "application/json"), ("text/event-stream", item_schema = ImageItem))),
+        KeyMissing, Forbidden, Refused, NotReady, WentWrong, TooLate
+    )
+)]
 pub(super) async fn edits(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
@@ -173,6 +203,9 @@ fn value(name: &str, text: String) -> Value {
 fn unreadable(error: &MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return ApiError::body_too_large(MAX_UPLOAD_BYTES);
+    }
+    if extract::is_timeout(error) {
+        return ApiError::body_timed_out();
     }
     ApiError::unreadable_body(&error.body_text())
 }

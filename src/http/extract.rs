@@ -1,6 +1,9 @@
 //! JSON bodies, with errors that name the field.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    error::Error,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use axum::{
     body::Bytes,
@@ -9,6 +12,7 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, error::Category};
+use tower_http::timeout::TimeoutError;
 
 use super::{ApiError, MAX_BODY_BYTES};
 
@@ -30,6 +34,7 @@ impl<S: Send + Sync, T: DeserializeOwned, const LIMIT: usize> FromRequest<S> for
         check_length(request.headers(), LIMIT)?;
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(error) if error.status() == 413 => ApiError::body_too_large(LIMIT),
+            other if is_timeout(&other) => ApiError::body_timed_out(),
             other => ApiError::unreadable_body(&other.body_text()),
         })?;
         let mut hasher = DefaultHasher::new();
@@ -48,6 +53,11 @@ pub(super) fn media_type(headers: &HeaderMap) -> String {
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: usize| length > limit) { Err(ApiError::body_too_large(limit)) } else { Ok(()) }
+}
+
+/// Whether the client stopped in the middle.
+pub(super) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    error.is::<TimeoutError>() || error.source().is_some_and(is_timeout)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

@@ -10,15 +10,27 @@ use axum::{
 
 use super::{
     ApiError, AppState,
-    client_wishes::{ClientWishes, RETRY_GRACE},
+    client_wishes::{ClientWishes, RETRY_GRACE, WaitHeaders},
     extract::JsonBody,
     image_stream::{self, ImageStream},
+    openapi::{IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
     run::{Follower, Patience, Run},
     wire::{ImagesOrder, ImagesRequest, ImagesResponse, OnDisconnect},
 };
 use crate::common::{ModelInfo, RequestId};
 
 /// Pictures from a prompt, as one JSON answer or as a stream of events.
+#[utoipa::path(
+    post,
+    path = "/v1/images/generations",
+    tag = IMAGES,
+    params(WaitHeaders),
+    request_body = ImagesRequest,
+    responses(
+        (status = 200, description = "The pictures, or with `stream` the events that lead to them", content((ImagesResponse = "application/json"), ("text/event-stream", item_schema = ImageItem))),
+        KeyMissing, Refused, NotReady, WentWrong, TooLate
+    )
+)]
 pub(super) async fn generations(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
@@ -51,7 +63,8 @@ pub(super) fn start(
     fingerprint: u64,
     info: &ModelInfo,
 ) -> Result<Follower, ApiError> {
-    let deadline = wishes.deadline(order.stream);
+    // Work that is to be finished anyway has no deadline.
+    let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
     let patience = match (order.on_disconnect, &wishes.retry_key) {
         (OnDisconnect::Finish, _) => Patience::Forever,
         (OnDisconnect::Cancel, Some(_)) => Patience::For(RETRY_GRACE),

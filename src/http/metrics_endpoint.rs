@@ -4,7 +4,10 @@ use axum::{extract::State, http::header, response::IntoResponse};
 use metrics::Unit;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::AppState;
+use super::{
+    AppState,
+    openapi::{KeyMissing, PROCESS},
+};
 
 /// From a step of the built-in model to an hour.
 const SECONDS: [f64; 18] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 300., 900., 3600.];
@@ -36,6 +39,8 @@ fn describe() {
     metrics::describe_counter!("sdw_images_total", "Pictures finished");
 }
 
+/// Figures for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = PROCESS, responses((status = 200, description = "As text", body = String, content_type = "text/plain"), KeyMissing))]
 pub(super) async fn render(State(state): State<AppState>) -> impl IntoResponse {
     state.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())

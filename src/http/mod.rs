@@ -4,7 +4,9 @@ mod access;
 mod admission;
 mod api_error;
 mod client_wishes;
+mod connections;
 mod discovery;
+mod docs;
 mod edits;
 mod extract;
 mod image_stream;
@@ -12,6 +14,7 @@ mod images;
 mod jobs;
 mod metrics_endpoint;
 mod models;
+mod openapi;
 mod probes;
 mod request_context;
 mod run;
@@ -21,18 +24,21 @@ mod trace_context;
 mod uploads;
 mod wire;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 pub use access::ApiKey;
 pub use admission::{Admission, Demand, Permit};
 use api_error::ApiError;
 use axum::{
-    Router,
+    Extension, Router,
     extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method, Uri, header},
     middleware,
-    routing::{get, post},
 };
+pub use connections::serve;
 pub use metrics_endpoint::install_recorder;
 use metrics_exporter_prometheus::PrometheusHandle;
 pub use runs::{RunLimits, Runs};
@@ -40,7 +46,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use tower::util::option_layer;
-use tower_http::cors::CorsLayer;
+use tower_http::{cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
+use utoipa::OpenApi;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
     backend::{Pulse, RequestQueue},
@@ -71,6 +82,8 @@ pub struct AppState {
     pub api_key: Option<ApiKey>,
     /// Pages that browsers may ask from.
     pub cors_origins: Vec<HeaderValue>,
+    /// How long a client may be silent in the middle of a body.
+    pub client_timeout: Duration,
     /// Whether the engine moves, and how long it may not.
     pub pulse: Pulse,
     /// `None`: for ever.
@@ -85,26 +98,33 @@ pub struct AppState {
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
-    Router::new()
-        .route("/", get(probes::root))
-        .route("/livez", get(probes::livez))
-        .route("/readyz", get(probes::readyz))
-        .route("/health", get(probes::readyz))
-        .route("/metrics", get(metrics_endpoint::render))
-        .route("/info", get(discovery::info))
-        .route("/v1/capabilities", get(discovery::capabilities))
-        .route("/v1/shutdown", post(shutdown::shutdown))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::show))
-        .route("/v1/images/generations", post(images::generations))
-        .route("/v1/images/edits", post(edits::edits).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
-        .route("/v1/jobs", post(jobs::submit).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
-        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
-        .route("/v1/jobs/{id}/stream", get(jobs::stream))
-        .route("/v1/jobs/{id}/result", get(jobs::result))
+    let uploads = DefaultBodyLimit::max(MAX_UPLOAD_BYTES);
+    let (router, api) = OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(probes::root))
+        .routes(routes!(probes::livez))
+        .routes(routes!(probes::readyz))
+        .routes(routes!(probes::health))
+        .routes(routes!(metrics_endpoint::render))
+        .routes(routes!(discovery::info))
+        .routes(routes!(discovery::capabilities))
+        .routes(routes!(docs::openapi))
+        .routes(routes!(docs::docs))
+        .routes(routes!(shutdown::shutdown))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show))
+        .routes(routes!(images::generations))
+        .routes(routes!(edits::edits).layer(uploads))
+        .routes(routes!(jobs::submit).layer(uploads))
+        .routes(routes!(jobs::show, jobs::cancel))
+        .routes(routes!(jobs::stream))
+        .routes(routes!(jobs::result))
+        .split_for_parts();
+    router
+        .layer(Extension(Arc::new(docs::Description::new(api))))
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(RequestBodyTimeoutLayer::new(state.client_timeout))
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
         .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))

@@ -7,12 +7,16 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::{ApiError, AppState};
+use super::{
+    ApiError, AppState,
+    openapi::{DISCOVERY, KeyMissing, NotFound, NotReady, Unreadable},
+};
 use crate::common::{Lifecycle, ModelInfo};
 
 /// A model as `OpenAI`'s API lists it, with what this worker adds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelObject {
     object: &'static str,
     created: u64,
@@ -23,7 +27,7 @@ pub(super) struct ModelObject {
 }
 
 /// Settings of a request that leaves them out.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Defaults {
     size: String,
     num_inference_steps: usize,
@@ -33,7 +37,7 @@ struct Defaults {
 }
 
 /// A list with one entry, or none while loading.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelList {
     object: &'static str,
     data: Vec<ModelObject>,
@@ -65,11 +69,22 @@ impl AppState {
     }
 }
 
+/// The one model of this worker; while it loads, none.
+#[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = DISCOVERY, responses((status = 200, description = "A list of one, or none", body = ModelList), KeyMissing))]
 pub(super) async fn list(State(state): State<AppState>) -> Json<ModelList> {
     let data = state.model().map(|info| ModelObject::new(&info)).into_iter().collect();
     Json(ModelList { object: "list", data })
 }
 
+/// The model, by its name.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{*id}",
+    operation_id = "show_model",
+    tag = DISCOVERY,
+    params(("id" = String, Path, description = "Its name; it may have slashes, as in `owner/name`")),
+    responses((status = 200, description = "With what a request that says less gets", body = ModelObject), Unreadable, KeyMissing, NotFound, NotReady)
+)]
 pub(super) async fn show(State(state): State<AppState>, id: Result<Path<String>, PathRejection>) -> Result<Json<ModelObject>, ApiError> {
     let Path(id) = id.map_err(|rejection| ApiError::unreadable_path(&rejection.body_text()))?;
     let info = state.model()?;

@@ -1,32 +1,69 @@
 //! Whether the process lives, and whether it can work.
 
 use axum::{Json, extract::State};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::{ApiError, AppState};
+use super::{
+    ApiError, AppState,
+    openapi::{NotReady, PROBES},
+};
 use crate::common::Lifecycle;
 
-/// Says what this is. An orchestrator may poll it: it answers from the moment the socket is bound.
-pub(super) async fn root(State(state): State<AppState>) -> Json<Value> {
+/// What this is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Root {
+    name: &'static str,
+    version: &'static str,
+    /// `loading`, `ready` or `draining`.
+    status: &'static str,
+}
+
+/// The process lives.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Alive {
+    status: &'static str,
+}
+
+/// The worker takes requests.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Ready {
+    status: &'static str,
+    model: String,
+}
+
+/// Says what this is.
+///
+/// An orchestrator may poll it: it answers from the moment the socket is bound.
+#[utoipa::path(get, path = "/", tag = PROBES, responses((status = 200, description = "From the moment the socket is bound", body = Root)))]
+pub(super) async fn root(State(state): State<AppState>) -> Json<Root> {
     let status = match &*state.lifecycle.borrow() {
         Lifecycle::Loading => "loading",
         Lifecycle::Ready(_) => "ready",
         Lifecycle::Draining => "draining",
     };
-    Json(json!({ "name": "sd-worker", "version": env!("CARGO_PKG_VERSION"), "status": status }))
+    Json(Root { name: "sd-worker", version: env!("CARGO_PKG_VERSION"), status })
 }
 
-/// The process lives, and if its engine has something to do, it moves.
-pub(super) async fn livez(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+/// Whether the process lives, and if its engine has something to do, moves.
+#[utoipa::path(get, path = "/livez", tag = PROBES, responses((status = 200, description = "It does", body = Alive), NotReady))]
+pub(super) async fn livez(State(state): State<AppState>) -> Result<Json<Alive>, ApiError> {
     let silence = state.pulse.silence();
     match state.watchdog {
         Some(patience) if silence >= patience => Err(ApiError::stalled(silence)),
-        _ => Ok(Json(json!({ "status": "alive" }))),
+        _ => Ok(Json(Alive { status: "alive" })),
     }
 }
 
-/// The worker takes requests.
-pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+/// Whether the worker takes requests.
+#[utoipa::path(get, path = "/readyz", tag = PROBES, responses((status = 200, description = "It does", body = Ready), NotReady))]
+pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Ready>, ApiError> {
     let model = state.model()?;
-    Ok(Json(json!({ "status": "ready", "model": model.id })))
+    Ok(Json(Ready { status: "ready", model: model.id.clone() }))
+}
+
+/// The same as `/readyz`.
+#[utoipa::path(get, path = "/health", tag = PROBES, responses((status = 200, description = "It does", body = Ready), NotReady))]
+pub(super) async fn health(state: State<AppState>) -> Result<Json<Ready>, ApiError> {
+    readyz(state).await
 }

@@ -21,7 +21,7 @@ pub(super) async fn attach(mut request: Request, next: Next) -> Response {
     let id = given.and_then(RequestId::from_client).unwrap_or_else(RequestId::random);
     let span = info_span!("request", request_id = %id, method = %request.method(), path = request.uri().path(), trace_id = Empty, parent_id = Empty);
     if let Some(trace) = TraceContext::from_headers(request.headers()) {
-        span.record("trace_id", trace.trace_id).record("parent_id", trace.parent_id);
+        trace.adopt(&span);
     }
     request.extensions_mut().insert(id.clone());
     let (started, asks) = (Instant::now(), request.method() == Method::GET);

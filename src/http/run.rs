@@ -143,6 +143,9 @@ impl Run {
     ) -> Result<Arc<Self>, ApiError> {
         let mut permit = state.admission.admit(order.demand(deadline))?;
         let accepted_at = Instant::now();
+        // A client that may ask again for the same keeps its place until then.
+        let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
+        let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
         let cancellation = state.stop.child_token();
         let mut pictures = VecDeque::new();
         for index in 0..order.count {
@@ -156,6 +159,8 @@ impl Run {
                 output: order.output,
                 cancellation: cancellation.clone(),
                 accepted_at,
+                // Of several pictures, the first: those that follow have begun with it.
+                latest_start: latest_start.filter(|_| index == 0),
                 span: Span::current(),
                 place: permit.place(),
                 response_tx,
@@ -166,7 +171,7 @@ impl Run {
         }
         let log = watch::Sender::new(Log::default());
         let run = Arc::new(Self { order, model, created: unix_seconds(), patience, log, cancellation, collector: OnceLock::new() });
-        let collector = tokio::spawn(Arc::clone(&run).collect(pictures, permit, state.stop.clone()).in_current_span());
+        let collector = tokio::spawn(Arc::clone(&run).collect(pictures, permit, latest_start, state.stop.clone()).in_current_span());
         let _ = run.collector.set(collector.abort_handle());
         Ok(run)
     }
@@ -176,11 +181,13 @@ impl Run {
         self: Arc<Self>,
         mut pictures: VecDeque<UnboundedReceiver<GenerationResponse>>,
         mut permit: Permit,
+        mut latest_start: Option<Instant>,
         stop: CancellationToken,
     ) {
         while let Some(responses) = pictures.front_mut() {
-            let entry = match next(responses, &stop).await {
+            let entry = match next(responses, latest_start, &stop).await {
                 GenerationResponse::Started => {
+                    latest_start = None;
                     self.log.send_modify(|log| log.status = Status::Running);
                     continue;
                 }
@@ -254,13 +261,26 @@ impl Run {
     }
 }
 
-/// The next response. An engine that is gone without a last word is an error like any other: no client waits for ever.
-async fn next(responses: &mut UnboundedReceiver<GenerationResponse>, stop: &CancellationToken) -> GenerationResponse {
+/// The next response. An engine that is gone without a last word is an error like any other: no client waits for ever. Nor does one wait
+/// for a beginning that is too late, though the engine comes to that only when it is the request's turn.
+async fn next(
+    responses: &mut UnboundedReceiver<GenerationResponse>,
+    latest_start: Option<Instant>,
+    stop: &CancellationToken,
+) -> GenerationResponse {
     let gone = || GenerationResponse::Error(GenerationError::Panicked("the engine stopped".to_owned()));
     tokio::select! {
         biased;
         response = responses.recv() => response.unwrap_or_else(gone),
         () = stop.cancelled() => GenerationResponse::Error(GenerationError::Cancelled),
+        () = until(latest_start) => GenerationResponse::Error(GenerationError::TooLate),
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

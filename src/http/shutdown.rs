@@ -6,16 +6,21 @@ use axum::{
     http::{HeaderMap, header},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::{ApiError, AppState};
+use super::{
+    ApiError, AppState,
+    openapi::{Forbidden, KeyMissing, PROCESS},
+};
 
 /// The answer, before the worker goes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Stopping {
     status: &'static str,
 }
 
 /// Asks the worker to finish what runs and to end.
+#[utoipa::path(post, path = "/v1/shutdown", tag = PROCESS, responses((status = 200, description = "It does", body = Stopping), KeyMissing, Forbidden))]
 pub(super) async fn shutdown(State(state): State<AppState>, headers: HeaderMap) -> Result<Json<Stopping>, ApiError> {
     // Browsers name the page that makes them post. No page has any business here.
     if headers.contains_key(header::ORIGIN) {

@@ -5,13 +5,17 @@ use std::{sync::Arc, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 use super::{ApiError, Demand, run::Run};
 use crate::{
     backend::{Complete, EncodedImage, InputFiles, PromptText, Timings},
     common::{
         ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InputImage, InvalidValue, MaskMeaning, ModelInfo, NegativePrompt,
-        OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength,
+        OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -21,37 +25,65 @@ pub(super) const MAX_N: i64 = 10;
 /// The one `response_format`, and why.
 const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
 
-/// The request.
-#[derive(Debug, Deserialize)]
+/// The request. A field that has no effect here, such as `quality`, `style`, `moderation` or `user`, is named in the answer's `ignored`.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
 pub(super) struct ImagesRequest {
+    /// What the picture shows.
     pub(super) prompt: Prompt,
+    /// A worker has one model; another name is named in `ignored`.
     pub(super) model: Option<String>,
+    /// How many pictures.
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 10)]
     pub(super) n: Option<Bounded<1, MAX_N>>,
+    /// `WIDTHxHEIGHT` in pixels, each a multiple of 8 (of some models, of more) from 64 to 4096, or `auto` for the model's own.
+    #[schema(pattern = "^(auto|[0-9]+[xX][0-9]+)$", examples("auto", "512x512"))]
     pub(super) size: Option<String>,
+    /// `b64_json`: this worker keeps no files to link to.
+    #[schema(pattern = "^b64_json$")]
     pub(super) response_format: Option<String>,
+    /// `png` where it is left out.
     pub(super) output_format: Option<ImageFormat>,
+    /// Quality of a JPEG; 90 where it is left out.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 100)]
     pub(super) output_compression: Option<Bounded<0, 100>>,
+    /// Whether to answer with server-sent events.
     pub(super) stream: Option<bool>,
+    /// How many previews a stream has.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 3)]
     pub(super) partial_images: Option<Bounded<0, 3>>,
 
+    /// What the picture does not show.
     pub(super) negative_prompt: Option<NegativePrompt>,
+    /// The same seed gives the same picture; -1 is any. Of several pictures, the others have the seeds that follow.
+    #[schema(inline)]
     pub(super) seed: Option<WireSeed>,
+    /// Denoising steps. Also `steps` or `step`.
     #[serde(alias = "steps", alias = "step")]
     pub(super) num_inference_steps: Option<Steps>,
+    /// How strongly the picture follows the prompt. Also `cfg_scale`.
     #[serde(alias = "cfg_scale")]
     pub(super) guidance_scale: Option<GuidanceScale>,
+    /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
     pub(super) sampler: Option<Sampler>,
+    /// How noise levels are spaced. Also `scheduler`.
     #[serde(alias = "scheduler")]
     pub(super) schedule: Option<Schedule>,
+    /// How much fresh noise samplers with an `eta` add.
     pub(super) eta: Option<Eta>,
+    /// How far guidance is kept from changing the contrast.
     pub(super) guidance_rescale: Option<GuidanceRescale>,
+    /// Whether the last timestep is nothing but noise. Also `rescale_betas_zero_snr`.
     #[serde(alias = "rescale_betas_zero_snr")]
     pub(super) zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one, counted from its end.
     pub(super) clip_skip: Option<ClipSkip>,
+    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
     pub(super) strength: Option<Strength>,
+    /// Whether a stream has progress as events, and not only as comments.
     pub(super) progress: Option<bool>,
+    /// What becomes of the work when the client goes away.
     pub(super) on_disconnect: Option<OnDisconnect>,
 
     /// Everything else. A part of it means something to `OpenAI` and nothing here; the rest means nothing to anybody.
@@ -60,7 +92,7 @@ pub(super) struct ImagesRequest {
 }
 
 /// What becomes of a request whose client goes away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OnDisconnect {
     /// The work stops.
@@ -72,13 +104,20 @@ pub(super) enum OnDisconnect {
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "i64")]
+#[serde(try_from = "WholeNumber")]
 pub(super) struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
-impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
+impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
+    pub(super) fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> TryFrom<WholeNumber> for Bounded<MIN, MAX> {
     type Error = InvalidValue;
 
-    fn try_from(value: i64) -> Result<Self, InvalidValue> {
+    fn try_from(value: WholeNumber) -> Result<Self, InvalidValue> {
+        let value = i64::from(value);
         let valid = (MIN..=MAX).contains(&value);
         valid.then_some(Self(value)).ok_or_else(|| InvalidValue::new("value", value, format!("a whole number from {MIN} to {MAX}")))
     }
@@ -86,20 +125,29 @@ impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
 
 /// A seed, or -1 for any, as A1111's users write it.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "serde_json::Number")]
+#[serde(try_from = "WholeNumber")]
 pub(super) struct WireSeed(Option<Seed>);
 
-impl TryFrom<serde_json::Number> for WireSeed {
+impl TryFrom<WholeNumber> for WireSeed {
     type Error = InvalidValue;
 
-    fn try_from(number: serde_json::Number) -> Result<Self, InvalidValue> {
-        match (number.as_u64(), number.as_i64()) {
-            (Some(seed), _) => Ok(Self(Some(seed.into()))),
-            (None, Some(-1)) => Ok(Self(None)),
-            _ => Err(InvalidValue::new("seed", number, format!("a whole number from 0 to {}, or -1 for any", u64::MAX))),
+    fn try_from(number: WholeNumber) -> Result<Self, InvalidValue> {
+        let number = i128::from(number);
+        match u64::try_from(number) {
+            Ok(seed) => Ok(Self(Some(seed.into()))),
+            Err(_) if number == -1 => Ok(Self(None)),
+            Err(_) => Err(InvalidValue::new("seed", number, format!("a whole number from 0 to {}, or -1 for any", u64::MAX))),
         }
     }
 }
+
+impl PartialSchema for WireSeed {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(-1)).maximum(Some(u64::MAX)).into()
+    }
+}
+
+impl ToSchema for WireSeed {}
 
 /// What a valid request asks for.
 #[derive(Debug)]
@@ -224,9 +272,10 @@ fn has_meaning(name: &str, value: &Value) -> bool {
     !value.is_null() && value != "auto" && !(name == "background" && value == "opaque")
 }
 
-/// The answer.
-#[derive(Debug, Serialize)]
+/// The pictures, and how they were made.
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ImagesResponse {
+    /// Seconds since 1970.
     created: u64,
     data: Vec<ImageData>,
     background: &'static str,
@@ -236,18 +285,23 @@ pub(super) struct ImagesResponse {
     usage: Usage,
     parameters: Parameters,
     timings: WireTimings,
+    /// Fields that were given and have no effect.
     ignored: Vec<String>,
+    /// What else there is to know, such as that the end of a prompt was cut.
     warnings: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+/// A picture.
+#[derive(Debug, Serialize, ToSchema)]
 struct ImageData {
+    /// The file.
+    #[schema(content_encoding = "base64")]
     b64_json: String,
     seed: Seed,
 }
 
 /// Tokens are what `OpenAI` bills; here there are none.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct Usage {
     total_tokens: u32,
     input_tokens: u32,
@@ -255,14 +309,14 @@ pub(super) struct Usage {
     input_tokens_details: InputTokensDetails,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct InputTokensDetails {
     text_tokens: u32,
     image_tokens: u32,
 }
 
 /// The settings that the pictures were made with.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Parameters {
     model: String,
     seed: Seed,
@@ -300,7 +354,7 @@ impl Parameters {
 
 /// Milliseconds.
 #[allow(clippy::struct_field_names, reason = "the names are the contract's")]
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub(super) struct WireTimings {
     queue_ms: u64,
     text_ms: u64,
@@ -351,7 +405,7 @@ impl ImagesResponse {
 
 /// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s, which has other names where a picture is
 /// made from a picture.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type")]
 pub(super) enum ImageEvent {
     #[serde(rename = "image_generation.partial_image")]
@@ -372,7 +426,7 @@ pub(super) enum ImageEvent {
 }
 
 /// A rough picture.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Preview {
     pub(super) b64_json: String,
     pub(super) created_at: u64,
@@ -384,7 +438,7 @@ pub(super) struct Preview {
 }
 
 /// A finished picture.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Completed {
     pub(super) b64_json: String,
     pub(super) created_at: u64,
@@ -401,7 +455,7 @@ pub(super) struct Completed {
 }
 
 /// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProgressEvent {
     pub(super) step: usize,
     pub(super) total: usize,

@@ -65,6 +65,14 @@ impl ReusingAllocator {
             room += old.size;
             unmap(old);
         }
+        let address = map(size);
+        if !address.is_null() {
+            return address;
+        }
+        // What is kept may be what is missing.
+        while let Some(old) = self.with_kept(Kept::largest) {
+            unmap(old);
+        }
         map(size)
     }
 

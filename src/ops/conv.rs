@@ -196,9 +196,9 @@ fn packed_forward_by(
         let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
         run(image, shape, norm.as_ref(), cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() })
     };
-    let pixels = match &residual {
-        Some(residual) => residual.with(|residual| run(Some(residual)))?,
-        None => run(None)?,
-    };
+    let pixels = cpu::fallible(|| match &residual {
+        Some(residual) => residual.with(|residual| run(Some(residual))),
+        None => run(None),
+    })?;
     cpu::Image::tensor(pixels, batch, height, width, channels)
 }

@@ -68,3 +68,54 @@ async fn web_pages_may_ask_only_if_they_were_named() {
     }
     assert!(!preflight(&open, "https://example.com").await.unwrap().headers().contains_key("access-control-allow-origin"));
 }
+
+#[tokio::test]
+async fn secrets_are_not_logged_at_any_level() {
+    let mut command = binary();
+    command.env("SD_WORKER_API_KEY", "s3cret").env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer otl9");
+    let report = "http://someone:pa55word@127.0.0.1:1/x?token=t0ken";
+    let args = ["--log-level", "trace", "--callback-url", report, "--queen-url", report, "--otlp-endpoint", "http://127.0.0.1:1"];
+    let mut worker = Worker::listening_as(command, &args);
+    assert_eq!(worker.event()["event"], "ready");
+    for key in ["s3cret", "s3cre"] {
+        let request = Client::new().post(worker.url("/v1/images/generations?key=s3cret")).json(&small("an owl"));
+        let status = request.header("authorization", format!("Bearer {key}")).send().await.unwrap().status();
+        assert_eq!(status == 200, key == "s3cret");
+    }
+    worker.signal("TERM");
+    worker.wait();
+    let log = worker.stderr();
+    assert!(log.contains("TRACE") && log.contains("nobody takes the heartbeat") && log.contains("127.0.0.1:1/x"), "{log}");
+    for secret in ["s3cre", "pa55word", "t0ken", "otl9"] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret} is logged");
+    }
+}
+
+#[tokio::test]
+async fn nothing_that_a_request_names_is_fetched() {
+    let worker = Worker::ready(&[]);
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/picture.png", elsewhere.local_addr().unwrap());
+    let named =
+        |fields: &[&str]| fields.iter().map(|field| ((*field).to_owned(), Value::from(url.clone()))).collect::<serde_json::Map<_, _>>();
+    let extra =
+        named(&["model", "user", "image", "mask", "input_image", "init_image", "mask_image", "response_url", "callback_url", "webhook"]);
+    for (path, mut body) in [
+        ("/v1/images/generations", small("a fox")),
+        ("/v1/images/edits", small("a fox")),
+        ("/v1/jobs", serde_json::json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 })),
+        ("/v1/jobs", serde_json::json!({ "operation": "image_transform", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 })),
+        ("/v1/jobs", serde_json::json!({ "operation": "image_inpaint", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 })),
+    ] {
+        body.as_object_mut().unwrap().extend(extra.clone());
+        let answer = Client::new().post(worker.url(path)).json(&body).send().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
+        if let Some(events) = answer["sse_url"].as_str() {
+            worker.get(events).await.text().await.unwrap();
+        }
+    }
+    worker.wait_for_metric("sdw_images_total", |value| value >= 2.0).await;
+    elsewhere.set_nonblocking(true).unwrap();
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came");
+}

@@ -97,6 +97,7 @@ impl FakeWorker {
             runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10 }),
             api_key: None,
             cors_origins: Vec::new(),
+            client_timeout: Duration::from_mins(10),
             pulse,
             watchdog: Some(Duration::from_millis(1)),
             metrics: recorder(),
@@ -105,7 +106,7 @@ impl FakeWorker {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(axum::serve(listener, http::router(state)).into_future());
+        tokio::spawn(http::serve(listener, http::router(state), Duration::from_mins(10), CancellationToken::new()));
         Self { address, pipeline, admission }
     }
 
@@ -144,6 +145,7 @@ fn info() -> ModelInfo {
         size_multiple: 8,
         max_steps: 1000,
         embeddings: Vec::new(),
+        max_clip_skip: 12,
         defaults,
     }
 }

@@ -237,6 +237,7 @@ async fn bad_requests_are_refused_with_the_reason() {
         ("response_format", json!("url")),
         ("output_format", json!("gif")),
         ("output_compression", json!(101)),
+        ("clip_skip", json!(4)),
         ("partial_images", json!(4)),
         ("stream", json!("yes")),
     ] {

@@ -59,6 +59,7 @@ impl Case {
             output: OutputConfig::default(),
             cancellation: CancellationToken::new(),
             accepted_at: Instant::now(),
+            latest_start: None,
             span: Span::none(),
             place: None,
             response_tx: mpsc::unbounded_channel().0,

@@ -149,12 +149,42 @@ async fn an_orchestrator_is_told_the_truth() {
 
 #[tokio::test]
 async fn an_orchestrator_that_is_not_there_stops_nothing() {
-    let mut worker =
-        Worker::ready(&["--queen-url", "http://127.0.0.1:1", "--callback-url", "http://127.0.0.1:1/x", "--heartbeat-interval", "1"]);
+    // One is not there; the other does not know the route, however often it is asked.
+    let (url, mut reports, _) = orchestrator().await;
+    let callback = format!("{url}/ready");
+    let mut worker = Worker::ready(&["--queen-url", "http://127.0.0.1:1", "--callback-url", &callback, "--heartbeat-interval", "1"]);
     worker.generate(&small("a fox")).await;
+    for _ in 0..3 {
+        assert_eq!(reports.recv().await.unwrap().0, "callback");
+    }
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
-    assert_eq!(worker.stderr().matches("nobody takes the heartbeat").count(), 1, "said once");
+    let log = worker.stderr();
+    for message in ["nobody takes the heartbeat", "the callback is not taken"] {
+        assert_eq!(log.matches(message).count(), 1, "{message}: said once: {log}");
+    }
+}
+
+/// As rbee's hive does it: no command, nothing to read from or to write to, and a port that is polled without a path.
+#[tokio::test]
+async fn a_hive_may_close_all_streams() {
+    let (url, mut reports, _) = orchestrator().await;
+    let callback = format!("{url}/ready");
+    let args = ["--worker-id", "worker-cpu-8080", "--model", "builtin", "--device", "0", "--port", "0", "--queen-url", &url];
+    let program = format!("exec {} \"$@\" <&- >&- 2>&-", env!("CARGO_BIN_EXE_sd-worker"));
+    let mut worker = Command::new("sh").args(["-c", &program, "sh"]).args(args).args(["--callback-url", &callback]).spawn().unwrap();
+    let ready = loop {
+        let (kind, report) = reports.recv().await.unwrap();
+        if kind == "callback" {
+            break report;
+        }
+    };
+    let address = ready["url"].as_str().unwrap();
+    assert!(reqwest::get(address).await.unwrap().status().is_success());
+    let answer = Client::new().post(format!("{address}/v1/images/generations")).json(&small("a fox")).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    Command::new("kill").arg(worker.id().to_string()).status().unwrap();
+    assert_eq!(worker.wait().unwrap().code(), Some(0));
 }
 
 #[tokio::test]

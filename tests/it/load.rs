@@ -19,18 +19,23 @@ use crate::{
 
 const REQUESTS: usize = 2000;
 const CLIENTS: usize = 64;
+/// Of what is stopped while it runs: many, so that it does not end by itself before.
+const MANY_STEPS: usize = 50;
 
 /// What came of a request, in one word.
 async fn outcome(client: &Client, worker: &str, i: usize) -> &'static str {
     let post = |path: &str, body: Value| client.post(format!("{worker}{path}")).json(&body).send();
-    let picture = json!({ "prompt": "a fox", "steps": 1, "size": "64x64", "guidance_scale": 1, "seed": i, "stream": i % 8 > 3 });
-    let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64, "guidance_scale": 1 });
-    let response = match i % 8 {
-        2 | 3 => post("/v1/jobs", job).await.unwrap(),
+    let kind = i % 8;
+    let leaves_running = kind == 6 && i / 8 % 2 == 1;
+    let steps = if kind == 5 || leaves_running { MANY_STEPS } else { 1 };
+    let picture = json!({ "prompt": "a fox", "steps": steps, "size": "64x64", "guidance_scale": 1, "seed": i, "stream": kind > 3 });
+    let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": steps, "width": 64, "height": 64, "guidance_scale": 1 });
+    let response = match kind {
+        2 | 3 | 5 => post("/v1/jobs", job).await.unwrap(),
         7 => post("/v1/images/generations", json!({ "prompt": i })).await.unwrap(),
         _ => post("/v1/images/generations", picture).await.unwrap(),
     };
-    match (i % 8, response.status().as_u16()) {
+    match (kind, response.status().as_u16()) {
         (7, 400) => "bad body refused",
         (_, 429) => "no room",
         (0 | 1, 200) => {
@@ -38,40 +43,73 @@ async fn outcome(client: &Client, worker: &str, i: usize) -> &'static str {
             "answer"
         }
         (2, 200) => {
-            let text = follow(client, worker, response).await;
+            let text = follow(client, worker, &response.json().await.unwrap()).await.text().await.unwrap();
             assert!(text.trim_end().ends_with("data: [DONE]") && text.matches("event: complete").count() == 1, "{text}");
             "job done"
         }
-        (3, 200) => cancelled(client, worker, response).await,
-        (4 | 5, 200) => {
+        (3, 200) => cancel(client, worker, &response.json().await.unwrap()).await,
+        (4, 200) => {
             let text = response.text().await.unwrap();
             assert!(text.matches("image_generation.completed\n").count() == 1 && !text.contains("event: error"), "{text}");
             assert!(text.contains(&format!("\"seed\":{i},")), "the answer is to this request");
             "stream"
         }
+        (5, 200) => {
+            let job = response.json().await.unwrap();
+            read_until(&mut follow(client, worker, &job).await, "event: progress").await;
+            cancel(client, worker, &job).await
+        }
         (6, 200) => {
             let mut response = response;
-            response.chunk().await.unwrap();
-            "left"
+            read_until(&mut response, if leaves_running { ": step " } else { ": accepted" }).await;
+            if leaves_running { "left while it ran" } else { "left while it waited" }
         }
         (kind, status) => panic!("{kind}: {status}"),
     }
 }
 
-async fn follow(client: &Client, worker: &str, submitted: Response) -> String {
-    let job: Value = submitted.json().await.unwrap();
-    let stream = client.get(format!("{worker}{}", job["sse_url"].as_str().unwrap())).send().await.unwrap();
-    stream.text().await.unwrap()
+async fn follow(client: &Client, worker: &str, job: &Value) -> Response {
+    client.get(format!("{worker}{}", job["sse_url"].as_str().unwrap())).send().await.unwrap()
 }
 
-async fn cancelled(client: &Client, worker: &str, submitted: Response) -> &'static str {
-    let job: Value = submitted.json().await.unwrap();
-    let answer = client.delete(format!("{worker}/v1/jobs/{}", job["job_id"].as_str().unwrap())).send().await.unwrap();
-    match answer.status().as_u16() {
-        200 => "job cancelled",
-        404 => "job done before it was cancelled",
-        status => panic!("{status}"),
+async fn read_until(response: &mut Response, wanted: &str) {
+    let mut text = String::new();
+    while !text.contains(wanted) {
+        text.push_str(&String::from_utf8_lossy(&response.chunk().await.unwrap().expect("an end before it")));
     }
+}
+
+/// Whether it had begun is told by what is known of its steps.
+async fn cancel(client: &Client, worker: &str, job: &Value) -> &'static str {
+    let url = format!("{worker}/v1/jobs/{}", job["job_id"].as_str().unwrap());
+    match client.delete(&url).send().await.unwrap().status().as_u16() {
+        404 => return "job done before it was cancelled",
+        status => assert_eq!(status, 200),
+    }
+    let state: Value = client.get(&url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(state["status"], "cancelled");
+    if state["progress"].is_null() { "job cancelled while it waited" } else { "job cancelled while it ran" }
+}
+
+/// `CLIENTS` clients, each with one request at a time, and what came of each of the requests `first..first + count`.
+async fn run_clients(client: &Client, url: &str, first: usize, count: usize) -> Vec<&'static str> {
+    let tasks: Vec<_> = (0..CLIENTS)
+        .map(|task| {
+            let (client, url) = (client.clone(), url.to_owned());
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                for i in (task..count).step_by(CLIENTS) {
+                    seen.push(outcome(&client, &url, first + i).await);
+                }
+                seen
+            })
+        })
+        .collect();
+    let mut seen = Vec::new();
+    for task in tasks {
+        seen.extend(task.await.unwrap());
+    }
+    seen
 }
 
 /// Bytes that a process has in memory.
@@ -88,30 +126,14 @@ fn percentile(times: &mut [Duration], part: f64) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_has_one_outcome_and_nothing_is_left_behind() {
-    let worker = Worker::ready(&["--max-results", "20", "--queue-capacity", "64"]);
+    let worker = Worker::ready(&["--max-results", "20", "--queue-capacity", "80"]);
     let (client, url) = (Client::new(), worker.url(""));
     let mut outcomes = BTreeMap::<&str, usize>::new();
     let mut memories = Vec::new();
     let started = Instant::now();
     for quarter in 0..4 {
-        let per_client = REQUESTS / 4 / CLIENTS + 1;
-        let tasks: Vec<_> = (0..CLIENTS)
-            .map(|task| {
-                let (client, url) = (client.clone(), url.clone());
-                let own = move |turn: usize| turn * CLIENTS + task;
-                tokio::spawn(async move {
-                    let mut seen = Vec::new();
-                    for i in (0..per_client).map(own).filter(|i| *i < REQUESTS / 4) {
-                        seen.push(outcome(&client, &url, quarter * REQUESTS / 4 + i).await);
-                    }
-                    seen
-                })
-            })
-            .collect();
-        for task in tasks {
-            for outcome in task.await.unwrap() {
-                *outcomes.entry(outcome).or_default() += 1;
-            }
+        for outcome in run_clients(&client, &url, quarter * REQUESTS / 4, REQUESTS / 4).await {
+            *outcomes.entry(outcome).or_default() += 1;
         }
         memories.push(memory(worker.pid()) >> 20);
     }
@@ -122,12 +144,15 @@ async fn every_request_has_one_outcome_and_nothing_is_left_behind() {
 
     let count = |name: &str| outcomes.get(name).copied().unwrap_or(0);
     assert_eq!(outcomes.values().sum::<usize>(), REQUESTS);
+    for met in ["job cancelled while it waited", "job cancelled while it ran", "left while it waited", "left while it ran", "no room"] {
+        assert!(count(met) > 20, "{met}: only {}", count(met));
+    }
     let refused = count("bad body refused") + count("no room");
     let ended =
         worker.metric("sdw_requests_total{outcome=\"ok\"}").await + worker.metric("sdw_requests_total{outcome=\"cancelled\"}").await;
     assert_eq!(ended as usize, REQUESTS - refused, "the engine ended each that was let in once");
     assert_eq!(worker.metric("sdw_requests_total{outcome=\"error\"}").await as usize, 0);
-    let known = count("answer") + count("stream") + count("job done");
+    let known = count("answer") + count("stream") + count("job done") + count("job done before it was cancelled");
     assert!(worker.metric("sdw_images_total").await as usize >= known);
     assert!(memories[3] < memories[0] + memories[0] / 4, "memory grows: {memories:?} MiB");
 }
@@ -165,7 +190,8 @@ async fn what_the_server_adds_is_little() {
 
 #[tokio::test]
 async fn bad_company_does_not_stall_others() {
-    let worker = Worker::ready(&[]);
+    // Slow is not silent; a client that this machine has no time for is neither.
+    let worker = Worker::ready(&["--client-timeout", "3600"]);
     let connect = || TcpStream::connect(worker.address()).unwrap();
     let mut sockets: Vec<TcpStream> = (0..50).map(|_| connect()).collect();
     for half_open in &mut sockets[..25] {

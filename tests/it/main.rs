@@ -4,6 +4,7 @@
 mod access;
 mod architecture;
 mod cli;
+mod connections;
 mod edits;
 mod fake;
 mod families;
@@ -16,6 +17,9 @@ mod layouts;
 mod life;
 mod load;
 mod made_up;
+mod openapi;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod parity;
 mod probes;
 mod sharing;

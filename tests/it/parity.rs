@@ -74,6 +74,7 @@ impl Request {
             output: OutputConfig::default(),
             cancellation: CancellationToken::new(),
             accepted_at: Instant::now(),
+            latest_start: None,
             span: Span::none(),
             place: None,
             response_tx: mpsc::unbounded_channel().0,

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::fake::FakeWorker;
+#[cfg(target_os = "linux")]
+use crate::support::{Worker, binary, long, small};
 
 #[tokio::test]
 async fn every_fault_is_a_typed_error_and_the_next_request_is_served() {
@@ -54,4 +56,46 @@ async fn an_engine_that_does_not_move_is_found_out() {
     held.thread().unpark();
     assert_eq!(hanging.await.unwrap().unwrap().status(), 200);
     while alive().await.status() != 200 {}
+}
+
+/// Not a pretended one: the system refuses the worker the memory that a large picture takes.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn memory_that_is_not_there_costs_the_request_that_needs_it() {
+    let worker = Worker::ready(&[]);
+    worker.generate(&small("what a worker takes when it works")).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap();
+    let limit = format!("--as={}", (size + (200 << 10)) << 10);
+    assert!(std::process::Command::new("prlimit").args(["--pid", &worker.pid().to_string(), &limit]).status().unwrap().success());
+
+    let mut large = long("more than there is");
+    (large["steps"], large["size"]) = (1.into(), "1024x1024".into());
+    for _ in 0..2 {
+        let failed = worker.post(&large).await;
+        assert_eq!(failed.status(), 500);
+        assert_eq!(failed.headers()["x-should-retry"], "false", "the same again would end the same");
+        let error = failed.json::<Value>().await.unwrap()["error"].clone();
+        assert_eq!((&error["code"], &error["type"]), (&"out_of_memory".into(), &"server_error".into()), "{error}");
+        worker.generate(&small("the next one")).await;
+    }
+    large["stream"] = true.into();
+    let text = worker.post(&large).await.text().await.unwrap();
+    assert!(text.trim_end().rsplit("\n\n").next().unwrap().starts_with("event: error\n") && text.contains("out_of_memory"), "{text}");
+    assert_eq!(worker.metric("sdw_requests_total{outcome=\"error\"}").await as u32, 3);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_is_not_there_is_code_75() {
+    let (folder, binary) = (tempfile::tempdir().unwrap(), binary());
+    let mut limited = std::process::Command::new("prlimit");
+    limited.arg("--as=520000000").arg(binary.get_program()).args(["generate", "a", "--steps", "1", "--width", "1024", "--height", "1024"]);
+    let output = limited.arg("-o").arg(folder.path().join("x.png")).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(75), "{stderr}");
+    assert!(
+        stderr.trim_end().lines().last().unwrap().starts_with("error: the device ran out of memory; ask for a smaller picture"),
+        "{stderr}"
+    );
 }

@@ -35,6 +35,41 @@ async fn who_would_not_wait_long_enough_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn what_has_not_begun_when_its_client_stops_waiting_is_dropped() {
+    let worker = Worker::ready(&[]);
+    let mut slow = long("slow");
+    slow["size"] = "1024x1024".into();
+    // Until its first step is done, nothing is known of how long others take.
+    let running = worker.start(&slow).await;
+    let late = request(&worker, &small("late")).header("x-request-timeout-ms", "50").send();
+    let job = json!({ "operation": "image_generation", "prompt": "late", "steps": 2, "width": 64, "height": 64 });
+    let job = Client::new().post(worker.url("/v1/jobs")).json(&job).header("x-request-timeout-ms", "50").send();
+    let (late, job) = tokio::join!(late, job);
+    let late = late.unwrap();
+    assert_eq!(late.status(), 504);
+    let error = late.json::<Value>().await.unwrap()["error"].clone();
+    assert_eq!((&error["code"], &error["type"]), (&"timed_out".into(), &"server_error".into()));
+    let job: Value = job.unwrap().json().await.unwrap();
+    let events = worker.get(job["sse_url"].as_str().unwrap()).await.text().await.unwrap();
+    assert!(events.trim_end().ends_with("data: [ERROR] its turn did not come in the time that the client waits"), "{events}");
+    assert_eq!(worker.metric("sdw_step_seconds_count").await.to_bits(), 0, "they were told while the first one was in its first step");
+    running.abort();
+    worker.wait_for_metric("sdw_cancelled_total{reason=\"deadline\"}", |value| value > 1.0).await;
+    assert_eq!(worker.metric("sdw_images_total").await.to_bits(), 0);
+}
+
+#[tokio::test]
+async fn what_has_begun_in_time_is_finished() {
+    let worker = Worker::ready(&[]);
+    let mut several = steps("a fox", 100);
+    several["n"] = 3.into();
+    let answer = request(&worker, &several).header("x-request-timeout-ms", "100").send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let timings = answer.json::<Value>().await.unwrap()["timings"].clone();
+    assert!(timings["total_ms"].as_u64().unwrap() > 100, "{timings}");
+}
+
+#[tokio::test]
 async fn a_request_that_is_sent_again_joins_the_first() {
     let worker = Worker::ready(&[]);
     let body = json!({ "prompt": "a fox", "steps": 100, "size": "64x64" });

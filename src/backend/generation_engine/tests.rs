@@ -99,6 +99,7 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
         output: OutputConfig { format: ImageFormat::Png, quality: 90, previews },
         cancellation: CancellationToken::new(),
         accepted_at: Instant::now(),
+        latest_start: None,
         span: Span::none(),
         place: None,
         response_tx,
@@ -181,6 +182,17 @@ async fn a_client_that_is_gone_before_its_turn_never_reaches_the_pipeline() {
     let pipeline = serve_all(vec![gone, cancelled, good]).await;
     assert_eq!(*pipeline.begun.lock().unwrap(), ["good"]);
     assert_eq!(transcript(cancelled_responses), ["error: the request was cancelled"]);
+}
+
+#[tokio::test]
+async fn what_comes_too_late_never_reaches_the_pipeline() {
+    let (mut late, late_responses) = request("late", 5, 0);
+    late.latest_start = Some(Instant::now());
+    let (mut early, _early_responses) = request("early", 1, 0);
+    early.latest_start = Some(Instant::now() + Duration::from_hours(1));
+    let pipeline = serve_all(vec![late, early]).await;
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["early"]);
+    assert_eq!(transcript(late_responses), ["error: its turn did not come in the time that the client waits"]);
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
+use crate::ops::zeroed;
+
 /// Bytes before the header, which say how long it is.
 const LENGTH_BYTES: usize = 8;
 /// No header is longer, as in the safetensors crate.
@@ -217,7 +219,7 @@ impl TensorFile {
     }
 
     fn numbers<T: bytemuck::Pod>(&self, name: &str, (begin, end): (usize, usize)) -> Result<Vec<T>> {
-        let mut numbers = vec![T::zeroed(); (end - begin) / size_of::<T>()];
+        let mut numbers: Vec<T> = zeroed((end - begin) / size_of::<T>())?;
         let read = self.source.read_at(self.start + begin as u64, bytemuck::cast_slice_mut(&mut numbers));
         read.map_err(|error| Error::wrap(format!("{name} cannot be read: {error}")))?;
         Ok(numbers)

@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{
     backend::{Complete, ImageFile, InputFiles},
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
-        Strength,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed,
+        Steps, Strength,
     },
     http::{
         ApiError,
@@ -20,42 +21,76 @@ use crate::{
 
 /// Steps where a job does not say.
 const STEPS: i64 = 20;
+/// What a side may be is said of both of them together.
+const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
 /// Guidance where a job does not say.
 const GUIDANCE_SCALE: f64 = 7.5;
 
-/// The request.
-#[derive(Debug, Deserialize)]
+/// The request: an operation, and the settings of `/v1/images/generations` that it has.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
 pub(in crate::http) struct JobRequest {
     operation: Operation,
+    /// What the picture shows.
+    #[schema(value_type = Prompt)]
     prompt: Option<Prompt>,
+    /// What the picture does not show.
     negative_prompt: Option<NegativePrompt>,
+    /// Denoising steps; 20 where they are left out. Also `num_inference_steps`.
     #[serde(alias = "num_inference_steps")]
     steps: Option<Steps>,
+    /// How strongly the picture follows the prompt; 7.5 where it is left out. Also `cfg_scale`.
     #[serde(alias = "cfg_scale")]
     guidance_scale: Option<GuidanceScale>,
+    /// The same seed gives the same picture; -1 is any.
+    #[schema(inline)]
     seed: Option<WireSeed>,
-    width: Option<u32>,
-    height: Option<u32>,
+    /// In pixels; the model's own where it is left out.
+    #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
+    width: Option<Bounded<0, MAX_SIDE>>,
+    /// In pixels; the model's own where it is left out.
+    #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
+    height: Option<Bounded<0, MAX_SIDE>>,
+    /// None: this worker applies no `LoRAs`.
+    #[schema(max_items = 0)]
     loras: Option<Vec<Value>>,
+    /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
+    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
     strength: Option<Strength>,
+    /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
+    #[schema(value_type = Option<String>)]
     input_image: Option<Value>,
+    /// The picture that `image_inpaint` begins with. Also `input_image`.
+    #[schema(value_type = Option<String>)]
     init_image: Option<Value>,
+    /// What `image_inpaint` paints anew: what is white, or where there is an alpha channel, what is transparent.
+    #[schema(value_type = Option<String>)]
     mask_image: Option<Value>,
 
+    /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
     sampler: Option<Sampler>,
+    /// How noise levels are spaced. Also `scheduler`.
     #[serde(alias = "scheduler")]
     schedule: Option<Schedule>,
+    /// How much fresh noise samplers with an `eta` add.
     eta: Option<Eta>,
+    /// How far guidance is kept from changing the contrast.
     guidance_rescale: Option<GuidanceRescale>,
+    /// Whether the last timestep is nothing but noise. Also `rescale_betas_zero_snr`.
     #[serde(alias = "rescale_betas_zero_snr")]
     zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one, counted from its end.
     clip_skip: Option<ClipSkip>,
+    /// `png` where it is left out.
     output_format: Option<ImageFormat>,
+    /// Quality of a JPEG; 90 where it is left out.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 100)]
     output_compression: Option<Bounded<0, 100>>,
+    /// How many previews the stream has.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 3)]
     partial_images: Option<Bounded<0, 3>>,
 
     /// Everything else, and what speaks to the orchestrator: which hive and which worker.
@@ -64,7 +99,7 @@ pub(in crate::http) struct JobRequest {
 }
 
 /// What a job does.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 enum Operation {
     #[serde(rename = "image_generation")]
     Generation,
@@ -114,11 +149,12 @@ impl JobRequest {
             self.others.remove(address);
         }
         let size = files.map_or(info.defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
+        let side = |given: Option<Bounded<0, MAX_SIDE>>, default: u32| given.map_or(default.into(), Bounded::get);
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
             n: None,
-            size: Some(format!("{}x{}", self.width.unwrap_or(size.width()), self.height.unwrap_or(size.height()))),
+            size: Some(format!("{}x{}", side(self.width, size.width()), side(self.height, size.height()))),
             response_format: None,
             output_format: self.output_format,
             output_compression: self.output_compression,
@@ -126,7 +162,7 @@ impl JobRequest {
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
             seed: self.seed,
-            num_inference_steps: self.steps.or(Steps::try_from(STEPS).ok()),
+            num_inference_steps: self.steps.or(Steps::try_from(STEPS.min(i64::try_from(info.max_steps).unwrap_or(STEPS))).ok()),
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,
@@ -143,7 +179,7 @@ impl JobRequest {
 }
 
 /// The answer to a request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Submitted {
     sse_url: String,
     job_id: String,
@@ -156,7 +192,7 @@ impl Submitted {
 }
 
 /// The answer to a `DELETE`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Cancelled {
     job_id: String,
     status: &'static str,
@@ -169,13 +205,16 @@ impl Cancelled {
 }
 
 /// How far a job is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct JobState {
+    /// `queued`, `running`, `completed`, `failed` or `cancelled`.
     status: &'static str,
     /// Seconds since 1970.
     created: u64,
+    #[schema(required)]
     progress: Option<WireProgress>,
     /// Only of a job that failed or was cancelled.
+    #[schema(required)]
     error: Option<ErrorBody>,
     sse_url: String,
     result_url: String,
@@ -183,8 +222,8 @@ pub(in crate::http) struct JobState {
 }
 
 /// How far the steps are.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct WireProgress {
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(in crate::http) struct WireProgress {
     step: usize,
     total: usize,
     percent: f64,
@@ -219,9 +258,9 @@ impl JobState {
 }
 
 /// The events of a job's stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum JobEvent {
+pub(in crate::http) enum JobEvent {
     Progress(WireProgress),
     Preview { image: String, format: ImageFormat, step: usize },
     Complete(Box<Finished>),
@@ -229,8 +268,10 @@ pub(super) enum JobEvent {
 }
 
 /// A picture with what is known of it.
-#[derive(Debug, Serialize)]
-pub(super) struct Finished {
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Finished {
+    /// The file.
+    #[schema(content_encoding = "base64")]
     image: String,
     format: ImageFormat,
     seed: Seed,

@@ -11,14 +11,16 @@ use axum::{
     http::HeaderMap,
     response::Response,
 };
+pub(super) use job_wire::JobEvent;
 use job_wire::{Cancelled, JobRequest, JobState, Submitted};
 use tracing::info;
 use uuid::Uuid;
 
 use super::{
     ApiError, AppState, MAX_UPLOAD_BYTES,
-    client_wishes::ClientWishes,
+    client_wishes::{ClientWishes, WaitHeaders},
     extract::JsonBody,
+    openapi::{Gone, JOBS, JobItem, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
     uploads,
     wire::ImagesResponse,
@@ -28,6 +30,28 @@ use crate::common::RequestId;
 type JobId = Result<Path<String>, PathRejection>;
 
 /// Queues a job, and says where to follow it. It goes on whether or not anybody does.
+#[utoipa::path(
+    post,
+    path = "/v1/jobs",
+    operation_id = "submit_job",
+    tag = JOBS,
+    params(WaitHeaders),
+    request_body = JobRequest,
+    responses(
+        (
+            status = 200,
+            description = "It waits for its turn",
+            body = Submitted,
+            links(
+                ("show" = (operation_id = "show_job", parameters(("id" = "$response.body#/job_id")))),
+                ("stream" = (operation_id = "stream_job", parameters(("id" = "$response.body#/job_id")))),
+                ("result" = (operation_id = "job_result", parameters(("id" = "$response.body#/job_id")))),
+                ("cancel" = (operation_id = "cancel_job", parameters(("id" = "$response.body#/job_id"))))
+            )
+        ),
+        KeyMissing, Refused, NotReady
+    )
+)]
 pub(super) async fn submit(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
@@ -51,13 +75,36 @@ pub(super) async fn submit(
 }
 
 /// How far a job is.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}",
+    operation_id = "show_job",
+    tag = JOBS,
+    params(("id" = String, Path, description = "The job's `job_id`")),
+    responses((status = 200, description = "Where it stands", body = JobState), Unreadable, KeyMissing, NotFound)
+)]
 pub(super) async fn show(State(state): State<AppState>, id: JobId) -> Result<Json<JobState>, ApiError> {
     let (id, run) = find(&state, id)?;
     Ok(Json(JobState::new(id, &run)))
 }
 
-/// Everything that has happened to a job and everything that is to come, or what came after the event with the number in
-/// `Last-Event-ID`.
+/// Follows a job: everything that has happened to it and everything that is to come.
+///
+/// The last line of data is `[DONE]`, `[ERROR] why` or `[CANCELLED]`.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/stream",
+    operation_id = "stream_job",
+    tag = JOBS,
+    params(
+        ("id" = String, Path, description = "The job's `job_id`"),
+        ("last-event-id" = Option<String>, Header, description = "Only what came after the event of this number")
+    ),
+    responses(
+        (status = 200, description = "Its events", content(("text/event-stream", item_schema = JobItem))),
+        Unreadable, KeyMissing, NotFound
+    )
+)]
 pub(super) async fn stream(State(state): State<AppState>, headers: HeaderMap, id: JobId) -> Result<Response, ApiError> {
     let (_, run) = find(&state, id)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.trim().parse::<u64>().ok());
@@ -65,6 +112,14 @@ pub(super) async fn stream(State(state): State<AppState>, headers: HeaderMap, id
 }
 
 /// The answer that `/v1/images/generations` would have given.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/result",
+    operation_id = "job_result",
+    tag = JOBS,
+    params(("id" = String, Path, description = "The job's `job_id`")),
+    responses((status = 200, description = "What `/v1/images/generations` would have answered", body = ImagesResponse), Unreadable, KeyMissing, NotFound, NotDone, Gone, NotReady, WentWrong, TooLate)
+)]
 pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<Json<ImagesResponse>, ApiError> {
     let (_, run) = find(&state, id)?;
     match run.status() {
@@ -77,6 +132,14 @@ pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<J
 }
 
 /// Cancels a job that waits or runs.
+#[utoipa::path(
+    delete,
+    path = "/v1/jobs/{id}",
+    operation_id = "cancel_job",
+    tag = JOBS,
+    params(("id" = String, Path, description = "The job's `job_id`")),
+    responses((status = 200, description = "It stops", body = Cancelled), Unreadable, KeyMissing, NotFound)
+)]
 pub(super) async fn cancel(State(state): State<AppState>, id: JobId) -> Result<Json<Cancelled>, ApiError> {
     let (job_id, run) = find(&state, id)?;
     if !run.cancel() {

@@ -11,6 +11,7 @@
 mod amx;
 mod attention;
 mod band;
+mod concat;
 mod conv;
 mod epilogue;
 mod linear;
@@ -25,10 +26,13 @@ mod tensor;
 mod winograd;
 
 pub(super) use attention::{Sequences, attention};
+pub(super) use concat::concat;
 pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
 pub(super) use machine::Machine;
+pub(super) use memory::fallible;
+pub use memory::zeroed;
 pub(super) use norm::{GroupNormConfig, Normalization, group_norm, layer_norm};
 pub(super) use tensor::{Image, Rows, is_fast};
 

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use bytemuck::cast_slice_mut;
+use bytemuck::{Zeroable, cast_slice_mut};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{
     amx::{self, Amx, BLOCK, BLOCK_HALVES},
     machine::Machine,
+    memory::zeros,
 };
 use crate::ops::Storage;
 
@@ -156,7 +157,7 @@ impl Values {
 
 /// Of whole blocks.
 fn split(amx: Amx, (depth, columns, width): (usize, usize, usize), at: impl Fn(usize, usize) -> f32 + Sync) -> Vec<u16> {
-    let mut halves = vec![0; 2 * depth * columns];
+    let mut halves = zeros(2 * depth * columns);
     halves.par_chunks_exact_mut(2 * depth * width).enumerate().for_each(|(panel, halves)| {
         for (first, halves) in (0..depth).step_by(BLOCK).zip(halves.chunks_exact_mut(BLOCK_HALVES)) {
             let numbers: [f32; BLOCK * BLOCK] = std::array::from_fn(|i| at(first + i / width, panel * width + i % width));
@@ -175,8 +176,8 @@ fn split_blocks(amx: Amx, numbers: &[f32], halves: &mut [u16]) {
     }
 }
 
-fn pack<T: Copy + Default + Send>((depth, columns, width): (usize, usize, usize), at: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-    let mut values = vec![T::default(); columns.div_ceil(width) * depth * width];
+fn pack<T: Zeroable + Send>((depth, columns, width): (usize, usize, usize), at: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
+    let mut values = zeros(columns.div_ceil(width) * depth * width);
     values.par_chunks_exact_mut((depth * width).max(1)).enumerate().for_each(|(panel, values)| {
         for (k, row) in values.chunks_exact_mut(width).enumerate() {
             for (n, value) in row.iter_mut().enumerate().take(columns - panel * width) {

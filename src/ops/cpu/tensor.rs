@@ -4,6 +4,8 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
+use super::memory::{check_room, fallible};
+
 /// Whether the kernels here take a tensor: f32 on a CPU.
 pub(in crate::ops) fn is_fast(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
@@ -18,15 +20,18 @@ pub(in crate::ops) struct Rows {
 impl Rows {
     /// Copies only what is not in order already.
     pub(in crate::ops) fn new(tensor: &Tensor) -> Result<Self> {
+        if !tensor.is_contiguous() {
+            check_room(tensor.elem_count())?;
+        }
         Ok(Self { tensor: tensor.contiguous()? })
     }
 
-    /// Lends the numbers.
+    /// Lends the numbers. That there is no memory for what is made of them is an error like any other.
     pub(in crate::ops) fn with<T>(&self, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
         let (storage, layout) = self.tensor.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { candle_core::bail!("the tensor is not f32 on a CPU") };
         let start = layout.start_offset();
-        f(&values[start..start + layout.shape().elem_count()])
+        fallible(|| f(&values[start..start + layout.shape().elem_count()]))
     }
 
     /// The numbers themselves. What shares the tensor's memory is left with nothing.

@@ -1,0 +1,112 @@
+//! Spans for a collector that speaks [OpenTelemetry's protocol](https://opentelemetry.io/docs/specs/otlp/) over HTTP. Its other settings
+//! are read from the environment variables that the SDKs of all languages know, such as `OTEL_EXPORTER_OTLP_HEADERS`.
+
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use opentelemetry::{KeyValue, trace::TracerProvider};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing::{Level, Subscriber, debug, level_filters::LevelFilter, warn};
+use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
+
+use super::Failure;
+use crate::common::error_chain;
+
+pub(super) const IS_BUILT_IN: bool = true;
+
+/// How long the process stays for a collector that does not answer.
+const FLUSH: Duration = Duration::from_secs(2);
+/// A collector that takes longer for a batch is as good as not there.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends spans, and the last of them when it is dropped.
+#[derive(Debug)]
+pub(super) struct Export(SdkTracerProvider);
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown_with_timeout(FLUSH);
+    }
+}
+
+/// A layer that hands this program's spans to a collector, with the warnings in them.
+///
+/// # Errors
+/// When the endpoint, or one of the environment variables, makes no sense.
+pub(super) fn layer<S>(endpoint: &str) -> Result<(Box<dyn Layer<S> + Send + Sync>, Export), Failure>
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+{
+    let refused =
+        |error: &dyn std::error::Error| Failure::Configuration(format!("spans cannot be sent to {endpoint}: {}", error_chain(error)));
+    let exporter = SpanExporter::builder().with_http().with_http_client(Collector::default());
+    let exporter =
+        exporter.with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/'))).build().map_err(|error| refused(&error))?;
+    let mut resource = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+        resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
+    }
+    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+    let layer =
+        tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME"))).with_location(false).with_threads(false);
+    let ours = filter_fn(|item| item.target().starts_with("sd_worker") && (item.is_span() || *item.level() <= Level::WARN));
+    Ok((layer.with_filter(ours.with_max_level_hint(LevelFilter::DEBUG)).boxed(), Export(provider)))
+}
+
+/// The way to the collector.
+#[derive(Debug)]
+struct Collector {
+    agent: ureq::Agent,
+    /// Said once, however long it is not there.
+    is_lost: AtomicBool,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).http_status_as_error(false);
+        Self { agent: config.build().into(), is_lost: AtomicBool::new(false) }
+    }
+}
+
+impl Collector {
+    fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (parts, body) = request.into_parts();
+        let mut response = self.agent.run(Request::from_parts(parts, &body[..]))?;
+        let body = response.body_mut().read_to_vec()?;
+        let (parts, _) = response.into_parts();
+        Ok(Response::from_parts(parts, body.into()))
+    }
+}
+
+impl HttpClient for Collector {
+    // Only the exporter's own thread waits for it.
+    fn send_bytes<'a, 'b>(
+        &'a self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        let sent = self.send(request);
+        let trouble = match &sent {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(response.status().to_string()),
+            Err(error) => Some(error_chain(error.as_ref())),
+        };
+        match (trouble, self.is_lost.load(Ordering::Relaxed)) {
+            (None, _) => self.is_lost.store(false, Ordering::Relaxed),
+            (Some(error), true) => debug!(error, "still nobody takes the spans"),
+            (Some(error), false) => {
+                warn!(error, "nobody takes the spans");
+                self.is_lost.store(true, Ordering::Relaxed);
+            }
+        }
+        Box::pin(std::future::ready(sent))
+    }
+}

@@ -1,0 +1,48 @@
+//! `GET /docs` and `GET /openapi.json`: the API's description of itself, for people and for programs. The page needs no scripts and
+//! nothing from anywhere else.
+
+mod page;
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    http::{HeaderName, header},
+    response::{Html, IntoResponse},
+};
+use utoipa::openapi::OpenApi;
+
+use super::openapi::DISCOVERY;
+
+/// A page is a page: it runs nothing, loads nothing and sends nothing.
+const CONTENT_SECURITY_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The description, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Description {
+    json: String,
+    page: String,
+}
+
+impl Description {
+    pub(super) fn new(mut api: OpenApi) -> Self {
+        // Names in paths that take slashes are written so for axum, and not for OpenAPI.
+        api.paths.paths = std::mem::take(&mut api.paths.paths).into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+        let api = serde_json::to_value(&api).unwrap_or_default();
+        Self { json: api.to_string(), page: page::render(&api) }
+    }
+}
+
+/// This description, for programs.
+#[utoipa::path(get, path = "/openapi.json", tag = DISCOVERY, responses((status = 200, description = "OpenAPI", body = serde_json::Value)))]
+pub(super) async fn openapi(Extension(description): Extension<Arc<Description>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], description.json.clone())
+}
+
+/// This description, for people.
+#[utoipa::path(get, path = "/docs", tag = DISCOVERY, responses((status = 200, description = "A page", body = String, content_type = "text/html")))]
+pub(super) async fn docs(Extension(description): Extension<Arc<Description>>) -> impl IntoResponse {
+    const POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
+    ([(POLICY, CONTENT_SECURITY_POLICY)], Html(description.page.clone()))
+}

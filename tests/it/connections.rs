@@ -1,0 +1,96 @@
+//! Connections that do not do what connections should.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use serde_json::json;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{Worker, long, small};
+
+/// What a worker sends until it closes the connection; a connection that stays open hangs the test.
+fn rest(mut socket: TcpStream) -> String {
+    let mut answer = Vec::new();
+    // Closed with something of ours unread, it is reset.
+    let _ = socket.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn who_is_silent_is_disconnected() {
+    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let connect = |sent: &str| {
+        let mut socket = TcpStream::connect(worker.address()).unwrap();
+        socket.write_all(sent.as_bytes()).unwrap();
+        socket
+    };
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let silent = [
+        ("nothing", connect("")),
+        ("one letter, as POST and PRI have it", connect("P")),
+        ("half a head", connect(&head[..70])),
+        ("HTTP/2 without a request", connect("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")),
+    ];
+    let half_a_body = connect(&format!("{head}content-length: 50\r\n\r\n{{\"prompt\":"));
+    let answered = connect("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n");
+    for (name, socket) in silent {
+        let answer = rest(socket);
+        assert!(!answer.contains("200 OK"), "{name}: {answer}");
+    }
+    let answer = rest(half_a_body);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"code\":\"body_timed_out\""), "{answer}");
+    let answer = rest(answered);
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("{\"status\":\"alive\"}"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_waits_for_an_answer_may_be_silent() {
+    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let answer = worker.generate(&long("a fox")).await;
+    let total = answer["timings"]["total_ms"].as_u64().unwrap();
+    assert!(total > 1000, "{total} ms say nothing");
+}
+
+/// What is left unread fills the buffers of both ends; from then on the system of the worker counts.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn who_does_not_read_is_disconnected() {
+    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address: std::net::SocketAddr = worker.url("").trim_start_matches("http://").parse().unwrap();
+    socket.connect(&address.into()).unwrap();
+    let mut socket = TcpStream::from(socket);
+    let mut request = small("a fox");
+    for (name, value) in
+        [("n", json!(10)), ("stream", json!(true)), ("partial_images", json!(3)), ("steps", json!(4)), ("size", json!("512x512"))]
+    {
+        request[name] = value;
+    }
+    let body = request.to_string();
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    write!(socket, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
+}
+
+/// That a client is gone without a word is found out by the system's own probes.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connections_are_probed() {
+    let worker = Worker::ready(&[]);
+    let client = TcpStream::connect(worker.address()).unwrap();
+    let (server, client) = (worker.address().1, client.local_addr().unwrap().port());
+    loop {
+        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+        // Local address, remote address, state, queues, and which timer runs: 2 is that of the probes.
+        let ours = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
+            fields.len() > 5 && fields[1].ends_with(&format!(":{server:04X}")) && fields[2].ends_with(&format!(":{client:04X}"))
+        });
+        if ours.is_some_and(|fields| fields[5].starts_with("02:")) {
+            break;
+        }
+    }
+}
