@@ -81,7 +81,7 @@ async fn serve_one(stream: TcpStream, router: Router, patience: Duration, watche
 async fn still_unheard(heard: &AtomicBool, patience: Duration) {
     sleep(patience).await;
     if heard.load(Ordering::Relaxed) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -113,6 +113,7 @@ impl JobRequest {
             self.others.remove(address);
         }
         let size = info.defaults.size;
+        let steps = i64::try_from(info.max_steps).map_or(STEPS, |most| most.min(STEPS));
         let side = |given: Option<Bounded<0, MAX_SIDE>>, default: u32| given.map_or(default.into(), Bounded::get);
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
@@ -126,7 +127,7 @@ impl JobRequest {
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
             seed: self.seed,
-            num_inference_steps: self.steps.or(Steps::try_from(STEPS.min(info.max_steps as i64)).ok()),
+            num_inference_steps: self.steps.or(Steps::try_from(steps).ok()),
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,
