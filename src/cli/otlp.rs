@@ -2,11 +2,11 @@
 //! are read from the environment variables that the SDKs of all languages know, such as `OTEL_EXPORTER_OTLP_HEADERS`.
 
 use std::{
-    pin::Pin,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
+use async_trait::async_trait;
 use opentelemetry::{KeyValue, trace::TracerProvider};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
@@ -83,16 +83,10 @@ impl Collector {
     }
 }
 
+#[async_trait]
 impl HttpClient for Collector {
     // Only the exporter's own thread waits for it.
-    fn send_bytes<'a, 'b>(
-        &'a self,
-        request: Request<Bytes>,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
-    where
-        'a: 'b,
-        Self: 'b,
-    {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let sent = self.send(request);
         let trouble = match &sent {
             Ok(response) if response.status().is_success() => None,
@@ -107,6 +101,6 @@ impl HttpClient for Collector {
                 self.is_lost.store(true, Ordering::Relaxed);
             }
         }
-        Box::pin(std::future::ready(sent))
+        sent
     }
 }

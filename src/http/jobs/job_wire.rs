@@ -149,6 +149,7 @@ impl JobRequest {
             self.others.remove(address);
         }
         let size = files.map_or(info.defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
+        let steps = i64::try_from(info.max_steps).map_or(STEPS, |most| most.min(STEPS));
         let side = |given: Option<Bounded<0, MAX_SIDE>>, default: u32| given.map_or(default.into(), Bounded::get);
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
@@ -162,7 +163,7 @@ impl JobRequest {
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
             seed: self.seed,
-            num_inference_steps: self.steps.or(Steps::try_from(STEPS.min(i64::try_from(info.max_steps).unwrap_or(STEPS))).ok()),
+            num_inference_steps: self.steps.or(Steps::try_from(steps).ok()),
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,

@@ -52,6 +52,7 @@ pub(super) fn zeros<T: Zeroable>(len: usize) -> Vec<T> {
     try_zeroed(len).unwrap_or_else(|missing| missing.throw())
 }
 
+#[allow(clippy::same_length_and_capacity, reason = "the layout has room for so many and no more")]
 fn try_zeroed<T: Zeroable>(len: usize) -> std::result::Result<Vec<T>, OutOfMemory> {
     let layout = Layout::array::<T>(len).map_err(|_| OutOfMemory { bytes: usize::MAX })?;
     if layout.size() == 0 {
