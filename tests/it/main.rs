@@ -16,6 +16,7 @@ mod layouts;
 mod life;
 mod load;
 mod made_up;
+mod numbers;
 mod parity;
 mod probes;
 mod sharing;
