@@ -29,6 +29,7 @@ pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
 pub(super) use machine::Machine;
+pub use norm::GroupStatistics;
 pub(super) use norm::{GroupNormConfig, Normalization, group_norm, layer_norm};
 pub(super) use tensor::{Image, Rows, is_fast};
 
