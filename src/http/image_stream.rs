@@ -13,9 +13,10 @@ use futures::stream;
 
 use super::{
     KEEP_ALIVE,
+    image_events::{Completed, ImageEvent, Preview, ProgressEvent},
     run::{Entry, Follower},
     unix_seconds,
-    wire::{self, Completed, ImageEvent, Parameters, Preview, ProgressEvent, Usage, WireTimings},
+    wire::{self, Parameters, Usage, WireTimings},
 };
 use crate::{
     backend::{Complete, EncodedImage, Progress},

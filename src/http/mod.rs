@@ -9,6 +9,7 @@ mod discovery;
 mod docs;
 mod edits;
 mod extract;
+mod image_events;
 mod image_stream;
 mod images;
 mod jobs;

@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-use super::{api_error::ErrorAnswer, jobs::JobEvent, wire::ImageEvent};
+use super::{api_error::ErrorAnswer, image_events::ImageEvent, jobs::JobEvent};
 
 pub(super) const IMAGES: &str = "Images";
 pub(super) const JOBS: &str = "Jobs";

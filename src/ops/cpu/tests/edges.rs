@@ -94,6 +94,9 @@ fn a_convolution_may_take_the_memory_of_its_image() {
         );
         let image = pixels.clone();
         let (right, memory) = (packed.forward(&pixels, shape, Some(&norm), epilogue()), image.as_ptr());
+        let directly: Vec<f64> =
+            packed.forward_by(Algorithm::Direct, &pixels, shape, Some(&norm), epilogue()).into_iter().map(f64::from).collect();
+        assert!(error(&right, &directly) < 1e-4, "{machine:?}");
         let ours = packed.forward_in_place(image, shape, Some(&norm), epilogue());
         assert!(ours == right, "{machine:?}");
         assert_eq!(ours.as_ptr() == memory, machine.amx.is_some(), "{machine:?}");

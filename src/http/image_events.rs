@@ -1,0 +1,85 @@
+//! What a stream of pictures says.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    api_error::ErrorBody,
+    wire::{Parameters, Usage, WireTimings},
+};
+use crate::common::{ImageFormat, Seed};
+
+/// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s, which has other names where a picture is
+/// made from a picture.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(tag = "type")]
+pub(super) enum ImageEvent {
+    #[serde(rename = "image_generation.partial_image")]
+    PartialImage(Preview),
+    #[serde(rename = "image_edit.partial_image")]
+    EditPartialImage(Preview),
+    #[serde(rename = "image_generation.completed")]
+    Completed(Box<Completed>),
+    #[serde(rename = "image_edit.completed")]
+    EditCompleted(Box<Completed>),
+    #[serde(rename = "image_generation.progress")]
+    Progress(ProgressEvent),
+    #[serde(rename = "image_edit.progress")]
+    EditProgress(ProgressEvent),
+    /// The end of a stream that went wrong.
+    #[serde(rename = "error")]
+    Error { error: ErrorBody },
+}
+
+/// A rough picture.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Preview {
+    pub(super) b64_json: String,
+    pub(super) created_at: u64,
+    pub(super) size: String,
+    pub(super) quality: &'static str,
+    pub(super) background: &'static str,
+    pub(super) output_format: ImageFormat,
+    pub(super) partial_image_index: u8,
+}
+
+/// A finished picture.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Completed {
+    pub(super) b64_json: String,
+    pub(super) created_at: u64,
+    pub(super) size: String,
+    pub(super) quality: &'static str,
+    pub(super) background: &'static str,
+    pub(super) output_format: ImageFormat,
+    pub(super) usage: Usage,
+    pub(super) seed: Seed,
+    pub(super) parameters: Parameters,
+    pub(super) timings: WireTimings,
+    pub(super) ignored: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ProgressEvent {
+    pub(super) step: usize,
+    pub(super) total: usize,
+    pub(super) seconds_per_step: f64,
+    pub(super) eta_ms: u64,
+}
+
+impl ImageEvent {
+    /// The name before the data.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::PartialImage(_) => "image_generation.partial_image",
+            Self::EditPartialImage(_) => "image_edit.partial_image",
+            Self::Completed(_) => "image_generation.completed",
+            Self::EditCompleted(_) => "image_edit.completed",
+            Self::Progress(_) => "image_generation.progress",
+            Self::EditProgress(_) => "image_edit.progress",
+            Self::Error { .. } => "error",
+        }
+    }
+}
