@@ -60,13 +60,10 @@ pub(in crate::http) struct JobRequest {
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
     strength: Option<Strength>,
     /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
-    #[schema(value_type = Option<String>)]
     input_image: Option<Value>,
     /// The picture that `image_inpaint` begins with. Also `input_image`.
-    #[schema(value_type = Option<String>)]
     init_image: Option<Value>,
     /// What `image_inpaint` paints anew: what is white, or where there is an alpha channel, what is transparent.
-    #[schema(value_type = Option<String>)]
     mask_image: Option<Value>,
 
     /// The solver. Also `sample_method` or `sampler_name`.
