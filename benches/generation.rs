@@ -35,6 +35,7 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
         request_id: RequestId::random(),
         prompt: "a fox on a blue background".parse().unwrap(),
         negative_prompt: "".parse().unwrap(),
+        input: None,
         config: SamplingConfig {
             size: defaults.size,
             steps: Steps::try_from(steps).unwrap(),
@@ -78,7 +79,7 @@ fn yardstick(c: &mut Criterion) {
     let pipeline = pipeline();
     let ours = &pipeline.networks().vae;
     let config = ours.config().clone();
-    let (_, vb) = ModelFiles::open("builtin").unwrap().weights("vae", DType::F32, &Device::Cpu).unwrap();
+    let vb = ModelFiles::open("builtin").unwrap().weights("vae", DType::F32, &Device::Cpu).unwrap().vb;
     let theirs = AutoEncoderKLConfig {
         block_out_channels: config.block_out_channels.clone(),
         layers_per_block: config.layers_per_block,

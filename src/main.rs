@@ -14,7 +14,7 @@ use clap::Parser;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
-    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pulse, RequestQueue},
+    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, Pulse, RequestQueue},
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::{Lifecycle, ModelInfo, error_chain},
     http::{self, Admission, ApiKey, AppState, RunLimits, Runs},
@@ -225,11 +225,10 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs) {
 
 /// Loads the model and makes a first small picture with it, off the runtime's threads.
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
-    let (model, device) = (args.model.source().to_owned(), args.model.device);
-    let (storage, max_pixels) = (args.model.dtype, args.model.max_pixels);
+    let model = args.model.clone();
     let work = move || -> Result<_, LoadError> {
-        let files = ModelFiles::open(&model)?;
-        let pipeline = Arc::new(backend::load(&files, &LoadOptions { device: device.open()?, storage, max_pixels })?);
+        let options = LoadOptions { device: model.device.open()?, storage: model.dtype, max_pixels: model.max_pixels };
+        let pipeline = Arc::new(backend::load(&model.files()?, &options)?);
         pipeline.self_test().map_err(LoadError::SelfTest)?;
         Ok(pipeline)
     };

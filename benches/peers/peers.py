@@ -27,7 +27,7 @@ import argparse, importlib.util, json, os, pathlib, re, statistics, subprocess, 
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 ROOT = pathlib.Path(__file__).parents[2]
-WORKER, BUILTIN = ROOT / "target/release/sd-worker", ROOT / "src/builtin_model/model"
+WORKER, TOKENIZER = ROOT / "target/release/sd-worker", ROOT / "src/builtin_model/model/tokenizer"
 PROMPT = "a fox on a blue background"
 COLUMNS = ["text", "step", "decode", "total", "rss"]
 TORCH = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate"}
@@ -43,7 +43,7 @@ def make_model(path):
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
@@ -51,6 +51,10 @@ def make_model(path):
     scheduler = DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     StableDiffusionPipeline(vae=vae, unet=unet, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None,
                             requires_safety_checker=False).save_pretrained(path)
+
+
+def export_builtin(path):
+    subprocess.run([WORKER, "models", "export", "builtin", path], check=True)
 
 
 def convert_for_openvino(model, path):
@@ -218,14 +222,14 @@ def main():
     o = p.parse_args()
     for name, stable, builtin in ("size", 512, 128), ("steps", 4, 15), ("guidance", 7.5, 3.), ("pictures", 1, 20):
         if getattr(o, name) is None: setattr(o, name, builtin if o.builtin else stable)
-    o.model, o.converted = BUILTIN if o.builtin else o.work / "sd15", o.work / ("builtin-openvino" if o.builtin else "sd15-openvino")
+    o.model, o.converted = o.work / ("builtin" if o.builtin else "sd15"), o.work / ("builtin-openvino" if o.builtin else "sd15-openvino")
     if o.only: return one_round(o)
 
     engines = [e for e in o.engines.split(",") if not (o.builtin and e.startswith("sdcpp"))]
     for engine in engines:
-        missing = [package for module, package in (NEEDS[engine] | ({} if o.model.exists() else TORCH)).items() if not importlib.util.find_spec(module)]
+        missing = [package for module, package in (NEEDS[engine] | ({} if o.builtin or o.model.exists() else TORCH)).items() if not importlib.util.find_spec(module)]
         if missing: sys.exit(f"{engine} needs: {sys.executable} -m pip install {' '.join(missing)}   (or leave it out with --engines)")
-    made(o.model, make_model)
+    made(o.model, export_builtin if o.builtin else make_model)
     if "openvino" in engines: made(o.converted, lambda path: convert_for_openvino(o.model, path))
     if any(e.startswith("sdcpp") for e in engines): made(o.work / "sd15-sdcpp", lambda path: rename_for_sdcpp(o.model, path))
     rounds, environment = {e: [] for e in engines}, dict(os.environ, OMP_NUM_THREADS=str(o.threads), RAYON_NUM_THREADS=str(o.threads))

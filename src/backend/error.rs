@@ -77,7 +77,7 @@ pub enum LoadError {
         source: candle_core::Error,
     },
     /// The weights do not fit the configuration beside them.
-    #[error("{path} does not fit its config.json", path = .path.display())]
+    #[error("{path} has not the weights that its configuration asks for", path = .path.display())]
     WrongWeights {
         /// The file.
         path: PathBuf,

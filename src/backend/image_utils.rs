@@ -1,10 +1,10 @@
 //! From tensors to pixels, and from pixels to files.
 
-use candle_core::{DType, Tensor};
-use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs};
+use candle_core::{DType, Device, Tensor};
+use image::{ExtendedColorType, GrayImage, ImageEncoder, Luma, RgbImage, codecs};
 
 use super::{EncodedImage, GenerationError, GenerationRequest};
-use crate::common::{ImageFormat, OutputConfig, SamplingConfig, Schedule};
+use crate::common::{ImageFormat, Mask, OutputConfig, SamplingConfig, Schedule};
 
 /// The first of a batch of pictures `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
 /// `VaeImageProcessor.postprocess` rounds them.
@@ -25,6 +25,35 @@ pub(super) fn to_rgb(picture: &Tensor) -> Result<RgbImage, GenerationError> {
     }
     RgbImage::from_raw(width as u32, height as u32, pixels)
         .ok_or_else(|| GenerationError::Encoding("a picture must have 3 channels".to_owned()))
+}
+
+/// A picture as a tensor `(1, 3, height, width)` in [-1, 1], as diffusers' `VaeImageProcessor.preprocess` makes it.
+pub(super) fn to_tensor(picture: &RgbImage, device: &Device) -> candle_core::Result<Tensor> {
+    let (width, height) = picture.dimensions();
+    let values: Vec<f32> = picture.as_raw().iter().map(|value| f32::from(*value) / 255.0 * 2.0 - 1.0).collect();
+    Tensor::from_vec(values, (1, height as usize, width as usize, 3), device)?.permute((0, 3, 1, 2))?.contiguous()
+}
+
+/// Every `stride`th pixel of a mask along each side as a tensor `(1, 1, height / stride, width / stride)`: 1 where a picture is painted
+/// anew, 0 where it is kept.
+pub(super) fn mask_to_tensor(mask: &GrayImage, stride: usize, device: &Device) -> candle_core::Result<Tensor> {
+    let (width, height) = (mask.width() as usize / stride, mask.height() as usize / stride);
+    let pixels = (0..height).flat_map(|y| (0..width).map(move |x| mask.get_pixel((x * stride) as u32, (y * stride) as u32)));
+    Tensor::from_vec(pixels.map(|pixel| f32::from(u8::from(is_new(*pixel)))).collect::<Vec<_>>(), (1, 1, height, width), device)
+}
+
+/// Whether a mask says that a pixel is painted anew.
+fn is_new(pixel: Luma<u8>) -> bool {
+    pixel.0[0] > 127
+}
+
+/// Lays what a mask keeps of `kept` over a picture.
+pub(super) fn lay_over(picture: &mut RgbImage, kept: &RgbImage, mask: &Mask) {
+    for ((pixel, kept), mask) in picture.pixels_mut().zip(kept.pixels()).zip(mask.pixels.pixels()) {
+        if !is_new(*mask) {
+            *pixel = *kept;
+        }
+    }
 }
 
 /// What a PNG file says of how it was made.
@@ -55,9 +84,10 @@ impl<'a> ImageMetadata<'a> {
         let eta = options.eta.map_or(String::new(), |eta| format!("Eta: {}, ", eta.get()));
         let rescale = options.guidance_rescale.map_or(String::new(), |share| format!("CFG Rescale: {}, ", share.get()));
         let clip_skip = options.clip_skip.map_or(String::new(), |skip| format!("Clip skip: {skip}, "));
+        let strength = options.strength.map_or(String::new(), |strength| format!("Denoising strength: {}, ", strength.get()));
         let zero_snr = options.zero_snr.map_or(String::new(), |zero_snr| format!("Zero SNR: {zero_snr}, "));
         format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{zero_snr}{clip_skip}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
+            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{zero_snr}{clip_skip}{strength}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
             self.prompt,
             sampler.a1111_name(),
             self.model_id,

@@ -1,9 +1,12 @@
 //! Stable Diffusion, stage by stage. After diffusers' `pipeline_stable_diffusion.py`.
 
+mod initial_latents;
+
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+use initial_latents::{InitialLatents, KeptLatents};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug_span};
@@ -13,7 +16,7 @@ use super::{
 };
 use crate::{
     common::{
-        GuidanceRescale, ImageSize, InvalidValue, ModelInfo, ModelVariant, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
+        GuidanceRescale, ImageSize, InputImage, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps, TorchRng,
     },
     models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
@@ -27,6 +30,14 @@ pub struct Networks {
     pub unet: UNet2DConditionModel,
     /// Latents to pixels.
     pub vae: AutoencoderKl,
+}
+
+impl Networks {
+    /// Whether the UNet looks at a mask and at what a picture has outside of it, beside the latents.
+    #[must_use]
+    pub fn is_inpainting(&self) -> bool {
+        self.unet.config().in_channels == 2 * self.vae.config().latent_channels + 1
+    }
 }
 
 /// A loaded model. Nothing in it changes after loading but the prompts that are kept, so every generation shares it.
@@ -56,6 +67,14 @@ pub struct Diffusion {
     context: UNetContext,
     /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
     latents: Tensor,
+    /// The same before a mask was laid over them.
+    unmasked: Tensor,
+    /// What a mask keeps of the picture that it began with, if the UNet does not see to that.
+    kept: Option<KeptLatents>,
+    /// What an inpainting model's UNet looks at beside the latents.
+    condition: Option<Tensor>,
+    /// What the finished picture is laid under, if a mask keeps a part of it.
+    input: Option<Arc<InputImage>>,
     /// The latest stages, the newest first.
     past: VecDeque<Moment>,
     rng: TorchRng,
@@ -78,10 +97,6 @@ impl Pipeline for InferencePipeline {
         // 1. Check inputs: their types leave only what this model decides.
         let config = request.config;
         self.info.check(&config)?;
-        if self.info.variant == ModelVariant::Inpainting {
-            let needs = "one that makes pictures from text alone; filling in a part of a picture is not supported yet";
-            return Err(InvalidValue::new("model", &self.info.id, needs).into());
-        }
 
         // 2. Encode the prompt, for both sides of guidance.
         let span = debug_span!("text_encode").entered();
@@ -104,11 +119,12 @@ impl Pipeline for InferencePipeline {
         // 3. Prepare timesteps.
         let rescale_betas_zero_snr = options.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr);
         let scheduler = SchedulerConfig { rescale_betas_zero_snr, ..self.scheduler.clone() };
-        let plan = SamplingPlan::new(&scheduler, config.sampler, config.schedule, config.steps, options.eta)?;
+        let start = config.steps.get() - config.steps_taken();
+        let plan = SamplingPlan::new(&scheduler, config.sampler, config.schedule, config.steps, start, options.eta)?;
 
         // 4. Prepare latents.
         let mut rng = TorchRng::new(config.seed);
-        let latents = (self.randn(&mut rng, self.latent_shape(config.size))? * plan.init_noise_sigma)?;
+        let InitialLatents { latents, kept, condition } = self.initial_latents(request, &plan, &mut rng)?;
 
         let pipeline = Arc::clone(self);
         // Where the network knows the scale, parts of a prompt are still weighed against each other.
@@ -121,7 +137,11 @@ impl Pipeline for InferencePipeline {
             part_weights,
             text_embeddings,
             context,
+            unmasked: latents.clone(),
             latents,
+            kept,
+            condition,
+            input: request.input.clone(),
             past: VecDeque::new(),
             rng,
             steps_done: 0,
@@ -145,21 +165,32 @@ impl Generation for Diffusion {
         let pipeline = Arc::clone(&self.pipeline);
         let stage = self.plan.stages[self.steps_done].clone();
         let output = self.predict(&pipeline, &stage)?;
-        self.update(&stage, output)?;
+        self.unmasked = self.update(&stage, output)?;
         self.steps_done += 1;
+        let next_level = self.plan.stages.get(self.steps_done).map(|stage| stage.level);
+        self.latents = match &self.kept {
+            Some(kept) => kept.lay_over(&self.unmasked, next_level)?,
+            None => self.unmasked.clone(),
+        };
         Ok(())
     }
 
     fn preview(&self) -> Result<RgbImage, GenerationError> {
         let picture = self.past.front().map_or(&self.latents, |moment| &moment.denoised);
-        Ok(self.pipeline.preview.render(picture)?)
+        let picture = self.kept.as_ref().map_or_else(|| Ok(picture.clone()), |kept| kept.lay_over(picture, None))?;
+        Ok(self.pipeline.preview.render(&picture)?)
     }
 
     // 6. Decode.
     fn finish(self) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
         let latents = self.latents.to_dtype(self.pipeline.dtype)?;
-        image_utils::to_rgb(&self.pipeline.networks.vae.decode(&latents)?)
+        let mut picture = image_utils::to_rgb(&self.pipeline.networks.vae.decode(&latents)?)?;
+        // What is kept is kept to the pixel: latents do not hold every detail.
+        if let Some(InputImage { image, mask: Some(mask) }) = self.input.as_deref() {
+            image_utils::lay_over(&mut picture, image, mask);
+        }
+        Ok(picture)
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -183,7 +214,11 @@ impl Diffusion {
     /// The network's output with classifier-free guidance, f32.
     fn predict(&self, pipeline: &InferencePipeline, stage: &Stage) -> Result<Tensor, GenerationError> {
         let unet = &pipeline.networks.unet;
-        let input = (&self.latents * stage.input_scale)?.to_dtype(pipeline.dtype)?;
+        let mut input = (&self.latents * stage.input_scale)?;
+        if let Some(condition) = &self.condition {
+            input = Tensor::cat(&[&input, condition], 1)?;
+        }
+        let input = input.to_dtype(pipeline.dtype)?;
         let output = unet.forward(&input, stage.timestep, &self.context)?.to_dtype(DType::F32)?;
         if self.part_weights.is_empty() {
             return Ok(output);
@@ -200,8 +235,8 @@ impl Diffusion {
         })
     }
 
-    /// Moves the latents as the plan says.
-    fn update(&mut self, stage: &Stage, output: Tensor) -> Result<(), GenerationError> {
+    /// Where the plan moves the latents.
+    fn update(&mut self, stage: &Stage, output: Tensor) -> Result<Tensor, GenerationError> {
         let mut denoised = ((&self.latents * stage.denoised.sample)? + (&output * stage.denoised.output)?)?;
         if let Some(clip) = stage.denoised.clip {
             denoised = denoised.clamp(-clip, clip)?;
@@ -215,12 +250,12 @@ impl Diffusion {
                 Term::Sample(age) => self.past[age].sample.clone(),
                 Term::Output(age) => self.past[age].output.clone(),
                 Term::Denoised(age) => self.past[age].denoised.clone(),
+                Term::Unmasked => self.unmasked.clone(),
                 Term::Noise => self.pipeline.randn(&mut self.rng, self.latents.dims4()?)?,
             };
             next = (next + (value * *weight)?)?;
         }
-        self.latents = next;
-        Ok(())
+        Ok(next)
     }
 }
 
@@ -278,6 +313,7 @@ impl InferencePipeline {
             request_id: RequestId::random(),
             prompt: Prompt::try_from("a".to_owned())?,
             negative_prompt: NegativePrompt::default(),
+            input: None,
             config: SamplingConfig {
                 size: ImageSize::new(side, side)?,
                 steps: Steps::try_from(1)?,
@@ -298,18 +334,5 @@ impl InferencePipeline {
         let mut generation = self.begin(&request)?;
         generation.step()?;
         generation.finish().map(drop)
-    }
-
-    fn latent_shape(&self, size: ImageSize) -> (usize, usize, usize, usize) {
-        let vae = self.networks.vae.config();
-        let (channels, scale) = (vae.latent_channels, vae.scale_factor());
-        (1, channels, size.height() as usize / scale, size.width() as usize / scale)
-    }
-
-    /// Drawn on the host in f32, so that a seed means the same noise on every device.
-    fn randn(&self, rng: &mut TorchRng, shape: (usize, usize, usize, usize)) -> Result<Tensor, GenerationError> {
-        let (batch, channels, height, width) = shape;
-        let values = rng.randn(batch * channels * height * width);
-        Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 }

@@ -29,7 +29,7 @@ impl LatentPreview {
         let colors: Vec<f32> = (0..CORNERS).flat_map(corner).collect();
         let side = SIDE * vae.config().scale_factor();
         let plain = Tensor::from_vec(colors, (CORNERS, 3, 1, 1), device)?.to_dtype(dtype)?.broadcast_as((CORNERS, 3, side, side))?;
-        let latents = vae.encode_mode(&plain.contiguous()?)?;
+        let latents = vae.encode(&plain.contiguous()?)?.mean;
         let inputs = (0..CORNERS).map(|i| rows(&latents.get(i)?)).collect::<Result<Vec<_>>>()?.concat();
         let outputs: Vec<[f64; 3]> = (0..CORNERS).flat_map(|i| [corner(i).map(f64::from); SIDE * SIDE]).collect();
         Ok(Self { weights: least_squares(&inputs, &outputs) })

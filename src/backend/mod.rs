@@ -2,10 +2,12 @@
 
 mod error;
 mod generation_engine;
-mod hub;
+mod image_file;
 mod image_utils;
 mod inference_pipeline;
+mod known_words;
 mod latent_preview;
+mod learned_words;
 mod model_configs;
 mod model_files;
 mod model_loader;
@@ -15,14 +17,16 @@ mod prompt_tokenizer;
 mod pulse;
 mod request_queue;
 mod text_encoder;
-mod weights;
+mod textual_inversion;
 
 pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};
+pub use image_file::{ImageFile, InputFiles, MAX_INPUT_PIXELS};
 pub use image_utils::{ImageMetadata, encode};
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
+pub use known_words::KnownWords;
 pub use latent_preview::LatentPreview;
-pub use model_files::ModelFiles;
+pub use model_files::{ModelFiles, PartWeights, dequantized};
 pub use model_loader::{LoadOptions, load};
 pub use prompt_encoder::{EncodedPrompts, PromptEncoder, PromptText};
 pub use prompt_tokenizer::PromptTokenizer;

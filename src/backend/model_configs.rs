@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use tracing::warn;
 
-use super::{LoadError, ModelFiles, PromptTokenizer};
+use super::{LoadError, ModelFiles, PromptTokenizer, model_files::SUPPORTED};
 use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelFamily, ModelVariant, Sampler, Schedule, Steps},
     models::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig},
@@ -15,6 +15,8 @@ const INDEX: &str = "model_index.json";
 const UNET: &str = "unet/config.json";
 const VAE: &str = "vae/config.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
+/// The text encoder whose pooled text is looked at.
+const POOLING: &str = "text_encoder_2";
 const GENERATION: &str = "generation_config.json";
 /// How the names of diffusers' pipelines begin, and what the families are called that are not supported.
 const UNSUPPORTED: [(&str, &str); 7] = [
@@ -83,7 +85,7 @@ impl ModelConfigs {
         scheduler.is_xl = is_xl;
         let mut text = vec![TextConfigs::load(files, "text_encoder", "tokenizer")?];
         if is_xl {
-            text.push(TextConfigs::load(files, "text_encoder_2", "tokenizer_2")?);
+            text.push(TextConfigs::load(files, POOLING, "tokenizer_2")?);
         }
         check_fit(files, &text, &unet, &vae)?;
         let family = match text[0].config.hidden_act {
@@ -112,13 +114,11 @@ impl ModelIndex {
     }
 }
 
-/// For messages.
-pub(super) const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL";
-
 impl TextConfigs {
     fn load(files: &ModelFiles, folder: &'static str, tokenizer: &str) -> Result<Self, LoadError> {
         let path = format!("{folder}/config.json");
-        let config = ClipTextConfig::from_json(&files.read(&path)?).map_err(LoadError::config(files.path(&path)))?;
+        let mut config = ClipTextConfig::from_json(&files.read(&path)?).map_err(LoadError::config(files.path(&path)))?;
+        config.projection_dim = config.projection_dim.filter(|_| folder == POOLING);
         let tokenizer_path = files.path(tokenizer);
         let tokenizer = PromptTokenizer::load(files, tokenizer, config.max_position_embeddings)?;
         let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size);
@@ -149,8 +149,9 @@ fn check_fit(files: &ModelFiles, text: &[TextConfigs], unet: &UNet2DConditionCon
     }
     if let (Some(text_time), Some(last)) = (unet.text_time(), text.last()) {
         let (looked_at, given) = (text_time.pooled_dim, last.config.projection_dim);
-        if looked_at != given {
-            return unfit(format!("it looks at pooled text of width {looked_at}, but {}'s projection_dim is {given}", last.folder));
+        if Some(looked_at) != given {
+            let given = given.unwrap_or_default();
+            return unfit(format!("it looks at pooled text of width {looked_at}, but {POOLING}'s projection_dim is {given}"));
         }
     }
     Ok(())

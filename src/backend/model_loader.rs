@@ -1,10 +1,14 @@
 //! From files to a pipeline.
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Device};
+use tracing::warn;
 
 use super::{
-    HiddenState, InferencePipeline, LatentPreview, LoadError, ModelFiles, Networks, PromptEncoder, TextEncoder,
+    HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, Networks, PartWeights, PromptEncoder, TextEncoder,
     model_configs::{ModelConfigs, TextConfigs},
+    textual_inversion::LearnedVectors,
 };
 use crate::{
     common::{ModelFamily, ModelInfo},
@@ -24,6 +28,9 @@ pub struct LoadOptions {
     pub max_pixels: u64,
 }
 
+/// How many of many things are named.
+const NAMED: usize = 5;
+
 /// Loads a model: reads and checks every configuration first, then the weights.
 ///
 /// # Errors
@@ -34,6 +41,10 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
     };
     let configs = ModelConfigs::load(files)?;
+    let known_words = KnownWords::load(files)?;
+    let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
+    let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
+    let learned: Vec<LearnedVectors> = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most)).collect();
     let state = if configs.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
     let depths = configs.text.iter().map(|text| state.depth(text.config.num_hidden_layers));
     let info = ModelInfo {
@@ -46,37 +57,61 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
+        embeddings: learned.iter().map(|word| word.name.clone()).collect(),
         max_clip_skip: depths.min().unwrap_or_default(),
         defaults: configs.defaults,
     };
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
-    let build_on = BuildOptions { dtype, device, storage };
+    let mut builder = Builder { files, dtype, device, storage, opened: Vec::new() };
     let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
-    let text_encoder = |TextConfigs { folder, config, tokenizer }| {
-        Ok(TextEncoder::new(tokenizer, build(files, folder, &build_on, |vb| ClipTextModel::new(&config, vb))?, state))
-    };
-    let encoders = text.into_iter().map(text_encoder).collect::<Result<Vec<_>, LoadError>>()?;
-    let unet = build(files, "unet", &build_on, |vb| UNet2DConditionModel::new(unet, vb))?;
-    let vae = build(files, "vae", &build_on, |vb| AutoencoderKl::new(vae, vb))?;
+    let mut encoders = Vec::with_capacity(text.len());
+    for TextConfigs { folder, config, tokenizer } in text {
+        encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));
+    }
+    for (i, encoder) in encoders.iter_mut().enumerate() {
+        let words: Vec<_> = learned.iter().map(|word| (word.name.as_str(), &word.vectors[i])).collect();
+        encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
+    }
+    let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet, vb))?;
+    let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?;
+    builder.warn_of_unread();
     let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let prompt_encoder = PromptEncoder::new(encoders, force_zeros_for_empty_prompt, device.clone());
+    let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
     Ok(InferencePipeline::new(info, prompt_encoder, Networks { unet, vae }, scheduler, preview, device.clone(), dtype))
 }
 
-struct BuildOptions<'a> {
+/// Builds networks from the weights of a model's parts, and remembers what it opened.
+struct Builder<'a> {
+    files: &'a ModelFiles,
     dtype: DType,
     device: &'a Device,
     storage: Storage,
+    opened: Vec<PartWeights>,
 }
 
-fn build<T>(
-    files: &ModelFiles,
-    part: &str,
-    on: &BuildOptions,
-    new: impl FnOnce(&Weights) -> candle_core::Result<T>,
-) -> Result<T, LoadError> {
-    let (path, vb) = files.weights(part, on.dtype, on.device)?;
-    new(&Weights::new(vb, on.storage)).map_err(|source| LoadError::WrongWeights { path, source })
+impl Builder<'_> {
+    fn build<T>(&mut self, part: &str, new: impl FnOnce(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
+        let weights = self.files.weights(part, self.dtype, self.device)?;
+        let network = new(&Weights::new(weights.vb.clone(), self.storage))
+            .map_err(|source| LoadError::WrongWeights { path: weights.path.clone(), source })?;
+        self.opened.push(weights);
+        Ok(network)
+    }
+
+    /// Tensors that no network asked for are a sign of a model that is not what its configuration says.
+    fn warn_of_unread(&self) {
+        let mut seen: Vec<&PathBuf> = Vec::new();
+        for weights in &self.opened {
+            let (path, unread) = (&weights.path, weights.unread());
+            if seen.contains(&path) || unread.is_empty() {
+                continue;
+            }
+            seen.push(path);
+            let some = unread[..unread.len().min(NAMED)].join(", ");
+            let more = if unread.len() > NAMED { ", …" } else { "" };
+            warn!("{}: {} of its tensors belong to no part of the model and were not read: {some}{more}", path.display(), unread.len());
+        }
+    }
 }

@@ -1,14 +1,14 @@
 //! From prompts to text embeddings, which are kept for requests to come.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use candle_core::{Device, Tensor};
 
 use super::{
-    GenerationError, TextEncoder,
+    GenerationError, KnownWords, TextEncoder,
     prompt_syntax::{self, PromptPart},
     text_encoder::ReadPart,
 };
@@ -22,6 +22,7 @@ const CAPACITY: usize = 64;
 #[derive(Debug)]
 pub struct PromptEncoder {
     encoders: Vec<TextEncoder>,
+    known_words: KnownWords,
     /// Whether an empty negative prompt becomes nothing but zeros.
     force_zeros_for_empty_prompt: bool,
     device: Device,
@@ -54,7 +55,7 @@ pub struct EncodedPrompts {
     pub pooled: Option<Tensor>,
     /// How strongly each part guides.
     pub weights: Vec<f64>,
-    /// What was not read.
+    /// What was not read, and what is not known.
     pub warnings: Vec<String>,
 }
 
@@ -64,6 +65,8 @@ struct EncodedPrompt {
     parts: Vec<EncodedPart>,
     /// The end of the prompt that did not fit.
     cut: Option<String>,
+    /// Words that the model was not taught.
+    unknown: Vec<String>,
 }
 
 /// What a part of a prompt became.
@@ -103,8 +106,8 @@ impl Key {
 impl PromptEncoder {
     /// `encoders` are one or more, of the same tokens.
     #[must_use]
-    pub fn new(encoders: Vec<TextEncoder>, force_zeros_for_empty_prompt: bool, device: Device) -> Self {
-        Self { encoders, force_zeros_for_empty_prompt, device, latest: Mutex::default() }
+    pub fn new(encoders: Vec<TextEncoder>, known_words: KnownWords, force_zeros_for_empty_prompt: bool, device: Device) -> Self {
+        Self { encoders, known_words, force_zeros_for_empty_prompt, device, latest: Mutex::default() }
     }
 
     /// The encoders, for benches that time them.
@@ -133,8 +136,7 @@ impl PromptEncoder {
         missing.iter().zip(&new).for_each(|(key, new)| self.latest().put(key, new.clone()));
         let mut new = new.into_iter();
         let encoded: Vec<EncodedPrompt> = kept.into_iter().filter_map(|kept| kept.or_else(|| new.next())).collect();
-        let warnings = encoded.iter().filter_map(|prompt| prompt.cut.as_ref());
-        let warnings = warnings.map(|cut| format!("a prompt is too long for the model; this part of it was not read: \"{cut}\"")).collect();
+        let warnings = warnings(&encoded);
         let parts: Vec<EncodedPart> = encoded.into_iter().flat_map(|prompt| prompt.parts).collect();
         let weights = parts.iter().map(|part| part.weight).collect();
         let pooled = parts.iter().filter_map(|part| Some(zeros_if(part.is_zero, part.pooled.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
@@ -171,8 +173,9 @@ impl PromptEncoder {
         let mut read = read.collect::<Result<Vec<_>, _>>()?.into_iter().map(Vec::into_iter).collect::<Vec<_>>();
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prompt, parts) in prompts.iter().zip(parts) {
-            let (mut cuts, mut joined) = (Vec::new(), Vec::with_capacity(parts.len()));
+            let (mut cuts, mut unknown, mut joined) = (Vec::new(), Vec::new(), Vec::with_capacity(parts.len()));
             for part in parts {
+                unknown.extend(part.sections.iter().flatten().flat_map(|span| self.known_words.missing_in(&span.text)));
                 let readings: Vec<ReadPart> = read.iter_mut().filter_map(Iterator::next).collect();
                 let chunks: Vec<&Tensor> = readings.iter().map(|reading| &reading.chunks).collect();
                 let (chunks, weight) = (Tensor::cat(&chunks, 2)?, part.weight);
@@ -182,7 +185,7 @@ impl PromptEncoder {
                 let pooled = readings.into_iter().rev().find_map(|reading| reading.pooled);
                 joined.push(EncodedPart { weight, chunks, pooled, is_zero });
             }
-            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")) });
+            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")), unknown });
         }
         Ok(encoded)
     }
@@ -191,6 +194,20 @@ impl PromptEncoder {
         // It is whole between any two calls, whatever panics elsewhere.
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the client should know of these prompts.
+fn warnings(prompts: &[EncodedPrompt]) -> Vec<String> {
+    let cuts = prompts.iter().filter_map(|prompt| prompt.cut.as_ref());
+    let mut warnings: Vec<String> =
+        cuts.map(|cut| format!("a prompt is too long for the model; this part of it was not read: \"{cut}\"")).collect();
+    let mut seen = HashSet::new();
+    let unknown: Vec<&str> =
+        prompts.iter().flat_map(|prompt| &prompt.unknown).map(String::as_str).filter(|word| seen.insert(*word)).collect();
+    if !unknown.is_empty() {
+        warnings.push(format!("unknown words: {} (the model was not taught them: what they draw is chance)", unknown.join(", ")));
+    }
+    warnings
 }
 
 /// The tensor, or one of its shape without anything in it.
@@ -225,7 +242,7 @@ mod tests {
     #[test]
     fn the_prompt_that_was_not_used_for_longest_goes_first() {
         let key = |text: &str| Key::new(PromptText::Positive(text), 0);
-        let encoded = EncodedPrompt { parts: Vec::new(), cut: None };
+        let encoded = EncodedPrompt { parts: Vec::new(), cut: None, unknown: Vec::new() };
         let mut latest = Latest::default();
         latest.put(&key(""), encoded.clone());
         latest.put(&key("never again"), encoded.clone());

@@ -1,12 +1,16 @@
 //! From a prompt to the token ids of CLIP.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::{GenerationError, LoadError, ModelFiles, prompt_syntax::Span};
+use super::{
+    GenerationError, LoadError, ModelFiles,
+    learned_words::{LearnedWords, Piece},
+    prompt_syntax::Span,
+};
 
 /// What CLIP takes for a word.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -22,6 +26,7 @@ pub struct PromptTokenizer {
     start: u32,
     end: u32,
     pad: u32,
+    learned: LearnedWords,
 }
 
 /// As much of a prompt as the text encoder reads at once.
@@ -109,13 +114,25 @@ impl PromptTokenizer {
         // As in transformers, a prompt may say it, and gets its id: in SDXL and Stable Diffusion 2, where it is an exclamation mark,
         // that is another one than of the word.
         tokenizer.add_special_tokens([AddedToken::from(pad_token, true)]).map_err(|e| bad(config_path, e.to_string()))?;
-        Ok(Self { tokenizer, length, start, end, pad })
+        Ok(Self { tokenizer, length, start, end, pad, learned: LearnedWords::default() })
     }
 
     /// The largest id that can come out, for checking it against an embedding.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
+    }
+
+    /// Makes `name` a word of the token ids `ids`.
+    pub(super) fn learn(&mut self, name: &str, ids: Range<u32>) {
+        self.learned.add(name, ids);
+    }
+
+    /// The most vectors that a learned word may have: it is not cut.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        // All of a chunk but its start and its end.
+        self.length - 2
     }
 
     /// The chunks of a prompt, one or more for each section, and the end of it that did not fit into as many as there may be.
@@ -125,27 +142,42 @@ impl PromptTokenizer {
     pub(super) fn chunks(&self, sections: &[Vec<Span>]) -> Result<(Vec<Chunk>, Option<String>), GenerationError> {
         let mut chunks = Vec::new();
         for (i, section) in sections.iter().enumerate() {
+            if chunks.len() == MAX_CHUNKS {
+                return Ok((chunks, Some(text_of(&sections[i..].concat()).trim().to_owned())));
+            }
             let mut words: Vec<(u32, f32)> = Vec::new();
             for (j, span) in section.iter().enumerate() {
-                let encoding = self.tokenizer.encode(span.text.as_str(), false).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
-                let room = (MAX_CHUNKS - chunks.len()) * self.room() - words.len();
-                words.extend(encoding.get_ids().iter().take(room).map(|id| (*id, span.weight as f32)));
-                if let Some((start, _)) = encoding.get_offsets().get(room) {
-                    // Offsets are in bytes of the text that was given, as long as nothing was normalised away; `get` makes sure.
-                    let rest = span.text.get(*start..).unwrap_or_default();
-                    let cut = [rest].into_iter().chain(section[j + 1..].iter().map(|span| span.text.as_str())).collect::<String>();
-                    let cut = [cut].into_iter().chain(sections[i + 1..].iter().map(|section| text_of(section)));
-                    self.fill(&words, &mut chunks);
-                    return Ok((chunks, Some(cut.collect::<String>().trim().to_owned())));
+                for (start, ids) in self.words(&span.text)? {
+                    if words.len() + ids.len() > self.room() {
+                        chunks.push(self.chunk(&std::mem::take(&mut words)));
+                    }
+                    if chunks.len() == MAX_CHUNKS {
+                        // Places are in bytes of the text that was given, as long as nothing was normalised away; `get` makes sure.
+                        let rest = span.text.get(start..).unwrap_or_default().to_owned();
+                        let cut = rest + &text_of(&section[j + 1..]) + &text_of(&sections[i + 1..].concat());
+                        return Ok((chunks, Some(cut.trim().to_owned())));
+                    }
+                    words.extend(ids.map(|id| (id, span.weight as f32)));
                 }
             }
-            self.fill(&words, &mut chunks);
-            if chunks.len() == MAX_CHUNKS && i + 1 < sections.len() {
-                let cut: String = sections[i + 1..].iter().map(|section| text_of(section)).collect();
-                return Ok((chunks, Some(cut.trim().to_owned())));
-            }
+            chunks.push(self.chunk(&words));
         }
         Ok((chunks, None))
+    }
+
+    /// The words of a text, each with its place and its token ids: one, or several that stay together.
+    fn words(&self, text: &str) -> Result<Vec<(usize, Range<u32>)>, GenerationError> {
+        let mut words = Vec::new();
+        for piece in self.learned.pieces(text) {
+            match piece {
+                Piece::Learned(at, ids) => words.push((at, ids)),
+                Piece::Plain(at, plain) => {
+                    let encoding = self.tokenizer.encode(plain, false).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
+                    words.extend(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, (start, _))| (at + start, *id..*id + 1)));
+                }
+            }
+        }
+        Ok(words)
     }
 
     /// Where the text of a chunk ends.
@@ -153,22 +185,12 @@ impl PromptTokenizer {
         chunk.ids.iter().position(|id| *id == self.end).unwrap_or_default()
     }
 
-    /// Words in a chunk: all but its start and its end.
-    fn room(&self) -> usize {
-        self.length - 2
-    }
-
-    fn fill(&self, words: &[(u32, f32)], chunks: &mut Vec<Chunk>) {
-        let some: Vec<&[(u32, f32)]> = if words.is_empty() { vec![words] } else { words.chunks(self.room()).collect() };
-        chunks.extend(some.into_iter().map(|words| {
-            let mut chunk = Chunk { ids: vec![self.start], weights: vec![1.0] };
-            chunk.ids.extend(words.iter().map(|(id, _)| id));
-            chunk.weights.extend(words.iter().map(|(_, weight)| weight));
-            chunk.ids.push(self.end);
-            chunk.ids.resize(self.length, self.pad);
-            chunk.weights.resize(self.length, 1.0);
-            chunk
-        }));
+    fn chunk(&self, words: &[(u32, f32)]) -> Chunk {
+        let (ids, weights): (Vec<u32>, Vec<f32>) = words.iter().copied().unzip();
+        let mut chunk = Chunk { ids: [vec![self.start], ids, vec![self.end]].concat(), weights: [vec![1.0], weights].concat() };
+        chunk.ids.resize(self.length, self.pad);
+        chunk.weights.resize(self.length, 1.0);
+        chunk
     }
 }
 

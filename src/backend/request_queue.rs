@@ -1,6 +1,9 @@
 //! The queue between the server and the engine, and what travels through it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{
     OwnedSemaphorePermit,
@@ -10,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::GenerationError;
-use crate::common::{ImageFormat, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig};
+use crate::common::{ImageFormat, InputImage, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig};
 
 /// The way in: the sending half of an unbounded channel, and nothing else. Clone it freely.
 ///
@@ -53,6 +56,8 @@ pub struct GenerationRequest {
     pub prompt: Prompt,
     /// What it does not show.
     pub negative_prompt: NegativePrompt,
+    /// What it begins with, if not with noise alone.
+    pub input: Option<Arc<InputImage>>,
     /// How it is sampled.
     pub config: SamplingConfig,
     /// How it is written.
@@ -155,7 +160,7 @@ pub struct Complete {
 pub struct Timings {
     /// Waiting for other requests.
     pub queue: Duration,
-    /// Encoding the prompt.
+    /// Encoding the prompt, and the picture to begin with if there is one.
     pub text: Duration,
     /// All steps.
     pub denoise: Duration,

@@ -55,6 +55,24 @@ impl TextEncoder {
         Self { tokenizer, model, state }
     }
 
+    /// Learns words, each with its vectors, `(vectors, hidden_size)`.
+    ///
+    /// # Errors
+    /// When they have another width, or the device fails.
+    pub(super) fn learn(&mut self, words: &[(&str, &Tensor)]) -> candle_core::Result<()> {
+        if words.is_empty() {
+            return Ok(());
+        }
+        let vectors: Vec<&Tensor> = words.iter().map(|(_, vectors)| *vectors).collect();
+        let mut id = self.model.learn(&Tensor::cat(&vectors, 0)?)?;
+        for (name, vectors) in words {
+            let end = id + vectors.dim(0)? as u32;
+            self.tokenizer.learn(name, id..end);
+            id = end;
+        }
+        Ok(())
+    }
+
     /// The network.
     #[must_use]
     pub fn model(&self) -> &ClipTextModel {

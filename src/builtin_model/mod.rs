@@ -8,6 +8,7 @@ macro_rules! files {
 pub static FILES: &[(&str, &[u8])] = &files!(
     "LICENSES.md",
     "generation_config.json",
+    "known_words.json",
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",

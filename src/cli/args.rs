@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Failure;
 use crate::{
-    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps},
+    backend::{LoadError, ModelFiles},
+    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
     device::{self, DeviceChoice},
     http::ApiKey,
     ops::Storage,
@@ -71,15 +72,27 @@ pub enum LogFormat {
 }
 
 /// Which model, and where it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// The model: "builtin", a directory in the layout of diffusers, or a repository such as owner/name
+    /// The model: "builtin", a directory in the layout of diffusers, a .safetensors file, or a repository such as owner/name
     #[arg(long, env = "SD_WORKER_MODEL", default_value = "builtin")]
     pub model: String,
     /// The model's files, where --model is only its name
     #[arg(long, env = "SD_WORKER_MODEL_PATH", value_name = "PATH")]
     pub model_path: Option<String>,
+    /// The revision of a repository: a branch, a tag or a commit [default: main]
+    #[arg(long, env = "SD_WORKER_REVISION", value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// Another VAE than the model's own: a directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_VAE", value_name = "PATH")]
+    pub vae: Option<PathBuf>,
+    /// Another text encoder (SDXL: the first one): a directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_TEXT_ENCODER", value_name = "PATH")]
+    pub text_encoder: Option<PathBuf>,
+    /// A folder of learned words (textual inversion) as .safetensors files, which prompts name by their file names
+    #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
+    pub embeddings: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -95,10 +108,21 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// What to load.
-    #[must_use]
-    pub fn source(&self) -> &str {
-        self.model_path.as_ref().unwrap_or(&self.model)
+    /// The files of the model, downloaded where they must be.
+    ///
+    /// # Errors
+    /// When there is no such model, or no such part of one.
+    pub fn files(&self) -> Result<ModelFiles, LoadError> {
+        let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref())?;
+        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder)] {
+            if let Some(path) = path {
+                files = files.with_part(part, path)?;
+            }
+        }
+        match &self.embeddings {
+            Some(folder) => files.with_embeddings(folder),
+            None => Ok(files),
+        }
     }
 
     /// Starts the threads, which can be done once.
@@ -255,12 +279,21 @@ pub struct GenerateArgs {
     /// How noise levels are spaced: default, karras [default: the model's]
     #[arg(long)]
     pub schedule: Option<Schedule>,
-    /// Width in pixels, a multiple of 8 [default: the model's]
+    /// Width in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<u32>,
-    /// Height in pixels, a multiple of 8 [default: the model's]
+    /// Height in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
     #[arg(long, value_name = "PIXELS")]
     pub height: Option<u32>,
+    /// A picture to begin with: .png, .jpg or .webp
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// How far it is changed, 0 to 1 [default: 0.8, with a mask 1]
+    #[arg(long, requires = "init_image")]
+    pub strength: Option<Strength>,
+    /// What of it is painted anew: white, or transparent if there is anything transparent; the rest is kept
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub mask: Option<PathBuf>,
     /// Also write the text embeddings and the latents after every step, for comparing with other implementations
     #[arg(long, value_name = "FILE.safetensors")]
     pub save_latents: Option<PathBuf>,

@@ -31,6 +31,15 @@ pub enum Failure {
     /// No picture came of it.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+    /// A file that an argument names cannot be read.
+    #[error("cannot read {path}", path = .path.display())]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file cannot be written.
     #[error("cannot write {path}", path = .path.display())]
     Output {
@@ -59,7 +68,8 @@ impl Failure {
             Self::Generation(GenerationError::OutOfMemory(_)) => Self::OUT_OF_MEMORY,
             Self::Model(error) if error.is_out_of_memory() => Self::OUT_OF_MEMORY,
             Self::Model(LoadError::Device(_)) | Self::Port { .. } => 69,
-            Self::Model(
+            Self::Input { .. }
+            | Self::Model(
                 LoadError::NotFound(_)
                 | LoadError::MissingFile(_)
                 | LoadError::Unreadable { .. }

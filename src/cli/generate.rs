@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,8 +16,8 @@ use tracing::Span;
 
 use super::{Failure, GenerateArgs};
 use crate::{
-    backend::{self, Generation, GenerationRequest, ImageMetadata, LoadOptions, ModelFiles, Pipeline},
-    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, SamplingOptions, Seed},
+    backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, LoadOptions, Pipeline},
+    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, SamplingOptions, Seed, Strength},
 };
 
 /// Makes the picture, with a progress bar if somebody watches.
@@ -29,15 +29,16 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     for file in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
         check_folder(file)?;
     }
+    let input = input_files(args)?;
     args.model.start_threads()?;
 
     let started = Instant::now();
     let device = args.model.device.open().map_err(backend::LoadError::from)?;
-    let files = ModelFiles::open(args.model.source())?;
+    let files = args.model.files()?;
     let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, storage: args.model.dtype, max_pixels: args.model.max_pixels })?);
     let load_time = started.elapsed();
 
-    let request = request(args, output, pipeline.info())?;
+    let request = request(args, input, output, pipeline.info())?;
     let mut record = Record::new(args.save_latents.as_deref());
     let started = Instant::now();
     let mut generation = pipeline.begin(&request)?;
@@ -82,23 +83,40 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(args: &GenerateArgs, output: OutputConfig, info: &ModelInfo) -> Result<GenerationRequest, Failure> {
+/// The pictures to begin with, as far as their headers.
+fn input_files(args: &GenerateArgs) -> Result<Option<InputFiles>, Failure> {
+    let open = |name: &'static str, path: &PathBuf| -> Result<ImageFile, Failure> {
+        let bytes = fs::read(path).map_err(|source| Failure::Input { path: path.clone(), source })?;
+        Ok(ImageFile::open(name, bytes)?)
+    };
+    let Some(image) = &args.init_image else { return Ok(None) };
+    let mask = args.mask.as_ref().map(|path| open("mask", path)).transpose()?;
+    Ok(Some(InputFiles { image: open("init-image", image)?, mask }))
+}
+
+fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig, info: &ModelInfo) -> Result<GenerationRequest, Failure> {
     let defaults = info.defaults;
+    let size = input.as_ref().map_or(defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
+    let strength = input.as_ref().map(|files| args.strength.unwrap_or(Strength::default_for(files.mask.is_some())));
     let config = SamplingConfig {
-        size: args.size(defaults.size)?,
+        size: args.size(size)?,
         steps: args.steps.unwrap_or(defaults.steps),
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler: args.sampler.unwrap_or(defaults.sampler),
         schedule: args.schedule.unwrap_or(defaults.schedule),
-        options: SamplingOptions::default(),
+        options: SamplingOptions { strength, ..SamplingOptions::default() },
     };
+    // Before the pictures are decoded.
+    info.check(&config)?;
+    let input = input.map(|files| files.decode(config.size)).transpose()?.map(Arc::new);
     // Nobody listens: the generation is moved forward right here.
     let (response_tx, _) = mpsc::unbounded_channel();
     Ok(GenerationRequest {
         request_id: RequestId::random(),
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
+        input,
         config,
         output,
         cancellation: CancellationToken::new(),

@@ -26,7 +26,9 @@ fn export(_: &Path) -> Result<(), Failure> {
 
 #[cfg(feature = "builtin-model")]
 fn export(directory: &Path) -> Result<(), Failure> {
-    use std::fs;
+    use std::{borrow::Cow, fs};
+
+    use crate::backend::{LoadError, dequantized};
 
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -40,6 +42,11 @@ fn export(directory: &Path) -> Result<(), Failure> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed(parent))?;
         }
+        let bytes = if name.ends_with(".safetensors") {
+            Cow::Owned(dequantized(bytes).map_err(|source| LoadError::BadWeights { path: name.into(), source })?)
+        } else {
+            Cow::Borrowed(*bytes)
+        };
         fs::write(&path, bytes).map_err(failed(&path))?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 mod error_chain;
 mod image_format;
+mod input_image;
 mod lifecycle;
 mod model_family;
 mod model_info;
@@ -14,6 +15,7 @@ mod whole_number;
 
 pub use error_chain::error_chain;
 pub use image_format::{ImageFormat, OutputConfig};
+pub use input_image::{InputImage, Mask, MaskMeaning};
 pub use lifecycle::Lifecycle;
 pub use model_family::{ModelFamily, ModelVariant};
 pub use model_info::{ModelDefaults, ModelInfo};
@@ -21,7 +23,7 @@ pub use prompt::{NegativePrompt, Prompt};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
 pub use sampling_config::{
-    ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps,
+    ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };
 pub use torch_rng::TorchRng;
 pub use whole_number::WholeNumber;

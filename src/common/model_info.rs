@@ -28,6 +28,9 @@ pub struct ModelInfo {
     pub size_multiple: u32,
     /// The most steps: as many as there were timesteps in training.
     pub max_steps: usize,
+    /// Words that prompts may use beyond those of the model's own vocabulary.
+    #[serde(skip)]
+    pub embeddings: Vec<String>,
     /// The largest `clip_skip`: as many as the text encoder has layers.
     pub max_clip_skip: usize,
     /// Settings of a request that leaves them out.
@@ -36,6 +39,13 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
+    /// The size at which a picture of `width` x `height` pixels is changed: its own, or as many pixels as the model's own size has where
+    /// it has more, in its proportions and rounded down to what the model can do.
+    #[must_use]
+    pub fn size_for(&self, width: u32, height: u32) -> ImageSize {
+        size_for(&self.defaults, self.size_multiple, self.max_pixels, width, height)
+    }
+
     /// Whether a guidance scale leads away from the negative prompt, in a second evaluation of the network.
     #[must_use]
     pub fn is_guided(&self, scale: GuidanceScale) -> bool {
@@ -60,8 +70,21 @@ impl ModelInfo {
         if let Some(skip) = config.options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
             return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {} for this model", self.max_clip_skip)));
         }
+        config.check_strength()?;
         config.sampler.check_schedule(config.schedule)
     }
+}
+
+fn size_for(defaults: &ModelDefaults, size_multiple: u32, max_pixels: u64, width: u32, height: u32) -> ImageSize {
+    let most = defaults.size.pixels().min(max_pixels) as f64;
+    let scale = (most / (f64::from(width) * f64::from(height))).sqrt().min(1.0);
+    let least = ImageSize::MIN_SIDE.next_multiple_of(size_multiple);
+    let side = |length: f64| ((length as u32).min(ImageSize::MAX_SIDE) / size_multiple * size_multiple).max(least);
+    let short = side(f64::from(width.min(height)) * scale);
+    // A strip cannot be as long as it is thin.
+    let long = side((f64::from(width.max(height)) * scale).min(most / f64::from(short)));
+    let (width, height) = if width < height { (short, long) } else { (long, short) };
+    ImageSize::new(width, height).unwrap_or(defaults.size)
 }
 
 /// Settings of a request that leaves them out.
@@ -77,4 +100,36 @@ pub struct ModelDefaults {
     pub sampler: Sampler,
     /// The checkpoint's own schedule.
     pub schedule: Schedule,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_picture_of_any_size_is_changed_at_one_that_the_model_can_do(
+            width in 1u32..70_000,
+            height in 1u32..70_000,
+            multiple in prop::sample::select(&[8u32, 16, 64][..]),
+            own in 1u32..20,
+        ) {
+            let size = ImageSize::new(own * 64, own * 64).unwrap();
+            let (sampler, schedule) = (Sampler::Euler, Schedule::Default);
+            let defaults = ModelDefaults { size, steps: "2".parse().unwrap(), guidance_scale: "4".parse().unwrap(), sampler, schedule };
+            let made = size_for(&defaults, multiple, 1 << 20, width, height);
+            prop_assert!(made.width().is_multiple_of(multiple) && made.height().is_multiple_of(multiple));
+            prop_assert!(made.pixels() <= size.pixels().min(1 << 20), "{made} of {width}x{height}");
+            // Whatever is wider stays so.
+            prop_assert!(width.cmp(&height) as i8 * (made.width().cmp(&made.height()) as i8) >= 0);
+            if width.is_multiple_of(multiple) && height.is_multiple_of(multiple) && width.min(height) >= 64
+                && u64::from(width) * u64::from(height) <= size.pixels().min(1 << 20) && width.max(height) <= 4096 {
+                prop_assert_eq!((made.width(), made.height()), (width, height));
+            }
+        }
+    }
 }

@@ -26,6 +26,31 @@ pub struct SamplingConfig {
     pub options: SamplingOptions,
 }
 
+impl SamplingConfig {
+    /// How many of the steps are taken: all, or of those that begin with a picture a share. Rounded down, as in diffusers.
+    #[must_use]
+    pub fn steps_taken(&self) -> usize {
+        let steps = self.steps.get();
+        self.options.strength.map_or(steps, |strength| ((steps as f64 * strength.get()) as usize).min(steps))
+    }
+
+    /// Makes sure that at least one step is taken.
+    ///
+    /// # Errors
+    /// When the strength is too small for it.
+    pub fn check_strength(&self) -> Result<(), InvalidValue> {
+        match self.options.strength {
+            Some(strength) if self.steps_taken() == 0 => {
+                // A little more than a share that is rounded down to nothing.
+                let least = (1000.0 / self.steps.get() as f64).ceil() / 1000.0;
+                let allowed = format!("at least {least} with {} steps, so that one of them is taken", self.steps);
+                Err(InvalidValue::new("strength", strength.get(), allowed))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Settings that few requests have; the default is to follow the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, ToSchema)]
 pub struct SamplingOptions {
@@ -41,6 +66,9 @@ pub struct SamplingOptions {
     /// Which of the text encoder's layers is the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<ClipSkip>,
+    /// How far the picture to begin with is changed. Only where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<Strength>,
 }
 
 /// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
@@ -109,6 +137,14 @@ macro_rules! share {
                 if (0.0..=1.0).contains(&share) { Ok(Self(share)) } else { Err(InvalidValue::new($name, share, "a number from 0 to 1")) }
             }
         }
+
+        impl FromStr for $type {
+            type Err = InvalidValue;
+
+            fn from_str(text: &str) -> Result<Self, InvalidValue> {
+                text.parse::<f64>().map_err(|_| InvalidValue::new($name, text, "a number from 0 to 1"))?.try_into()
+            }
+        }
     };
 }
 
@@ -121,6 +157,20 @@ share! {
     /// How far the output of guidance gets the standard deviation that it had without, 0 to 1
     /// ([Lin et al.](https://arxiv.org/abs/2305.08891), section 3.4).
     GuidanceRescale, "guidance_rescale"
+}
+
+share! {
+    /// How far a picture to begin with is changed, 0 to 1: that share of the steps is taken, from the noise level at which they begin
+    /// ([Meng et al.](https://arxiv.org/abs/2108.01073)).
+    Strength, "strength"
+}
+
+impl Strength {
+    /// That of diffusers: with a mask, what is under it is painted anew altogether.
+    #[must_use]
+    pub fn default_for(has_mask: bool) -> Self {
+        Self(if has_mask { 1.0 } else { 0.8 })
+    }
 }
 
 /// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.

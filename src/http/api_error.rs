@@ -75,6 +75,11 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
+    pub(super) fn no_form() -> Self {
+        let message = "the body must be a form with files (multipart/form-data), or JSON with the header content-type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+    }
+
     pub(super) fn body_too_large(limit: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body must be at most {limit} bytes"))
     }
@@ -139,11 +144,6 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", message)
     }
 
-    pub(super) fn unsupported_operation(what: &str, model: &str) -> Self {
-        let message = format!("the model \"{model}\" of this worker cannot do {what}; it makes pictures from prompts");
-        Self::new(StatusCode::BAD_REQUEST, "unsupported_operation", message)
-    }
-
     pub(super) fn no_such_job(id: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "job_not_found", format!("there is no job \"{id}\", or not any more"))
     }
@@ -160,12 +160,6 @@ impl ApiError {
     /// In the metrics.
     pub(super) fn count_rejection(&self) {
         metrics::counter!("sdw_rejected_total", "reason" => self.body.code.clone()).increment(1);
-    }
-
-    /// The parameter that is to blame.
-    pub(super) fn about(mut self, param: &str) -> Self {
-        self.body.param = Some(param.to_owned());
-        self
     }
 
     pub(super) fn body(&self) -> &ErrorBody {

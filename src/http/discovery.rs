@@ -5,18 +5,24 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, MAX_BODY_BYTES,
+    ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES,
     openapi::{DISCOVERY, KeyMissing, NotReady},
 };
-use crate::common::{ImageSize, Sampler, Steps};
+use crate::{
+    backend::MAX_INPUT_PIXELS,
+    common::{ImageSize, Sampler, Steps},
+};
 
 /// What requests may ask for.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Capabilities {
     model: String,
-    tasks: [&'static str; 1],
+    tasks: [&'static str; 3],
     samplers: Vec<SamplerSchedules>,
+    input_formats: [&'static str; 3],
     output_formats: [&'static str; 3],
+    /// Words that prompts may use beyond those of the model's own vocabulary.
+    embeddings: Vec<String>,
     limits: Limits,
 }
 
@@ -37,6 +43,8 @@ struct Limits {
     max_steps: usize,
     max_n: u32,
     max_body_bytes: usize,
+    max_upload_bytes: usize,
+    max_input_pixels: u64,
     queue_capacity: u32,
 }
 
@@ -59,9 +67,11 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
     let samplers = Sampler::ALL.map(|sampler| SamplerSchedules { name: sampler.name(), schedules: schedules(sampler) });
     Ok(Json(Capabilities {
         model: info.id.clone(),
-        tasks: ["text-to-image"],
+        tasks: ["text-to-image", "image-to-image", "inpainting"],
         samplers: samplers.into(),
+        input_formats: ["png", "jpeg", "webp"],
         output_formats: ["png", "jpeg", "webp"],
+        embeddings: info.embeddings.clone(),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,
             max_side: ImageSize::MAX_SIDE,
@@ -70,6 +80,8 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
             max_steps: info.max_steps.min(Steps::MAX as usize),
             max_n: super::wire::MAX_N as u32,
             max_body_bytes: MAX_BODY_BYTES,
+            max_upload_bytes: MAX_UPLOAD_BYTES,
+            max_input_pixels: MAX_INPUT_PIXELS,
             queue_capacity: state.admission.capacity(),
         },
     }))

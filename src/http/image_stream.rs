@@ -15,7 +15,7 @@ use super::{
     KEEP_ALIVE,
     run::{Entry, Follower},
     unix_seconds,
-    wire::{self, ImageEvent, Parameters, Usage, WireTimings},
+    wire::{self, Completed, ImageEvent, Parameters, Preview, ProgressEvent, Usage, WireTimings},
 };
 use crate::{
     backend::{Complete, EncodedImage, Progress},
@@ -58,7 +58,7 @@ impl ImageStream {
         let (_, entry) = self.follower.next().await?;
         let sent = match entry {
             Entry::Progress(progress) => self.progress(&progress),
-            Entry::Preview { index, image, .. } => Sent::Event(partial_image(index, &image)),
+            Entry::Preview { index, image, .. } => Sent::Event(self.partial_image(index, &image)),
             Entry::Complete(complete) => Sent::Event(self.completed(&complete)),
             Entry::Failed(error) => Sent::Event(ImageEvent::Error { error: error.into_body() }),
         };
@@ -71,7 +71,8 @@ impl ImageStream {
     fn progress(&self, progress: &Progress) -> Sent {
         let (step, total, eta_ms) = (progress.step, progress.total, progress.remaining().as_millis() as u64);
         if self.follower.run.order.progress {
-            Sent::Event(ImageEvent::Progress { step, total, seconds_per_step: progress.step_time.as_secs_f64(), eta_ms })
+            let progress = ProgressEvent { step, total, seconds_per_step: progress.step_time.as_secs_f64(), eta_ms };
+            Sent::Event(if self.is_edit() { ImageEvent::EditProgress(progress) } else { ImageEvent::Progress(progress) })
         } else {
             Sent::Comment(format!("step {step}/{total}, {eta_ms} ms to go"))
         }
@@ -79,7 +80,7 @@ impl ImageStream {
 
     fn completed(&self, complete: &Complete) -> ImageEvent {
         let SamplingConfig { size, seed, .. } = complete.config;
-        ImageEvent::Completed {
+        let completed = Box::new(Completed {
             b64_json: wire::base64(&complete.image),
             created_at: unix_seconds(),
             size: size.to_string(),
@@ -88,23 +89,30 @@ impl ImageStream {
             output_format: complete.image.format,
             usage: Usage::default(),
             seed,
-            parameters: Box::new(Parameters::new(&self.follower.run.model, complete.config)),
+            parameters: Parameters::new(&self.follower.run, complete.config),
             timings: WireTimings::of(&[complete.timings]),
             ignored: self.follower.run.order.ignored.clone(),
             warnings: complete.warnings.clone(),
-        }
+        });
+        if self.is_edit() { ImageEvent::EditCompleted(completed) } else { ImageEvent::Completed(completed) }
     }
-}
 
-fn partial_image(index: u8, image: &EncodedImage) -> ImageEvent {
-    ImageEvent::PartialImage {
-        b64_json: wire::base64(image),
-        created_at: unix_seconds(),
-        size: format!("{}x{}", image.width, image.height),
-        quality: "auto",
-        background: "opaque",
-        output_format: image.format,
-        partial_image_index: index,
+    fn partial_image(&self, index: u8, image: &EncodedImage) -> ImageEvent {
+        let partial = Preview {
+            b64_json: wire::base64(image),
+            created_at: unix_seconds(),
+            size: format!("{}x{}", image.width, image.height),
+            quality: "auto",
+            background: "opaque",
+            output_format: image.format,
+            partial_image_index: index,
+        };
+        if self.is_edit() { ImageEvent::EditPartialImage(partial) } else { ImageEvent::PartialImage(partial) }
+    }
+
+    /// Whether the picture is made from a picture.
+    fn is_edit(&self) -> bool {
+        self.follower.run.order.input.is_some()
     }
 }
 

@@ -11,13 +11,13 @@ use axum::{
 use super::{
     ApiError, AppState,
     client_wishes::{ClientWishes, RETRY_GRACE, WaitHeaders},
-    extract::{DiscardedBody, JsonBody},
+    extract::JsonBody,
     image_stream::{self, ImageStream},
-    openapi::{IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, Unreadable, WentWrong},
+    openapi::{IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
     run::{Follower, Patience, Run},
-    wire::{ImagesRequest, ImagesResponse, OnDisconnect},
+    wire::{ImagesOrder, ImagesRequest, ImagesResponse, OnDisconnect},
 };
-use crate::common::RequestId;
+use crate::common::{ModelInfo, RequestId};
 
 /// Pictures from a prompt, as one JSON answer or as a stream of events.
 #[utoipa::path(
@@ -37,7 +37,16 @@ pub(super) async fn generations(
     wishes: ClientWishes,
     body: Result<JsonBody<ImagesRequest>, ApiError>,
 ) -> Result<Response, ApiError> {
-    let mut follower = body.and_then(|body| accept(&state, &id, wishes, body)).inspect_err(ApiError::count_rejection)?;
+    let accepted = body.and_then(|body| {
+        let info = state.model()?;
+        let order = body.value.into_order(&info, None)?;
+        start(&state, &id, wishes, order, body.fingerprint, &info)
+    });
+    answer(accepted.inspect_err(ApiError::count_rejection)?).await
+}
+
+/// The answer to whoever follows a run.
+pub(super) async fn answer(mut follower: Follower) -> Result<Response, ApiError> {
     if follower.run.order.stream {
         return Ok(image_stream::respond(ImageStream::new(follower)));
     }
@@ -45,18 +54,15 @@ pub(super) async fn generations(
     Ok(Json(ImagesResponse::new(&follower.run, &pictures)).into_response())
 }
 
-/// Pictures from pictures, once there is a model for it.
-#[utoipa::path(post, path = "/v1/images/edits", tag = IMAGES, responses(Unreadable, KeyMissing, NotReady))]
-pub(super) async fn edits(State(state): State<AppState>, _body: DiscardedBody) -> Result<Response, ApiError> {
-    let error = state.model().map_or_else(|not_ready| not_ready, |info| ApiError::unsupported_operation("image edits", &info.id));
-    error.count_rejection();
-    Err(error)
-}
-
-/// Everything up to the queue: nothing is spent on a request before all of it is known to be right.
-fn accept(state: &AppState, id: &RequestId, wishes: ClientWishes, body: JsonBody<ImagesRequest>) -> Result<Follower, ApiError> {
-    let info = state.model()?;
-    let order = body.value.into_order(&info)?;
+/// Queues an order, all of which is known to be right by now, or follows the run of the same.
+pub(super) fn start(
+    state: &AppState,
+    id: &RequestId,
+    wishes: ClientWishes,
+    order: ImagesOrder,
+    fingerprint: u64,
+    info: &ModelInfo,
+) -> Result<Follower, ApiError> {
     // Work that is to be finished anyway has no deadline.
     let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
     let patience = match (order.on_disconnect, &wishes.retry_key) {
@@ -66,7 +72,7 @@ fn accept(state: &AppState, id: &RequestId, wishes: ClientWishes, body: JsonBody
     };
     let start = || Run::start(state, id, order, info.id.clone(), deadline, patience);
     match wishes.retry_key {
-        Some(key) => state.runs.join_or_start(key, body.fingerprint, start),
+        Some(key) => state.runs.join_or_start(key, fingerprint, start),
         None => start().map(|run: Arc<Run>| run.follow(0)),
     }
 }

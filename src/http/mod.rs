@@ -7,6 +7,7 @@ mod client_wishes;
 mod connections;
 mod discovery;
 mod docs;
+mod edits;
 mod extract;
 mod image_stream;
 mod images;
@@ -20,6 +21,7 @@ mod run;
 mod runs;
 mod shutdown;
 mod trace_context;
+mod uploads;
 mod wire;
 
 use std::{
@@ -46,7 +48,10 @@ use tokio_util::sync::CancellationToken;
 use tower::util::option_layer;
 use tower_http::{cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 use utoipa::OpenApi;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
     backend::{Pulse, RequestQueue},
@@ -55,6 +60,9 @@ use crate::{
 
 /// A prompt and a negative prompt of the largest size, escaped, fit.
 const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// A picture as large as `OpenAI`'s API takes it, and in base64 one of 37 MB.
+const MAX_UPLOAD_BYTES: usize = 50 << 20;
 
 /// Comments in long steps keep proxies from closing a stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -90,6 +98,7 @@ pub struct AppState {
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
+    let uploads = DefaultBodyLimit::max(MAX_UPLOAD_BYTES);
     let (router, api) = OpenApiRouter::with_openapi(openapi::Frame::openapi())
         .routes(routes!(probes::root))
         .routes(routes!(probes::livez))
@@ -104,8 +113,8 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(models::list))
         .routes(routes!(models::show))
         .routes(routes!(images::generations))
-        .routes(routes!(images::edits))
-        .routes(routes!(jobs::submit))
+        .routes(routes!(edits::edits).layer(uploads))
+        .routes(routes!(jobs::submit).layer(uploads))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(jobs::stream))
         .routes(routes!(jobs::result))

@@ -154,6 +154,7 @@ impl Run {
                 request_id: id.clone(),
                 prompt: order.prompt.clone(),
                 negative_prompt: order.negative_prompt.clone(),
+                input: order.input.clone(),
                 config: SamplingConfig { seed: order.config.seed.offset(index.into()), ..order.config },
                 output: order.output,
                 cancellation: cancellation.clone(),

@@ -12,10 +12,10 @@ use utoipa::{
 
 use super::{ApiError, Demand, run::Run};
 use crate::{
-    backend::{Complete, EncodedImage, PromptText, Timings},
+    backend::{Complete, EncodedImage, InputFiles, PromptText, Timings},
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InvalidValue, ModelInfo, NegativePrompt, OutputConfig, Prompt, Sampler,
-        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, WholeNumber,
+        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InputImage, InvalidValue, MaskMeaning, ModelInfo, NegativePrompt,
+        OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -79,6 +79,8 @@ pub(super) struct ImagesRequest {
     pub(super) zero_snr: Option<bool>,
     /// Which of the text encoder's layers is the last one, counted from its end.
     pub(super) clip_skip: Option<ClipSkip>,
+    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
+    pub(super) strength: Option<Strength>,
     /// Whether a stream has progress as events, and not only as comments.
     pub(super) progress: Option<bool>,
     /// What becomes of the work when the client goes away.
@@ -152,6 +154,8 @@ impl ToSchema for WireSeed {}
 pub(super) struct ImagesOrder {
     pub(super) prompt: Prompt,
     pub(super) negative_prompt: NegativePrompt,
+    /// What the pictures begin with, if not with noise alone.
+    pub(super) input: Option<Arc<InputImage>>,
     /// Of the first picture; the others have the seeds that follow.
     pub(super) config: SamplingConfig,
     pub(super) output: OutputConfig,
@@ -165,30 +169,13 @@ pub(super) struct ImagesOrder {
 }
 
 impl ImagesRequest {
-    /// Checks the request against the model and fills in what it leaves out.
-    pub(super) fn into_order(self, info: &ModelInfo) -> Result<ImagesOrder, ApiError> {
-        let defaults = info.defaults;
-        let size = match self.size.as_deref() {
-            None | Some("auto") => defaults.size,
-            Some(text) => text.parse()?,
-        };
+    /// Checks the request against the model and fills in what it leaves out. Of the files that it begins with only the headers are
+    /// looked at: decoding them is left to the caller, once all else is right.
+    pub(super) fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
-        let config = SamplingConfig {
-            size,
-            steps: self.num_inference_steps.unwrap_or(defaults.steps),
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
-            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
-            sampler: self.sampler.unwrap_or(defaults.sampler),
-            schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
-            options: SamplingOptions {
-                eta: self.eta,
-                guidance_rescale: self.guidance_rescale,
-                zero_snr: self.zero_snr,
-                clip_skip: self.clip_skip,
-            },
-        };
+        let config = self.sampling_config(info, files)?;
         info.check(&config)?;
 
         let stream = self.stream.unwrap_or(false);
@@ -203,6 +190,7 @@ impl ImagesRequest {
         ignore_if(self.model.is_some_and(|model| model != info.id), "model");
         ignore_if(self.output_compression.is_some() && format != ImageFormat::Jpeg, "output_compression");
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
+        ignore_if(self.strength.is_some() && files.is_none(), "strength");
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
         let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(self.prompt.as_str()).has_parts();
@@ -214,6 +202,7 @@ impl ImagesRequest {
         Ok(ImagesOrder {
             prompt: self.prompt,
             negative_prompt,
+            input: None,
             config,
             output: OutputConfig {
                 format,
@@ -227,12 +216,37 @@ impl ImagesRequest {
             ignored,
         })
     }
+
+    /// How the pictures are sampled.
+    fn sampling_config(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
+        let defaults = info.defaults;
+        let size = match (self.size.as_deref(), files.map(|files| files.image.size())) {
+            (None | Some("auto"), None) => defaults.size,
+            (None | Some("auto"), Some((width, height))) => info.size_for(width, height),
+            (Some(text), _) => text.parse()?,
+        };
+        Ok(SamplingConfig {
+            size,
+            steps: self.num_inference_steps.unwrap_or(defaults.steps),
+            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
+            sampler: self.sampler.unwrap_or(defaults.sampler),
+            schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_rescale: self.guidance_rescale,
+                zero_snr: self.zero_snr,
+                clip_skip: self.clip_skip,
+                strength: files.map(|files| self.strength.unwrap_or(Strength::default_for(files.mask.is_some()))),
+            },
+        })
+    }
 }
 
 impl ImagesOrder {
     /// What it costs. `deadline` is how long the client waits, if it says so.
     pub(super) fn demand(&self, deadline: Option<Duration>) -> Demand {
-        Demand { pictures: self.count, steps: self.config.steps.get(), pixels: self.config.size.pixels(), deadline }
+        Demand { pictures: self.count, steps: self.config.steps_taken(), pixels: self.config.size.pixels(), deadline }
     }
 }
 
@@ -314,13 +328,17 @@ pub(super) struct Parameters {
     height: u32,
     #[serde(flatten)]
     options: SamplingOptions,
+    /// What of the mask was taken for the part to be painted anew, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask: Option<MaskMeaning>,
 }
 
 impl Parameters {
-    pub(super) fn new(model: &str, config: SamplingConfig) -> Self {
+    /// Of one of a run's pictures.
+    pub(super) fn new(run: &Run, config: SamplingConfig) -> Self {
         let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = config;
         Self {
-            model: model.to_owned(),
+            model: run.model.clone(),
             seed,
             steps,
             guidance_scale,
@@ -329,6 +347,7 @@ impl Parameters {
             width: size.width(),
             height: size.height(),
             options,
+            mask: run.order.input.as_ref().and_then(|input| Some(input.mask.as_ref()?.meaning)),
         }
     }
 }
@@ -367,7 +386,7 @@ impl ImagesResponse {
         let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
         let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
         warnings.dedup();
-        let parameters = Parameters::new(&run.model, run.order.config);
+        let parameters = Parameters::new(run, run.order.config);
         Self {
             created: run.created,
             data: pictures.iter().map(|picture| ImageData { b64_json: base64(&picture.image), seed: picture.config.seed }).collect(),
@@ -384,52 +403,76 @@ impl ImagesResponse {
     }
 }
 
-/// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s.
+/// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s, which has other names where a picture is
+/// made from a picture.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type")]
 pub(super) enum ImageEvent {
-    /// A rough picture.
     #[serde(rename = "image_generation.partial_image")]
-    PartialImage {
-        b64_json: String,
-        created_at: u64,
-        size: String,
-        quality: &'static str,
-        background: &'static str,
-        output_format: ImageFormat,
-        partial_image_index: u8,
-    },
-    /// A finished picture.
+    PartialImage(Preview),
+    #[serde(rename = "image_edit.partial_image")]
+    EditPartialImage(Preview),
     #[serde(rename = "image_generation.completed")]
-    Completed {
-        b64_json: String,
-        created_at: u64,
-        size: String,
-        quality: &'static str,
-        background: &'static str,
-        output_format: ImageFormat,
-        usage: Usage,
-        seed: Seed,
-        parameters: Box<Parameters>,
-        timings: WireTimings,
-        ignored: Vec<String>,
-        warnings: Vec<String>,
-    },
-    /// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
+    Completed(Box<Completed>),
+    #[serde(rename = "image_edit.completed")]
+    EditCompleted(Box<Completed>),
     #[serde(rename = "image_generation.progress")]
-    Progress { step: usize, total: usize, seconds_per_step: f64, eta_ms: u64 },
+    Progress(ProgressEvent),
+    #[serde(rename = "image_edit.progress")]
+    EditProgress(ProgressEvent),
     /// The end of a stream that went wrong.
     #[serde(rename = "error")]
     Error { error: super::api_error::ErrorBody },
+}
+
+/// A rough picture.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Preview {
+    pub(super) b64_json: String,
+    pub(super) created_at: u64,
+    pub(super) size: String,
+    pub(super) quality: &'static str,
+    pub(super) background: &'static str,
+    pub(super) output_format: ImageFormat,
+    pub(super) partial_image_index: u8,
+}
+
+/// A finished picture.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Completed {
+    pub(super) b64_json: String,
+    pub(super) created_at: u64,
+    pub(super) size: String,
+    pub(super) quality: &'static str,
+    pub(super) background: &'static str,
+    pub(super) output_format: ImageFormat,
+    pub(super) usage: Usage,
+    pub(super) seed: Seed,
+    pub(super) parameters: Parameters,
+    pub(super) timings: WireTimings,
+    pub(super) ignored: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ProgressEvent {
+    pub(super) step: usize,
+    pub(super) total: usize,
+    pub(super) seconds_per_step: f64,
+    pub(super) eta_ms: u64,
 }
 
 impl ImageEvent {
     /// The name before the data.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::PartialImage { .. } => "image_generation.partial_image",
-            Self::Completed { .. } => "image_generation.completed",
-            Self::Progress { .. } => "image_generation.progress",
+            Self::PartialImage(_) => "image_generation.partial_image",
+            Self::EditPartialImage(_) => "image_edit.partial_image",
+            Self::Completed(_) => "image_generation.completed",
+            Self::EditCompleted(_) => "image_edit.completed",
+            Self::Progress(_) => "image_generation.progress",
+            Self::EditProgress(_) => "image_edit.progress",
             Self::Error { .. } => "error",
         }
     }

@@ -25,9 +25,8 @@ pub struct ClipTextConfig {
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    /// Width of the pooled text, where the model has a projection to it.
-    #[serde(default)]
-    pub projection_dim: usize,
+    /// Width of the pooled text, if the projection to it is looked at. Configurations have it whether or not there is one.
+    pub projection_dim: Option<usize>,
 }
 
 impl ClipTextConfig {
@@ -46,7 +45,7 @@ impl ClipTextConfig {
     }
 }
 
-/// `CLIPTextModel`, or `CLIPTextModelWithProjection` where the weights have one.
+/// `CLIPTextModel`, or `CLIPTextModelWithProjection`.
 #[derive(Debug, Clone)]
 pub struct ClipTextModel {
     token_embedding: Embedding,
@@ -62,9 +61,7 @@ impl ClipTextModel {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
-        let text_projection = vb
-            .contains_tensor("text_projection.weight")
-            .then(|| Linear::no_bias(config.hidden_size, config.projection_dim, &vb.pp("text_projection")));
+        let text_projection = config.projection_dim.map(|dim| Linear::no_bias(config.hidden_size, dim, &vb.pp("text_projection")));
         let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
         let embeddings = vb.pp("embeddings");
@@ -82,6 +79,14 @@ impl ClipTextModel {
     #[must_use]
     pub fn depth(&self) -> usize {
         self.layers.len()
+    }
+
+    /// Learns tokens beyond the vocabulary, with these embeddings, `(new, hidden_size)`, and says what the id of the first one is.
+    ///
+    /// # Errors
+    /// When they have another width, or the device fails.
+    pub fn learn(&mut self, embeddings: &Tensor) -> Result<u32> {
+        Ok(self.token_embedding.append(embeddings)? as u32)
     }
 
     /// Token ids `(batch, tokens)` to a hidden state after the final norm, `(batch, tokens, hidden_size)`: the last one, or one that

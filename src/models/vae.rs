@@ -1,8 +1,8 @@
 //! The autoencoder between pixels and latents: [Kingma & Welling](https://arxiv.org/abs/1312.6114), with the architecture of
 //! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
 
-use candle_core::{Result, Tensor};
-use serde::Deserialize;
+use candle_core::{DType, Result, Tensor};
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     ConfigError,
@@ -12,6 +12,8 @@ use super::{
 use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights};
 
 const NORM_EPS: f64 = 1e-6;
+/// The logarithm of a variance is clamped to this range.
+const LOG_VARIANCES: (f64, f64) = (-30.0, 20.0);
 
 /// `vae/config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +35,8 @@ pub struct AutoencoderKlConfig {
     pub scaling_factor: f64,
     /// What is subtracted from the latents first. Stable Diffusion has none.
     pub shift_factor: Option<f64>,
+    /// A mean for each channel, which no Stable Diffusion has either: refused.
+    latents_mean: Option<IgnoredAny>,
     /// Whether there is attention at the coarsest level.
     #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
@@ -66,6 +70,7 @@ impl AutoencoderKlConfig {
         ConfigError::unless(config.in_channels == 3 && config.out_channels == 3, || {
             "only pictures of 3 channels are supported".to_owned()
         })?;
+        ConfigError::unless(config.latents_mean.is_none(), || "latents_mean is not supported".to_owned())?;
         ConfigError::unless(config.latent_channels > 0, || "latent_channels must not be 0".to_owned())?;
         ConfigError::unless(config.scaling_factor.is_normal(), || format!("scaling_factor must not be {}", config.scaling_factor))?;
         Ok(config)
@@ -83,6 +88,26 @@ impl AutoencoderKlConfig {
 
     fn coarsest(&self) -> usize {
         self.block_out_channels.last().copied().unwrap_or_default()
+    }
+}
+
+/// What the latents of a picture may be: `DiagonalGaussianDistribution`, scaled for the UNet. Both are
+/// `(batch, latent_channels, height / scale_factor, width / scale_factor)` in f32.
+#[derive(Debug, Clone)]
+pub struct LatentDistribution {
+    /// The most likely latents.
+    pub mean: Tensor,
+    /// The standard deviation of each.
+    pub deviation: Tensor,
+}
+
+impl LatentDistribution {
+    /// The latents that noise of standard deviation 1 and of their shape leads to.
+    ///
+    /// # Errors
+    /// When the shape is another.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        &self.mean + (&self.deviation * noise)?
     }
 }
 
@@ -120,18 +145,21 @@ impl AutoencoderKl {
         &self.config
     }
 
-    /// A picture `(batch, 3, height, width)` in [-1, 1] to the most likely latents,
-    /// `(batch, latent_channels, height / scale_factor, width / scale_factor)`, scaled for the UNet.
+    /// A picture `(batch, 3, height, width)` in [-1, 1] to what its latents may be.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn encode_mode(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn encode(&self, x: &Tensor) -> Result<LatentDistribution> {
         let mut moments = self.encoder.forward(x)?;
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments)?;
         }
-        let mean = moments.narrow(1, 0, self.config.latent_channels)?;
-        (mean - self.config.shift_factor.unwrap_or(0.0))? * self.config.scaling_factor
+        let moments = moments.to_dtype(DType::F32)?;
+        let channels = self.config.latent_channels;
+        let mean = ((moments.narrow(1, 0, channels)? - self.config.shift_factor.unwrap_or(0.0))? * self.config.scaling_factor)?;
+        let (least, most) = LOG_VARIANCES;
+        let deviation = ((moments.narrow(1, channels, channels)?.clamp(least, most)? * 0.5)?.exp()? * self.config.scaling_factor)?;
+        Ok(LatentDistribution { mean, deviation })
     }
 
     /// Latents as the UNet leaves them to a picture `(batch, 3, height, width)`, about [-1, 1].

@@ -27,6 +27,17 @@ impl Embedding {
         Ok(Self { table: table.to_dtype(kept)?, dtype })
     }
 
+    /// Adds rows `(new, features)` behind the last one and says which is the first of them.
+    ///
+    /// # Errors
+    /// When they have another number of features, or the device fails.
+    pub fn append(&mut self, rows: &Tensor) -> Result<usize> {
+        let first = self.table.dim(0)?;
+        let rows = rows.to_device(self.table.device())?.to_dtype(self.table.dtype())?;
+        self.table = Tensor::cat(&[&self.table, &rows], 0)?;
+        Ok(first)
+    }
+
     /// Ids of any shape to their rows, `(…, features)`.
     ///
     /// # Errors

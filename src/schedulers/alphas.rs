@@ -1,6 +1,6 @@
 //! The training timesteps as those samplers see them that visit whole ones only: DDIM, DDPM, PNDM, LCM, TCD.
 
-use super::{Denoised, PredictionType, SchedulerConfig};
+use super::{Denoised, Level, PredictionType, SchedulerConfig};
 
 /// `alphas_cumprod`, and what follows from it.
 pub(super) struct Alphas<'a> {
@@ -27,26 +27,27 @@ impl<'a> Alphas<'a> {
 
     /// How x0 follows from what the network says at a timestep.
     pub(super) fn denoised(&self, timestep: f64) -> Denoised {
-        let (signal, noise) = self.parts(timestep);
+        let level = self.level(timestep);
         let (sample, output) = match self.config.prediction_type {
-            PredictionType::Epsilon => (1.0 / signal, -noise / signal),
-            PredictionType::VPrediction => (signal, -noise),
+            PredictionType::Epsilon => (1.0 / level.alpha, -level.sigma / level.alpha),
+            PredictionType::VPrediction => (level.alpha, -level.sigma),
         };
         Denoised { sample, output, clip: self.clips.then_some(self.config.clip_sample_range) }
     }
 
     /// How the noise follows from it: weights of the latents and of the network's output.
     pub(super) fn noise(&self, timestep: f64) -> (f64, f64) {
-        let (signal, noise) = self.parts(timestep);
+        let level = self.level(timestep);
         match self.config.prediction_type {
             PredictionType::Epsilon => (0.0, 1.0),
-            PredictionType::VPrediction => (noise, signal),
+            PredictionType::VPrediction => (level.sigma, level.alpha),
         }
     }
 
-    fn parts(&self, timestep: f64) -> (f64, f64) {
+    /// How much noise there is at a timestep.
+    pub(super) fn level(&self, timestep: f64) -> Level {
         let alpha = self.at(timestep);
-        (alpha.sqrt(), (1.0 - alpha).sqrt())
+        Level { alpha: alpha.sqrt(), sigma: (1.0 - alpha).sqrt() }
     }
 
     /// The timesteps of a distilled model, which knows those of its teacher's steps only: `steps` of them, the noisiest first.

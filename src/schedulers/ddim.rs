@@ -19,8 +19,8 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         if eta > 0.0 {
             update.push((Term::Noise, fresh));
         }
-        Stage { timestep, input_scale: 1.0, denoised: alphas.denoised(timestep), update }
+        Stage { timestep, level: alphas.level(timestep), input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
     let timesteps = sigmas::timesteps(config, spacing, request.steps);
-    SamplingPlan { init_noise_sigma: 1.0, stages: timesteps.into_iter().map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: timesteps.into_iter().skip(request.start).map(stage).collect() }
 }

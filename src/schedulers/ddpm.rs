@@ -20,7 +20,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         if timestep > 0.0 {
             update.push((Term::Noise, ((1.0 - to) / (1.0 - from) * beta).max(MIN_VARIANCE).sqrt()));
         }
-        Stage { timestep, input_scale: 1.0, denoised: alphas.denoised(timestep), update }
+        Stage { timestep, level: alphas.level(timestep), input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..timesteps.len()).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..timesteps.len()).map(stage).collect() }
 }

@@ -16,16 +16,17 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = LevelSchedule::new(config, request.schedule, steps, FinalSigmas::SigmaMin);
     let levels = &run.levels;
     let stage = |i: usize| {
-        let is_first_order = i == 0 || (i + 1 == steps && config.lower_order_final && steps < SHORT_RUN);
+        let is_first_order = i == request.start || (i + 1 == steps && config.lower_order_final && steps < SHORT_RUN);
         let before = (!is_first_order).then(|| levels[i - 1]);
         Stage {
             timestep: run.timesteps[i],
+            level: levels[i],
             input_scale: 1.0,
             denoised: levels[i].denoised(config.prediction_type),
             update: update(before, levels[i], levels[i + 1]),
         }
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..steps).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..steps).map(stage).collect() }
 }
 
 fn update(before: Option<Level>, from: Level, to: Level) -> Vec<(Term, f64)> {

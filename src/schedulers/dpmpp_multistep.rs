@@ -37,15 +37,16 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> S
         config.euler_at_final || (config.lower_order_final && steps < SHORT_RUN) || config.final_sigmas_type == FinalSigmas::Zero;
     let stage = |i: usize| Stage {
         timestep: run.timesteps[i],
+        level: levels[i],
         input_scale: 1.0,
         denoised: levels[i].denoised(config.prediction_type),
-        update: if i == 0 || (i == steps - 1 && ends_first_order) {
+        update: if i == request.start || (i == steps - 1 && ends_first_order) {
             equation.first_order(levels[i], levels[i + 1])
         } else {
             second_order(equation, levels[i - 1], levels[i], levels[i + 1])
         },
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..steps).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..steps).map(stage).collect() }
 }
 
 impl Equation {

@@ -16,10 +16,12 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = LevelSchedule::new(config, request.schedule, steps, config.final_sigmas_type);
     let levels = &run.levels;
     // An even number of steps ends with two of first order; so does every run to no noise at all.
-    let is_second_order =
-        |i: usize| i % 2 == 1 && i < steps - usize::from(steps.is_multiple_of(2) || config.final_sigmas_type == FinalSigmas::Zero);
+    let is_second_order = |i: usize| {
+        i > request.start && i % 2 == 1 && i < steps - usize::from(steps.is_multiple_of(2) || config.final_sigmas_type == FinalSigmas::Zero)
+    };
     let stage = |i: usize| Stage {
         timestep: run.timesteps[i],
+        level: levels[i],
         input_scale: 1.0,
         denoised: levels[i].denoised(config.prediction_type),
         update: if is_second_order(i) {
@@ -28,7 +30,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
             Equation::Sde.first_order(levels[i], levels[i + 1])
         },
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..steps).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..steps).map(stage).collect() }
 }
 
 fn second_order(from: Level, middle: Level, to: Level) -> Vec<(Term, f64)> {

@@ -7,11 +7,12 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, config.final_sigmas_type);
     let stage = |(timestep, sigma, next): (f64, f64, f64)| Stage {
         timestep,
+        level: sigmas::level(sigma),
         input_scale: sigmas::input_scale(sigma),
         denoised: sigmas::denoised_from_sigma(config.prediction_type, sigma),
         update: step(sigma, next),
     };
-    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().map(stage).collect() }
+    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().skip(request.start).map(stage).collect() }
 }
 
 /// x + (x - x0) / sigma * (next - sigma)

@@ -11,10 +11,11 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         update.push((Term::Noise, up));
         Stage {
             timestep,
+            level: sigmas::level(from),
             input_scale: sigmas::input_scale(from),
             denoised: sigmas::denoised_from_sigma(config.prediction_type, from),
             update,
         }
     };
-    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().map(stage).collect() }
+    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().skip(request.start).map(stage).collect() }
 }

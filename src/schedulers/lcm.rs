@@ -19,7 +19,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         let signal = next.map_or(1.0, f64::sqrt);
         let mut update = vec![(Term::Denoised(0), signal * out), (Term::Sample(0), signal * skip)];
         update.extend(next.map(|alpha| (Term::Noise, (1.0 - alpha).sqrt())));
-        Stage { timestep, input_scale: 1.0, denoised: alphas.denoised(timestep), update }
+        Stage { timestep, level: alphas.level(timestep), input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..timesteps.len()).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..timesteps.len()).map(stage).collect() }
 }

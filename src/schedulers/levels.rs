@@ -7,15 +7,17 @@ use super::{
 };
 use crate::common::Schedule;
 
-/// A noise level as `alpha` parts of picture and `sigma` parts of noise, whose squares add up to 1.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Level {
-    pub(super) alpha: f64,
-    pub(super) sigma: f64,
+/// A noise level as `alpha` parts of picture and `sigma` parts of noise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Level {
+    /// What the picture is multiplied with.
+    pub alpha: f64,
+    /// What noise of standard deviation 1 is multiplied with.
+    pub sigma: f64,
 }
 
 impl Level {
-    /// From the ratio of the two.
+    /// From the ratio of the two, with squares that add up to 1.
     fn new(ratio: f64) -> Self {
         let alpha = 1.0 / (ratio * ratio + 1.0).sqrt();
         Self { alpha, sigma: ratio * alpha }

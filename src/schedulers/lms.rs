@@ -11,19 +11,21 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, FinalSigmas::Zero);
     let stage = |(i, (timestep, sigma, _)): (usize, (f64, f64, f64))| {
         let mut update = vec![(Term::Sample(0), 1.0)];
-        for age in 0..ORDER.min(i + 1) {
+        // A run that begins further on has the polynomials of one that does not, as in diffusers.
+        for age in 0..ORDER.min(i - request.start + 1) {
             // The slope then was (x - x0) / sigma.
             let weight = coefficient(&run.sigmas, i, age) / run.sigmas[i - age];
             update.extend([(Term::Sample(age), weight), (Term::Denoised(age), -weight)]);
         }
         Stage {
             timestep,
+            level: sigmas::level(sigma),
             input_scale: sigmas::input_scale(sigma),
             denoised: sigmas::denoised_from_sigma(config.prediction_type, sigma),
             update,
         }
     };
-    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().enumerate().map(stage).collect() }
+    SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().enumerate().skip(request.start).map(stage).collect() }
 }
 
 /// How much the slope of `age` steps ago counts in step `i`: the integral over the step of the polynomial that is 1 at its noise

@@ -24,6 +24,7 @@ mod tcd;
 mod two_evaluations;
 mod unipc;
 
+pub use levels::Level;
 pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 
 use crate::common::{Eta, InvalidValue, Sampler, Schedule, Steps};
@@ -40,6 +41,8 @@ pub struct SamplingPlan {
 /// One evaluation of the network, and where the latents move after it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
+    /// How much noise there is in the latents when it begins, for those who bring a picture to that level.
+    pub level: Level,
     /// What the network is told of the noise level. Between two training timesteps for Karras sigmas.
     pub timestep: f64,
     /// What the latents are multiplied with before the network sees them (`scale_model_input`).
@@ -66,6 +69,9 @@ pub struct Denoised {
 pub enum Term {
     /// The latents that this stage began with (0), the stage before it (1), ….
     Sample(usize),
+    /// The latents as the stage before this one left them. Only a mask that is laid over them in between makes them another thing
+    /// than `Sample(0)`.
+    Unmasked,
     /// The output of the network, after guidance, in this stage (0), in the stage before it (1), ….
     Output(usize),
     /// x0 of this stage (0), of the stage before it (1), ….
@@ -80,11 +86,14 @@ struct PlanRequest {
     /// Never the default one where the checkpoint has one of its own.
     schedule: Schedule,
     steps: usize,
+    /// The first step that is taken.
+    start: usize,
     eta: Option<f64>,
 }
 
 impl SamplingPlan {
-    /// The plan of `steps` steps for a checkpoint. Some samplers evaluate the network more than once in a step.
+    /// The plan of `steps` steps for a checkpoint, without the `start` first of them where there is a picture to begin with. Some
+    /// samplers evaluate the network more than once in a step.
     ///
     /// # Errors
     /// When the sampler has no such schedule, when there are more steps than the checkpoint has timesteps, or when the sampler cannot
@@ -94,6 +103,7 @@ impl SamplingPlan {
         sampler: Sampler,
         schedule: Schedule,
         steps: Steps,
+        start: usize,
         eta: Option<Eta>,
     ) -> Result<Self, InvalidValue> {
         let most = if sampler.is_distilled() { config.teacher_steps() } else { config.num_train_timesteps };
@@ -102,7 +112,7 @@ impl SamplingPlan {
         }
         sampler.check_schedule(schedule)?;
         let own = Some(config.own_schedule()).filter(|own| schedule == Schedule::Default && sampler.check_schedule(*own).is_ok());
-        let request = PlanRequest { schedule: own.unwrap_or(schedule), steps: steps.get(), eta: eta.map(Eta::get) };
+        let request = PlanRequest { schedule: own.unwrap_or(schedule), steps: steps.get(), start, eta: eta.map(Eta::get) };
         // As in diffusers, whose other classes do not know of it.
         let rescale_betas_zero_snr = config.rescale_betas_zero_snr && sampler.knows_zero_snr();
         let config = &SchedulerConfig { rescale_betas_zero_snr, ..config.clone() };
@@ -116,7 +126,7 @@ impl SamplingPlan {
     fn is_finite(&self) -> bool {
         let is_finite = |stage: &Stage| {
             let Denoised { sample, output, .. } = stage.denoised;
-            [stage.timestep, stage.input_scale, sample, output].into_iter().all(f64::is_finite)
+            [stage.timestep, stage.level.alpha, stage.level.sigma, stage.input_scale, sample, output].into_iter().all(f64::is_finite)
                 && stage.update.iter().all(|(_, weight)| weight.is_finite())
         };
         self.init_noise_sigma.is_finite() && self.stages.iter().all(is_finite)
@@ -127,7 +137,7 @@ impl SamplingPlan {
     pub fn history(&self) -> usize {
         let ages = self.stages.iter().flat_map(|stage| &stage.update).map(|(term, _)| match term {
             Term::Sample(age) | Term::Output(age) | Term::Denoised(age) => *age,
-            Term::Noise => 0,
+            Term::Unmasked | Term::Noise => 0,
         });
         ages.max().unwrap_or(0)
     }

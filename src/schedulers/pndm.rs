@@ -31,9 +31,9 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
             let outputs: Vec<(usize, f64)> = ages.zip(weights.iter().copied()).collect();
             transfer(&alphas, timestep, timestep - width, 0, &outputs)
         };
-        Stage { timestep, input_scale: 1.0, denoised: alphas.denoised(timestep), update }
+        Stage { timestep, level: alphas.level(timestep), input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: timesteps.iter().enumerate().map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: timesteps.iter().skip(request.start).enumerate().map(stage).collect() }
 }
 
 /// Equation 9 of the paper: the latents of `age` stages ago from one timestep to another, along a sum of outputs.

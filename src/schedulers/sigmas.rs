@@ -2,7 +2,7 @@
 //! deviation next to a picture of variance 1.
 
 use super::{
-    PredictionType, SchedulerConfig, TimestepSpacing,
+    Level, PredictionType, SchedulerConfig, TimestepSpacing,
     beta_quantile::beta_quantile,
     scheduler_config::{FinalSigmas, linspace},
 };
@@ -168,6 +168,11 @@ pub(super) fn denoised_from_sigma(prediction: PredictionType, sigma: f64) -> sup
         PredictionType::VPrediction => (1.0 / (sigma * sigma + 1.0), -sigma / (sigma * sigma + 1.0).sqrt()),
     };
     super::Denoised { sample, output, clip: None }
+}
+
+/// The level of latents whose noise has standard deviation `sigma` next to a picture of variance 1.
+pub(super) fn level(sigma: f64) -> Level {
+    Level { alpha: 1.0, sigma }
 }
 
 /// What latents are multiplied with, so that the network sees a variance of 1.

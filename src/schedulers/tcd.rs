@@ -24,7 +24,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         let (sample, output) = alphas.noise(timestep);
         let mut update = vec![(Term::Denoised(0), signal), (Term::Sample(0), noise * sample), (Term::Output(0), noise * output)];
         update.extend(up.map(|up| (Term::Noise, (1.0 - up).max(0.0).sqrt())));
-        Stage { timestep, input_scale: 1.0, denoised: alphas.denoised(timestep), update }
+        Stage { timestep, level: alphas.level(timestep), input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..timesteps.len()).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..timesteps.len()).map(stage).collect() }
 }

@@ -22,15 +22,27 @@ struct Case {
     #[serde(default)]
     eta: Option<Eta>,
     end: Vec<f64>,
+    /// The first step, of a run that begins with a picture.
+    start: Option<usize>,
+    /// Whether it is mixed with the picture after every evaluation.
+    #[serde(default)]
+    blend: bool,
 }
 
-/// Follows a plan with the toy network of the goldens.
-fn run(plan: &SamplingPlan) -> Vec<f64> {
+/// Follows a plan with the toy network and the picture of the goldens.
+fn run(plan: &SamplingPlan, begins_with_picture: bool, blend: bool) -> Vec<f64> {
     let mut rng = TorchRng::new(Seed::from(7));
     let mut randn = || -> Vec<f64> { rng.randn(16).into_iter().map(f64::from).collect() };
-    let mut x: Vec<f64> = randn().into_iter().map(|v| v * plan.init_noise_sigma).collect();
+    let noise = randn();
+    let clean = Level { alpha: 1.0, sigma: 0.0 };
+    let picture = |level: Level| -> Vec<f64> {
+        noise.iter().enumerate().map(|(i, n)| level.alpha * (i as f64 / 10.0 - 0.8) + level.sigma * n).collect()
+    };
+    let mut x: Vec<f64> =
+        if begins_with_picture { picture(plan.stages[0].level) } else { noise.iter().map(|v| v * plan.init_noise_sigma).collect() };
+    let mut unmasked = x.clone();
     let mut past: Vec<[Vec<f64>; 3]> = Vec::new();
-    for stage in &plan.stages {
+    for (i, stage) in plan.stages.iter().enumerate() {
         let network = |(i, v): (usize, &f64)| 0.3 * v * stage.input_scale + 0.1 * (stage.timestep / 100.0 + i as f64).cos();
         let output: Vec<f64> = x.iter().enumerate().map(network).collect();
         let clip = stage.denoised.clip.unwrap_or(f64::INFINITY);
@@ -43,11 +55,17 @@ fn run(plan: &SamplingPlan) -> Vec<f64> {
                 Term::Sample(age) => past[*age][0].clone(),
                 Term::Output(age) => past[*age][1].clone(),
                 Term::Denoised(age) => past[*age][2].clone(),
+                Term::Unmasked => unmasked.clone(),
                 Term::Noise => randn(),
             };
             next.iter_mut().zip(values).for_each(|(n, v)| *n += weight * v);
         }
+        unmasked.clone_from(&next);
         x = next;
+        if blend {
+            let next = picture(plan.stages.get(i + 1).map_or(clean, |stage| stage.level));
+            x.iter_mut().zip(next).for_each(|(x, p)| *x = f64::midpoint(*x, p));
+        }
     }
     x
 }
@@ -57,12 +75,12 @@ fn every_plan_ends_where_diffusers_does() {
     let goldens: Goldens = serde_json::from_str(include_str!("../../tests/parity/schedulers.json")).unwrap();
     let configs: Vec<SchedulerConfig> =
         goldens.configs.iter().map(|config| SchedulerConfig::from_json(config.to_string().as_bytes()).unwrap()).collect();
-    assert!(goldens.cases.len() > 4000);
+    assert!(goldens.cases.len() > 5000);
     let mut worst = vec![0.0_f64; Sampler::ALL.len()];
     let mut wrong = Vec::new();
-    for Case { config, sampler, schedule, steps, eta, end } in goldens.cases {
-        let plan = SamplingPlan::new(&configs[config], sampler, schedule, steps, eta).unwrap();
-        let ours = run(&plan);
+    for Case { config, sampler, schedule, steps, eta, end, start, blend } in goldens.cases {
+        let plan = SamplingPlan::new(&configs[config], sampler, schedule, steps, start.unwrap_or(0), eta).unwrap();
+        let ours = run(&plan, start.is_some(), blend);
         let largest = end.iter().map(|v| v.abs()).fold(0.1, f64::max);
         let error = ours.iter().zip(&end).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest;
         let place = Sampler::ALL.iter().position(|other| *other == sampler).unwrap();
@@ -70,7 +88,10 @@ fn every_plan_ends_where_diffusers_does() {
         // diffusers computes its tables in f32; where nothing but noise is left at the start, sigma is 4096.
         let limit = if configs[config].rescale_betas_zero_snr { 3e-3 } else { 2e-4 };
         if error.is_nan() || error >= limit {
-            wrong.push(format!("{sampler} {schedule} {steps} {eta:?} {}: {error:.1e}, {ours:?} is not {end:?}", goldens.configs[config]));
+            wrong.push(format!(
+                "{sampler} {schedule} {steps} from {start:?} {blend} {eta:?} {}: {error:.1e}, {ours:?} is not {end:?}",
+                goldens.configs[config]
+            ));
         }
     }
     for (sampler, error) in Sampler::ALL.iter().zip(worst) {
@@ -106,17 +127,19 @@ proptest! {
         sampler in prop::sample::select(&Sampler::ALL[..]),
         schedule in prop::sample::select(&Schedule::ALL[..]),
         steps in 1i64..=1000,
+        left_out in 0.0..1.0,
     ) {
         let steps = Steps::try_from(steps).unwrap();
-        let Ok(plan) = SamplingPlan::new(&config, sampler, schedule, steps, None) else {
+        let start = (left_out * steps.get() as f64) as usize;
+        let Ok(plan) = SamplingPlan::new(&config, sampler, schedule, steps, start, None) else {
             let is_too_many = steps.get() > config.num_train_timesteps || (sampler.is_distilled() && steps.get() > 50);
             prop_assert!(is_too_many || sampler.check_schedule(schedule).is_err());
             return Ok(());
         };
         let evaluations = match sampler {
-            Sampler::Heun | Sampler::Dpm2 | Sampler::Dpm2Ancestral | Sampler::Dpmpp2sAncestral => 2 * steps.get() - 1,
-            Sampler::Pndm if steps.get() > 1 => steps.get() + 1,
-            _ => steps.get(),
+            Sampler::Heun | Sampler::Dpm2 | Sampler::Dpm2Ancestral | Sampler::Dpmpp2sAncestral => 2 * (steps.get() - start) - 1,
+            Sampler::Pndm if steps.get() > 1 => steps.get() - start + 1,
+            _ => steps.get() - start,
         };
         prop_assert_eq!(plan.stages.len(), evaluations);
         prop_assert!(plan.init_noise_sigma.is_finite());
@@ -125,6 +148,7 @@ proptest! {
             prop_assert!(stage.update.iter().all(|(_, weight)| weight.is_finite()), "step {i}: {stage:?}");
             let is_known = |term: &Term| match term {
                 Term::Sample(age) | Term::Output(age) | Term::Denoised(age) => *age <= i,
+                Term::Unmasked => i > 0,
                 Term::Noise => true,
             };
             prop_assert!(stage.update.iter().all(|(term, _)| is_known(term)), "step {i} looks back too far");
@@ -136,7 +160,7 @@ proptest! {
 #[test]
 fn a_schedule_that_the_sampler_does_not_have_is_refused() {
     let error =
-        SamplingPlan::new(&SchedulerConfig::default(), Sampler::Ddim, Schedule::Karras, Steps::try_from(5).unwrap(), None).unwrap_err();
+        SamplingPlan::new(&SchedulerConfig::default(), Sampler::Ddim, Schedule::Karras, Steps::try_from(5).unwrap(), 0, None).unwrap_err();
     assert_eq!(error.to_string(), "must be one of default, sgm_uniform with the sampler ddim, not karras");
 }
 
@@ -165,7 +189,7 @@ fn a_noise_level_that_rises_at_first_is_no_square_root_of_a_negative_number() {
         rescale_betas_zero_snr: true,
         ..SchedulerConfig::default()
     };
-    let plan = SamplingPlan::new(&config, Sampler::EulerAncestral, Schedule::Default, Steps::try_from(694).unwrap(), None).unwrap();
+    let plan = SamplingPlan::new(&config, Sampler::EulerAncestral, Schedule::Default, Steps::try_from(694).unwrap(), 0, None).unwrap();
     assert!(plan.stages[0].update.iter().all(|(_, weight)| weight.is_finite()));
 }
 
@@ -191,13 +215,13 @@ fn a_checkpoint_s_own_sampler_and_schedule_are_those_of_its_class() {
 #[test]
 fn where_nothing_but_noise_is_left_the_picture_cannot_be_told_from_the_noise_that_is_predicted() {
     let config = SchedulerConfig { rescale_betas_zero_snr: true, timestep_spacing: Some(TimestepSpacing::Trailing), ..Default::default() };
-    let error = SamplingPlan::new(&config, Sampler::Ddim, Schedule::Default, Steps::try_from(5).unwrap(), None).unwrap_err();
+    let error = SamplingPlan::new(&config, Sampler::Ddim, Schedule::Default, Steps::try_from(5).unwrap(), 0, None).unwrap_err();
     assert!(error.to_string().contains("zero terminal SNR"), "{error}");
 }
 
 #[test]
 fn a_distilled_model_has_no_more_steps_than_its_teacher() {
     let config = SchedulerConfig { original_inference_steps: 8, ..SchedulerConfig::default() };
-    let error = SamplingPlan::new(&config, Sampler::Lcm, Schedule::Default, Steps::try_from(9).unwrap(), None).unwrap_err();
+    let error = SamplingPlan::new(&config, Sampler::Lcm, Schedule::Default, Steps::try_from(9).unwrap(), 0, None).unwrap_err();
     assert_eq!(error.to_string(), "must be a whole number from 1 to 8 for this model with lcm, not 9");
 }

@@ -50,24 +50,27 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, method: Method, ancestra
     let table = sigmas::SigmaTable::new(config);
     // diffusers keeps whole timesteps for this one.
     let rounds = method == Method::Midpoint && request.schedule == Schedule::Karras;
-    let stage = |timestep: f64, sigma: f64, update: Vec<(Term, f64)>| Stage {
+    let stage = |timestep: f64, sigma: f64, level: f64, update: Vec<(Term, f64)>| Stage {
         timestep,
+        level: sigmas::level(level),
         input_scale: sigmas::input_scale(sigma),
         denoised: sigmas::denoised_from_sigma(config.prediction_type, sigma),
         update,
     };
     let mut stages = Vec::with_capacity(2 * request.steps);
-    for (timestep, from, to) in run.steps() {
+    for (timestep, from, to) in run.steps().skip(request.start) {
         let timestep = if rounds { timestep.round_ties_even() } else { timestep };
         let (down, up) = if ancestral { sigmas::ancestral_step(from, to) } else { (to, 0.0) };
         let middle = if method == Method::Heun { to } else { (from * down).sqrt() };
-        stages.push(stage(timestep, from, euler::step(from, middle)));
+        stages.push(stage(timestep, from, from, euler::step(from, middle)));
         if to > 0.0 {
             let mut update = method.second(&Step { from, middle, down });
             if ancestral {
                 update.push((Term::Noise, up));
             }
-            stages.push(stage(table.timestep_of(middle), middle, update));
+            // diffusers brings pictures to the end of a step of this method already in its middle.
+            let level = if method == Method::Midpoint { to } else { middle };
+            stages.push(stage(table.timestep_of(middle), middle, level, update));
         }
     }
     SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages }

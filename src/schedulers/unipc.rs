@@ -4,6 +4,8 @@
 //! Each step begins by correcting the one before it: now that the network has seen where that step led, its x0 counts as well. The
 //! prediction and the correction of a step differ in their weights of x0 only, so the correction is a sum of those.
 
+use std::iter;
+
 use super::{
     PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
     levels::{Level, LevelSchedule},
@@ -14,19 +16,24 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = LevelSchedule::new(config, request.schedule, steps, config.final_sigmas_type);
     let step = |i: usize| {
         let is_last = i + 1 == steps && (config.lower_order_final || run.levels[i + 1].sigma == 0.0);
-        let before = (i > 0 && !is_last).then(|| run.levels[i - 1]);
+        let before = (i > request.start && !is_last).then(|| run.levels[i - 1]);
         Step::new(before, run.levels[i], run.levels[i + 1])
     };
     let stage = |i: usize| {
         let step_now = step(i);
-        let mut update = vec![(Term::Sample(0), step_now.kept)];
-        if i > 0 {
-            update.extend(step(i - 1).correction().map(|(term, weight)| (term, weight * step_now.kept)));
-        }
+        let mut update = if i > request.start {
+            // What is corrected is the step itself, without a mask that was laid over its end.
+            let step_before = step(i - 1);
+            let corrected = iter::once((Term::Unmasked, 1.0)).chain(step_before.correction());
+            corrected.map(|(term, weight)| (term, weight * step_now.kept)).collect()
+        } else {
+            vec![(Term::Sample(0), step_now.kept)]
+        };
         update.extend(step_now.prediction());
-        Stage { timestep: run.timesteps[i], input_scale: 1.0, denoised: run.levels[i].denoised(config.prediction_type), update }
+        let level = run.levels[i];
+        Stage { timestep: run.timesteps[i], level, input_scale: 1.0, denoised: level.denoised(config.prediction_type), update }
     };
-    SamplingPlan { init_noise_sigma: 1.0, stages: (0..steps).map(stage).collect() }
+    SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..steps).map(stage).collect() }
 }
 
 /// A step of the solver.

@@ -59,6 +59,24 @@ const checks = {
       assert.equal((await client().models.list()).data[0].id, "builtin");
     }),
 
+  "pictures are changed": () =>
+    withWorker([], async ({ client }) => {
+      const bytes = Buffer.from((await client().images.generate(SMALL)).data[0].b64_json, "base64");
+      const file = () => toFile(bytes, "fox.png", { type: "image/png" });
+      const small = async () => ({ image: await file(), prompt: "an owl", steps: 6, seed: 1 });
+      const answer = await client().images.edit({ ...(await small()), n: 2 });
+      assert(answer.data.length === 2 && answer.data.every((data) => isPng(data.b64_json)) && answer.size === "64x64");
+      assert.equal(answer.parameters.strength, 0.8);
+      const listed = await client().images.edit({ ...(await small()), image: [await file()] });
+      assert.deepEqual(listed.data, answer.data.slice(0, 1));
+      // A picture without transparency is a mask in white: the built-in model's backgrounds are light.
+      const masked = await client().images.edit({ ...(await small()), mask: await file() });
+      assert.equal(masked.parameters.mask, "white");
+      const events = await all(client().images.edit({ ...(await small()), stream: true, partial_images: 1 }));
+      assert.deepEqual(events.map((event) => event.type), ["image_edit.partial_image", "image_edit.completed"]);
+      assert.equal(events[1].b64_json, answer.data[0].b64_json);
+    }),
+
   "errors are typed": async () => {
     await withWorker([], async ({ client }) => {
       const bad = client().images.generate({ prompt: "a fox", size: "100x100" });
@@ -67,9 +85,8 @@ const checks = {
         assert.deepEqual([error.param, error.code, error.type], ["size", "invalid_size", "invalid_request_error"]);
         return true;
       });
-      const picture = Buffer.from((await client().images.generate(SMALL)).data[0].b64_json, "base64");
-      const edit = client().images.edit({ image: await toFile(picture, "fox.png", { type: "image/png" }), prompt: "an owl" });
-      await assert.rejects(edit, (error) => error instanceof OpenAI.BadRequestError && error.code === "unsupported_operation");
+      const edit = client().images.edit({ image: await toFile(Buffer.from("GIF89a...."), "fox.gif"), prompt: "an owl" });
+      await assert.rejects(edit, (error) => error instanceof OpenAI.BadRequestError && error.param === "image" && error.code === "invalid_image");
     });
     await withWorker(["--api-key", "right"], async ({ client }) => {
       const wrong = client({ apiKey: "wrong" }).images.generate(SMALL);

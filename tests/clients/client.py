@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import zlib
 from contextlib import contextmanager
 
 import openai
@@ -80,14 +81,38 @@ def errors_are_typed():
     with worker() as w:
         error = raises(openai.BadRequestError, lambda: w.client().images.generate(prompt="a fox", size="100x100"))
         assert (error.param, error.code, error.type) == ("size", "invalid_size", "invalid_request_error") and error.request_id, error
-        picture = base64.b64decode(w.client().images.generate(**SMALL).data[0].b64_json)
-        edit = lambda: w.client().images.edit(image=("fox.png", picture), prompt="an owl")
-        assert raises(openai.BadRequestError, edit).code == "unsupported_operation"
+        edit = lambda: w.client().images.edit(image=("fox.gif", b"GIF89a\x01\0\x01\0"), prompt="an owl")
+        error = raises(openai.BadRequestError, edit)
+        assert (error.param, error.code) == ("image", "invalid_image") and "PNG, JPEG or WebP" in error.message, error
         assert raises(openai.NotFoundError, lambda: w.client().models.retrieve("gpt-image-1")).code == "model_not_found"
     with worker("--api-key", "right") as w:
         error = raises(openai.AuthenticationError, lambda: w.client(api_key="wrong").images.generate(**SMALL))
         assert error.code == "invalid_api_key", error
         assert w.client(api_key="right").images.generate(**SMALL).data
+
+
+def pictures_are_changed():
+    with worker() as w:
+        picture = base64.b64decode(w.client().images.generate(**SMALL).data[0].b64_json)
+        small = {"image": ("fox.png", picture), "prompt": "an owl", "extra_body": {"steps": 6, "seed": 1}}
+        answer = w.client().images.edit(n=2, **small)
+        assert len(answer.data) == 2 and all(is_png(data.b64_json) for data in answer.data) and answer.size == "64x64", answer
+        assert answer.parameters["strength"] == 0.8, answer.parameters
+        assert w.client().images.edit(**{**small, "image": [picture]}).data == answer.data[:1]
+
+        # White above, black below: the upper half is painted anew.
+        def mask():
+            row = lambda value: b"\0" + bytes([value]) * 64
+            part = lambda kind, data: len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+            header = (64).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+            return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(row(255) * 32 + row(0) * 32)) + part(b"IEND", b"")
+
+        masked = w.client().images.edit(mask=mask(), **small)
+        assert masked.parameters["mask"] == "white" and masked.data != answer.data[:1], masked.parameters
+
+        events = list(w.client().images.edit(stream=True, partial_images=1, mask=mask(), **small))
+        assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+        assert events[-1].b64_json == masked.data[0].b64_json and events[-1].usage.total_tokens == 0
 
 
 def a_full_queue_is_waited_for():
@@ -133,6 +158,7 @@ def a_client_that_does_not_wait_costs_nothing():
 
 for check in [
     generates_and_streams,
+    pictures_are_changed,
     errors_are_typed,
     a_full_queue_is_waited_for,
     streams_that_end_early_are_noticed,

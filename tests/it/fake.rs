@@ -144,6 +144,7 @@ fn info() -> ModelInfo {
         max_pixels: 1 << 20,
         size_multiple: 8,
         max_steps: 1000,
+        embeddings: Vec::new(),
         max_clip_skip: 12,
         defaults,
     }

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::{
     made_up,
     parity::{Request, largest_pixel_error, relative_error},
+    support::{Worker, binary},
 };
 
 const NETWORK_LIMIT: f32 = 1e-4;
@@ -96,7 +97,7 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
     }
     let latents = (made_up::made_up("latents", &[1, unet.config().in_channels, 8, 9]) * 2.0).unwrap();
     check("unet", &unet.forward(&latents, 801.0, &context).unwrap());
-    check("encoded", &networks.vae.encode_mode(&made_up::made_up("picture", &[1, 3, 64, 72])).unwrap());
+    check("encoded", &networks.vae.encode(&made_up::made_up("picture", &[1, 3, 64, 72])).unwrap().mean);
     check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9])).unwrap());
 }
 
@@ -178,4 +179,91 @@ fn a_model_says_what_it_is() {
         let defaults = info.defaults;
         assert_eq!((defaults.steps.get(), defaults.guidance_scale.get(), defaults.sampler), (steps, guidance_scale, sampler), "{model}");
     }
+}
+
+/// A folder of learned words, as diffusers (one tensor, of any name), A1111 and SDXL's trainers write them, with what else people have
+/// there.
+fn words(model: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let save = |name: &str, tensors: &[(&str, Tensor)]| {
+        let tensors: HashMap<String, Tensor> = tensors.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.clone())).collect();
+        candle_core::safetensors::save(&tensors, folder.path().join(name)).unwrap();
+    };
+    let vectors = |word: &str, encoder: usize, count: usize| made_up::made_up(&format!("{word} {encoder}"), &[count, [64, 128][encoder]]);
+    fs::create_dir(folder.path().join("negative")).unwrap();
+    if model == "sdxl" {
+        for (file, word, count) in [("negative/easy-negative.safetensors", "easy-negative", 3), ("<cat-toy>.safetensors", "<cat-toy>", 1)] {
+            save(file, &[("clip_l", vectors(word, 0, count)), ("clip_g", vectors(word, 1, count))]);
+        }
+        save("uneven.safetensors", &[("clip_l", vectors("", 0, 1)), ("clip_g", vectors("", 1, 2))]);
+    } else {
+        save("negative/easy-negative.safetensors", &[("emb_params", vectors("easy-negative", 0, 3))]);
+        save("<cat-toy>.safetensors", &[("<cat-toy>", vectors("<cat-toy>", 0, 1).squeeze(0).unwrap())]);
+        save("two.safetensors", &[("one", vectors("", 0, 1)), ("other", vectors("", 0, 1))]);
+    }
+    save("wide.safetensors", &[("emb_params", vectors("", 1, 2))]);
+    save("many.safetensors", &[("emb_params", vectors("", 0, 76)), ("clip_l", vectors("", 0, 76)), ("clip_g", vectors("", 1, 76))]);
+    for name in ["broken.safetensors", "old.pt", "preview.png"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    folder
+}
+
+fn is_same(ours: &Tensor, theirs: &Tensor) -> bool {
+    let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    numbers(ours) == numbers(theirs)
+}
+
+#[test]
+fn learned_words_agree_with_diffusers() {
+    let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    for model in ["sd1", "sdxl"] {
+        let (directory, folder) = (made_up::model(model), words(model));
+        let files = ModelFiles::open(directory.path().to_str().unwrap()).unwrap().with_embeddings(folder.path()).unwrap();
+        let pipeline = backend::load(&files, &options).unwrap();
+        assert_eq!(pipeline.info().embeddings, ["<cat-toy>", "easy-negative"], "{model}");
+        let encode = |prompt: &str| pipeline.prompt_encoder().encode(&[PromptText::Positive(prompt)], None).unwrap();
+        let right = &goldens[&format!("{model}.learned")];
+        let encoded = encode("a <cat-toy>, easy-negative fox");
+        let error = relative_error(&encoded.embeddings, right);
+        assert!(error < NETWORK_LIMIT, "{model}: off by {error}");
+        if let Some(pooled) = &encoded.pooled {
+            let error = relative_error(pooled, &goldens[&format!("{model}.learned_pooled")]);
+            assert!(error < NETWORK_LIMIT, "{model}: pooled text is off by {error}");
+        }
+        for same in ["a <CAT-toy>, Easy-Negative fox", "a <cat-toy>, embedding:easy-negative fox", "a (<cat-toy>:1.0), easy-negative fox"] {
+            assert!(is_same(&encode(same).embeddings, &encoded.embeddings), "{same}");
+        }
+        assert!(relative_error(&encode("a <cat-toy>, easy-negativ fox").embeddings, right) > 0.1);
+        // A word stays whole: with 73 others before it, it begins a chunk of its own.
+        assert_eq!(encode(&format!("{} easy-negative", "fox ".repeat(72))).embeddings.dim(1).unwrap(), 77);
+        let long = encode(&format!("{} easy-negative", "fox ".repeat(73))).embeddings;
+        let chunk = long.narrow(1, 77, 77).unwrap();
+        assert!(is_same(&chunk, &encode("easy-negative").embeddings));
+    }
+}
+
+#[tokio::test]
+async fn learned_words_are_listed_and_what_is_none_is_named() {
+    let (directory, folder) = (made_up::model("sd1"), words("sd1"));
+    let paths = [directory.path(), folder.path()].map(|path| path.to_str().unwrap().to_owned());
+    let mut worker = Worker::ready(&["--model", &paths[0], "--embeddings", &paths[1]]);
+    let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
+    assert_eq!(capabilities["embeddings"], serde_json::json!(["<cat-toy>", "easy-negative"]));
+    let log = worker.stderr();
+    for reason in [
+        "two.safetensors: the embedding is left out: it has 2 tensors, and none of them is emb_params",
+        "wide.safetensors: the embedding is left out: its vectors are 128 wide, and those of the model 64",
+        "many.safetensors: the embedding is left out: emb_params is of the shape [76, 64], which is not 1 to 75 vectors",
+        "broken.safetensors: left out: ",
+        "old.pt: pickled embeddings are not read",
+    ] {
+        assert!(log.contains(reason), "{reason}: {log}");
+    }
+    assert!(!log.contains("preview.png"));
+
+    let missing = binary().args(["generate", "a", "--embeddings", "/no/such"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(66));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such cannot be read"));
 }

@@ -92,6 +92,7 @@ fn impossible_configurations_are_errors() {
         ("vae/config.json", "block_out_channels", json!([]), "1 to 6 entries"),
         ("vae/config.json", "scaling_factor", json!(0), "scaling_factor must not be 0"),
         ("vae/config.json", "norm_num_groups", json!(0), "0 groups"),
+        ("vae/config.json", "latents_mean", json!([0.1, 0.2, 0.3, 0.4]), "latents_mean is not supported"),
         ("text_encoder/config.json", "num_attention_heads", json!(3), "3 attention heads"),
         ("text_encoder/config.json", "max_position_embeddings", json!(1), "max_position_embeddings"),
         ("text_encoder/config.json", "vocab_size", json!(10), "the text encoder knows 10"),
@@ -106,6 +107,40 @@ fn impossible_configurations_are_errors() {
         let message = failure(model.path());
         assert!(message.contains(reason), "{file} {field} = {value}: {message}");
     }
+}
+
+/// Tensors that no network reads are no error, but something to know.
+#[test]
+fn weights_that_nobody_reads_are_named() {
+    let model = copy();
+    let file = model.path().join("unet/diffusion_pytorch_model.safetensors");
+    let out = tempfile::tempdir().unwrap();
+    let warnings = || {
+        let args = ["generate", "a", "--steps", "1", "-o"];
+        let output = binary().args(args).arg(out.path().join("x.png")).arg("--model").arg(model.path()).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!warnings().contains("were not read"));
+    let mut tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    for name in ["x.position_ids", "extra.0.weight", "extra.1.weight"] {
+        tensors.insert(name.to_owned(), tensors["conv_in.bias"].clone());
+    }
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let warnings = warnings();
+    let right = "2 of its tensors belong to no part of the model and were not read: extra.0.weight, extra.1.weight";
+    assert!(warnings.contains(right), "{warnings}");
+
+    edit(&model.path().join("unet/config.json"), |json| json["block_out_channels"] = json!([16, 24, 48]));
+    assert!(failure(model.path()).contains("has not the weights that its configuration asks for: shape mismatch for "));
+}
+
+#[test]
+fn a_broken_list_of_words_is_named() {
+    let model = copy();
+    fs::write(model.path().join("known_words.json"), r#"{"fox": 1}"#).unwrap();
+    let message = failure(model.path());
+    assert!(message.contains("known_words.json: invalid type: map"), "{message}");
 }
 
 #[test]
@@ -137,11 +172,14 @@ fn families_and_kinds_that_are_not_supported_are_named() {
         );
     }
     let model = copy();
+    edit(&model.path().join("unet/config.json"), |json| json["in_channels"] = 8.into());
+    let error = failure(model.path());
+    assert!(error.contains("the UNet takes 8 channels and gives 4, but the VAE's latents have 4"), "{error}");
     edit(&model.path().join("model_index.json"), |json| json["requires_aesthetics_score"] = true.into());
     let error = failure(model.path());
     assert!(error.contains("the family SDXL refiner (StableDiffusionPipeline), which is not supported"), "{error}");
 
-    for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "in one file are not supported yet")] {
+    for (name, message) in [("x.ckpt", "pickled weights are not read"), ("x.safetensors", "is no whole safetensors file")] {
         let file = model.path().join(name);
         fs::write(&file, "").unwrap();
         let error = failure(&file);

@@ -1,10 +1,12 @@
 //! `POST /v1/images/generations`: what it answers, and what it refuses.
 
+use std::fs;
+
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Worker, bytes, long, picture, small, steps};
+use crate::support::{Worker, bytes, copy_of_tiny, long, picture, small, steps};
 
 /// Answers are compared without what changes from run to run.
 fn snapshot(name: &str, answer: &Value) {
@@ -153,6 +155,27 @@ async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
     let answer = worker.generate(&small(&prompt)).await;
     let warning = answer["warnings"][0].as_str().unwrap();
     assert!(warning.contains("too long") && warning.ends_with("and the end that nobody reads\""), "{warning}");
+}
+
+#[tokio::test]
+async fn words_that_the_model_was_not_taught_are_named() {
+    let worker = Worker::ready(&[]);
+    let mut request = small("A (zyx:1.2) t-rex, Blorb — on a blue-ish background 🦀 AND zyx");
+    request["negative_prompt"] = "blorb, a red quux".into();
+    let answer = worker.generate(&request).await;
+    let warning = answer["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with("unknown words: blorb, quux, zyx, ish, 🦀 ("), "{warning}");
+    assert_eq!(answer["warnings"].as_array().unwrap().len(), 1);
+    assert_eq!(worker.generate(&request).await["warnings"], answer["warnings"], "the same where the prompt is kept");
+    assert_eq!(worker.generate(&small("a small red fox and a piñata on yellow!")).await["warnings"], json!([]));
+
+    // A model without such a list is taken to know everything.
+    let model = copy_of_tiny();
+    let path = model.path().to_str().unwrap();
+    assert_eq!(Worker::ready(&["--model", path]).generate(&small("zyx")).await["warnings"], json!([]));
+    fs::write(model.path().join("known_words.json"), r#"["fox"]"#).unwrap();
+    let answer = Worker::ready(&["--model", path]).generate(&small("zyx fox")).await;
+    assert!(answer["warnings"][0].as_str().unwrap().starts_with("unknown words: zyx ("), "{answer}");
 }
 
 #[tokio::test]

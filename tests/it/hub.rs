@@ -1,20 +1,56 @@
 //! Models by name, from a hub on loopback that speaks as much of the protocol as the client needs.
 
-use std::{fs, path::Path, process::Output};
+use std::{
+    fs,
+    path::Path,
+    process::Output,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use axum::{
     Json, Router,
-    extract::Path as UrlPath,
+    body::{Body, Bytes},
+    extract::{Path as UrlPath, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::StreamExt;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::support::binary;
 
 const TINY: &str = "tests/parity/tiny";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+/// How the hub behaves, and what the `UNet`'s weights were asked for.
+#[derive(Default)]
+struct Hub {
+    /// What must be sent as a bearer token.
+    token: Option<&'static str>,
+    /// How many times the weights break off half-way through.
+    breaks: AtomicUsize,
+    /// Whether they are others than their hash says.
+    lies: AtomicBool,
+    /// Where in the weights each request began.
+    starts: Mutex<Vec<usize>>,
+}
+
+impl Hub {
+    fn refuses(&self, headers: &HeaderMap) -> bool {
+        let right = self.token.map(|token| format!("Bearer {token}"));
+        right.is_some_and(|right| headers.get("authorization").is_none_or(|given| given.to_str().unwrap() != right))
+    }
+
+    fn starts(&self) -> Vec<usize> {
+        self.starts.lock().unwrap().clone()
+    }
+}
 
 fn names(folder: &Path, prefix: &str) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
@@ -26,28 +62,60 @@ fn names(folder: &Path, prefix: &str) -> Vec<String> {
         .collect()
 }
 
-async fn info() -> Response {
+async fn info(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Response {
+    if hub.refuses(&headers) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
     let siblings: Vec<_> = names(Path::new(TINY), "").into_iter().map(|name| json!({ "rfilename": name })).collect();
     Json(json!({ "siblings": siblings, "sha": COMMIT })).into_response()
 }
 
 /// A file, or the part of it that is asked for.
-async fn resolve(UrlPath(path): UrlPath<String>, headers: HeaderMap) -> Response {
-    let Ok(bytes) = fs::read(Path::new(TINY).join(&path)) else { return StatusCode::NOT_FOUND.into_response() };
+async fn resolve(State(hub): State<Arc<Hub>>, UrlPath((_, path)): UrlPath<(String, String)>, headers: HeaderMap) -> Response {
+    if hub.refuses(&headers) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let Ok(mut bytes) = fs::read(Path::new(TINY).join(&path)) else { return StatusCode::NOT_FOUND.into_response() };
+    let hash = format!("{:x}", Sha256::digest(&bytes));
     let range = headers.get("range").map_or("bytes=0-", |range| range.to_str().unwrap()).trim_start_matches("bytes=").to_owned();
     let (from, to) = range.split_once('-').unwrap();
     let from: usize = from.parse().unwrap();
-    let to = to.parse().unwrap_or(usize::MAX).min(bytes.len() - 1);
+    let (is_whole, to) = (to.is_empty(), to.parse().unwrap_or(usize::MAX).min(bytes.len() - 1));
+    let linked = path.ends_with(".safetensors").then(|| ("x-linked-etag", format!("\"{hash}\"")));
     let etag = format!("\"{}\"", path.replace('/', "-"));
-    let headers = [("etag", etag), ("x-repo-commit", COMMIT.to_owned()), ("content-range", format!("bytes {from}-{to}/{}", bytes.len()))];
-    (StatusCode::PARTIAL_CONTENT, headers, bytes[from..=to].to_vec()).into_response()
+    let range = format!("bytes {from}-{to}/{}", bytes.len());
+    let mut response = Response::builder().status(StatusCode::PARTIAL_CONTENT).header("content-length", to + 1 - from);
+    for (name, value) in [("etag", etag), ("x-repo-commit", COMMIT.to_owned()), ("content-range", range)].into_iter().chain(linked) {
+        response = response.header(name, value);
+    }
+    let mut break_at = None;
+    if path == UNET && is_whole {
+        hub.starts.lock().unwrap().push(from);
+        if hub.lies.load(Ordering::SeqCst) {
+            *bytes.last_mut().unwrap() ^= 1;
+        }
+        if hub.breaks.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            break_at = Some(usize::midpoint(from, to));
+        }
+    }
+    let part = bytes[from..break_at.unwrap_or(to + 1)].to_vec();
+    let end = break_at.map(|_| Err(std::io::Error::other("the line breaks")));
+    // What was sent before the break is on its way when it comes: the server gets to write between any two pieces.
+    let pieces = part.chunks(1 << 14).map(|piece| Ok(Bytes::copy_from_slice(piece))).chain(end).collect::<Vec<_>>();
+    let pieces = futures::stream::iter(pieces).then(async |piece| {
+        tokio::task::yield_now().await;
+        piece
+    });
+    response.body(Body::from_stream(pieces)).unwrap()
 }
 
 /// The hub's address.
-async fn hub() -> String {
+async fn start(hub: &Arc<Hub>) -> String {
     let app = Router::new()
         .route("/api/models/somebody/tiny/revision/main", get(info))
-        .route("/somebody/tiny/resolve/main/{*path}", get(resolve));
+        .route("/api/models/somebody/tiny/revision/v2", get(info))
+        .route("/somebody/tiny/resolve/{revision}/{*path}", get(resolve))
+        .with_state(Arc::clone(hub));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(axum::serve(listener, app).into_future());
@@ -55,15 +123,20 @@ async fn hub() -> String {
 }
 
 async fn generate(model: &str, home: &Path, env: &[(&str, &str)]) -> Output {
+    generate_with(&["--model", model], home, env).await
+}
+
+async fn generate_with(args: &[&str], home: &Path, env: &[(&str, &str)]) -> Output {
     let picture = home.join("x.png");
     let mut command = binary();
-    command.args(["generate", "a", "--steps", "1", "--model", model, "-o"]).arg(picture).env("HF_HOME", home).envs(env.iter().copied());
+    command.args(["generate", "a", "--steps", "1"]).args(args).arg("-o").arg(picture);
+    command.env("HF_HOME", home).env_remove("HF_TOKEN").envs(env.iter().copied());
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_model_is_downloaded_once_and_then_found_offline() {
-    let (hub, home) = (hub().await, tempfile::tempdir().unwrap());
+    let (hub, home) = (start(&Arc::default()).await, tempfile::tempdir().unwrap());
     let offline = [("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:1")];
     let missing = generate("somebody/tiny", home.path(), &offline).await;
     assert_eq!(missing.status.code(), Some(66));
@@ -81,9 +154,77 @@ async fn a_model_is_downloaded_once_and_then_found_offline() {
 
 #[tokio::test]
 async fn a_model_that_the_hub_does_not_have_is_named() {
-    let (hub, home) = (hub().await, tempfile::tempdir().unwrap());
+    let (hub, home) = (start(&Arc::default()).await, tempfile::tempdir().unwrap());
     let output = generate("somebody/else", home.path(), &[("HF_ENDPOINT", hub.as_str())]).await;
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(66), "{stderr}");
     assert!(stderr.trim_end().lines().last().unwrap().starts_with("error: somebody/else cannot be downloaded: "), "{stderr}");
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn a_broken_download_goes_on_where_it_broke() {
+    let (hub, home) = (Arc::new(Hub::default()), tempfile::tempdir().unwrap());
+    let (url, size) = (start(&hub).await, fs::metadata(Path::new(TINY).join(UNET)).unwrap().len() as usize);
+    // As many breaks as one start has patience for.
+    hub.breaks.store(5, Ordering::SeqCst);
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert_eq!(output.status.code(), Some(66), "{}", stderr(&output));
+    assert!(stderr(&output).contains("somebody/tiny cannot be downloaded"), "{}", stderr(&output));
+    let starts = hub.starts();
+    assert!(starts.len() == 5 && starts[0] == 0 && starts.is_sorted_by(|a, b| a < b), "{starts:?} of {size}");
+
+    hub.breaks.store(1, Ordering::SeqCst);
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let starts = hub.starts();
+    assert!(starts.len() == 7 && starts.is_sorted_by(|a, b| a < b) && starts[5] > size / 2, "{starts:?} of {size}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_another_than_the_hub_says_is_not_kept() {
+    let (hub, home) = (Arc::new(Hub::default()), tempfile::tempdir().unwrap());
+    let url = start(&hub).await;
+    hub.lies.store(true, Ordering::SeqCst);
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert_eq!(output.status.code(), Some(66));
+    assert!(stderr(&output).contains(&format!("{UNET}: what was downloaded is not the file that the hub names")), "{}", stderr(&output));
+    hub.lies.store(false, Ordering::SeqCst);
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_gated_model_needs_its_token() {
+    let (hub, home) = (Arc::new(Hub { token: Some("hf_secret"), ..Hub::default() }), tempfile::tempdir().unwrap());
+    let url = start(&hub).await;
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert_eq!(output.status.code(), Some(66));
+    assert!(stderr(&output).contains("401"), "{}", stderr(&output));
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url), ("HF_TOKEN", "hf_secret")]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("hf_secret"));
+}
+
+#[tokio::test]
+async fn a_revision_is_the_one_that_is_asked_for() {
+    let (hub, home) = (start(&Arc::default()).await, tempfile::tempdir().unwrap());
+    let at = async |revision: &str, env: &[(&str, &str)]| {
+        generate_with(&["--model", "somebody/tiny", "--revision", revision], home.path(), env).await
+    };
+    assert!(at("v2", &[("HF_ENDPOINT", &hub)]).await.status.success());
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    assert!(at("v2", &offline).await.status.success());
+    for (revision, env, message) in
+        [("v3", [("HF_ENDPOINT", hub.as_str())], "404"), ("main", offline, "somebody/tiny at main is not in the cache")]
+    {
+        let output = at(revision, &env).await;
+        assert_eq!(output.status.code(), Some(66));
+        assert!(stderr(&output).contains(message), "{}", stderr(&output));
+    }
+    let output = generate_with(&["--model", TINY, "--revision", "v2"], home.path(), &[]).await;
+    assert!(stderr(&output).contains("is no repository, and has no revision v2"), "{}", stderr(&output));
 }

@@ -10,7 +10,7 @@ use sd_worker::{
 };
 use serde_json::{Value, json};
 
-use crate::support::copy_of_tiny;
+use crate::support::{copy_of_tiny, edit};
 
 const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-skies, 🍓!\n狐 <|endoftext|>", "1girl's {x}\u{200b}  (owl)"];
 
@@ -52,6 +52,21 @@ fn a_vocabulary_and_its_merges_are_a_tokenizer() {
     fs::write(folder.join("merges.txt"), "#version: 0.2\nno such\n").unwrap();
     let error = numbers(model.path()).unwrap_err().to_string();
     assert!(error.contains("merges.txt"), "{error}");
+}
+
+/// As in the repositories of Stable Diffusion 2, which are from before the configuration listed the added tokens.
+#[test]
+fn an_older_tokenizer_is_padded_as_transformers_pads_it() {
+    let model = copy_of_tiny();
+    let (config, map) = ["tokenizer_config.json", "special_tokens_map.json"].map(|name| model.path().join("tokenizer").join(name)).into();
+    let plain = numbers(model.path()).unwrap();
+    fs::write(&map, json!({ "pad_token": "!" }).to_string()).unwrap();
+    let overridden = numbers(model.path()).unwrap();
+    assert_ne!(overridden, plain);
+    edit(&config, |json| json["added_tokens_decoder"] = json!({}));
+    assert_eq!(numbers(model.path()).unwrap(), plain);
+    edit(&config, |json| json["pad_token"] = json!({ "content": "!" }));
+    assert_eq!(numbers(model.path()).unwrap(), overridden);
 }
 
 /// Spreads the weights of a part over three files, as `save_pretrained(max_shard_size=…)` does.

@@ -72,7 +72,7 @@ fn vocabulary() -> &'static (String, String) {
     static VOCABULARY: OnceLock<(String, String)> = OnceLock::new();
     VOCABULARY.get_or_init(|| {
         let mut merges = String::new();
-        let file = fs::File::open("src/backend/clip_vocabulary/merges.txt.gz").unwrap();
+        let file = fs::File::open("src/backend/model_files/clip_vocabulary/merges.txt.gz").unwrap();
         flate2::read::GzDecoder::new(file).read_to_string(&mut merges).unwrap();
         // Printable bytes stand for themselves and come first; the others follow as the letters after U+00FF.
         let is_printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);

@@ -1,15 +1,17 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity` and `sharing` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
 mod architecture;
 mod cli;
 mod connections;
+mod edits;
 mod fake;
 mod families;
 mod faults;
 mod http;
 mod hub;
+mod image_parity;
 mod jobs;
 mod layouts;
 mod life;
@@ -21,6 +23,7 @@ mod otlp;
 mod parity;
 mod probes;
 mod sharing;
+mod single_file;
 mod sse;
 mod support;
 #[cfg(target_os = "linux")]

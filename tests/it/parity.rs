@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 /// Largest difference of a tensor, next to the largest value of diffusers'.
-const LATENTS_LIMIT: f32 = 1e-3;
-const TEXT_LIMIT: f32 = 1e-4;
+pub(crate) const LATENTS_LIMIT: f32 = 1e-3;
+pub(crate) const NETWORK_LIMIT: f32 = 1e-4;
 /// Of 255.
-const PIXEL_LIMIT: i32 = 2;
+pub(crate) const PIXEL_LIMIT: i32 = 2;
 
 #[derive(Deserialize)]
 struct Case {
@@ -61,6 +61,7 @@ impl Request {
             request_id: RequestId::random(),
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
+            input: None,
             config: SamplingConfig {
                 size: ImageSize::new(self.width, self.height).unwrap(),
                 steps: self.steps,
@@ -119,8 +120,8 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
     for (i, case) in cases.iter().enumerate() {
         let encoded = pipeline.prompt_encoder().encode(&[PromptText::Positive(&case.prompt)], case.clip_skip).unwrap();
         let error = relative_error(&encoded.embeddings, &goldens[&i.to_string()]);
-        assert!(error < TEXT_LIMIT, "{}: off by {error}", case.prompt);
-        assert!(encoded.warnings.is_empty());
+        assert!(error < NETWORK_LIMIT, "{}: off by {error}", case.prompt);
+        assert!(!encoded.warnings.iter().any(|warning| warning.contains("not read")), "{:?}", encoded.warnings);
     }
     assert_eq!(cases.len(), 8);
 
@@ -148,7 +149,7 @@ fn parts_of_a_prompt_guide_side_by_side() {
     assert!(relative_error(&latents("a fox AND a pizza"), &whole) > 1e-2);
 }
 
-fn load(model: &str) -> InferencePipeline {
+pub(crate) fn load(model: &str) -> InferencePipeline {
     let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
     backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
 }
@@ -157,7 +158,7 @@ fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&
     let what = format!("{} {} {} {}", case.model, case.sampler, case.schedule, case.request.prompt.as_str());
     let mut generation = pipeline.begin(&case.request()).unwrap();
     let text = relative_error(generation.text_embeddings(), golden("text_embeddings"));
-    assert!(text < TEXT_LIMIT, "{what}: text embeddings are off by {text}");
+    assert!(text < NETWORK_LIMIT, "{what}: text embeddings are off by {text}");
     worst.text = worst.text.max(text);
 
     let latents = golden("latents");

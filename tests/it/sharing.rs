@@ -73,7 +73,7 @@ fn a_prompt_that_was_kept_is_the_same_as_a_new_one() {
     let pipeline = load("builtin");
     encode(&pipeline, &["", &long]);
     // One is kept, one is new, and they come in the order in which they were asked for.
-    for prompts in [[long.as_str(), "a cat"], ["a dog", long.as_str()], ["", "a dog"], ["new", "new"]] {
+    for prompts in [[long.as_str(), "a cat"], ["a dog", long.as_str()], ["", "a dog"], ["a pig", "a pig"]] {
         let (ours, fresh) = (encode(&pipeline, &prompts), encode(&load("builtin"), &prompts));
         assert_eq!(numbers(&ours.embeddings), numbers(&fresh.embeddings), "{prompts:?}");
         assert_eq!(ours.warnings, fresh.warnings);

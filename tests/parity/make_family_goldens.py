@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 HERE = pathlib.Path(__file__).parent
-MERGES = HERE.parent.parent / "src/backend/clip_vocabulary/merges.txt.gz"
+MERGES = HERE.parent.parent / "src/backend/model_files/clip_vocabulary/merges.txt.gz"
 FOX = dict(prompt="a fox on a blue background", negative_prompt="")
 OWL = dict(prompt="An owl's PIZZA, ünder 3 🍓 skies!", negative_prompt="red, blurry")
 BETAS = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", steps_offset=1)
@@ -87,7 +87,7 @@ def make(folder):
     xl = dict(down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], transformer_layers_per_block=[1, 2], use_linear_projection=True, addition_embed_type="text_time",
               addition_time_embed_dim=32, projection_class_embeddings_input_dim=128 + 6 * 32)
     yield "sdxl", StableDiffusionXLPipeline(text_encoder=text(CLIPTextModel, 64, "quick_gelu"), tokenizer=tokenizer(folder / "3"), text_encoder_2=text(CLIPTextModelWithProjection, 128, "gelu", projection_dim=128),
-                                            tokenizer_2=tokenizer(folder / "4", bang), unet=unet((64, 128), (1, 2), 192, **xl), vae=vae(.13025), scheduler=EulerDiscreteScheduler(**BETAS), force_zeros_for_empty_prompt=True)
+                                            tokenizer_2=tokenizer(folder / "4", bang), unet=unet((64, 128), (1, 2), 192, **xl), vae=vae(.13025), scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **BETAS), force_zeros_for_empty_prompt=True)
 
 
 def kept(path):
@@ -130,6 +130,20 @@ def picture(pipe, case, tensors):
     noise = torch.randn(latents[0].shape, generator=generator())
     tensors[f"{case['name']}.latents"] = torch.cat([noise * pipe.scheduler.init_noise_sigma] + latents)
     tensors[f"{case['name']}.image"] = torch.from_numpy((image * 255).round().astype("uint8")).contiguous()
+
+
+@torch.no_grad()
+def learned_words(name, pipe, tensors):
+    """A word of three vectors, and one of one, learned as diffusers does."""
+    encoders = [(pipe.text_encoder, pipe.tokenizer)] + ([(pipe.text_encoder_2, pipe.tokenizer_2)] if name == "sdxl" else [])
+    for i, (text_encoder, tokenizer) in enumerate(encoders):
+        for word, count in ("easy-negative", 3), ("<cat-toy>", 1):
+            vectors = made_up(f"{word} {i}", [count, text_encoder.config.hidden_size])
+            pipe.load_textual_inversion({word: vectors}, token=word, text_encoder=text_encoder, tokenizer=tokenizer)
+    encoded = pipe.encode_prompt("a <cat-toy>, easy-negative fox", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    tensors[f"{name}.learned"] = encoded[0]
+    if name == "sdxl":
+        tensors[f"{name}.learned_pooled"] = encoded[2]
 
 
 def runs(name):
@@ -177,8 +191,11 @@ def main():
                 cases.append(case)
                 picture(pipe, case, tensors)
                 print(name, scheduler.__name__, changes, request["steps"], tensors[f"{case['name']}.latents"].abs().amax(dim=(1, 2, 3)).tolist(), tensors[f"{case['name']}.image"].float().std().item())
+            if name in ("sd1", "sdxl"):
+                learned_words(name, pipe, tensors)
     HERE.joinpath("families.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, HERE / "families.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -4,9 +4,9 @@
 
 Two models: the built-in one, and tests/parity/tiny, which has random weights and everything that the built-in one has not
 (epsilon prediction, linear projections, heads by level, several layers, 8x latents, GELU). The tiny one is made here if it is
-not there. Run it again whenever the built-in model changes.
+not there. Run it again whenever the built-in model changes; the binary exports it for diffusers, and is built if need be.
 """
-import json, pathlib
+import json, pathlib, subprocess, tempfile
 
 import torch
 from diffusers import (AutoencoderKL, DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler,
@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 HERE = pathlib.Path(__file__).parent
-BUILTIN = HERE.parent.parent / "src/builtin_model/model"
+ROOT = HERE.parent.parent
+TOKENIZER = ROOT / "src/builtin_model/model/tokenizer"
 TINY = HERE / "tiny"
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "euler_a": EulerAncestralDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
 MORE = {"ddpm": DDPMScheduler, "pndm": PNDMScheduler, "lms": LMSDiscreteScheduler, "heun": HeunDiscreteScheduler, "dpm2": KDPM2DiscreteScheduler,
@@ -32,7 +33,7 @@ PLAIN = dict(prompt="strawberry 🍓 ünder 3 skies", negative_prompt="ignored",
 
 def make_tiny():
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     text = CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=48, num_attention_heads=2, num_hidden_layers=2, vocab_size=len(tokenizer), hidden_act="gelu",
                                         max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0))
     unet = UNet2DConditionModel(block_out_channels=(16, 24, 32), layers_per_block=2, sample_size=8, cross_attention_dim=32, attention_head_dim=(2, 3, 4), norm_num_groups=8,
@@ -69,7 +70,9 @@ def main():
     if not TINY.exists():
         make_tiny()
     tensors, cases = {}, []
-    for model, path in (("builtin", BUILTIN), ("tests/parity/tiny", TINY)):
+    builtin = tempfile.TemporaryDirectory()
+    subprocess.run(["cargo", "run", "--release", "--quiet", "--", "models", "export", "builtin", builtin.name], cwd=ROOT, check=True)
+    for model, path in (("builtin", builtin.name), ("tests/parity/tiny", TINY)):
         pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         own = pipe.scheduler.config
@@ -87,4 +90,5 @@ def main():
     save_file(tensors, HERE / "goldens.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,18 +1,18 @@
 """Runs the built-in model's text encoder on prompts as they are to be read and writes what comes out: tests/parity/prompts.{json,safetensors}.
 
-  pip install torch transformers && python tests/parity/make_prompt_goldens.py
+  pip install torch transformers && sd-worker models export builtin DIR && python tests/parity/make_prompt_goldens.py DIR
 
 Each prompt is spelled out as chunks of text with their stress, so that nothing of the syntax is read here. Stress is applied as in
 A1111: tokens are multiplied, then the chunk gets the mean back that it had (which is next to nothing in models with random weights).
 """
-import json, pathlib
+import json, pathlib, sys
 
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 HERE = pathlib.Path(__file__).parent
-MODEL = HERE.parent.parent / "src/builtin_model/model"
+MODEL = pathlib.Path(sys.argv[1])
 TOKENIZER = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
 ENCODER = CLIPTextModel.from_pretrained(MODEL / "text_encoder", dtype=torch.float32)
 WORDS = "a red fox and an owl on the moon, "

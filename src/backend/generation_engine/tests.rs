@@ -86,6 +86,7 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
         request_id: RequestId::random(),
         prompt: prompt.to_owned().try_into().unwrap(),
         negative_prompt: NegativePrompt::default(),
+        input: None,
         config: SamplingConfig {
             size: ImageSize::new(64, 64).unwrap(),
             steps: steps.try_into().unwrap(),

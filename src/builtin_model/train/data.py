@@ -105,10 +105,12 @@ def read_concepts(path):
 class Scenes:
     """Captioned pictures: one thing, or two in order, on a plain or a gradient background."""
 
-    def __init__(self, path, concepts, seed=None, two=.3):
+    def __init__(self, path, concepts, seed=None, two=.3, known=None, favour=1.):
+        """known: how many concepts, from the first, are known already; each of the others is drawn `favour` times as often."""
         z = np.load(path); index = {str(n): i for i, n in enumerate(z["names"])}
         self.names, self.rng, self.two = list(concepts.values()), random.Random(seed), two
         self.sprites = torch.from_numpy(z["sprites"][[index[a] for a in concepts]])
+        self.odds = [1. if known is None or i < known else favour for i in range(len(concepts))]
 
     def name(self, i):
         r = self.rng; names = self.names[i]
@@ -120,7 +122,7 @@ class Scenes:
             if all(c != held_out(i) for i in things): return c
 
     def scene(self):
-        r = self.rng; a, b = r.randrange(len(self.names)), r.randrange(len(self.names)); j = lambda s: r.uniform(-s, s)
+        r = self.rng; a, b = r.choices(range(len(self.names)), self.odds, k=2); j = lambda s: r.uniform(-s, s)
         if r.random() < self.two:
             s, y, things = r.uniform(.45, .49), j(.05), (a, b)
             layout = [(a, s, -.49 + j(.02), y), (b, s, .49 + j(.02), y)]

@@ -3,7 +3,7 @@
   python train.py vae  --steps 5000      # vae.pt, and in the end autoencoder.pt, its moving average with latents brought to one size
   python train.py unet --steps 200000    # unet.pt, and latents.pt, the pictures in store
   python train.py import --model DIR --steps 1831   # instead of both: goes on from an exported directory of so many UNet steps; autoencoder.pt, unet.pt, tokenizer
-  python train.py decoder --steps 3000   # later, if at all: sharpens the decoder alone against a critic; decoder.pt, critic.pt, autoencoder-sharp.pt
+  python train.py decoder --steps 3000   # later: trains the decoder alone, on what the UNet of unet.pt makes of noisy latents; decoder.pt, autoencoder-sharp.pt
 """
 import argparse, math, os, time
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -121,22 +121,39 @@ def make_critic():
     return Sequential(Conv2d(3, 32, 4, 2, 1), LeakyReLU(.2), Conv2d(32, 64, 4, 2, 1), GroupNorm(8, 64), LeakyReLU(.2), Conv2d(64, 128, 4, 2, 1), GroupNorm(8, 128), LeakyReLU(.2), Conv2d(128, 1, 3, 1, 1))
 
 
+class Denoised:
+    """What the UNet makes of noisy latents in one step: what the decoder sees when a picture is nearly done. Softer than the encoder's own latents, and as wrong as the UNet is."""
+
+    def __init__(self, scale, last=400):
+        d, self.tok, self.scale, self.last = torch.load("unet.pt"), load_tokenizer(), scale, last; self.unet, self.text = make_unet().to(memory_format=torch.channels_last), make_text(self.tok)
+        self.unet.load_state_dict(d["ema"]["unet"]); self.text.load_state_dict(d["ema"]["text"]); self.alphas = make_scheduler().alphas_cumprod
+
+    def __call__(self, z, captions):
+        z = z.float() * self.scale; t = torch.randint(0, self.last, (len(z),)); a = self.alphas[t].view(-1, 1, 1, 1); noisy = a.sqrt() * z + (1 - a).sqrt() * torch.randn_like(z)
+        v = self.unet(noisy.contiguous(memory_format=torch.channels_last), t, self.text(tokens(self.tok, captions)).last_hidden_state).sample.float()
+        return (a.sqrt() * noisy - (1 - a).sqrt() * v) / self.scale
+
+
 def train_decoder(o):
-    """The encoder stays, so the UNet need not learn anything again. Latents get some noise, as the UNet's have."""
+    """The encoder stays, so the UNet need not learn anything again. With `--critic` above 0, a critic has a say as well."""
     c = torch.load("autoencoder.pt"); net, critic = make_vae(), make_critic().to(memory_format=torch.channels_last); net.load_state_dict(c["weights"]); net.to(memory_format=torch.channels_last)
-    net.encoder.requires_grad_(False); net.quant_conv.requires_grad_(False); art, scenes, lr = data.Art("sprites.npz"), scenes_of(o.concepts), o.lr or 3e-4
-    run, other = Run("decoder.pt", dict(vae=net), o.steps, lambda i: lr, .998), Run("critic.pt", dict(critic=critic), 10 ** 9, lambda i: lr, .9); n = o.batch or 8
+    net.encoder.requires_grad_(False); net.quant_conv.requires_grad_(False); scenes, denoised, lr, n = scenes_of(o.concepts), Denoised(c["scale"]), o.lr or 1e-3, o.batch or 8
+    rate = lambda i: lr * min(1, (o.steps - i) / max(1, o.cool)); run = Run("decoder.pt", dict(vae=net), o.steps, rate, o.keep)
+    if o.critic: other = Run("critic.pt", dict(critic=critic), 10 ** 9, lambda i: 3e-4, .9)
     while run.going():
-        x = torch.cat([art.batch(n // 2), scenes.batch(n - n // 2)[0]]).contiguous(memory_format=torch.channels_last)
+        x, captions = scenes.batch(n); x = x.contiguous(memory_format=torch.channels_last); critic.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad(): z = net.encode(x).latent_dist.mean
-            y = net.decode(z + torch.rand(n, 1, 1, 1) * .2 / c["scale"] * torch.randn_like(z)).sample; critic.requires_grad_(False); fooled = -critic(y).float().mean()
-        y = y.float(); near, edge = (y - x).abs().mean(), sum((a - b).abs().mean() for a, b in zip(slopes(y), slopes(x))); flat = (F.avg_pool2d(y, 8) - F.avg_pool2d(x, 8)).abs().mean()
-        run.update(near + edge + flat + o.critic * min(1, run.step / 500) * fooled, n, l1=near, edge=edge, fooled=fooled, psnr=-10 * math.log10((y - x).pow(2).mean().item() / 4))
+            with torch.no_grad(): z = denoised(net.encode(x).latent_dist.mean, captions)
+            y = net.decode(z).sample; fooled = -critic(y).float().mean() if o.critic else torch.zeros(())
+        y = y.float(); near, square = (y - x).abs().mean(), (y - x).pow(2).mean(); flat = (F.avg_pool2d(y, 8) - F.avg_pool2d(x, 8)).abs().mean()
+        edge = sum((a - b).abs().mean() for s in (1, 2) for a, b in zip(slopes(F.avg_pool2d(y, s)), slopes(F.avg_pool2d(x, s))))
+        run.update(near + square + edge + .5 * flat + o.critic * fooled, n, l1=near, edge=edge, fooled=fooled, psnr=-10 * math.log10(square.item() / 4))
+        if not o.critic: continue
         critic.requires_grad_(True)
         with torch.autocast("cpu", torch.bfloat16): real, fake = critic(x).float(), critic(y.detach()).float()
         other.update(F.relu(1 - real).mean() + F.relu(1 + fake).mean(), n, real=real.mean(), fake=fake.mean())
-    other.save(); torch.save(dict(weights=run.ema["vae"], scale=c["scale"]), "autoencoder-sharp.pt")
+    if o.critic: other.save()
+    torch.save(dict(weights=run.ema["vae"], scale=c["scale"]), "autoencoder-sharp.pt")
 
 
 def train_unet(o):
@@ -144,8 +161,8 @@ def train_unet(o):
     tok, lr, n = load_tokenizer(), o.lr or 1.5e-3, o.batch or 64
     unet, text = make_unet().to(memory_format=torch.channels_last), make_text(tok)
     unet.set_attn_processor(AttnProcessor()); text.set_attn_implementation("eager")  # plain attention: for so few tokens, its backward pass is the quicker one here
-    run = Run("unet.pt", dict(unet=unet, text=text), o.steps, lambda i: lr / (1 + i / o.slow) ** .5, .9995)
-    store = Store(scenes_of(o.concepts, two=o.two), tok, o.store); alphas, empty = make_scheduler().alphas_cumprod, tokens(tok, [""])
+    run = Run("unet.pt", dict(unet=unet, text=text), o.steps, lambda i: lr / (1 + i / o.slow) ** .5 * min(1, (o.steps - i) / max(1, o.cool)), o.keep)
+    store = Store(scenes_of(o.concepts, two=o.two, known=o.known, favour=o.favour), tok, o.store); alphas, empty = make_scheduler().alphas_cumprod, tokens(tok, [""])
     while store.filled < 2000: store.renew(50)
     while run.going():
         store.renew(max(1, n // o.renew)); x, ids = store.batch(n); ids = torch.where(torch.rand(n, 1) < .1, empty, ids)
@@ -169,8 +186,10 @@ def import_model(o):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(); p.add_argument("stage", choices=["vae", "unet", "decoder", "import"]); p.add_argument("--steps", type=int, required=True); p.add_argument("--batch", type=int); p.add_argument("--lr", type=float)
     p.add_argument("--concepts", default="concepts.txt"); p.add_argument("--two", type=float, default=.3, help="share of pictures with two things"); p.add_argument("--slow", type=int, default=8000, help="the rate falls as 1 / sqrt(1 + step / this)")
+    p.add_argument("--cool", type=int, default=0, help="over the last so many steps the rate falls to nothing as well"); p.add_argument("--keep", type=float, default=.9995, help="of the moving average, at every step")
+    p.add_argument("--known", type=int, help="concepts known already, from the first"); p.add_argument("--favour", type=float, default=1., help="how much more often the others are drawn")
     p.add_argument("--store", type=int, default=60000, help="encoded pictures kept"); p.add_argument("--renew", type=int, default=8, help="every step encodes one new picture for so many in its batch")
-    p.add_argument("--critic", type=float, default=.02, help="weight of the critic's opinion of the decoder")
+    p.add_argument("--critic", type=float, default=0., help="weight of the critic's opinion of the decoder")
     p.add_argument("--model", type=os.path.abspath, help="import: the exported directory")
     o = p.parse_args(); os.chdir(os.path.dirname(os.path.abspath(__file__)))
     {"vae": train_vae, "unet": train_unet, "decoder": train_decoder, "import": import_model}[o.stage](o)

@@ -5,15 +5,16 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::{
-    backend::Complete,
+    backend::{Complete, ImageFile, InputFiles},
     common::{
         ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed,
-        Steps,
+        Steps, Strength,
     },
     http::{
         ApiError,
         api_error::ErrorBody,
         run::{Entry, Run, Status},
+        uploads,
         wire::{self, Bounded, ImagesRequest, Parameters, WireSeed, WireTimings},
     },
 };
@@ -56,6 +57,18 @@ pub(in crate::http) struct JobRequest {
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
+    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
+    strength: Option<Strength>,
+    /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
+    #[schema(value_type = Option<String>)]
+    input_image: Option<Value>,
+    /// The picture that `image_inpaint` begins with. Also `input_image`.
+    #[schema(value_type = Option<String>)]
+    init_image: Option<Value>,
+    /// What `image_inpaint` paints anew: what is white, or where there is an alpha channel, what is transparent.
+    #[schema(value_type = Option<String>)]
+    mask_image: Option<Value>,
+
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
     sampler: Option<Sampler>,
@@ -96,15 +109,38 @@ enum Operation {
     Inpaint,
 }
 
+impl Operation {
+    /// What the picture to begin with is called.
+    fn image_name(self) -> &'static str {
+        if matches!(self, Self::Inpaint) { "init_image" } else { "input_image" }
+    }
+}
+
 impl JobRequest {
-    /// The same in the words of `/v1/images/generations`.
-    pub(super) fn into_images_request(mut self, info: &ModelInfo) -> Result<ImagesRequest, ApiError> {
-        let unsupported = |what| Err(ApiError::unsupported_operation(what, &info.id).about("operation"));
-        match self.operation {
-            Operation::Generation => {}
-            Operation::Transform => return unsupported("image_transform"),
-            Operation::Inpaint => return unsupported("image_inpaint"),
+    /// The pictures that the operation begins with, if it does. Others are named as ignored.
+    pub(super) fn take_files(&mut self) -> Result<Option<InputFiles>, ApiError> {
+        let open = |name: &'static str, value: Value| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_json(name, &value)?)?);
+        let mut image = None;
+        let mut mask = None;
+        if !matches!(self.operation, Operation::Generation) {
+            let named = self.input_image.take().map(|value| ("input_image", value));
+            let (name, value) = named
+                .or_else(|| self.init_image.take().map(|value| ("init_image", value)))
+                .ok_or_else(|| ApiError::missing_param(self.operation.image_name()))?;
+            image = Some(open(name, value)?);
         }
+        if matches!(self.operation, Operation::Inpaint) {
+            let value = self.mask_image.take().ok_or_else(|| ApiError::missing_param("mask_image"))?;
+            mask = Some(open("mask_image", value)?);
+        }
+        let unused = [("input_image", &self.input_image), ("init_image", &self.init_image), ("mask_image", &self.mask_image)];
+        let unused = unused.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| (name.to_owned(), Value::Bool(true)));
+        self.others.extend(unused);
+        Ok(image.map(|image| InputFiles { image, mask }))
+    }
+
+    /// The same in the words of `/v1/images/generations`.
+    pub(super) fn into_images_request(mut self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesRequest, ApiError> {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
         }
@@ -112,7 +148,7 @@ impl JobRequest {
         for address in ["hive_id", "worker_id"] {
             self.others.remove(address);
         }
-        let size = info.defaults.size;
+        let size = files.map_or(info.defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
         let steps = i64::try_from(info.max_steps).map_or(STEPS, |most| most.min(STEPS));
         let side = |given: Option<Bounded<0, MAX_SIDE>>, default: u32| given.map_or(default.into(), Bounded::get);
         Ok(ImagesRequest {
@@ -135,6 +171,7 @@ impl JobRequest {
             guidance_rescale: self.guidance_rescale,
             zero_snr: self.zero_snr,
             clip_skip: self.clip_skip,
+            strength: self.strength,
             progress: None,
             on_disconnect: None,
             others: self.others,
@@ -280,7 +317,7 @@ impl Finished {
             width: complete.image.width,
             height: complete.image.height,
             timings: WireTimings::of(&[complete.timings]),
-            parameters: Parameters::new(&run.model, complete.config),
+            parameters: Parameters::new(run, complete.config),
             ignored: run.order.ignored.clone(),
             warnings: complete.warnings.clone(),
         }

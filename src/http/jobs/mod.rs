@@ -17,11 +17,12 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::{
-    ApiError, AppState,
+    ApiError, AppState, MAX_UPLOAD_BYTES,
     client_wishes::{ClientWishes, WaitHeaders},
     extract::JsonBody,
     openapi::{Gone, JOBS, JobItem, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
+    uploads,
     wire::ImagesResponse,
 };
 use crate::common::RequestId;
@@ -55,15 +56,19 @@ pub(super) async fn submit(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     wishes: ClientWishes,
-    body: Result<JsonBody<JobRequest>, ApiError>,
+    body: Result<JsonBody<JobRequest, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Json<Submitted>, ApiError> {
     let job_id = format!("job-{}", Uuid::new_v4().simple());
-    let accepted = body.and_then(|body| {
-        let info = state.model()?;
-        let order = body.value.into_images_request(&info)?.into_order(&info)?;
+    let accepted = async {
+        let (mut job, info) = (body?.value, state.model()?);
+        let files = job.take_files()?;
+        let mut order = job.into_images_request(&info, files.as_ref())?.into_order(&info, files.as_ref())?;
+        if let Some(files) = files {
+            order.input = Some(uploads::decode(files, order.config.size).await?);
+        }
         Run::start(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever)
-    });
-    let run = accepted.inspect_err(ApiError::count_rejection)?;
+    };
+    let run = accepted.await.inspect_err(ApiError::count_rejection)?;
     info!(job_id, "job accepted");
     state.runs.insert_job(&job_id, run);
     Ok(Json(Submitted::new(job_id)))

@@ -63,8 +63,8 @@ fn try_zeroed<T: Zeroable>(len: usize) -> std::result::Result<Vec<T>, OutOfMemor
     if values.is_null() {
         return Err(OutOfMemory { bytes: layout.size() });
     }
-    // SAFETY: from the global allocator, with the layout of a vector of this capacity, and all of it is valid as zeros.
-    Ok(unsafe { Vec::from_raw_parts(values, len, len) })
+    // SAFETY: from the global allocator, with the layout of a slice of this length, and all of it is valid as zeros.
+    Ok(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(values, len)) }.into_vec())
 }
 
 impl OutOfMemory {

@@ -1,0 +1,321 @@
+//! Pictures as files that come in. Their headers say what they are before anything of them is decoded.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage, imageops, metadata::Orientation};
+
+use crate::common::{ImageSize, InputImage, InvalidValue, Mask, MaskMeaning};
+
+/// The most pixels of a picture that comes in: 6000 x 5592, about 100 MB once it is decoded.
+pub const MAX_INPUT_PIXELS: u64 = 1 << 25;
+
+/// What is accepted, for error messages.
+const ACCEPTED: &str = "a PNG, JPEG or WebP file";
+/// A pixel of a mask belongs to it from here on.
+const HALF: u8 = 128;
+
+/// A picture as a file, of which the header has been read and found right.
+#[derive(Debug)]
+pub struct ImageFile {
+    /// What the request calls it.
+    name: &'static str,
+    bytes: Vec<u8>,
+    format: ImageFormat,
+    orientation: Orientation,
+    /// As it is looked at, not as it is stored.
+    size: (u32, u32),
+}
+
+/// The files of a picture to begin with.
+#[derive(Debug)]
+pub struct InputFiles {
+    /// The picture.
+    pub image: ImageFile,
+    /// What of it is painted anew.
+    pub mask: Option<ImageFile>,
+}
+
+impl ImageFile {
+    /// Reads the header. `name` is what errors call the picture.
+    ///
+    /// # Errors
+    /// When it is no picture, none of the formats that are read, or too large.
+    pub fn open(name: &'static str, bytes: Vec<u8>) -> Result<Self, InvalidValue> {
+        if bytes.is_empty() {
+            return Err(InvalidValue::new(name, "an empty file", ACCEPTED));
+        }
+        let format = match image::guess_format(&bytes) {
+            Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,
+            Ok(other) => return Err(InvalidValue::new(name, other.to_mime_type(), ACCEPTED)),
+            Err(_) => return Err(InvalidValue::new(name, format_args!("{} bytes of something else", bytes.len()), ACCEPTED)),
+        };
+        let (size, orientation) = {
+            let mut decoder = ImageReader::with_format(Cursor::new(&bytes), format).into_decoder().map_err(|e| broken(name, &e))?;
+            (decoder.dimensions(), decoder.orientation().unwrap_or(Orientation::NoTransforms))
+        };
+        let (width, height) = size;
+        if u64::from(width) * u64::from(height) > MAX_INPUT_PIXELS {
+            let allowed = format!("a picture of at most {MAX_INPUT_PIXELS} pixels");
+            return Err(InvalidValue::new(name, format_args!("{width}x{height}"), allowed));
+        }
+        let size = if is_on_its_side(orientation) { (height, width) } else { size };
+        Ok(Self { name, bytes, format, orientation, size })
+    }
+
+    /// Width and height in pixels.
+    #[must_use]
+    pub fn size(&self) -> (u32, u32) {
+        self.size
+    }
+
+    fn decode(&self) -> Result<DynamicImage, InvalidValue> {
+        let reader = ImageReader::with_format(Cursor::new(&self.bytes), self.format);
+        let mut picture = reader.decode().map_err(|error| broken(self.name, &error))?;
+        picture.apply_orientation(self.orientation);
+        Ok(picture)
+    }
+}
+
+fn broken(name: &'static str, error: &image::ImageError) -> InvalidValue {
+    InvalidValue::new(name, format_args!("one that is broken ({error})"), ACCEPTED)
+}
+
+fn is_on_its_side(orientation: Orientation) -> bool {
+    matches!(orientation, Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH)
+}
+
+impl InputFiles {
+    /// Decodes the files and brings them to the size of the picture to make: what does not fit its proportions is cut off evenly on
+    /// both sides, and the rest is scaled. A mask is laid over the picture before, whatever its own size.
+    ///
+    /// # Errors
+    /// When a file is broken, or the mask marks nothing.
+    pub fn decode(&self, size: ImageSize) -> Result<InputImage, InvalidValue> {
+        let image = cut(&flatten(&self.image.decode()?), self.image.size, size);
+        let mask = self.mask.as_ref().map(|file| read_mask(file, self.image.size, size)).transpose()?;
+        Ok(InputImage { image, mask })
+    }
+}
+
+/// What is transparent is white.
+fn flatten(picture: &DynamicImage) -> RgbImage {
+    if !picture.color().has_alpha() {
+        return picture.to_rgb8();
+    }
+    let picture = picture.to_rgba8();
+    RgbImage::from_fn(picture.width(), picture.height(), |x, y| {
+        let [red, green, blue, alpha] = picture.get_pixel(x, y).0.map(u32::from);
+        Rgb([red, green, blue].map(|color| ((color * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+    })
+}
+
+/// A mask with transparency says by it what is painted anew: all that is transparent altogether. Any other says so in white.
+fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, InvalidValue> {
+    let picture = file.decode()?;
+    let alpha = picture.color().has_alpha().then(|| picture.to_rgba8());
+    let (mask, meaning) = match alpha.filter(|picture| picture.pixels().any(|pixel| pixel.0[3] < 255)) {
+        Some(picture) => {
+            let is_clear = |x, y| picture.get_pixel(x, y).0[3] == 0;
+            let mask = GrayImage::from_fn(picture.width(), picture.height(), |x, y| [if is_clear(x, y) { 255 } else { 0 }].into());
+            (mask, MaskMeaning::Transparent)
+        }
+        None => (picture.to_luma8(), MaskMeaning::White),
+    };
+    let mut pixels = cut(&mask, of, size);
+    for pixel in pixels.iter_mut() {
+        *pixel = if *pixel >= HALF { 255 } else { 0 };
+    }
+    if pixels.iter().all(|pixel| *pixel == 0) {
+        let found = match meaning {
+            MaskMeaning::Transparent => "one that is transparent nowhere altogether",
+            MaskMeaning::White => "one that is white nowhere",
+        };
+        return Err(InvalidValue::new(file.name, found, "a picture that marks what is painted anew, in white or by transparency"));
+    }
+    Ok(Mask { pixels, meaning })
+}
+
+/// The middle of a picture, in the proportions of `size` and at it. A mask is stretched over the picture of size `of` that it belongs to.
+fn cut<P>(picture: &image::ImageBuffer<P, Vec<u8>>, of: (u32, u32), size: ImageSize) -> image::ImageBuffer<P, Vec<u8>>
+where
+    P: image::Pixel<Subpixel = u8> + 'static,
+{
+    let (width, height) = (f64::from(of.0), f64::from(of.1));
+    let scale = (width / f64::from(size.width())).min(height / f64::from(size.height()));
+    // What is left of each side, as a share of it.
+    let (across, down) = (f64::from(size.width()) * scale / width, f64::from(size.height()) * scale / height);
+    let span = |share: f64, side: u32| {
+        let length = ((share * f64::from(side)).round() as u32).clamp(1, side);
+        ((side - length) / 2, length)
+    };
+    let ((x, width), (y, height)) = (span(across, picture.width()), span(down, picture.height()));
+    let part = imageops::crop_imm(picture, x, y, width, height);
+    if (width, height) == (size.width(), size.height()) {
+        return part.to_image();
+    }
+    imageops::resize(&*part, size.width(), size.height(), imageops::FilterType::Lanczos3)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ExtendedColorType, ImageEncoder, Luma, Rgba, RgbaImage, codecs::png::PngEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn png(picture: &DynamicImage) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    fn open(picture: impl Into<DynamicImage>) -> ImageFile {
+        ImageFile::open("image", png(&picture.into())).unwrap()
+    }
+
+    fn size(width: u32, height: u32) -> ImageSize {
+        ImageSize::new(width, height).unwrap()
+    }
+
+    fn image_and_mask(image: impl Into<DynamicImage>, mask: impl Into<DynamicImage>, to: ImageSize) -> Result<Mask, InvalidValue> {
+        let files = InputFiles { image: open(image), mask: Some(ImageFile::open("mask", png(&mask.into())).unwrap()) };
+        Ok(files.decode(to)?.mask.unwrap())
+    }
+
+    #[test]
+    fn what_is_no_picture_is_refused_by_its_header() {
+        let whole = png(&RgbImage::new(9, 7).into());
+        for (bytes, what) in [
+            (vec![], "not an empty file"),
+            (b"GIF89a\x01\0\x01\0".to_vec(), "not image/gif"),
+            (b"<svg/>".to_vec(), "not 6 bytes of something else"),
+            (whole[..20].to_vec(), "one that is broken"),
+            (b"\xff\xd8\xff\xe0".to_vec(), "one that is broken"),
+            (b"RIFF\x04\0\0\0WEBP".to_vec(), "one that is broken"),
+        ] {
+            let error = ImageFile::open("image", bytes).unwrap_err();
+            assert!(error.to_string().contains(what) && error.to_string().contains("must be a PNG, JPEG or WebP file"), "{error}");
+        }
+        let cut_short = ImageFile::open("image", whole[..whole.len() - 20].to_vec()).unwrap();
+        let error = InputFiles { image: cut_short, mask: None }.decode(size(64, 64)).unwrap_err();
+        assert!(error.to_string().contains("one that is broken"), "{error}");
+    }
+
+    /// A kilobyte that says it is a gigabyte.
+    #[test]
+    fn a_decompression_bomb_is_refused_before_it_is_decoded() {
+        let bomb = |width: u32, height: u32| {
+            let mut bytes = png(&RgbImage::new(1, 1).into());
+            bytes[16..20].copy_from_slice(&width.to_be_bytes());
+            bytes[20..24].copy_from_slice(&height.to_be_bytes());
+            // The checksum of the header, over its name and content.
+            let crc = !bytes[12..29].iter().fold(u32::MAX, |crc, byte| {
+                (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+            });
+            bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+            bytes
+        };
+        let error = ImageFile::open("image", bomb(20_000, 20_000)).unwrap_err();
+        assert_eq!(error.to_string(), "must be a picture of at most 33554432 pixels, not 20000x20000");
+        assert!(ImageFile::open("image", bomb(u32::MAX >> 1, u32::MAX >> 1)).is_err());
+        // As much as is allowed, and nothing behind it: an error, and no waiting.
+        let files = InputFiles { image: ImageFile::open("image", bomb(8192, 4096)).unwrap(), mask: None };
+        assert!(files.decode(size(64, 64)).is_err());
+    }
+
+    #[test]
+    fn a_photo_stands_as_it_was_taken() {
+        let mut jpeg = Cursor::new(Vec::new());
+        let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100);
+        // TIFF header, one entry: orientation (0x112) is 6, which is on its side.
+        encoder.set_exif_metadata(b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec()).unwrap();
+        let stored = RgbImage::from_fn(128, 64, |x, _| if x < 64 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) });
+        encoder.write_image(&stored, 128, 64, ExtendedColorType::Rgb8).unwrap();
+        let image = ImageFile::open("image", jpeg.into_inner()).unwrap();
+        assert_eq!(image.size(), (64, 128));
+        let picture = InputFiles { image, mask: None }.decode(size(64, 128)).unwrap().image;
+        let [top, bottom] = [picture.get_pixel(32, 20).0, picture.get_pixel(32, 108).0];
+        assert!(
+            top[0] > 200 && top[2] < 60 && bottom[2] > 200 && bottom[0] < 60,
+            "red lay on the left and is at the top: {top:?} {bottom:?}"
+        );
+    }
+
+    #[test]
+    fn every_format_is_read_and_a_picture_of_the_right_size_is_left_as_it_is() {
+        let picture = RgbImage::from_fn(72, 64, |x, y| Rgb([x as u8 * 3, y as u8 * 3, 99]));
+        for (format, lossless) in [(ImageFormat::Png, true), (ImageFormat::WebP, true), (ImageFormat::Jpeg, false)] {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, format).unwrap();
+            let image = ImageFile::open("image", bytes.into_inner()).unwrap();
+            assert_eq!(image.size(), (72, 64));
+            let decoded = InputFiles { image, mask: None }.decode(size(72, 64)).unwrap().image;
+            assert!(!lossless || decoded == picture, "{format:?}");
+        }
+        let deep = DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(64, 64, Rgb([65535, 0, 32768])));
+        let decoded = InputFiles { image: open(deep), mask: None }.decode(size(64, 64)).unwrap().image;
+        assert_eq!(decoded.get_pixel(5, 5).0, [255, 0, 128]);
+        let mut clear = RgbaImage::from_pixel(64, 64, Rgba([10, 20, 30, 255]));
+        clear.put_pixel(1, 0, Rgba([0, 0, 0, 0]));
+        let decoded = InputFiles { image: open(clear), mask: None }.decode(size(64, 64)).unwrap().image;
+        assert_eq!((decoded.get_pixel(0, 0).0, decoded.get_pixel(1, 0).0), ([10, 20, 30], [255; 3]));
+    }
+
+    #[test]
+    fn the_middle_is_kept_in_the_proportions_asked_for() {
+        // Thirds of red, green and blue; a square of it is green.
+        let flag = RgbImage::from_fn(192, 64, |x, _| Rgb([[255, 0, 0], [0, 255, 0], [0, 0, 255]][x as usize / 64]));
+        for to in [size(64, 64), size(128, 128)] {
+            let square = InputFiles { image: open(flag.clone()), mask: None }.decode(to).unwrap().image;
+            assert!(square.pixels().all(|pixel| pixel.0 == [0, 255, 0]), "{to}");
+        }
+        // A mask of another size is cut where the picture is.
+        let mask = GrayImage::from_fn(96, 32, |x, _| Luma([if (48..64).contains(&x) { 255 } else { 0 }]));
+        let mask = image_and_mask(flag, mask, size(64, 64)).unwrap();
+        assert!(mask.pixels.enumerate_pixels().all(|(x, _, pixel)| (pixel.0[0] == 255) == (x >= 32)));
+    }
+
+    #[test]
+    fn a_mask_speaks_by_transparency_if_it_has_any_and_else_in_white() {
+        let picture = RgbImage::new(64, 64);
+        let opaque = RgbaImage::from_fn(64, 64, |x, _| Rgba(if x < 16 { [255; 4] } else { [0, 0, 0, 255] }));
+        let clear = RgbaImage::from_fn(64, 64, |x, _| Rgba([255, 255, 255, if x < 16 { 0 } else { 200 }]));
+        for (mask, meaning) in [(opaque, MaskMeaning::White), (clear, MaskMeaning::Transparent)] {
+            let mask = image_and_mask(picture.clone(), mask, size(64, 64)).unwrap();
+            assert_eq!(mask.meaning, meaning);
+            assert!(mask.pixels.enumerate_pixels().all(|(x, _, pixel)| pixel.0[0] == if x < 16 { 255 } else { 0 }), "{meaning:?}");
+        }
+        for (mask, what) in [
+            (DynamicImage::from(GrayImage::new(64, 64)), "not one that is white nowhere"),
+            (RgbaImage::from_pixel(64, 64, Rgba([255, 255, 255, 9])).into(), "not one that is transparent nowhere altogether"),
+        ] {
+            let error = image_and_mask(picture.clone(), mask, size(64, 64)).unwrap_err().to_string();
+            assert!(error.ends_with(what), "{error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+        #[test]
+        fn a_picture_of_any_proportions_fits(width in 1u32..300, height in 1u32..300, across in 8u32..20, down in 8u32..20, wide in any::<bool>()) {
+            let (width, height) = if wide { (width * 50, 1) } else { (width, height) };
+            let to = size(across * 8, down * 8);
+            let decoded = InputFiles { image: open(RgbImage::from_pixel(width, height, Rgb([7, 8, 9]))), mask: None }.decode(to).unwrap().image;
+            prop_assert_eq!(decoded.dimensions(), (to.width(), to.height()));
+            prop_assert!(decoded.pixels().all(|pixel| pixel.0 == [7, 8, 9]));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..4, flip in any::<prop::sample::Index>()) {
+            let _ = ImageFile::open("image", [[&b"\x89PNG\r\n\x1a\n"[..], b"\xff\xd8\xff", b"RIFF\x20\0\0\0WEBPVP8 ", b""][kind], &bytes].concat()).is_ok();
+            let mut changed = Vec::new();
+            PngEncoder::new(&mut changed).write_image(&[5; 300], 10, 10, ExtendedColorType::Rgb8).unwrap();
+            let place = flip.index(changed.len());
+            changed[place] ^= bytes.first().copied().unwrap_or(1);
+            if let Ok(image) = ImageFile::open("image", changed) {
+                let _ = InputFiles { image, mask: None }.decode(size(64, 64)).is_ok();
+            }
+        }
+    }
+}

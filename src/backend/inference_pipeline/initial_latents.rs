@@ -1,0 +1,129 @@
+//! The latents that a generation begins with: noise, or a picture with noise. After diffusers' `pipeline_stable_diffusion.py`,
+//! `pipeline_stable_diffusion_img2img.py` and `pipeline_stable_diffusion_inpaint.py`, which draw random numbers in the same order.
+
+use candle_core::{DType, Tensor};
+
+use super::InferencePipeline;
+use crate::{
+    backend::{GenerationError, GenerationRequest, image_utils},
+    common::{ImageSize, InputImage, Mask, TorchRng},
+    schedulers::{Level, SamplingPlan},
+};
+
+/// `(1, channels, height, width)` of latents.
+type LatentShape = (usize, usize, usize, usize);
+
+/// What a generation begins with.
+#[derive(Debug)]
+pub(super) struct InitialLatents {
+    /// `(1, channels, height / 8, width / 8)` in f32, at the sampler's own scale.
+    pub(super) latents: Tensor,
+    /// What is kept of a picture, where there is a mask and the UNet does not look at it.
+    pub(super) kept: Option<KeptLatents>,
+    /// What the UNet of an inpainting model looks at beside the latents, `(1, 1 + channels, height / 8, width / 8)` in f32: the mask,
+    /// and the latents of what the picture has outside of it.
+    pub(super) condition: Option<Tensor>,
+}
+
+/// A part of a picture that is kept.
+#[derive(Debug)]
+pub(super) struct KeptLatents {
+    picture: Tensor,
+    noise: Tensor,
+    /// `(1, 1, height / 8, width / 8)`: 1 where the picture is painted anew, 0 where it is kept.
+    mask: Tensor,
+}
+
+impl KeptLatents {
+    /// Lays what is kept over `latents`, with as much noise as they have; with none after the last step.
+    pub(super) fn lay_over(&self, latents: &Tensor, level: Option<Level>) -> Result<Tensor, GenerationError> {
+        let kept = match level {
+            Some(level) => add_noise(&self.picture, &self.noise, level)?,
+            None => self.picture.clone(),
+        };
+        Ok((kept.broadcast_mul(&self.mask.affine(-1.0, 1.0)?)? + latents.broadcast_mul(&self.mask)?)?)
+    }
+}
+
+impl InferencePipeline {
+    /// What a run begins with. A model whose UNet looks at a mask paints all of a picture anew where there is none.
+    pub(super) fn initial_latents(
+        &self,
+        request: &GenerationRequest,
+        plan: &SamplingPlan,
+        rng: &mut TorchRng,
+    ) -> Result<InitialLatents, GenerationError> {
+        let shape = self.latent_shape(request.config.size);
+        let input = request.input.as_deref();
+        let mask = input.and_then(|input| input.mask.as_ref());
+        // With a mask, full strength leaves nothing of the picture under it; without one, diffusers leaves a little.
+        let is_noise_alone = mask.is_some() && request.config.options.strength.is_none_or(|strength| strength.get() >= 1.0);
+
+        let picture = match input {
+            Some(input) if !(self.networks.is_inpainting() && is_noise_alone) => {
+                Some(self.encode(&image_utils::to_tensor(&input.image, &self.device)?, rng)?)
+            }
+            _ => None,
+        };
+        let noise = self.randn(rng, shape)?;
+        let latents = match (&picture, plan.stages.first()) {
+            (Some(picture), Some(first)) if !is_noise_alone => add_noise(picture, &noise, first.level)?,
+            _ => (&noise * plan.init_noise_sigma)?,
+        };
+        if self.networks.is_inpainting() {
+            let condition = Some(self.condition(input, shape, rng)?);
+            return Ok(InitialLatents { latents, kept: None, condition });
+        }
+        let Some((picture, mask)) = picture.zip(mask) else {
+            return Ok(InitialLatents { latents, kept: None, condition: None });
+        };
+        // diffusers encodes what is outside of the mask as well: to no end here, but the noise that it draws for it is gone.
+        self.randn(rng, shape)?;
+        let kept = Some(KeptLatents { picture, noise, mask: self.latent_mask(mask, shape)? });
+        Ok(InitialLatents { latents, kept, condition: None })
+    }
+
+    fn latent_shape(&self, size: ImageSize) -> LatentShape {
+        let vae = self.networks.vae.config();
+        let scale = vae.scale_factor();
+        (1, vae.latent_channels, size.height() as usize / scale, size.width() as usize / scale)
+    }
+
+    /// What the UNet of an inpainting model looks at: where all of a picture is painted anew, plain gray.
+    fn condition(&self, input: Option<&InputImage>, shape: LatentShape, rng: &mut TorchRng) -> Result<Tensor, GenerationError> {
+        let (_, _, height, width) = shape;
+        let (mask, rest) = if let Some(InputImage { image, mask: Some(mask) }) = input {
+            let rest = image_utils::mask_to_tensor(&mask.pixels, 1, &self.device)?.affine(-1.0, 1.0)?;
+            (self.latent_mask(mask, shape)?, image_utils::to_tensor(image, &self.device)?.broadcast_mul(&rest)?)
+        } else {
+            let scale = self.networks.vae.config().scale_factor();
+            let gray = Tensor::zeros((1, 3, height * scale, width * scale), DType::F32, &self.device)?;
+            (Tensor::ones((1, 1, height, width), DType::F32, &self.device)?, gray)
+        };
+        Ok(Tensor::cat(&[mask, self.encode(&rest, rng)?], 1)?)
+    }
+
+    /// A picture `(1, 3, height, width)` in [-1, 1] to latents, f32.
+    fn encode(&self, picture: &Tensor, rng: &mut TorchRng) -> Result<Tensor, GenerationError> {
+        let latents = self.networks.vae.encode(&picture.to_dtype(self.dtype)?)?;
+        Ok(latents.sample(&self.randn(rng, latents.mean.dims4()?)?)?)
+    }
+
+    /// A latent is painted anew or kept as the first of its pixels is.
+    fn latent_mask(&self, mask: &Mask, (_, _, height, width): LatentShape) -> Result<Tensor, GenerationError> {
+        let scale = self.networks.vae.config().scale_factor();
+        Ok(image_utils::mask_to_tensor(&mask.pixels, scale, &self.device)?.reshape((1, 1, height, width))?)
+    }
+
+    /// Drawn on the host in f32, so that a seed means the same noise on every device.
+    pub(super) fn randn(&self, rng: &mut TorchRng, shape: LatentShape) -> Result<Tensor, GenerationError> {
+        let (batch, channels, height, width) = shape;
+        let values = rng.randn(batch * channels * height * width);
+        Ok(Tensor::from_vec(values, shape, &self.device)?)
+    }
+}
+
+/// A picture at a noise level.
+fn add_noise(picture: &Tensor, noise: &Tensor, level: Level) -> Result<Tensor, GenerationError> {
+    Ok(((picture * level.alpha)? + (noise * level.sigma)?)?)
+}

@@ -1,0 +1,55 @@
+//! The words that a model was taught.
+
+use std::collections::HashSet;
+
+use super::{LoadError, ModelFiles};
+
+const FILE: &str = "known_words.json";
+
+/// `known_words.json`, which a model that was taught few words may carry: a list of all of them, in lower case. A model without one is
+/// taken to know every word.
+#[derive(Debug)]
+pub struct KnownWords(Option<HashSet<String>>);
+
+impl KnownWords {
+    /// Reads the list, if there is one.
+    ///
+    /// # Errors
+    /// When it is no list of words.
+    pub fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        if !files.exists(FILE) {
+            return Ok(Self(None));
+        }
+        let bad = |error: serde_json::Error| LoadError::BadConfig { path: files.path(FILE), reason: error.to_string() };
+        Ok(Self(Some(serde_json::from_slice(&files.read(FILE)?).map_err(bad)?)))
+    }
+
+    /// The words of a text that the model was not taught, in lower case.
+    pub(super) fn missing_in(&self, text: &str) -> Vec<String> {
+        let Some(known) = &self.0 else { return Vec::new() };
+        let words = text.split(is_between_words).filter(|word| !word.is_empty()).map(str::to_lowercase);
+        words.filter(|word| !known.contains(word)).collect()
+    }
+}
+
+/// Spaces and punctuation, that of ASCII and the common one beyond it. What is left are words, and emoji, which are like words.
+fn is_between_words(c: char) -> bool {
+    const LATIN_1: std::ops::RangeInclusive<char> = '\u{a0}'..='\u{bf}';
+    const GENERAL: std::ops::RangeInclusive<char> = '\u{2000}'..='\u{206f}';
+    const CJK: std::ops::RangeInclusive<char> = '\u{3000}'..='\u{303f}';
+    c.is_whitespace() || c.is_control() || c.is_ascii_punctuation() || [LATIN_1, GENERAL, CJK].iter().any(|block| block.contains(&c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_told_from_what_stands_between_them() {
+        let known = KnownWords(Some(["t", "rex", "a", "woman", "s", "hat", "piñata", "8"].map(str::to_owned).into()));
+        assert!(known.missing_in("A T-Rex, a woman’s hat; (Piñata) — 8?\n").is_empty());
+        assert_eq!(known.missing_in("a rexes «hats»\u{200b} 🍓 a_b 狐、88"), ["rexes", "hats", "🍓", "b", "狐", "88"]);
+        assert!(known.missing_in(" ,.! ").is_empty() && known.missing_in("").is_empty());
+        assert!(KnownWords(None).missing_in("whatever").is_empty());
+    }
+}

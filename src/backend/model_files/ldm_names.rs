@@ -1,0 +1,147 @@
+//! Where checkpoints in one file keep what diffusers and transformers have under other names. After diffusers'
+//! `single_file_utils.py`, the other way round.
+
+use super::tensor_files::Place;
+
+/// A residual block's layers.
+const RESNET: [(&str, &str); 6] = [
+    ("norm1", "in_layers.0"),
+    ("conv1", "in_layers.2"),
+    ("time_emb_proj", "emb_layers.1"),
+    ("norm2", "out_layers.0"),
+    ("conv2", "out_layers.3"),
+    ("conv_shortcut", "skip_connection"),
+];
+/// A VAE's attention.
+const VAE_ATTENTION: [(&str, &str); 5] = [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
+/// The layers of `OpenCLIP`'s transformer.
+const OPEN_CLIP: [(&str, &str); 5] = [
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn.out_proj", "attn.out_proj"),
+];
+
+/// Of the UNet, below `model.diffusion_model.`: blocks are counted through all levels, residual blocks and changes of resolution alike.
+/// `exists` says whether there is a tensor of that name.
+pub(super) fn unet(name: &str, layers_per_block: usize, exists: impl Fn(&str) -> bool) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let block = |level: &str, i: usize| number(level) * (layers_per_block + 1) + i;
+    match parts.as_slice() {
+        ["conv_in", end] => format!("input_blocks.0.0.{end}"),
+        ["conv_norm_out", end] => format!("out.0.{end}"),
+        ["conv_out", end] => format!("out.2.{end}"),
+        ["time_embedding", "linear_1", end] => format!("time_embed.0.{end}"),
+        ["time_embedding", "linear_2", end] => format!("time_embed.2.{end}"),
+        ["add_embedding", "linear_1", end] => format!("label_emb.0.0.{end}"),
+        ["add_embedding", "linear_2", end] => format!("label_emb.0.2.{end}"),
+        ["down_blocks", level, "resnets", i, rest @ ..] => {
+            format!("input_blocks.{}.0.{}", block(level, 1 + number(i)), renamed(rest, &RESNET))
+        }
+        ["down_blocks", level, "attentions", i, rest @ ..] => format!("input_blocks.{}.1.{}", block(level, 1 + number(i)), rest.join(".")),
+        ["down_blocks", level, "downsamplers", "0", "conv", end] => {
+            format!("input_blocks.{}.0.op.{end}", block(level, 1 + layers_per_block))
+        }
+        ["mid_block", "resnets", i, rest @ ..] => format!("middle_block.{}.{}", 2 * number(i), renamed(rest, &RESNET)),
+        ["mid_block", "attentions", "0", rest @ ..] => format!("middle_block.1.{}", rest.join(".")),
+        ["up_blocks", level, "resnets", i, rest @ ..] => format!("output_blocks.{}.0.{}", block(level, number(i)), renamed(rest, &RESNET)),
+        ["up_blocks", level, "attentions", i, rest @ ..] => format!("output_blocks.{}.1.{}", block(level, number(i)), rest.join(".")),
+        ["up_blocks", level, "upsamplers", "0", "conv", end] => {
+            // Behind the last transformer of the level, where it has one.
+            let block = format!("output_blocks.{}", block(level, layers_per_block));
+            let place = if exists(&format!("{block}.1.norm.weight")) { 2 } else { 1 };
+            format!("{block}.{place}.conv.{end}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// Of the VAE, below `first_stage_model.`: its decoder counts its `levels` from the finest.
+pub(super) fn vae(name: &str, levels: usize) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let up = |level: &str| levels.saturating_sub(1 + number(level));
+    let resnet = |rest: &[&str]| renamed(rest, &[("conv_shortcut", "nin_shortcut")]);
+    match parts.as_slice() {
+        [side, "conv_norm_out", end] => format!("{side}.norm_out.{end}"),
+        [side, "mid_block", "resnets", i, rest @ ..] => format!("{side}.mid.block_{}.{}", number(i) + 1, resnet(rest)),
+        [side, "mid_block", "attentions", "0", rest @ ..] => format!("{side}.mid.attn_1.{}", renamed(rest, &VAE_ATTENTION)),
+        ["encoder", "down_blocks", level, "resnets", i, rest @ ..] => format!("encoder.down.{level}.block.{i}.{}", resnet(rest)),
+        ["encoder", "down_blocks", level, "downsamplers", "0", rest @ ..] => format!("encoder.down.{level}.downsample.{}", rest.join(".")),
+        ["decoder", "up_blocks", level, "resnets", i, rest @ ..] => format!("decoder.up.{}.block.{i}.{}", up(level), resnet(rest)),
+        ["decoder", "up_blocks", level, "upsamplers", "0", rest @ ..] => format!("decoder.up.{}.upsample.{}", up(level), rest.join(".")),
+        _ => name.to_owned(),
+    }
+}
+
+/// Of `OpenCLIP`'s text encoder, below its own prefix: projections of queries, keys and values in one.
+pub(super) fn open_clip(name: &str) -> Place {
+    let parts: Vec<&str> = name.split('.').collect();
+    match parts.as_slice() {
+        ["text_model", "embeddings", "token_embedding", "weight"] => "token_embedding.weight".to_owned().into(),
+        ["text_model", "embeddings", "position_embedding", "weight"] => "positional_embedding".to_owned().into(),
+        ["text_model", "final_layer_norm", end] => format!("ln_final.{end}").into(),
+        ["text_projection", "weight"] => Place { name: "text_projection".to_owned(), third: None, is_transposed: true },
+        ["text_model", "encoder", "layers", i, "self_attn", projection @ ("q_proj" | "k_proj" | "v_proj"), end] => Place {
+            name: format!("transformer.resblocks.{i}.attn.in_proj_{end}"),
+            third: ["q_proj", "k_proj", "v_proj"].iter().position(|name| name == projection),
+            is_transposed: false,
+        },
+        ["text_model", "encoder", "layers", i, rest @ ..] => format!("transformer.resblocks.{i}.{}", renamed(rest, &OPEN_CLIP)).into(),
+        _ => name.to_owned().into(),
+    }
+}
+
+/// A layer under its other name.
+fn renamed(parts: &[&str], names: &[(&str, &str)]) -> String {
+    let name = parts.join(".");
+    let other = names.iter().find_map(|(ours, theirs)| Some(format!("{theirs}.{}", name.strip_prefix(ours)?.strip_prefix('.')?)));
+    other.unwrap_or(name)
+}
+
+/// The networks' own names have numbers in these places.
+fn number(text: &str) -> usize {
+    text.parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pairs are of Stable Diffusion 1.5, from diffusers' converter.
+    #[test]
+    fn names_are_those_of_the_first_checkpoints() {
+        let has_attention = |name: &str| name != "output_blocks.2.1.norm.weight";
+        for (ours, theirs) in [
+            ("conv_in.weight", "input_blocks.0.0.weight"),
+            ("time_embedding.linear_2.bias", "time_embed.2.bias"),
+            ("down_blocks.0.resnets.0.conv1.weight", "input_blocks.1.0.in_layers.2.weight"),
+            ("down_blocks.0.downsamplers.0.conv.bias", "input_blocks.3.0.op.bias"),
+            ("down_blocks.1.resnets.0.conv_shortcut.weight", "input_blocks.4.0.skip_connection.weight"),
+            (
+                "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_k.weight",
+                "input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight",
+            ),
+            ("mid_block.resnets.1.norm2.bias", "middle_block.2.out_layers.0.bias"),
+            ("mid_block.attentions.0.proj_in.weight", "middle_block.1.proj_in.weight"),
+            ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
+            ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
+            ("up_blocks.3.resnets.2.time_emb_proj.weight", "output_blocks.11.0.emb_layers.1.weight"),
+            ("conv_norm_out.weight", "out.0.weight"),
+        ] {
+            assert_eq!(unet(ours, 2, has_attention), theirs);
+        }
+        for (ours, theirs) in [
+            ("encoder.down_blocks.1.resnets.0.conv_shortcut.bias", "encoder.down.1.block.0.nin_shortcut.bias"),
+            ("decoder.up_blocks.0.resnets.2.norm1.weight", "decoder.up.3.block.2.norm1.weight"),
+            ("decoder.up_blocks.2.upsamplers.0.conv.weight", "decoder.up.1.upsample.conv.weight"),
+            ("decoder.mid_block.attentions.0.to_out.0.bias", "decoder.mid.attn_1.proj_out.bias"),
+            ("quant_conv.weight", "quant_conv.weight"),
+        ] {
+            assert_eq!(vae(ours, 4), theirs);
+        }
+        let place = open_clip("text_model.encoder.layers.3.self_attn.v_proj.bias");
+        assert_eq!(place, Place { name: "transformer.resblocks.3.attn.in_proj_bias".to_owned(), third: Some(2), is_transposed: false });
+        assert_eq!(open_clip("text_model.encoder.layers.3.mlp.fc2.weight").name, "transformer.resblocks.3.mlp.c_proj.weight");
+    }
+}

@@ -1,0 +1,325 @@
+//! The files of a model, wherever they are.
+
+mod checkpoint;
+mod clip_vocabulary;
+mod hub;
+mod ldm_configs;
+mod ldm_names;
+mod part_file;
+mod tensor_files;
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+
+pub(super) use self::tensor_files::TensorFiles;
+pub use self::tensor_files::dequantized;
+use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
+use super::{
+    LoadError,
+    textual_inversion::{self, TextualInversion},
+};
+
+/// A model, read as one in the layout of diffusers' `save_pretrained`, whatever it is.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    id: String,
+    place: Place,
+    /// Parts that are taken from elsewhere, by their folder in the layout of diffusers.
+    elsewhere: BTreeMap<&'static str, Place>,
+    embeddings: Vec<TextualInversion>,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// In this binary.
+    #[cfg_attr(not(feature = "builtin-model"), allow(dead_code, reason = "there is none to embed"))]
+    Embedded(&'static [(&'static str, &'static [u8])]),
+    Directory(PathBuf),
+    Checkpoint(Arc<Checkpoint>),
+    /// A part's own directory.
+    PartDirectory(PathBuf),
+    /// A part's weights, without a configuration.
+    PartFile(Arc<PartFile>),
+}
+
+/// The weights of a part.
+pub struct PartWeights {
+    /// Where they are, for messages.
+    pub path: PathBuf,
+    /// Gives tensors by diffusers' names, read as they are asked for.
+    pub vb: VarBuilder<'static>,
+    /// The files that they are in.
+    files: Arc<TensorFiles>,
+    /// How the names begin of tensors that nobody asks for, and nobody misses.
+    needless: Vec<String>,
+}
+
+/// How the names of such tensors begin in any checkpoint: the schedule of training, averages of weights, marks.
+const NEEDLESS: [&str; 12] = [
+    "model_ema.",
+    "first_stage_model.loss.",
+    "denoiser.",
+    "betas",
+    "alphas_cumprod",
+    "sqrt_",
+    "log_one_minus_",
+    "posterior_",
+    "logvar",
+    "v_pred",
+    "ztsnr",
+    "scale_factor",
+];
+/// And how they end: numbers from 0 to 76, what CLIP compared pictures with, and what its projection is to where it is not looked at.
+const NEEDLESS_ENDS: [&str; 5] = ["position_ids", "logit_scale", "attn_mask", "text_projection", "text_projection.weight"];
+
+impl PartWeights {
+    /// The names of tensors that no network asked for, though they look like parts of one, in order.
+    pub(super) fn unread(&self) -> Vec<String> {
+        let begins =
+            |name: &str| NEEDLESS.iter().any(|start| name.starts_with(start)) || self.needless.iter().any(|start| name.starts_with(start));
+        let is_needless = |name: &String| begins(name) || NEEDLESS_ENDS.iter().any(|end| name.ends_with(end));
+        self.files.unread().into_iter().filter(|name| !is_needless(name)).collect()
+    }
+}
+
+/// Names under which weights are looked for, in this order.
+pub(super) const WEIGHTS: [&str; 4] =
+    ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors"];
+/// Names of the lists of files that weights are spread over, looked for next.
+pub(super) const INDEXES: [&str; 4] = [
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "model.safetensors.index.fp16.json",
+];
+/// Pickled weights, which run code when they are read.
+const PICKLES: [&str; 4] =
+    ["diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.fp16.bin", "pytorch_model.fp16.bin"];
+/// How the names of pickled checkpoints end.
+const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+/// For messages.
+pub(super) const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL";
+const NO_PICKLES: &str = "pickled weights are not read, since reading them runs code; convert them to safetensors";
+
+impl ModelFiles {
+    /// `builtin`, a directory, a checkpoint in one file, or the name of a repository on the Hugging Face Hub, which is downloaded.
+    ///
+    /// # Errors
+    /// When there is no such model, or it is none of a family that is supported.
+    pub fn open(model: &str) -> Result<Self, LoadError> {
+        Self::open_at(model, None)
+    }
+
+    /// The same, of a repository at a revision: a branch, a tag, or a commit.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`], and when what is no repository is to have a revision.
+    pub fn open_at(model: &str, revision: Option<&str>) -> Result<Self, LoadError> {
+        if hub::is_repository(model) {
+            return Ok(Self::new(model.to_owned(), Place::Directory(hub::fetch(model, revision)?)));
+        }
+        if let Some(revision) = revision {
+            return Err(LoadError::NotFound(format!("{model} is no repository, and has no revision {revision}")));
+        }
+        if model == "builtin" {
+            #[cfg(feature = "builtin-model")]
+            return Ok(Self::new(model.to_owned(), Place::Embedded(crate::builtin_model::FILES)));
+            #[cfg(not(feature = "builtin-model"))]
+            return Err(LoadError::NotFound("this binary has no built-in model; give a directory with --model".to_owned()));
+        }
+        let path = PathBuf::from(model);
+        let id = || {
+            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let name = if path.is_file() { whole.file_stem() } else { whole.file_name() };
+            name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        };
+        if path.join("model_index.json").is_file() {
+            Ok(Self::new(id(), Place::Directory(path)))
+        } else if path.is_dir() {
+            Err(LoadError::MissingFile(path.join("model_index.json")))
+        } else if is_pickle(&path) {
+            Err(LoadError::BadConfig { path, reason: NO_PICKLES.to_owned() })
+        } else if path.is_file() {
+            Ok(Self::new(id(), Place::Checkpoint(Arc::new(Checkpoint::open(&path)?))))
+        } else {
+            let help = "--model takes \"builtin\", a directory in the layout of diffusers, a .safetensors file, or a repository such as owner/name";
+            Err(LoadError::NotFound(format!("there is no model {model}: {help}")))
+        }
+    }
+
+    fn new(id: String, place: Place) -> Self {
+        Self { id, place, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
+    }
+
+    /// The same model with one part (`vae`, `text_encoder`) from another place: a directory of the part alone, one of a whole model, or a
+    /// safetensors file.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn with_part(mut self, part: &'static str, path: &Path) -> Result<Self, LoadError> {
+        let place = if path.join("config.json").is_file() {
+            Place::PartDirectory(path.to_owned())
+        } else if path.is_dir() {
+            Place::Directory(path.to_owned())
+        } else if is_pickle(path) {
+            return Err(LoadError::BadConfig { path: path.to_owned(), reason: NO_PICKLES.to_owned() });
+        } else if path.is_file() {
+            Place::PartFile(Arc::new(PartFile::open(part, path)?))
+        } else {
+            return Err(LoadError::NotFound(format!("there is no {part} {}: a directory or a .safetensors file", path.display())));
+        };
+        self.elsewhere.insert(part, place);
+        Ok(self)
+    }
+
+    /// The same model with words that were learned, from a folder of their files.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn with_embeddings(mut self, folder: &Path) -> Result<Self, LoadError> {
+        self.embeddings = textual_inversion::read_folder(folder)?;
+        Ok(self)
+    }
+
+    /// Words that were learned.
+    pub(super) fn embeddings(&self) -> &[TextualInversion] {
+        &self.embeddings
+    }
+
+    /// The name of the model.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where a file is, for messages.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        match self.place_of(name) {
+            Place::Embedded(_) => Path::new("builtin").join(name),
+            Place::Directory(path) => path.join(name),
+            Place::PartDirectory(path) => path.join(name.split_once('/').map_or(name, |(_, name)| name)),
+            Place::Checkpoint(checkpoint) => checkpoint.path().to_owned(),
+            Place::PartFile(file) => file.path().to_owned(),
+        }
+    }
+
+    /// The contents of a file.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be read.
+    pub fn read(&self, name: &str) -> Result<Cow<'static, [u8]>, LoadError> {
+        self.find(name)?.ok_or_else(|| LoadError::MissingFile(self.path(name)))
+    }
+
+    /// Whether there is such a file.
+    pub(super) fn exists(&self, name: &str) -> bool {
+        match self.place_of(name) {
+            Place::Directory(_) | Place::PartDirectory(_) => self.path(name).is_file(),
+            _ => self.find(name).is_ok_and(|found| found.is_some()),
+        }
+    }
+
+    fn place_of(&self, name: &str) -> &Place {
+        let part = name.split('/').next().unwrap_or_default();
+        self.elsewhere.get(part).unwrap_or(&self.place)
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
+        Ok(match self.place_of(name) {
+            Place::Embedded(files) => files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| Cow::Borrowed(*bytes)),
+            Place::Checkpoint(checkpoint) if name == "vae/config.json" && !checkpoint.has_vae() => {
+                let reason = "this checkpoint has no VAE; give one with --vae".to_owned();
+                return Err(LoadError::BadConfig { path: checkpoint.path().to_owned(), reason });
+            }
+            Place::Checkpoint(checkpoint) => checkpoint.read(name).map(Cow::Owned),
+            Place::PartFile(file) => match (name.split_once('/'), &self.place) {
+                (Some((part, "config.json")), Place::Checkpoint(own)) => own.read(name).map(|own| Cow::Owned(file.config(part, &own))),
+                (Some((part, "config.json")), own) => {
+                    let own = Self::new(String::new(), own.clone()).find(name)?;
+                    own.map(|own| Cow::Owned(file.config(part, &own)))
+                }
+                _ => None,
+            },
+            Place::Directory(_) | Place::PartDirectory(_) => {
+                let path = self.path(name);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Some(Cow::Owned(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(source) => return Err(LoadError::Unreadable { path, source }),
+                }
+            }
+        })
+    }
+
+    /// The weights of a part such as `unet`, in one file or several.
+    ///
+    /// # Errors
+    /// When there are none, or a file is cut short.
+    pub fn weights(&self, part: &str, dtype: DType, device: &Device) -> Result<PartWeights, LoadError> {
+        let (path, files, locate, needless): (_, _, Locate, _) = match self.place_of(part) {
+            Place::Checkpoint(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(part), it.needless()),
+            Place::PartFile(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(), it.needless()),
+            _ => {
+                let (path, files) = self.part_files(part)?;
+                (path, files, Box::new(|name| name.to_owned().into()), Vec::new())
+            }
+        };
+        Ok(PartWeights { path, vb: files.reader(dtype, device, locate), files, needless })
+    }
+
+    /// The file or the files of a part's directory.
+    fn part_files(&self, part: &str) -> Result<(PathBuf, Arc<TensorFiles>), LoadError> {
+        let find = |names: &[&str]| names.iter().map(|name| format!("{part}/{name}")).find(|name| self.exists(name));
+        let Some(name) = find(&WEIGHTS).or_else(|| find(&INDEXES)) else {
+            return Err(match find(&PICKLES) {
+                Some(pickle) => LoadError::BadConfig { path: self.path(&pickle), reason: NO_PICKLES.to_owned() },
+                None => LoadError::MissingFile(self.path(&format!("{part}/{}", WEIGHTS[0]))),
+            });
+        };
+        let path = self.path(&name);
+        let files = if let Place::Embedded(_) = self.place_of(part) {
+            let Cow::Borrowed(bytes) = self.read(&name)? else { return Err(LoadError::MissingFile(path)) };
+            TensorFiles::from_slice(bytes).map_err(|source| (path.clone(), source))
+        } else {
+            let is_list = INDEXES.iter().any(|index| name.ends_with(index));
+            TensorFiles::open(&if is_list { self.shards(part, &name)? } else { vec![path.clone()] })
+        };
+        Ok((path, files.map_err(|(path, source)| LoadError::BadWeights { path, source })?))
+    }
+
+    /// The files that a list names.
+    fn shards(&self, part: &str, index: &str) -> Result<Vec<PathBuf>, LoadError> {
+        let bad = |reason: String| LoadError::BadConfig { path: self.path(index), reason };
+        let ShardIndex { weight_map } = serde_json::from_slice(&self.read(index)?).map_err(|error| bad(error.to_string()))?;
+        let names: BTreeSet<String> = weight_map.into_values().collect();
+        let shard = |name: String| {
+            if Path::new(&name).file_name() != Some(OsStr::new(&name)) {
+                return Err(bad(format!("\"{name}\" is no name of a file beside it")));
+            }
+            let file = format!("{part}/{name}");
+            if self.exists(&file) { Ok(self.path(&file)) } else { Err(LoadError::MissingFile(self.path(&file))) }
+        };
+        names.into_iter().map(shard).collect()
+    }
+}
+
+fn is_pickle(path: &Path) -> bool {
+    path.extension().is_some_and(|end| PICKLE_ENDINGS.iter().any(|pickle| end.eq_ignore_ascii_case(pickle)))
+}
+
+/// `….safetensors.index.json`
+#[derive(Deserialize)]
+struct ShardIndex {
+    /// Which file each tensor is in.
+    weight_map: BTreeMap<String, String>,
+}

@@ -1,0 +1,460 @@
+//! Tensors of safetensors files, read one at a time, as the networks are built: at no time is more of a file in memory than the tensor
+//! at hand. Where they are whole numbers, a tensor of factors stands beside them.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use safetensors::{
+    Dtype, SafeTensorError,
+    tensor::{Metadata, TensorInfo},
+};
+
+use crate::ops::zeroed;
+
+/// Bytes before the header, which say how long it is.
+const LENGTH_BYTES: usize = 8;
+/// No header is longer, as in the safetensors crate.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// A [safetensors](https://github.com/huggingface/safetensors) file whose header has been read and checked.
+#[derive(Debug)]
+struct TensorFile {
+    source: Source,
+    header: Metadata,
+    /// Where the tensors begin.
+    start: u64,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Read and not mapped: what is mapped counts as memory of this process until the network is built, and a file that is cut short
+    /// meanwhile would end the process, where now it is an error.
+    File(File),
+    Slice(&'static [u8]),
+}
+
+impl Source {
+    /// Fills `bytes` from `start` on.
+    fn read_at(&self, start: u64, bytes: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(bytes, start),
+            Self::Slice(all) => {
+                let rest = usize::try_from(start).ok().and_then(|start| all.get(start..));
+                let part = rest.and_then(|rest| rest.get(..bytes.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
+                bytes.copy_from_slice(part);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Files that networks are spread over, with each tensor in one of them.
+#[derive(Debug)]
+pub(in crate::backend) struct TensorFiles {
+    files: Vec<TensorFile>,
+    /// The names of what was read.
+    read: Mutex<BTreeSet<String>>,
+}
+
+/// Where the numbers of a tensor are in files of another layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The name there.
+    pub(super) name: String,
+    /// Which third of its rows, where three tensors are kept in one.
+    pub(super) third: Option<usize>,
+    /// Whether rows are kept as columns.
+    pub(super) is_transposed: bool,
+}
+
+impl From<String> for Place {
+    fn from(name: String) -> Self {
+        Self { name, third: None, is_transposed: false }
+    }
+}
+
+/// Where a tensor is that the networks ask for under diffusers' name.
+pub(super) type Locate = Box<dyn Fn(&str) -> Place + Send + Sync>;
+
+impl TensorFiles {
+    /// # Errors
+    /// Names the file that cannot be read, or is no whole safetensors file.
+    pub(in crate::backend) fn open(paths: &[PathBuf]) -> std::result::Result<Arc<Self>, (PathBuf, Error)> {
+        let open = |path: &Path| -> Result<TensorFile> {
+            let file = File::open(path)?;
+            let length = file.metadata()?.len();
+            TensorFile::new(Source::File(file), length)
+        };
+        let files = paths.iter().map(|path| open(path).map_err(|error| (path.clone(), error))).collect::<std::result::Result<_, _>>()?;
+        Ok(Arc::new(Self { files, read: Mutex::default() }))
+    }
+
+    /// The tensors of a file in memory.
+    ///
+    /// # Errors
+    /// When it is no whole safetensors file.
+    pub(super) fn from_slice(bytes: &'static [u8]) -> Result<Arc<Self>> {
+        let file = TensorFile::new(Source::Slice(bytes), bytes.len() as u64)?;
+        Ok(Arc::new(Self { files: vec![file], read: Mutex::default() }))
+    }
+
+    /// Gives tensors to networks, in the type that they ask for.
+    pub(super) fn reader(self: &Arc<Self>, dtype: DType, device: &Device, locate: Locate) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Reader { files: Arc::clone(self), locate }), dtype, device.clone())
+    }
+
+    /// How many tensors there are.
+    pub(super) fn len(&self) -> usize {
+        self.names().count()
+    }
+
+    /// The names of all tensors.
+    pub(in crate::backend) fn names(&self) -> impl Iterator<Item = String> {
+        self.files.iter().flat_map(|file| file.header.offset_keys())
+    }
+
+    /// The shape of a tensor, if there is one of that name.
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.find(name).ok().map(|(_, info)| info.shape.as_slice())
+    }
+
+    /// A whole tensor, in f32.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it cannot be read.
+    pub(in crate::backend) fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.read(name, None)?.to_dtype(DType::F32)
+    }
+
+    /// A tensor, or a third of its rows, as it is stored, but f32 for whole numbers, on the CPU.
+    fn read(&self, name: &str, third: Option<usize>) -> Result<Tensor> {
+        let (file, info) = self.find(name)?;
+        let tensor = if info.dtype == Dtype::I8 {
+            let whole = self.dequantize(name, file, info)?;
+            third.map_or(Ok(whole.clone()), |third| whole.narrow(0, third * whole.dim(0)? / 3, whole.dim(0)? / 3))?
+        } else {
+            file.read(name, info, third)?
+        };
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// Whole numbers times the factor of their output, `…weight_scale` beside `…weight`, as in the `int-quantized` format of
+    /// [compressed-tensors](https://github.com/vllm-project/compressed-tensors).
+    fn dequantize(&self, name: &str, file: &TensorFile, info: &TensorInfo) -> Result<Tensor> {
+        let scale_name = format!("{name}_scale");
+        let scales: Vec<f32> = self.tensor(&scale_name)?.flatten_all()?.to_vec1()?;
+        let outputs = info.shape.first().copied().unwrap_or(1);
+        if scales.len() != outputs {
+            return Err(Error::msg(format!("{scale_name} has {} factors for the {outputs} outputs of {name}", scales.len())));
+        }
+        let numbers: Vec<i8> = file.numbers(name, info.data_offsets)?;
+        let rows = numbers.chunks(numbers.len().div_ceil(outputs.max(1)).max(1));
+        let values: Vec<f32> = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |n| f32::from(*n) * scale)).collect();
+        Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
+    }
+
+    /// What somebody wrote into the headers.
+    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.iter().find_map(|file| file.header.metadata().as_ref()?.get(key).map(String::as_str))
+    }
+
+    /// The names of tensors that no network asked for, in order.
+    pub(super) fn unread(&self) -> Vec<String> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<String> = self.names().filter(|name| !read.contains(name)).collect();
+        names.sort();
+        names
+    }
+
+    fn find(&self, name: &str) -> Result<(&TensorFile, &TensorInfo)> {
+        let found = self.files.iter().find_map(|file| Some((file, file.header.info(name)?)));
+        found.ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())
+    }
+}
+
+impl TensorFile {
+    fn new(source: Source, length: u64) -> Result<Self> {
+        let mut header_length = [0; LENGTH_BYTES];
+        source.read_at(0, &mut header_length).map_err(|_| SafeTensorError::HeaderTooSmall)?;
+        let header_length = u64::from_le_bytes(header_length);
+        let start = header_length.saturating_add(LENGTH_BYTES as u64);
+        if header_length > MAX_HEADER_BYTES || start > length {
+            return Err(SafeTensorError::InvalidHeaderLength.into());
+        }
+        let mut header = vec![0; header_length as usize];
+        source.read_at(LENGTH_BYTES as u64, &mut header)?;
+        // Which also checks that the tensors lie side by side, each as long as its shape and type say.
+        let header: Metadata = serde_json::from_slice(&header).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+        if start + header.data_len() as u64 != length {
+            return Err(SafeTensorError::MetadataIncompleteBuffer.into());
+        }
+        Ok(Self { source, header, start })
+    }
+
+    /// A tensor, or a third of its rows, as it is stored, on the CPU.
+    fn read(&self, name: &str, info: &TensorInfo, third: Option<usize>) -> Result<Tensor> {
+        let (mut begin, mut end) = info.data_offsets;
+        let mut shape = info.shape.clone();
+        if let (Some(third), Some(rows)) = (third, shape.first_mut()) {
+            *rows /= 3;
+            let length = (end - begin) / 3;
+            (begin, end) = (begin + third * length, begin + (third + 1) * length);
+        }
+        let stored = DType::try_from(info.dtype)?;
+        if stored == DType::F32 {
+            // Straight to where they stay: most of a large model comes this way.
+            Tensor::from_vec(self.numbers::<f32>(name, (begin, end))?, shape, &Device::Cpu)
+        } else {
+            Tensor::from_raw_buffer(&self.numbers::<u8>(name, (begin, end))?, stored, &shape, &Device::Cpu)
+        }
+    }
+
+    fn numbers<T: bytemuck::Pod>(&self, name: &str, (begin, end): (usize, usize)) -> Result<Vec<T>> {
+        let mut numbers: Vec<T> = zeroed((end - begin) / size_of::<T>())?;
+        let read = self.source.read_at(self.start + begin as u64, bytemuck::cast_slice_mut(&mut numbers));
+        read.map_err(|error| Error::wrap(format!("{name} cannot be read: {error}")))?;
+        Ok(numbers)
+    }
+}
+
+/// A safetensors file in memory with 16-bit floats in place of whole numbers and their factors, which not every program knows.
+///
+/// # Errors
+/// When it is no whole safetensors file.
+pub fn dequantized(bytes: &'static [u8]) -> Result<Vec<u8>> {
+    let files = TensorFiles::from_slice(bytes)?;
+    let header = &files.files[0].header;
+    let is_quantized = |name: &str| header.info(name).is_some_and(|info| info.dtype == Dtype::I8);
+    let names = header.offset_keys();
+    let names = names.iter().filter(|name| !name.strip_suffix("_scale").is_some_and(is_quantized));
+    let tensors = names.map(|name| {
+        let tensor = files.read(name, None)?;
+        Ok((name, if is_quantized(name) { tensor.to_dtype(DType::F16)? } else { tensor }))
+    });
+    Ok(safetensors::serialize(tensors.collect::<Result<Vec<_>>>()?, header.metadata().clone())?)
+}
+
+/// What networks ask for tensors.
+struct Reader {
+    files: Arc<TensorFiles>,
+    locate: Locate,
+}
+
+impl Reader {
+    fn read(&self, place: &Place, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.files.read(&place.name, place.third)?.to_device(device)?.to_dtype(dtype)?;
+        if place.is_transposed { tensor.t()?.contiguous() } else { Ok(tensor) }
+    }
+}
+
+impl SimpleBackend for Reader {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let place = (self.locate)(name);
+        let mut kept = shape.dims().to_vec();
+        if place.third.is_some() && !kept.is_empty() {
+            kept[0] *= 3;
+        }
+        if place.is_transposed {
+            kept.reverse();
+        }
+        let (_, info) = self.files.find(&place.name)?;
+        // A 1 x 1 convolution is a linear layer: old checkpoints have one where newer ones have the other.
+        if without_kernel(&info.shape) != without_kernel(&kept) {
+            let (msg, got) = (format!("shape mismatch for {}", place.name), Shape::from(info.shape.as_slice()));
+            return Err(Error::UnexpectedShape { msg, expected: Shape::from(kept), got }.bt());
+        }
+        self.read(&place, dtype, device)?.reshape(shape)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.read(&(self.locate)(name), dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.files.find(&(self.locate)(name).name).is_ok()
+    }
+}
+
+/// The shape of a weight without the sides of a kernel of 1 x 1.
+fn without_kernel(shape: &[usize]) -> &[usize] {
+    match shape {
+        [_, _, 1, 1] => &shape[..2],
+        _ => shape,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, fs};
+
+    use super::*;
+
+    const CPU: &Device = &Device::Cpu;
+
+    fn from_file(path: &Path, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
+        let files = TensorFiles::open(&[path.to_owned()]).map_err(|(_, error)| error)?;
+        Ok(files.reader(dtype, device, Box::new(|name| name.to_owned().into())))
+    }
+
+    fn from_slice(bytes: &'static [u8], dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
+        Ok(TensorFiles::from_slice(bytes)?.reader(dtype, device, Box::new(|name| name.to_owned().into())))
+    }
+
+    /// Numbers in three types, and one tensor without any.
+    fn tensors() -> HashMap<String, Tensor> {
+        let numbers = (Tensor::arange(0f32, 24., CPU).unwrap() * 0.37).unwrap().sin().unwrap().reshape((2, 3, 4)).unwrap();
+        let typed = [DType::F32, DType::F16, DType::BF16].map(|dtype| (dtype.as_str().to_owned(), numbers.to_dtype(dtype).unwrap()));
+        let none = ("none".to_owned(), Tensor::zeros((0, 5), DType::F32, CPU).unwrap());
+        typed.into_iter().chain([none]).collect()
+    }
+
+    fn file() -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        candle_core::safetensors::save(&tensors(), file.path()).unwrap();
+        file
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn tensors_come_in_the_type_asked_for_from_a_file_and_from_memory() {
+        let file = file();
+        // One byte off, where no number lies as its type would have it.
+        let bytes = [vec![0], fs::read(file.path()).unwrap()].concat().leak();
+        for dtype in [DType::F32, DType::F16] {
+            for vb in [from_file(file.path(), dtype, CPU).unwrap(), from_slice(&bytes[1..], dtype, CPU).unwrap()] {
+                for (name, right) in tensors() {
+                    let tensor = vb.get(right.shape(), &name).unwrap();
+                    assert_eq!(tensor.dtype(), dtype);
+                    assert_eq!(numbers(&tensor), numbers(&right.to_dtype(dtype).unwrap()), "{name} as {dtype:?}");
+                }
+                assert!(vb.contains_tensor("bf16") && !vb.contains_tensor("f64"));
+            }
+        }
+    }
+
+    /// Whole numbers and factors such as `pack.py` writes them.
+    fn quantized() -> Vec<u8> {
+        let numbers: Vec<u8> = [-128i8, -127, -1, 0, 1, 127].map(|n| n as u8).to_vec();
+        let view = |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let scales: Vec<u8> = [0.000_976_562_5f32, 1.5, 7.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let few = &scales[..8];
+        let tensors = [
+            ("a.weight", view(Dtype::I8, &[3, 2, 1], &numbers)),
+            ("a.weight_scale", view(Dtype::F32, &[3, 1], &scales)),
+            ("b.weight", view(Dtype::I8, &[6], &numbers)),
+            ("b.weight_scale", view(Dtype::F32, &[2], few)),
+            ("c.weight", view(Dtype::I8, &[6], &numbers)),
+            ("none", view(Dtype::I8, &[0, 2], &[])),
+            ("none_scale", view(Dtype::F32, &[0], &[])),
+            ("plain_scale", view(Dtype::F32, &[2], few)),
+        ];
+        safetensors::serialize(tensors, Some(HashMap::from([("format".to_owned(), "pt".to_owned())]))).unwrap()
+    }
+
+    #[test]
+    fn whole_numbers_are_multiplied_with_the_factors_beside_them() {
+        let vb = from_slice(quantized().leak(), DType::F32, CPU).unwrap();
+        let right = [-0.125, -127.0 / 1024.0, -1.5, 0.0, 7.0, 889.0];
+        assert_eq!(numbers(&vb.get((3, 2, 1), "a.weight").unwrap()), right);
+        assert_eq!(vb.get((0, 2), "none").unwrap().elem_count(), 0);
+        let error = vb.get(6, "b.weight").unwrap_err().to_string();
+        assert!(error.contains("b.weight_scale has 2 factors for the 6 outputs of b.weight"), "{error}");
+        let error = vb.get(6, "c.weight").unwrap_err().to_string();
+        assert!(error.contains("cannot find tensor c.weight_scale"), "{error}");
+    }
+
+    #[test]
+    fn missing_and_misshapen_tensors_are_named() {
+        let file = file();
+        let vb = from_file(file.path(), DType::F32, CPU).unwrap();
+        let error = vb.pp("a").get(1, "b").unwrap_err().to_string();
+        assert!(error.contains("cannot find tensor a.b"), "{error}");
+        let error = vb.get((4, 3, 2), "f32").unwrap_err().to_string();
+        assert!(error.contains("shape mismatch for f32") && error.contains("[2, 3, 4]"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_whole_file_is_refused() {
+        let whole = fs::read(file().path()).unwrap();
+        let open = |bytes: Vec<u8>| from_slice(bytes.leak(), DType::F32, CPU).map(drop);
+        open(whole.clone()).unwrap();
+        for cut in (0..whole.len()).step_by(7) {
+            open(whole[..cut].to_vec()).unwrap_err();
+        }
+        open([whole.clone(), vec![0]].concat()).unwrap_err();
+        for length in [u64::MAX, u64::MAX - 7, 1 << 62, MAX_HEADER_BYTES, whole.len() as u64] {
+            open([length.to_le_bytes().to_vec(), whole[8..].to_vec()].concat()).unwrap_err();
+        }
+        let header = |json: &str| [(json.len() as u64).to_le_bytes().to_vec(), json.as_bytes().to_vec(), vec![0; 8]].concat();
+        let tensor = |shape: &str, begin: u64, end: u64| format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{begin},{end}]}}"#);
+        open(header(&format!(r#"{{"a":{},"b":{}}}"#, tensor("[1]", 0, 4), tensor("[1]", 4, 8)))).unwrap();
+        for (a, b) in [
+            (tensor("[1]", 0, 4), tensor("[2]", 0, 8)),
+            (tensor("[1]", 0, 4), tensor("[1]", 4, 12)),
+            (tensor("[3]", 0, 4), tensor("[1]", 4, 8)),
+            (tensor("[4611686018427387905]", 0, 4), tensor("[1]", 4, 8)),
+            (tensor("[1]", 4, 0), tensor("[1]", 4, 8)),
+        ] {
+            open(header(&format!(r#"{{"a":{a},"b":{b}}}"#))).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_is_an_error() {
+        let file = file();
+        let vb = from_file(file.path(), DType::F32, CPU).unwrap();
+        vb.get((2, 3, 4), "bf16").unwrap();
+        fs::write(file.path(), &fs::read(file.path()).unwrap()[..100]).unwrap();
+        let error = ["f32", "f16", "bf16"].iter().find_map(|name| vb.get((2, 3, 4), name).err()).unwrap().to_string();
+        assert!(error.contains("cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn tensors_of_another_layout_are_found_in_their_places() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let rows = Tensor::arange(0f32, 24., CPU).unwrap().reshape((6, 4)).unwrap();
+        let all =
+            [("fused", rows.clone()), ("turned", rows.t().unwrap().contiguous().unwrap()), ("conv", rows.reshape((6, 4, 1, 1)).unwrap())];
+        candle_core::safetensors::save(&all.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect(), file.path()).unwrap();
+        let files = TensorFiles::open(&[file.path().to_owned()]).unwrap();
+        let locate = |name: &str| match name.split_once('.') {
+            Some(("third", i)) => Place { name: "fused".to_owned(), third: i.parse().ok(), is_transposed: false },
+            _ => Place { name: name.to_owned(), third: None, is_transposed: name == "turned" },
+        };
+        let vb = files.reader(DType::F32, CPU, Box::new(locate));
+        for i in 0..3 {
+            let third = vb.get((2, 4), &format!("third.{i}")).unwrap();
+            assert_eq!(numbers(&third), numbers(&rows.narrow(0, 2 * i, 2).unwrap()));
+        }
+        assert_eq!(files.unread(), ["conv", "turned"]);
+        assert_eq!(numbers(&vb.get((6, 4), "turned").unwrap()), numbers(&rows));
+        assert_eq!(vb.get((6, 4), "conv").unwrap().dims(), [6, 4]);
+        assert!(files.unread().is_empty());
+        let error = vb.get((3, 4), "third.0").unwrap_err().to_string();
+        assert!(error.contains("shape mismatch for fused") && error.contains("[9, 4]"), "{error}");
+    }
+
+    /// So it is not in memory while the network is built.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_is_not_mapped() {
+        let file = file();
+        let vb = from_file(file.path(), DType::F32, CPU).unwrap();
+        let tensor = vb.get((2, 3, 4), "f32").unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains(file.path().to_str().unwrap()));
+        drop((vb, tensor));
+    }
+}

@@ -1,0 +1,108 @@
+//! Embeddings of words that somebody learned from a few pictures: [Gal et al.](https://arxiv.org/abs/2208.01618). One file a word, in the
+//! forms that A1111, kohya and diffusers write.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::Tensor;
+use tracing::warn;
+
+use super::{LoadError, model_files::TensorFiles};
+
+/// A1111's name for the vectors.
+const A1111: &str = "emb_params";
+/// Names of the vectors for SDXL's two text encoders.
+const SDXL: [&str; 2] = ["clip_l", "clip_g"];
+
+/// A word, called as its file.
+#[derive(Debug, Clone)]
+pub(super) struct TextualInversion {
+    pub(super) name: String,
+    path: PathBuf,
+    files: Arc<TensorFiles>,
+}
+
+/// A word with its vectors for each text encoder of a model, `(vectors, hidden_size)`, as many for each.
+#[derive(Debug)]
+pub(super) struct LearnedVectors {
+    pub(super) name: String,
+    pub(super) vectors: Vec<Tensor>,
+}
+
+/// All words in a folder and the folders in it. What is no embedding is named in a warning and left out.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(super) fn read_folder(folder: &Path) -> Result<Vec<TextualInversion>, LoadError> {
+    let mut paths = files_in(folder).map_err(|source| LoadError::Unreadable { path: folder.to_owned(), source })?;
+    paths.sort();
+    let mut words: Vec<TextualInversion> = Vec::new();
+    for path in paths {
+        let ends_in = |endings: &[&str]| path.extension().is_some_and(|end| endings.iter().any(|other| end.eq_ignore_ascii_case(other)));
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if ends_in(&["pt", "bin", "ckpt"]) {
+            warn!("{}: pickled embeddings are not read, since reading them runs code; convert it to safetensors", path.display());
+        } else if !ends_in(&["safetensors"]) {
+            // Previews, notes.
+        } else if let Some(other) = words.iter().find(|word| word.name.eq_ignore_ascii_case(&name)) {
+            warn!("{}: left out, since {} has the same name", path.display(), other.path.display());
+        } else {
+            match TensorFiles::open(std::slice::from_ref(&path)) {
+                Ok(files) => words.push(TextualInversion { name, path, files }),
+                Err((path, error)) => warn!("{}: left out: {error}", path.display()),
+            }
+        }
+    }
+    Ok(words)
+}
+
+/// Files that are links are followed, folders that are links are not.
+fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { files.extend(files_in(&entry.path())?) } else { files.push(entry.path()) }
+    }
+    Ok(files)
+}
+
+impl TextualInversion {
+    /// Its vectors for text encoders of these widths, if it was made for such. Otherwise a warning says why not.
+    pub(super) fn vectors(&self, widths: &[usize], most: usize) -> Option<LearnedVectors> {
+        match self.fitting(widths, most) {
+            Ok(vectors) => Some(LearnedVectors { name: self.name.clone(), vectors }),
+            Err(reason) => {
+                warn!("{}: the embedding is left out: {reason}", self.path.display());
+                None
+            }
+        }
+    }
+
+    fn fitting(&self, widths: &[usize], most: usize) -> Result<Vec<Tensor>, String> {
+        let names: Vec<String> = self.files.names().collect();
+        let has = |name: &str| names.iter().any(|other| other == name);
+        let wanted: Vec<&str> = match (widths.len(), &names[..]) {
+            (2, _) if SDXL.iter().all(|name| has(name)) => SDXL.to_vec(),
+            (2, _) => return Err(format!("SDXL needs {} and {} in it", SDXL[0], SDXL[1])),
+            _ if has(A1111) => vec![A1111],
+            // diffusers' name for it is the word itself.
+            (_, [only]) => vec![only],
+            _ => return Err(format!("it has {} tensors, and none of them is {A1111}", names.len())),
+        };
+        let vectors = wanted.iter().zip(widths).map(|(name, width)| {
+            let tensor = self.files.tensor(name).map_err(|error| error.to_string())?;
+            let rows = if tensor.dims().len() == 1 { tensor.unsqueeze(0).map_err(|error| error.to_string())? } else { tensor };
+            match rows.dims() {
+                [count, found] if found == width && (1..=most).contains(count) => Ok(rows),
+                [_, found] if found != width => Err(format!("its vectors are {found} wide, and those of the model {width}")),
+                other => Err(format!("{name} is of the shape {other:?}, which is not 1 to {most} vectors")),
+            }
+        });
+        let vectors = vectors.collect::<Result<Vec<Tensor>, String>>()?;
+        let same = vectors.windows(2).all(|pair| pair[0].dims()[0] == pair[1].dims()[0]);
+        if same { Ok(vectors) } else { Err("it has not as many vectors for one text encoder as for the other".to_owned()) }
+    }
+}

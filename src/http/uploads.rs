@@ -1,0 +1,106 @@
+//! Pictures inside requests: from text to files, and from files to pixels.
+
+use std::sync::Arc;
+
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::ApiError;
+use crate::{
+    backend::InputFiles,
+    common::{ImageSize, InputImage},
+};
+
+/// Pictures are decoded by so many at a time, so that their memory has a bound.
+static DECODERS: Semaphore = Semaphore::const_new(2);
+
+/// As clients write it, with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
+);
+
+/// How a picture in text is to be written, for error messages.
+const AS_TEXT: &str = "must be a picture in base64, or a data: URL with one";
+
+/// A picture in JSON: text, or an object with text as `OpenAI`'s API has it.
+pub(super) fn from_json(param: &str, value: &Value) -> Result<Vec<u8>, ApiError> {
+    let text = match value {
+        Value::String(text) => Some(text.as_str()),
+        Value::Object(object) => ["image_url", "b64_json"].iter().find_map(|name| object.get(*name)?.as_str()),
+        _ => None,
+    };
+    from_text(param, text.ok_or_else(|| ApiError::invalid_param(param, AS_TEXT))?)
+}
+
+/// A picture in base64, alone or in a `data:` URL. Other URLs are not opened.
+pub(super) fn from_text(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+    let text = text.trim();
+    let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let encoded = match scheme.as_deref() {
+        None => text,
+        Some("data") => match text.split_once(";base64,") {
+            Some((_, encoded)) => encoded,
+            None => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has no ;base64, in it"))),
+        },
+        Some(_) => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}: this worker opens no links and no files"))),
+    };
+    // Some encoders break lines.
+    let encoded: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    BASE64.decode(encoded).map_err(|error| ApiError::invalid_param(param, &format!("{AS_TEXT}; it cannot be decoded: {error}")))
+}
+
+/// Decodes pictures whose headers are known to be right, off the runtime's threads.
+pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<InputImage>, ApiError> {
+    // It is never closed.
+    let _turn = DECODERS.acquire().await;
+    let decoded = tokio::task::spawn_blocking(move || files.decode(size)).await;
+    Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn error(text: &str) -> String {
+        from_text("image", text).unwrap_err().body().message.clone()
+    }
+
+    #[test]
+    fn base64_is_read_as_clients_write_it() {
+        for text in ["AAEC/w==", "AAEC/w", " AAEC\r\n/w==\n", "data:image/png;base64,AAEC/w==", "DATA:;base64,AAEC/w"] {
+            assert_eq!(from_text("image", text).unwrap(), [0, 1, 2, 255], "{text}");
+        }
+        let object = serde_json::json!({ "image_url": "data:image/png;base64,AAEC/w==" });
+        assert_eq!(from_json("image", &object).unwrap(), [0, 1, 2, 255]);
+    }
+
+    #[test]
+    fn links_and_files_are_not_opened() {
+        for link in ["http://127.0.0.1/x.png", "HTTPS://example.com/x.png", "file:///etc/passwd", "ftp://x", "C:\\x.png", "blob:x"] {
+            assert!(error(link).ends_with("this worker opens no links and no files"), "{link}: {}", error(link));
+        }
+        for path in ["/etc/passwd.png", "../x.png", "~/x"] {
+            assert!(error(path).contains("cannot be decoded"), "{path}: {}", error(path));
+        }
+        assert!(error("data:image/png,AAEC").contains("has no ;base64,"));
+        for value in [serde_json::json!({ "file_id": "file-1" }), serde_json::json!(7), serde_json::json!([])] {
+            assert!(from_json("image", &value).is_err(), "{value}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = from_text("image", &text).is_ok();
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! `POST /v1/images/edits` and the jobs that begin with a picture: what comes of them, and what is refused before it costs anything.
+
+use std::{fs, io::Cursor, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+use reqwest::{
+    Client, Response,
+    multipart::{Form, Part},
+};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Worker, binary, bytes, picture, small};
+
+const SIDE: u32 = 64;
+/// What the masks below mark: the left third.
+const MARKED: u32 = 24;
+
+fn png(picture: impl Into<DynamicImage>) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    picture.into().write_to(&mut file, ImageFormat::Png).unwrap();
+    file.into_inner()
+}
+
+/// A disc on a gradient.
+fn original() -> RgbImage {
+    RgbImage::from_fn(SIDE, SIDE, |x, y| {
+        let is_disc = x.abs_diff(40).pow(2) + y.abs_diff(30).pow(2) < 300;
+        if is_disc { Rgb([230, 120, 30]) } else { Rgb([x as u8 * 3, y as u8 * 3, 160]) }
+    })
+}
+
+fn white_mask() -> GrayImage {
+    GrayImage::from_fn(SIDE, SIDE, |x, _| Luma([if x < MARKED { 255 } else { 0 }]))
+}
+
+fn clear_mask() -> RgbaImage {
+    RgbaImage::from_fn(SIDE, SIDE, |x, _| Rgba([0, 0, 0, if x < MARKED { 0 } else { 255 }]))
+}
+
+/// The fields of a small edit, in the form that clients send.
+fn form(fields: &[(&str, &str)]) -> Form {
+    let usual = [("prompt", "a fox"), ("steps", "4"), ("seed", "1"), ("guidance_scale", "4"), ("sampler", "ddim")];
+    let usual = usual.into_iter().filter(|(name, _)| fields.iter().all(|(other, _)| other != name));
+    usual.chain(fields.iter().copied()).fold(Form::new(), |form, (name, value)| form.text(name.to_owned(), value.to_owned()))
+}
+
+fn file(bytes: Vec<u8>) -> Part {
+    Part::bytes(bytes).file_name("x.png").mime_str("image/png").unwrap()
+}
+
+fn with_picture(fields: &[(&str, &str)]) -> Form {
+    form(fields).part("image", file(png(original())))
+}
+
+async fn send(worker: &Worker, form: Form) -> Response {
+    Client::new().post(worker.url("/v1/images/edits")).multipart(form).send().await.unwrap()
+}
+
+async fn edit(worker: &Worker, form: Form) -> Value {
+    let response = send(worker, form).await;
+    let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+/// How far two pictures are apart in the mean, of 255.
+fn distance(a: &RgbImage, b: &RgbImage) -> f64 {
+    let sum: u64 = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    sum as f64 / a.as_raw().len() as f64
+}
+
+#[tokio::test]
+async fn a_picture_is_changed_the_more_the_stronger() {
+    let worker = Worker::ready(&[]);
+    let mut distances = Vec::new();
+    for strength in ["0.1", "0.4", "1"] {
+        let answer = edit(&worker, with_picture(&[("strength", strength), ("steps", "20"), ("guidance_scale", "1")])).await;
+        assert_eq!(answer["parameters"]["strength"], strength.parse::<f64>().unwrap());
+        assert_eq!((&answer["size"], &answer["ignored"], &answer["parameters"]["mask"]), (&"64x64".into(), &json!([]), &Value::Null));
+        distances.push(distance(&picture(&answer["data"][0]).to_rgb8(), &original()));
+    }
+    assert!(distances.is_sorted() && distances[0] < 30.0 && distances[2] > 60.0, "{distances:?}");
+    let answer = edit(&worker, with_picture(&[])).await;
+    assert_eq!(answer["parameters"]["strength"], 0.8);
+    // Of four steps, three are taken.
+    assert_eq!(worker.metric("sdw_step_seconds_count").await.to_bits(), f64::to_bits(2.0 + 8.0 + 20.0 + 3.0));
+    let file = bytes(&answer["data"][0]);
+    assert!(String::from_utf8_lossy(&file).contains("Denoising strength: 0.8, Seed: 1"), "the file says so too");
+}
+
+#[tokio::test]
+async fn json_says_the_same_as_a_form() {
+    let worker = Worker::ready(&[]);
+    let answer = edit(&worker, with_picture(&[]).part("mask", file(png(white_mask())))).await;
+    let (image, mask) = (BASE64_STANDARD.encode(png(original())), BASE64_STANDARD.encode(png(white_mask())));
+    let url = |data: &str| format!("data:image/png;base64,{data}");
+    for (name, image, mask) in [
+        ("image", json!(image), json!(mask)),
+        ("image", json!([url(&image)]), json!(url(&mask))),
+        ("images", json!([{ "image_url": url(&image) }]), json!({ "image_url": url(&mask) })),
+        ("image[]", json!({ "b64_json": image }), json!({ "b64_json": mask })),
+    ] {
+        let mut body = json!({ "prompt": "a fox", "steps": 4, "seed": 1, "guidance_scale": 4, "sampler": "ddim", "mask": mask });
+        body[name] = image;
+        let response = Client::new().post(worker.url("/v1/images/edits")).json(&body).send().await.unwrap();
+        let same: Value = response.json().await.unwrap();
+        assert_eq!((&same["data"], &same["parameters"], &same["ignored"]), (&answer["data"], &answer["parameters"], &json!([])), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_mask_does_not_mark_is_kept_to_the_pixel() {
+    let worker = Worker::ready(&[]);
+    let mut answers = Vec::new();
+    for (mask, meaning) in [(png(white_mask()), "white"), (png(clear_mask()), "transparent")] {
+        let answer = edit(&worker, with_picture(&[]).part("mask", file(mask))).await;
+        assert_eq!((&answer["parameters"]["mask"], &answer["parameters"]["strength"]), (&meaning.into(), &1.0.into()));
+        let changed = picture(&answer["data"][0]).to_rgb8();
+        for (x, y, pixel) in changed.enumerate_pixels().filter(|(x, _, _)| *x >= MARKED) {
+            assert_eq!(pixel, original().get_pixel(x, y), "{x}, {y}");
+        }
+        let left = |picture: &RgbImage| image::imageops::crop_imm(picture, 0, 0, MARKED, SIDE).to_image();
+        assert!(distance(&left(&changed), &left(&original())) > 20.0);
+        answers.push(answer["data"].clone());
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[tokio::test]
+async fn several_edits_have_the_seeds_that_follow() {
+    let worker = Worker::ready(&[]);
+    let masked = |fields: &[(&str, &str)]| with_picture(fields).part("mask", file(png(white_mask())));
+    for sampler in ["ddim", "euler_a"] {
+        let answer = edit(&worker, masked(&[("n", "3"), ("strength", "0.7"), ("sampler", sampler)])).await;
+        for (i, data) in answer["data"].as_array().unwrap().iter().enumerate() {
+            let seed = (1 + i).to_string();
+            let single = edit(&worker, masked(&[("seed", &seed), ("strength", "0.7"), ("sampler", sampler)])).await;
+            assert_eq!(&single["data"][0], data, "{sampler}, picture {i}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_an_edit_has_the_names_of_openai() {
+    let worker = Worker::ready(&[]);
+    let text =
+        send(&worker, with_picture(&[("stream", "true"), ("partial_images", "1"), ("progress", "true")])).await.text().await.unwrap();
+    let events: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    let progress = "image_edit.progress";
+    assert_eq!(events, [progress, progress, "image_edit.partial_image", progress, "image_edit.completed"]);
+    let data: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).collect();
+    assert!(data.iter().zip(&events).all(|(data, event)| data["type"] == *event));
+    let completed = data.last().unwrap();
+    assert_eq!(completed["b64_json"], edit(&worker, with_picture(&[])).await["data"][0]["b64_json"]);
+    assert_eq!(completed["parameters"]["strength"], 0.8);
+}
+
+#[tokio::test]
+async fn a_picture_keeps_its_proportions_and_is_made_no_larger_than_the_model_s_own() {
+    let worker = Worker::ready(&[]);
+    let plain =
+        |width, height| file(png(RgbImage::from_fn(width, height, |x, y| Rgb([(x * 255 / width) as u8, (y * 255 / height) as u8, 90]))));
+    // The built-in model's own size is 128 x 128.
+    for (width, height, asked, made) in [
+        (100, 70, "auto", "96x64"),
+        (128, 128, "auto", "128x128"),
+        (1000, 500, "auto", "176x88"),
+        (500, 1000, "auto", "88x176"),
+        (3000, 20, "auto", "256x64"),
+        (9, 9, "auto", "64x64"),
+        (1000, 500, "64x72", "64x72"),
+    ] {
+        let answer = edit(&worker, form(&[("size", asked), ("steps", "2"), ("strength", "0.5")]).part("image", plain(width, height))).await;
+        assert_eq!(answer["size"], made, "{width}x{height}");
+        let picture = picture(&answer["data"][0]);
+        assert_eq!(format!("{}x{}", picture.width(), picture.height()), made);
+    }
+}
+
+#[tokio::test]
+async fn a_field_without_effect_is_named() {
+    let worker = Worker::ready(&[]);
+    let form = with_picture(&[("input_fidelity", "high"), ("svg[model]", "x"), ("quality", "auto"), ("model", "7"), ("user", "1")]);
+    let answer = edit(&worker, form.part("markup", file(png(original())))).await;
+    assert_eq!(answer["ignored"], json!(["input_fidelity", "markup", "model", "svg[model]", "user"]));
+    let mut request = small("a fox");
+    request["strength"] = 0.5.into();
+    assert_eq!(worker.generate(&request).await["ignored"], json!(["strength"]), "there is no picture to change");
+}
+
+/// A file of a hundred bytes that says it has 400 million pixels.
+fn bomb() -> Vec<u8> {
+    let mut file = png(RgbImage::new(1, 1));
+    for side in [16..20, 20..24] {
+        file[side].copy_from_slice(&20_000_u32.to_be_bytes());
+    }
+    let crc = file[12..29].iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+    });
+    file[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    file
+}
+
+#[tokio::test]
+async fn bad_edits_are_refused_with_the_reason() {
+    let worker = Worker::ready(&[]);
+    let image = || file(png(original()));
+    let masked = |mask: Vec<u8>| with_picture(&[]).part("mask", file(mask));
+    let mut refusals = Vec::new();
+    for (what, form) in [
+        ("no picture", form(&[])),
+        ("two pictures", with_picture(&[]).part("image[]", image())),
+        ("two masks", masked(png(white_mask())).part("mask", image())),
+        ("an empty file", form(&[]).part("image", file(vec![]))),
+        ("a GIF", form(&[]).part("image", file(b"GIF89a\x01\0\x01\0\0\0\0".to_vec()))),
+        ("an SVG", form(&[]).part("image", file(b"<svg/>".to_vec()))),
+        ("half a picture", form(&[]).part("image", file(png(original())[..300].to_vec()))),
+        ("a bomb", form(&[]).part("image", file(bomb()))),
+        ("a bomb as a mask", masked(bomb())),
+        ("a mask without white", masked(png(GrayImage::new(SIDE, SIDE)))),
+        ("a mask without a hole", masked(png(RgbaImage::from_pixel(SIDE, SIDE, Rgba([255, 255, 255, 254]))))),
+        ("a link", with_picture(&[("image", "https://example.com/x.png")])),
+        ("a file's name", form(&[("image", "file:///etc/hostname")])),
+        ("a link as a mask", with_picture(&[("mask", "http://localhost/x.png")])),
+        ("text that is no base64", form(&[("image", "/etc/hostname!")])),
+        ("no prompt", with_picture(&[("prompt", "")])),
+        ("a strength of 2", with_picture(&[("strength", "2")])),
+        ("a strength in words", with_picture(&[("strength", "much")])),
+        ("a strength that takes no step", with_picture(&[("strength", "0.1")])),
+        ("a size", with_picture(&[("size", "100x100")])),
+        ("n in words", with_picture(&[("n", "two")])),
+        ("a field twice", with_picture(&[]).text("seed", "2")),
+        ("many fields", (0..70).fold(with_picture(&[]), |form, i| form.text(format!("field-{i}"), "x"))),
+    ] {
+        let response = send(&worker, form).await;
+        let status = response.status().as_u16();
+        let error = response.json::<Value>().await.unwrap()["error"].clone();
+        refusals.push(format!("{what} -> {status} {error}"));
+    }
+    for (what, body) in [
+        ("no picture", json!({ "prompt": "a" })),
+        ("a link", json!({ "prompt": "a", "image": "http://localhost/x.png" })),
+        ("a link in an object", json!({ "prompt": "a", "images": [{ "image_url": "https://example.com/x.png" }] })),
+        ("a file of OpenAI's", json!({ "prompt": "a", "images": [{ "file_id": "file-1" }] })),
+        ("two pictures", json!({ "prompt": "a", "image": ["AAAA", "AAAA"] })),
+        ("a list", json!([])),
+    ] {
+        let response = Client::new().post(worker.url("/v1/images/edits")).json(&body).send().await.unwrap();
+        let status = response.status().as_u16();
+        refusals.push(format!("{what} in JSON -> {status} {}", response.json::<Value>().await.unwrap()["error"]));
+    }
+    let response = Client::new().post(worker.url("/v1/images/edits")).body("x").send().await.unwrap();
+    let status = response.status().as_u16();
+    refusals.push(format!("neither -> {status} {}", response.json::<Value>().await.unwrap()["error"]));
+    insta::assert_snapshot!(refusals.join("\n"));
+    assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0, "nothing of this was queued");
+}
+
+#[tokio::test]
+async fn a_link_is_not_followed() {
+    let worker = Worker::ready(&[]);
+    let bait = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let link = format!("http://{}/x.png", bait.local_addr().unwrap());
+    assert_eq!(send(&worker, form(&[("image", &link)])).await.status(), 400);
+    for body in [json!({ "prompt": "a", "image": link }), json!({ "operation": "image_transform", "prompt": "a", "input_image": link })] {
+        let path = if body["operation"].is_null() { "/v1/images/edits" } else { "/v1/jobs" };
+        assert_eq!(Client::new().post(worker.url(path)).json(&body).send().await.unwrap().status(), 400);
+    }
+    assert!(tokio::time::timeout(Duration::ZERO, bait.accept()).await.is_err(), "somebody came for the bait");
+}
+
+#[tokio::test]
+async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
+    let worker = Worker::ready(&[]);
+    for (path, kind) in [
+        ("/v1/images/edits", "multipart/form-data; boundary=x"),
+        ("/v1/images/edits", "application/json"),
+        ("/v1/jobs", "application/json"),
+    ] {
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: 60000000\r\n\r\n");
+        let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("the body must be at most 52428800 bytes"), "{answer}");
+    }
+    // One that does not say how long it is, is read as far as that.
+    let chunks = (0..60).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1 << 20]));
+    let endless = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
+    let request = Client::new().post(worker.url("/v1/images/edits")).header("content-type", "application/json").body(endless);
+    assert_eq!(request.send().await.unwrap().status(), 413);
+    // What other routes take is no more for it.
+    let long = "x".repeat(2 << 20);
+    assert_eq!(worker.post(&json!({ "prompt": long })).await.status(), 413);
+}
+
+#[tokio::test]
+async fn a_web_page_s_form_is_taken_only_from_pages_that_may_ask() {
+    let worker = Worker::ready(&["--cors-origin", "http://localhost:3000"]);
+    let own = worker.url("");
+    let from = |origin: &str| {
+        let request = Client::new().post(worker.url("/v1/images/edits")).header("origin", origin);
+        request.multipart(with_picture(&[])).send()
+    };
+    for (origin, status) in [("http://localhost:3000", 200), (own.as_str(), 200), ("https://example.com", 403), ("null", 403)] {
+        assert_eq!(from(origin).await.unwrap().status(), status, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn a_form_sent_again_is_the_same_request() {
+    let worker = Worker::ready(&[]);
+    let keyed = |form: Form| Client::new().post(worker.url("/v1/images/edits")).header("idempotency-key", "a").multipart(form).send();
+    let first: Value = keyed(with_picture(&[])).await.unwrap().json().await.unwrap();
+    let steps = worker.metric("sdw_step_seconds_count").await;
+    let again: Value = keyed(with_picture(&[])).await.unwrap().json().await.unwrap();
+    assert_eq!((first["created"].clone(), worker.metric("sdw_step_seconds_count").await), (again["created"].clone(), steps));
+    let other = form(&[]).part("image", file(png(RgbImage::from_fn(64, 64, |x, _| Rgb([x as u8, 0, 9])))));
+    assert_eq!(keyed(other).await.unwrap().status(), 422);
+}
+
+#[tokio::test]
+async fn jobs_change_pictures_and_parts_of_them() {
+    let worker = Worker::ready(&[]);
+    let (image, mask) = (BASE64_STANDARD.encode(png(original())), BASE64_STANDARD.encode(png(white_mask())));
+    let job = |more: Value| {
+        let mut job = json!({ "prompt": "a fox", "steps": 4, "seed": 1, "guidance_scale": 4, "sampler": "ddim" });
+        job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        job
+    };
+    let result = async |job: Value| -> Value {
+        let submitted: Value = Client::new().post(worker.url("/v1/jobs")).json(&job).send().await.unwrap().json().await.unwrap();
+        let id = submitted["job_id"].as_str().unwrap_or_else(|| panic!("{submitted}")).to_owned();
+        let stream = worker.get(&format!("/v1/jobs/{id}/stream")).await.text().await.unwrap();
+        assert!(stream.trim_end().ends_with("data: [DONE]"), "{stream}");
+        worker.get(&format!("/v1/jobs/{id}/result")).await.json().await.unwrap()
+    };
+    let transformed = edit(&worker, with_picture(&[])).await;
+    for name in ["input_image", "init_image"] {
+        let same = result(job(json!({ "operation": "image_transform", name: image }))).await;
+        assert_eq!((&same["data"], &same["parameters"]), (&transformed["data"], &transformed["parameters"]), "{name}");
+    }
+    let inpainted = edit(&worker, with_picture(&[]).part("mask", file(png(white_mask())))).await;
+    let same = result(job(json!({ "operation": "image_inpaint", "init_image": image, "mask_image": mask }))).await;
+    assert_eq!((&same["data"], &same["parameters"]["mask"]), (&inpainted["data"], &"white".into()));
+
+    let ignored = result(job(json!({ "operation": "image_transform", "input_image": image, "mask_image": mask }))).await;
+    assert_eq!(ignored["ignored"], json!(["mask_image"]));
+    let ignored =
+        result(job(json!({ "operation": "image_generation", "width": 64, "height": 64, "init_image": image, "strength": 0.5 }))).await;
+    assert_eq!(ignored["ignored"], json!(["init_image", "strength"]));
+}
+
+#[tokio::test]
+async fn the_command_line_makes_the_same_of_a_picture() {
+    let worker = Worker::ready(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("original.png"), png(original())).unwrap();
+    fs::write(path("mask.png"), png(clear_mask())).unwrap();
+    let run = |more: &[&str]| {
+        let usual = ["generate", "a fox", "--steps", "4", "--seed", "1", "--guidance-scale", "4", "--sampler", "ddim", "-o"];
+        let output = binary().args(usual).arg(path("out.png")).args(more).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), stderr.trim_end().lines().last().unwrap().to_owned())
+    };
+    let (image, mask) = (path("original.png"), path("mask.png"));
+    assert_eq!(run(&["--init-image", &image, "--mask", &mask, "--strength", "0.6"]).0, 0);
+    let same = edit(&worker, with_picture(&[("strength", "0.6")]).part("mask", file(png(clear_mask())))).await;
+    assert_eq!(image::open(path("out.png")).unwrap().to_rgb8(), picture(&same["data"][0]).to_rgb8());
+
+    for (args, code, message) in [
+        (&["--init-image", "no/such.png"][..], 66, "error: cannot read no/such.png: No such file or directory (os error 2)"),
+        (&["--mask", &mask], 64, "the following required arguments were not provided: --init-image"),
+        (&["--init-image", &image, "--strength", "1.5"], 64, "must be a number from 0 to 1, not 1.5"),
+        (&["--init-image", &image, "--strength", "0.1"], 64, "error: strength must be at least 0.25 with 4 steps"),
+        (&["--init-image", &image, "--mask", &image], 0, ""),
+    ] {
+        let (exit, last) = run(args);
+        assert!(exit == code && last.contains(message), "{args:?}: {exit}: {last}");
+    }
+}
