@@ -9,10 +9,11 @@ use image::RgbImage;
 use initial_latents::{InitialLatents, KeptLatents};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug_span};
+use tracing::{Span, debug_span, warn};
 
 use super::{
-    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, image_utils,
+    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, WideVae,
+    image_utils,
 };
 use crate::{
     common::{
@@ -30,6 +31,8 @@ pub struct Networks {
     pub unet: UNet2DConditionModel,
     /// Latents to pixels.
     pub vae: AutoencoderKl,
+    /// The same in f32, where the other has less room for its numbers.
+    pub wide_vae: Option<WideVae>,
 }
 
 impl Networks {
@@ -184,8 +187,7 @@ impl Generation for Diffusion {
     // 6. Decode.
     fn finish(self) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
-        let latents = self.latents.to_dtype(self.pipeline.dtype)?;
-        let mut picture = image_utils::to_rgb(&self.pipeline.networks.vae.decode(&latents)?)?;
+        let mut picture = self.pipeline.decode(&self.latents)?;
         // What is kept is kept to the pixel: latents do not hold every detail.
         if let Some(InputImage { image, mask: Some(mask) }) = self.input.as_deref() {
             image_utils::lay_over(&mut picture, image, mask);
@@ -300,6 +302,19 @@ impl InferencePipeline {
     #[must_use]
     pub fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// The picture of latents in f32.
+    fn decode(&self, latents: &Tensor) -> Result<RgbImage, GenerationError> {
+        let Networks { vae, wide_vae, .. } = &self.networks;
+        let decoded = image_utils::to_rgb(&vae.decode(&latents.to_dtype(self.dtype)?)?);
+        match (decoded, wide_vae) {
+            (Err(GenerationError::NotANumber | GenerationError::AllBlack | GenerationError::OneColor(_)), Some(wide)) => {
+                warn!("the picture is decoded again in f32: its numbers overflowed in {}", self.info.dtype);
+                image_utils::to_rgb(&wide.get()?.decode(latents)?)
+            }
+            (decoded, _) => decoded,
+        }
     }
 
     /// Makes a picture as small and as short as can be, to find out whether the model works on this device.

@@ -35,6 +35,12 @@ impl LatentPreview {
         Ok(Self { weights: least_squares(&inputs, &outputs) })
     }
 
+    /// Whether the VAE gave it numbers to go by.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.weights.iter().flatten().all(|weight| weight.is_finite())
+    }
+
     /// A picture of latents `(1, channels, height, width)`, one pixel for each.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ mod pulse;
 mod request_queue;
 mod text_encoder;
 mod textual_inversion;
+mod wide_vae;
 
 pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};
@@ -33,3 +34,4 @@ pub use prompt_tokenizer::PromptTokenizer;
 pub use pulse::Pulse;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};
 pub use text_encoder::{HiddenState, TextEncoder};
+pub use wide_vae::WideVae;

@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::{
     HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, Networks, PartWeights, PromptEncoder, TextEncoder,
+    WideVae,
     model_configs::{ModelConfigs, TextConfigs},
     textual_inversion::LearnedVectors,
 };
@@ -75,11 +76,21 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet, vb))?;
+    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone()));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?;
     builder.warn_of_unread();
-    let preview = LatentPreview::fit(&vae, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
+    let networks = Networks { unet, vae, wide_vae };
+    let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
-    Ok(InferencePipeline::new(info, prompt_encoder, Networks { unet, vae }, scheduler, preview, device.clone(), dtype))
+    Ok(InferencePipeline::new(info, prompt_encoder, networks, scheduler, preview, device.clone(), dtype))
+}
+
+fn fit_preview(networks: &Networks, dtype: DType, device: &Device) -> candle_core::Result<LatentPreview> {
+    let preview = LatentPreview::fit(&networks.vae, dtype, device)?;
+    match &networks.wide_vae {
+        Some(wide) if !preview.is_finite() => LatentPreview::fit(&*wide.get()?, DType::F32, device),
+        _ => Ok(preview),
+    }
 }
 
 /// Builds networks from the weights of a model's parts, and remembers what it opened.

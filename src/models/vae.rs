@@ -102,6 +102,15 @@ pub struct LatentDistribution {
 }
 
 impl LatentDistribution {
+    /// Whether there is nothing in it but numbers.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn is_finite(&self) -> Result<bool> {
+        // What is none leaves no sum.
+        Ok((self.mean.sum_all()? + self.deviation.sum_all()?)?.to_scalar::<f32>()?.is_finite())
+    }
+
     /// The latents that noise of standard deviation 1 and of their shape leads to.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub use allocator::ReusingAllocator;
 pub use attention::attention;
 pub use concat::concat_channels;
 pub use conv::{Added, Conv2d, Conv2dConfig};
-pub use cpu::zeroed;
+pub use cpu::{GroupStatistics, zeroed};
 pub use embedding::Embedding;
 pub use linear::{Geglu, Linear};
 pub use norm::{GroupNorm, LayerNorm};

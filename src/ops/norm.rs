@@ -1,9 +1,9 @@
 //! Normalisation over groups of channels and over features.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
 
-use super::{Weights, cpu};
+use super::{GroupStatistics, Weights, cpu};
 
 /// [Group normalisation](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub struct GroupNorm {
     bias: Vec<f32>,
     groups: usize,
     eps: f64,
+    /// In the place of each image's own.
+    statistics: Option<GroupStatistics>,
 }
 
 impl GroupNorm {
@@ -25,10 +27,34 @@ impl GroupNorm {
             candle_core::bail!("{}: {channels} channels do not fall into {groups} groups", vb.prefix());
         }
         let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
-        let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F32)?.to_vec1();
+        let numbers = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1();
         let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
         let plain = candle_nn::GroupNorm::new(weight, bias, channels, groups, eps)?;
-        Ok(Self { plain, weight: weight_numbers, bias: bias_numbers, groups, eps })
+        Ok(Self { plain, weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None })
+    }
+
+    /// Mean and variance of each group in images `(batch, channels, height, width)`, of all of them together.
+    ///
+    /// # Errors
+    /// When the number of channels is another, or the device fails.
+    pub fn statistics(&self, x: &Tensor) -> Result<GroupStatistics> {
+        if cpu::is_fast(x) {
+            let image = cpu::Image::new(x)?;
+            let config = self.config(&image, false)?;
+            return image.with(|pixels| Ok(GroupStatistics::of(pixels, image.batch, config)));
+        }
+        let (batch, channels, height, width) = x.dims4()?;
+        let groups = x.to_dtype(DType::F32)?.reshape((batch, self.groups, channels / self.groups * height * width))?;
+        let mean = groups.mean((0, 2))?;
+        let variance = (groups.sqr()?.mean((0, 2))? - mean.sqr()?)?;
+        let pairs = mean.to_vec1::<f32>()?.into_iter().zip(variance.to_vec1::<f32>()?);
+        Ok(GroupStatistics::new(pairs.map(|(mean, variance)| (mean.into(), variance.max(0.0).into())).collect()))
+    }
+
+    /// The same norm with these in the place of each image's own, for images that are parts of one.
+    #[must_use]
+    pub fn with_statistics(&self, statistics: GroupStatistics) -> Self {
+        Self { statistics: Some(statistics), ..self.clone() }
     }
 
     /// `(batch, channels, height, width)`, keeps the shape.
@@ -36,7 +62,7 @@ impl GroupNorm {
     /// # Errors
     /// When the number of channels is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if cpu::is_fast(x) { self.fast(x, false) } else { self.plain.forward(x) }
+        if cpu::is_fast(x) { self.fast(x, false) } else { self.slow(x) }
     }
 
     /// Followed by SiLU, as almost everywhere in these networks.
@@ -44,7 +70,21 @@ impl GroupNorm {
     /// # Errors
     /// As [`GroupNorm::forward`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        if cpu::is_fast(x) { self.fast(x, true) } else { self.plain.forward(x)?.silu() }
+        if cpu::is_fast(x) { self.fast(x, true) } else { self.slow(x)?.silu() }
+    }
+
+    /// With candle's own operations.
+    fn slow(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(statistics) = &self.statistics else { return self.plain.forward(x) };
+        let per_group = self.weight.len() / self.groups;
+        let of_channels = self.weight.iter().zip(&self.bias).enumerate().map(|(c, (weight, bias))| {
+            let (mean, variance) = statistics.of_groups()[c / per_group];
+            let factor = f64::from(*weight) / (variance + self.eps).sqrt();
+            (factor as f32, (f64::from(*bias) - mean * factor) as f32)
+        });
+        let (factors, shifts): (Vec<f32>, Vec<f32>) = of_channels.unzip();
+        let of_channels = |numbers| Tensor::from_vec(numbers, (1, self.weight.len(), 1, 1), x.device())?.to_dtype(x.dtype());
+        x.broadcast_mul(&of_channels(factors)?)?.broadcast_add(&of_channels(shifts)?)
     }
 
     fn fast(&self, x: &Tensor, activate: bool) -> Result<Tensor> {
@@ -64,7 +104,14 @@ impl GroupNorm {
         if image.channels != self.weight.len() {
             candle_core::bail!("a group norm of {} channels got {}", self.weight.len(), image.channels);
         }
-        Ok(cpu::GroupNormConfig { groups: self.groups, eps: self.eps, weight: &self.weight, bias: &self.bias, activate })
+        Ok(cpu::GroupNormConfig {
+            groups: self.groups,
+            eps: self.eps,
+            weight: &self.weight,
+            bias: &self.bias,
+            activate,
+            statistics: self.statistics.as_ref(),
+        })
     }
 }
 
@@ -84,7 +131,7 @@ impl LayerNorm {
     /// When a tensor is missing or has another shape.
     pub fn new(features: usize, eps: f64, vb: &Weights) -> Result<Self> {
         let (weight, bias) = (vb.get(features, "weight")?, vb.get(features, "bias")?);
-        let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F32)?.to_vec1();
+        let numbers = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1();
         let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
         Ok(Self { plain: candle_nn::LayerNorm::new(weight, bias, eps), weight: weight_numbers, bias: bias_numbers, eps })
     }
@@ -103,5 +150,43 @@ impl LayerNorm {
         }
         let normed = cpu::Rows::new(x)?.with(|values| Ok(cpu::layer_norm(values, self.eps as f32, &self.weight, &self.bias)))?;
         Tensor::from_vec(normed, x.shape(), &Device::Cpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_nn::VarBuilder;
+
+    use super::*;
+    use crate::ops::Storage;
+
+    /// In f64 everything goes through candle's own operations, as it does on other devices.
+    #[test]
+    fn a_part_with_the_statistics_of_the_whole_is_a_part_of_the_whole() {
+        for (dtype, limit) in [(DType::F32, 1e-6), (DType::F64, 1e-5)] {
+            let made_up = |shape: &[usize], scale: f64| {
+                let count = shape.iter().product::<usize>() as f64;
+                let values = (Tensor::arange(0f64, count, &Device::Cpu).unwrap() * scale).unwrap().sin().unwrap();
+                values.reshape(shape).unwrap().to_dtype(dtype).unwrap()
+            };
+            let tensors = [("weight".to_owned(), made_up(&[12], 0.7)), ("bias".to_owned(), made_up(&[12], 0.4))];
+            let vb = Weights::new(VarBuilder::from_tensors(tensors.into(), dtype, &Device::Cpu), Storage::F32);
+            let norm = GroupNorm::new(3, 12, 1e-6, &vb).unwrap();
+            let x = made_up(&[1, 12, 9, 8], 0.3);
+            let part = |x: &Tensor| x.narrow(2, 2, 5).unwrap().narrow(3, 1, 4).unwrap();
+            let given = norm.with_statistics(norm.statistics(&x).unwrap());
+            for (whole, parts) in [(norm.forward(&x), given.forward(&part(&x))), (norm.forward_silu(&x), given.forward_silu(&part(&x)))] {
+                let off = (part(&whole.unwrap()) - parts.unwrap()).unwrap().to_dtype(DType::F64).unwrap().abs().unwrap();
+                let off = off.max_all().unwrap().to_scalar::<f64>().unwrap();
+                assert!(off < limit, "{dtype:?}: {off}");
+            }
+            // Of several images, the statistics are those of all of them together.
+            let (top, bottom) = (x.narrow(2, 0, 4).unwrap(), x.narrow(2, 4, 4).unwrap());
+            let [together, batch] =
+                [x.narrow(2, 0, 8).unwrap(), Tensor::cat(&[top, bottom], 0).unwrap()].map(|x| norm.statistics(&x).unwrap());
+            for ((mean, variance), (other_mean, other_variance)) in together.of_groups().iter().zip(batch.of_groups()) {
+                assert!((mean - other_mean).abs() < limit && (variance - other_variance).abs() < limit, "{together:?} {batch:?}");
+            }
+        }
     }
 }

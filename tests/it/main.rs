@@ -17,6 +17,7 @@ mod layouts;
 mod life;
 mod load;
 mod made_up;
+mod numbers;
 mod openapi;
 #[cfg(feature = "otlp")]
 mod otlp;

@@ -66,12 +66,18 @@ def run(pipe, own_config, case, tensors):
     tensors[f"{name}.image"] = torch.from_numpy((image * 255).round().astype("uint8")).contiguous()
 
 
+def export_builtin():
+    """A folder with the built-in model, for as long as it is held."""
+    folder = tempfile.TemporaryDirectory()
+    subprocess.run(["cargo", "run", "--release", "--quiet", "--", "models", "export", "builtin", folder.name], cwd=ROOT, check=True)
+    return folder
+
+
 def main():
     if not TINY.exists():
         make_tiny()
     tensors, cases = {}, []
-    builtin = tempfile.TemporaryDirectory()
-    subprocess.run(["cargo", "run", "--release", "--quiet", "--", "models", "export", "builtin", builtin.name], cwd=ROOT, check=True)
+    builtin = export_builtin()
     for model, path in (("builtin", builtin.name), ("tests/parity/tiny", TINY)):
         pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)

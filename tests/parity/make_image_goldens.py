@@ -12,7 +12,7 @@ import torch
 from diffusers import (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline,
                        StableDiffusionXLInpaintPipeline)
 from make_family_goldens import fill, make
-from make_goldens import BUILTIN, MORE, SAMPLERS, SETTINGS, TINY
+from make_goldens import MORE, SAMPLERS, SETTINGS, TINY, export_builtin
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -63,8 +63,9 @@ def main():
         for part, module in made_up[name].components.items():
             if isinstance(module, torch.nn.Module):
                 fill(part, module)
+    builtin = export_builtin()
     plain = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-    for model, pipe, samplers, classes in (("builtin", BUILTIN, few, plain), ("tests/parity/tiny", TINY, every, plain), ("sd1-inpainting", made_up["sd1-inpainting"], few, plain[1:]),
+    for model, pipe, samplers, classes in (("builtin", pathlib.Path(builtin.name), few, plain), ("tests/parity/tiny", TINY, every, plain), ("sd1-inpainting", made_up["sd1-inpainting"], few, plain[1:]),
                                            ("sdxl", made_up["sdxl"], few[:2], (StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline))):
         if isinstance(pipe, pathlib.Path):
             pipe = StableDiffusionPipeline.from_pretrained(pipe, torch_dtype=torch.float32)

@@ -3,7 +3,9 @@
 
 use candle_core::{DType, Tensor};
 
-use super::InferencePipeline;
+use tracing::warn;
+
+use super::{InferencePipeline, Networks};
 use crate::{
     backend::{GenerationError, GenerationRequest, image_utils},
     common::{ImageSize, InputImage, Mask, TorchRng},
@@ -105,7 +107,12 @@ impl InferencePipeline {
 
     /// A picture `(1, 3, height, width)` in [-1, 1] to latents, f32.
     fn encode(&self, picture: &Tensor, rng: &mut TorchRng) -> Result<Tensor, GenerationError> {
-        let latents = self.networks.vae.encode(&picture.to_dtype(self.dtype)?)?;
+        let Networks { vae, wide_vae, .. } = &self.networks;
+        let mut latents = vae.encode(&picture.to_dtype(self.dtype)?)?;
+        if let (false, Some(wide)) = (latents.is_finite()?, wide_vae) {
+            warn!("a picture is encoded again in f32: its numbers overflowed in {}", self.info.dtype);
+            latents = wide.get()?.encode(picture)?;
+        }
         Ok(latents.sample(&self.randn(rng, latents.mean.dims4()?)?)?)
     }
 

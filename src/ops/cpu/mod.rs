@@ -33,6 +33,7 @@ pub(super) use linear::PackedLinear;
 pub(super) use machine::Machine;
 pub(super) use memory::fallible;
 pub use memory::zeroed;
+pub use norm::GroupStatistics;
 pub(super) use norm::{GroupNormConfig, Normalization, group_norm, layer_norm};
 pub(super) use tensor::{Image, Rows, is_fast};
 

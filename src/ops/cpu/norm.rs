@@ -27,6 +27,48 @@ pub(in crate::ops) struct GroupNormConfig<'a> {
     pub(in crate::ops) bias: &'a [f32],
     /// Whether `SiLU` follows.
     pub(in crate::ops) activate: bool,
+    /// In the place of each image's own.
+    pub(in crate::ops) statistics: Option<&'a GroupStatistics>,
+}
+
+/// Mean and variance of each group of channels, of an image or of several together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupStatistics {
+    of_groups: Vec<(f64, f64)>,
+}
+
+impl GroupStatistics {
+    /// From means and variances, the first group's first.
+    #[must_use]
+    pub fn new(of_groups: Vec<(f64, f64)>) -> Self {
+        Self { of_groups }
+    }
+
+    /// Mean and variance of each group.
+    #[must_use]
+    pub fn of_groups(&self) -> &[(f64, f64)] {
+        &self.of_groups
+    }
+
+    /// Of all pixels `(batch, height * width, channels)` together.
+    pub(in crate::ops) fn of(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Self {
+        let channels = config.weight.len();
+        Self::from_sums(&channel_sums(Arch::new(), pixels, batch, channels), (pixels.len() / channels) as f64, config)
+    }
+
+    /// From the parts' sums of so many pixels.
+    fn from_sums(sums: &[Vec<f64>], pixels: f64, config: GroupNormConfig) -> Self {
+        let channels = config.weight.len();
+        let per_group = channels / config.groups;
+        let count = pixels * per_group as f64;
+        let of_group = |group: usize| {
+            let of_group = group * per_group..(group + 1) * per_group;
+            let total = |offset: usize| sums.iter().map(|sums| sums[offset..][of_group.clone()].iter().sum::<f64>()).sum::<f64>();
+            let mean = total(0) / count;
+            (mean, (total(channels) / count - mean * mean).max(0.0))
+        };
+        Self { of_groups: (0..config.groups).map(of_group).collect() }
+    }
 }
 
 /// Group normalisation of pixels `(batch, height * width, channels)`.
@@ -96,11 +138,15 @@ impl Normalization {
 
     fn with_arch(arch: Arch, pixels: &[f32], batch: usize, config: GroupNormConfig) -> Self {
         let channels = config.weight.len();
-        let parts = Parts::new(pixels.len(), batch, channels);
-        let sum = |index| arch.dispatch(ChannelSums { pixels: &pixels[parts.range(index)], channels });
-        let sums: Vec<Vec<f64>> = (0..parts.count()).into_par_iter().map(sum).collect();
-        let of_sample = |sums| Scale::new(sums, (parts.sample / channels) as f64, config);
-        Self { arch, scales: sums.chunks_exact(parts.of_sample.max(1)).map(of_sample).collect(), activate: config.activate }
+        let scales = if let Some(statistics) = config.statistics {
+            (0..batch).map(|_| Scale::new(statistics, config)).collect()
+        } else {
+            let parts = Parts::new(pixels.len(), batch, channels);
+            let sums = channel_sums(arch, pixels, batch, channels);
+            let of_sample = |sums| GroupStatistics::from_sums(sums, (parts.sample / channels) as f64, config);
+            sums.chunks_exact(parts.of_sample.max(1)).map(|sums| Scale::new(&of_sample(sums), config)).collect()
+        };
+        Self { arch, scales, activate: config.activate }
     }
 
     /// Writes what becomes of pixels of a sample, from `start` on.
@@ -112,6 +158,13 @@ impl Normalization {
     }
 }
 
+/// The sums of each part, of all samples.
+fn channel_sums(arch: Arch, pixels: &[f32], batch: usize, channels: usize) -> Vec<Vec<f64>> {
+    let parts = Parts::new(pixels.len(), batch, channels);
+    let sum = |index| arch.dispatch(ChannelSums { pixels: &pixels[parts.range(index)], channels });
+    (0..parts.count()).into_par_iter().map(sum).collect()
+}
+
 /// What the numbers of each channel are multiplied with, and what is added.
 #[derive(Debug)]
 struct Scale {
@@ -120,19 +173,13 @@ struct Scale {
 }
 
 impl Scale {
-    /// From the parts' sums of a sample of so many pixels.
-    fn new(sums: &[Vec<f64>], pixels: f64, config: GroupNormConfig) -> Self {
+    fn new(statistics: &GroupStatistics, config: GroupNormConfig) -> Self {
         let channels = config.weight.len();
         let per_group = channels / config.groups;
-        let count = pixels * per_group as f64;
         let (mut factor, mut shift) = (vec![0.0; channels], vec![0.0; channels]);
-        for group in 0..config.groups {
-            let of_group = group * per_group..(group + 1) * per_group;
-            let total = |offset: usize| sums.iter().map(|sums| sums[offset..][of_group.clone()].iter().sum::<f64>()).sum::<f64>();
-            let mean = total(0) / count;
-            let variance = (total(channels) / count - mean * mean).max(0.0);
+        for (group, (mean, variance)) in statistics.of_groups.iter().enumerate() {
             let deviation = 1.0 / (variance + config.eps).sqrt();
-            for c in of_group {
+            for c in group * per_group..(group + 1) * per_group {
                 let weight = f64::from(config.weight[c]);
                 factor[c] = (deviation * weight) as f32;
                 shift[c] = (f64::from(config.bias[c]) - mean * deviation * weight) as f32;

@@ -44,7 +44,7 @@ fn a_convolution_of_many_bands() {
     let pixels = numbers(batch * height * width * channels, 1);
     assert!(4 * pixels.len() > super::super::band::BAND);
     let (scale, shift) = (numbers(channels, 2), numbers(channels, 3));
-    let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true };
+    let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true, statistics: None };
     let (norm, normed) = (Normalization::new(&pixels, batch, config), group_norm(&pixels, batch, config));
     let shape = Shape { batch, height, width, seen: (height, width) };
     // To twice its height less one, and to its own width.
@@ -78,7 +78,7 @@ fn a_convolution_may_take_the_memory_of_its_image() {
     let (batch, height, width, channels) = (2, 210, 151, 64);
     let pixels = numbers(batch * height * width * channels, 1);
     let (scale, shift) = (numbers(channels, 2), numbers(channels, 3));
-    let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true };
+    let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true, statistics: None };
     let norm = Normalization::new(&pixels, batch, config);
     let shape = Shape { batch, height, width, seen: (height, width) };
     let residual = numbers(pixels.len(), 4);
@@ -192,7 +192,7 @@ fn norms_of_odd_shapes() {
         let limit = if pixels * channels == groups { 1e-3 } else { 5e-5 };
         for machine in machines() {
             for (activate, right) in [true, false].into_iter().zip(&right) {
-                let config = GroupNormConfig { groups, eps: EPS, weight: &weight, bias: &bias, activate };
+                let config = GroupNormConfig { groups, eps: EPS, weight: &weight, bias: &bias, activate, statistics: None };
                 let error = error(&group_norm_with(machine.vectors, &values, 3, config), right);
                 assert!(error < limit, "{machine:?}: {pixels} pixels, {channels} channels in {groups} groups: {error}");
             }

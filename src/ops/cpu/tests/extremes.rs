@@ -275,7 +275,7 @@ fn norms_keep_denormals() {
     let right_rows = plain_layer_norm(&values, &weight, &bias);
     assert!(largest(&right) > 1e-37 && largest(&right_rows) > 1e-37);
     for machine in machines() {
-        let config = GroupNormConfig { groups: 2, eps: EPS, weight: &weight, bias: &bias, activate: false };
+        let config = GroupNormConfig { groups: 2, eps: EPS, weight: &weight, bias: &bias, activate: false, statistics: None };
         let ours = group_norm_with(machine.vectors, &values, 3, config);
         assert!(distance(&ours, &right) < 1e-41, "{machine:?}: {}", distance(&ours, &right));
         let ours = layer_norm_with(machine.vectors, &values, EPS as f32, &weight, &bias);
@@ -292,7 +292,7 @@ fn an_infinity_reaches_what_is_normed_with_it() {
         let mut values = clean.clone();
         values[SAMPLE + 11 * NORM_CHANNELS + 4] = infinity;
         for activate in [true, false] {
-            let config = GroupNormConfig { groups: 2, eps: EPS, weight: &weight, bias: &bias, activate };
+            let config = GroupNormConfig { groups: 2, eps: EPS, weight: &weight, bias: &bias, activate, statistics: None };
             let right = plain_group_norm(&values, 3, 2, &weight, &bias, activate);
             let of_group = |i: usize| i / SAMPLE == 1 && i % NORM_CHANNELS >= 3;
             assert!(right.iter().enumerate().all(|(i, v)| v.is_finite() != of_group(i)));

@@ -87,7 +87,7 @@ fn norms_are_independent() {
     let (weight, bias) = (numbers(channels, 1), numbers(channels, 2));
     for machine in machines() {
         for activate in [true, false] {
-            let config = GroupNormConfig { groups: channels / 3, eps: EPS, weight: &weight, bias: &bias, activate };
+            let config = GroupNormConfig { groups: channels / 3, eps: EPS, weight: &weight, bias: &bias, activate, statistics: None };
             alone_or_not(&format!("a group norm on {machine:?}"), pixels * channels, |values, batch| {
                 group_norm_with(machine.vectors, values, batch, config)
             });

@@ -1,0 +1,51 @@
+//! The VAE once more, in f32: for pictures that its numbers overflow on where they have less room. SDXL's own VAE is known for it.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Device, Error, Result};
+
+use super::ModelFiles;
+use crate::{
+    models::{AutoencoderKl, AutoencoderKlConfig},
+    ops::{Storage, Weights},
+};
+
+/// Read when it is first needed, and kept from then on.
+pub struct WideVae {
+    read: Box<dyn Fn() -> Result<AutoencoderKl> + Send + Sync>,
+    vae: Mutex<Option<Arc<AutoencoderKl>>>,
+}
+
+impl WideVae {
+    /// That of a model's files.
+    #[must_use]
+    pub fn new(files: ModelFiles, config: AutoencoderKlConfig, device: Device) -> Self {
+        let read = move || {
+            let weights = files.weights("vae", DType::F32, &device).map_err(Error::wrap)?;
+            AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, Storage::F32))
+        };
+        Self { read: Box::new(read), vae: Mutex::default() }
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// When its files cannot be read any more, or there is no memory for it.
+    pub fn get(&self) -> Result<Arc<AutoencoderKl>> {
+        // A panic while it was read left nothing half done.
+        let mut vae = self.vae.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vae) = &*vae {
+            return Ok(Arc::clone(vae));
+        }
+        Ok(Arc::clone(vae.insert(Arc::new((self.read)()?))))
+    }
+}
+
+impl fmt::Debug for WideVae {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WideVae(…)")
+    }
+}
