@@ -35,14 +35,6 @@ pub struct Networks {
     pub wide_vae: Option<WideVae>,
 }
 
-impl Networks {
-    /// Whether the UNet looks at a mask and at what a picture has outside of it, beside the latents.
-    #[must_use]
-    pub fn is_inpainting(&self) -> bool {
-        self.unet.config().in_channels == 2 * self.vae.config().latent_channels + 1
-    }
-}
-
 /// A loaded model. Nothing in it changes after loading but the prompts that are kept, so every generation shares it.
 #[derive(Debug)]
 pub struct InferencePipeline {

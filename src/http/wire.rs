@@ -79,7 +79,7 @@ pub(super) struct ImagesRequest {
     pub(super) zero_snr: Option<bool>,
     /// Which of the text encoder's layers is the last one, counted from its end.
     pub(super) clip_skip: Option<ClipSkip>,
-    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
+    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     pub(super) strength: Option<Strength>,
     /// Whether a stream has progress as events, and not only as comments.
     pub(super) progress: Option<bool>,

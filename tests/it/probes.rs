@@ -47,6 +47,34 @@ async fn metrics_count_what_happened() {
 }
 
 #[tokio::test]
+async fn every_metric_is_there_with_its_kind_and_what_it_means() {
+    let worker = Worker::ready(&[]);
+    worker.generate(&small("a fox")).await;
+    worker.start(&long("a fox")).await.abort();
+    worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
+    assert_eq!(worker.post(&serde_json::json!({})).await.status(), 400);
+    let answer = worker.get("/metrics").await;
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
+    let text = answer.text().await.unwrap();
+    for (kind, names) in [
+        ("gauge", &["requests_waiting", "requests_running", "queue_capacity", "model_loaded"][..]),
+        ("histogram", &["queue_seconds", "phase_seconds", "step_seconds", "generation_seconds"]),
+        ("counter", &["requests_total", "rejected_total", "cancelled_total", "images_total", "prompt_cache_total"]),
+    ] {
+        for name in names {
+            assert!(text.contains(&format!("# TYPE sdw_{name} {kind}\n")), "{name} is no {kind}: {text}");
+            assert!(text.contains(&format!("# HELP sdw_{name} ")), "{name} is not explained");
+        }
+    }
+    for series in ["requests_total{outcome=\"cancelled\"} 1", "rejected_total{reason=\"missing_required_parameter\"} 1", "model_loaded 1"] {
+        assert!(text.contains(&format!("sdw_{series}\n")), "{series}: {text}");
+    }
+    for phase in ["text", "denoise", "decode", "encode"] {
+        assert!(text.contains(&format!("sdw_phase_seconds_count{{phase=\"{phase}\"}} 1\n")), "{phase}");
+    }
+}
+
+#[tokio::test]
 async fn an_idle_worker_ends_cleanly_on_both_signals() {
     for signal in ["TERM", "INT"] {
         let mut worker = Worker::ready(&[]);

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{InferencePipeline, Networks};
 use crate::{
     backend::{GenerationError, GenerationRequest, image_utils},
-    common::{ImageSize, InputImage, Mask, TorchRng},
+    common::{ImageSize, InputImage, Mask, ModelVariant, TorchRng},
     schedulers::{Level, SamplingPlan},
 };
 
@@ -48,6 +48,11 @@ impl KeptLatents {
 }
 
 impl InferencePipeline {
+    /// Whether the UNet looks at a mask and at what a picture has outside of it, beside the latents.
+    fn is_inpainting(&self) -> bool {
+        self.info.variant == ModelVariant::Inpainting
+    }
+
     /// What a run begins with. A model whose UNet looks at a mask paints all of a picture anew where there is none.
     pub(super) fn initial_latents(
         &self,
@@ -62,7 +67,7 @@ impl InferencePipeline {
         let is_noise_alone = mask.is_some() && request.config.options.strength.is_none_or(|strength| strength.get() >= 1.0);
 
         let picture = match input {
-            Some(input) if !(self.networks.is_inpainting() && is_noise_alone) => {
+            Some(input) if !(self.is_inpainting() && is_noise_alone) => {
                 Some(self.encode(&image_utils::to_tensor(&input.image, &self.device)?, rng)?)
             }
             _ => None,
@@ -72,7 +77,7 @@ impl InferencePipeline {
             (Some(picture), Some(first)) if !is_noise_alone => add_noise(picture, &noise, first.level)?,
             _ => (&noise * plan.init_noise_sigma)?,
         };
-        if self.networks.is_inpainting() {
+        if self.is_inpainting() {
             let condition = Some(self.condition(input, shape, rng)?);
             return Ok(InitialLatents { latents, kept: None, condition });
         }

@@ -57,14 +57,14 @@ pub(in crate::http) struct JobRequest {
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
-    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out.
+    /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     strength: Option<Strength>,
     /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
-    input_image: Option<Value>,
+    input_image: Option<String>,
     /// The picture that `image_inpaint` begins with. Also `input_image`.
-    init_image: Option<Value>,
-    /// What `image_inpaint` paints anew: what is white, or where there is an alpha channel, what is transparent.
-    mask_image: Option<Value>,
+    init_image: Option<String>,
+    /// What `image_inpaint` paints anew: where it is transparent, or, if it is opaque everywhere, white.
+    mask_image: Option<String>,
 
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
@@ -116,22 +116,22 @@ impl Operation {
 impl JobRequest {
     /// The pictures that the operation begins with, if it does. Others are named as ignored.
     pub(super) fn take_files(&mut self) -> Result<Option<InputFiles>, ApiError> {
-        let open = |name: &'static str, value: Value| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_json(name, &value)?)?);
+        let open = |name: &'static str, text: String| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_text(name, &text)?)?);
         let mut image = None;
         let mut mask = None;
         if !matches!(self.operation, Operation::Generation) {
-            let named = self.input_image.take().map(|value| ("input_image", value));
-            let (name, value) = named
-                .or_else(|| self.init_image.take().map(|value| ("init_image", value)))
+            let named = self.input_image.take().map(|text| ("input_image", text));
+            let (name, text) = named
+                .or_else(|| self.init_image.take().map(|text| ("init_image", text)))
                 .ok_or_else(|| ApiError::missing_param(self.operation.image_name()))?;
-            image = Some(open(name, value)?);
+            image = Some(open(name, text)?);
         }
         if matches!(self.operation, Operation::Inpaint) {
-            let value = self.mask_image.take().ok_or_else(|| ApiError::missing_param("mask_image"))?;
-            mask = Some(open("mask_image", value)?);
+            let text = self.mask_image.take().ok_or_else(|| ApiError::missing_param("mask_image"))?;
+            mask = Some(open("mask_image", text)?);
         }
         let unused = [("input_image", &self.input_image), ("init_image", &self.init_image), ("mask_image", &self.mask_image)];
-        let unused = unused.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| (name.to_owned(), Value::Bool(true)));
+        let unused = unused.into_iter().filter(|(_, text)| text.is_some()).map(|(name, _)| (name.to_owned(), Value::Bool(true)));
         self.others.extend(unused);
         Ok(image.map(|image| InputFiles { image, mask }))
     }
