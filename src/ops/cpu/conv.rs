@@ -121,12 +121,14 @@ impl PackedConv {
         norm: Option<&Normalization>,
         epilogue: Epilogue,
     ) -> Vec<f32> {
-        if self.algorithm(shape) != Algorithm::Padded || self.doubling || self.outputs() != self.channels {
+        let algorithm = self.algorithm(shape);
+        let keeps_shape = shape.seen == (shape.height, shape.width) && self.outputs() == self.channels && !self.doubling;
+        if algorithm == Algorithm::Direct || !keeps_shape {
             return self.forward(&pixels, shape, norm, epilogue);
         }
         let memory = Shared::of(&mut pixels);
         // SAFETY: the vector is at hand here alone.
-        unsafe { self.write(Algorithm::Padded, memory, shape, norm, epilogue, memory) };
+        unsafe { self.write(algorithm, memory, shape, norm, epilogue, memory) };
         pixels
     }
 
@@ -172,7 +174,8 @@ impl PackedConv {
     /// Writes every row of the result.
     ///
     /// # Safety
-    /// Nobody else writes to the image or looks at the result. They may be the same memory, where [`Algorithm::Padded`] keeps the shape.
+    /// Nobody else writes to the image or looks at the result. They may be the same memory, but for [`Algorithm::Direct`], where the shape
+    /// stays.
     #[allow(unsafe_code)]
     unsafe fn write(
         &self,
@@ -195,14 +198,15 @@ impl PackedConv {
             // SAFETY: by the caller's word.
             return unsafe { conv.run() };
         }
+        if algorithm == Algorithm::Winograd {
+            // SAFETY: by the caller's word.
+            return unsafe { winograd::convolve(pixels, (shape, self.channels), norm, &self.panels, &epilogue, out) };
+        }
         // SAFETY: the image is not the result.
         let values = unsafe { pixels.read(0, numbers) };
         let image = Pixels { values, first: 0, pitch: self.channels, shape, channels: self.channels };
         let source = Source { image, norm, amx: self.panels.machine.amx };
-        match algorithm {
-            Algorithm::Winograd => winograd::convolve(&source, &self.panels, &epilogue, out),
-            _ => self.direct(&source, output, &epilogue, out),
-        }
+        self.direct(&source, output, &epilogue, out);
     }
 
     fn direct(&self, source: &Source, (height, width): (usize, usize), epilogue: &Epilogue, out: Shared) {

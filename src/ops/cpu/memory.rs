@@ -135,6 +135,21 @@ impl Shared {
         unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
     }
 
+    /// Whether it is the same memory.
+    pub(super) fn is(self, other: Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+
+    /// Exchanges a part of what is there.
+    ///
+    /// # Safety
+    /// It is written, and no task writes or reads there.
+    pub(super) unsafe fn swap(&self, start: usize, values: &mut [f32]) {
+        assert!(start + values.len() <= self.1);
+        // SAFETY: in bounds; apart from others by the caller's word.
+        unsafe { std::ptr::swap_nonoverlapping(values.as_mut_ptr(), self.0.add(start), values.len()) }
+    }
+
     /// Writes a part of the result.
     ///
     /// # Safety

@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code)]
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ops::Range};
 
 use pulp::{Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
@@ -17,8 +17,9 @@ use super::{
     band::Source,
     conv::{Pixels, Shape},
     epilogue::{Epilogue, load, store},
-    matmul::multiply,
+    matmul::multiply_ahead,
     memory::{Shared, odd_lines, with_scratch},
+    norm::Normalization,
     panels::Panels,
 };
 
@@ -30,11 +31,11 @@ const IN: usize = OUT + 2;
 const POINTS: usize = IN * IN;
 /// Bytes of transformed tiles at a time: a share of the last-level cache.
 const CACHE: usize = 16 << 20;
-/// Tiles of a task, at least where there are as many: the weights are transformed for each task.
-const TASK_TILES: usize = 128;
-/// Tiles that are multiplied and finished at a time: their sums stay in the second-level cache.
-const BLOCK: usize = 48;
-/// Channels whose weights are transformed at a time.
+/// Tiles of a task, at most: the weights are transformed for each task, and its sums stay in the second-level cache.
+const TASK_TILES: usize = 192;
+/// Channels of a task at a time: their transformed weights stay there too.
+const DEPTH: usize = 64;
+/// Channels whose weights are decoded at a time.
 const STRETCH: usize = 32;
 /// Kernel values.
 const TAPS: usize = 9;
@@ -48,35 +49,65 @@ pub(super) fn pays(channels: usize, (height, width): (usize, usize)) -> bool {
     channels >= 16 && POINTS * tiles + WEIGHTS_COST < TAPS * height * width
 }
 
-/// The whole convolution. `weights` are `(9 * channels, outputs)`.
-pub(super) fn convolve(source: &Source, weights: &Panels, epilogue: &Epilogue, out: Shared) {
-    let Pixels { shape, channels, .. } = source.image;
-    let (height, width) = shape.seen;
-    let grid = Grid { rows: height.div_ceil(OUT), columns: width.div_ceil(OUT) };
+/// The whole convolution of a picture `(batch, height, width, channels)`. `weights` are `(9 * channels, outputs)`.
+///
+/// # Safety
+/// Nobody else writes to the picture or looks at the result. They may be the same memory, where the shape stays.
+pub(super) unsafe fn convolve(
+    pixels: Shared,
+    (shape, channels): (Shape, usize),
+    norm: Option<&Normalization>,
+    weights: &Panels,
+    epilogue: &Epilogue,
+    out: Shared,
+) {
+    let grid = Grid { rows: shape.seen.0.div_ceil(OUT), columns: shape.seen.1.div_ceil(OUT) };
     let tiles = shape.batch * grid.rows * grid.columns;
-    let most = (CACHE / (4 * POINTS * channels)).next_multiple_of(BLOCK);
-    let equal = tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1);
-    // Whole rows of tiles, where they are not too many: rows of pixels are made ready again for each time that they are seen.
-    let at_once = if equal > grid.columns { equal.next_multiple_of(grid.columns) } else { equal };
+    let most = (CACHE / (4 * POINTS * channels)).next_multiple_of(TASK_TILES);
+    let equal = tiles.div_ceil(tiles.div_ceil(most).max(1));
+    // Whole rows of tiles: rows of pixels are made ready again for each time that they are seen.
+    let at_once = equal.next_multiple_of(grid.columns.max(1));
     let pitch = odd_lines(channels);
     let plane = odd_lines(at_once * pitch);
-    with_scratch(POINTS * plane, |transformed| {
+    let line = shape.width * channels;
+    let kept_line = if pixels.is(out) { line } else { 0 };
+    with_scratch(POINTS * plane + kept_line, |scratch| {
+        let (transformed, kept) = scratch.split_at_mut(POINTS * plane);
         for start in (0..tiles).step_by(at_once) {
             let count = at_once.min(tiles - start);
+            let rows = grid.image_rows(start..start + count, shape);
+            // The row above was written over: its pixels are put back for as long as they are looked at.
+            let above = rows.start * line;
+            let swap = |kept: &mut [f32]| {
+                if !kept.is_empty() && grid.place(start).y > 0 {
+                    // SAFETY: by the caller's word.
+                    unsafe { pixels.swap(above, kept) };
+                }
+            };
+            swap(kept);
+            // SAFETY: by the caller's word; nothing is written before these rows are no longer looked at.
+            let values = unsafe { pixels.read(above, rows.len() * line) };
+            let image = Pixels { values, first: rows.start * shape.width, pitch: channels, shape, channels };
             let shared = Shared::new(uninit(transformed));
-            source.with_rows(grid.image_rows(start..start + count, shape), |image| {
+            Source { image, norm, amx: None }.with_rows(rows.clone(), |image| {
                 (0..count).into_par_iter().with_min_len(4).for_each(|i| {
                     let work = TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared };
                     weights.machine.vectors.dispatch(work);
                 });
             });
-            let parts = (count / TASK_TILES).max(1);
+            swap(kept);
+            if !kept.is_empty() && start + count < tiles && grid.place(start + count).y > 0 {
+                let next = grid.image_rows(start + count..start + count + 1, shape).start;
+                // SAFETY: as above.
+                kept.copy_from_slice(unsafe { pixels.read(next * line, line) });
+            }
+            let parts = count.div_ceil(TASK_TILES);
             let part = count.div_ceil(parts);
             (0..weights.count() * parts).into_par_iter().for_each(|task| {
                 let (panel, first) = (task / parts, task % parts * part);
                 let tiles = first.min(count)..(first + part).min(count);
-                let places = Places { grid, start, size: (height, width) };
-                let numbers = weights.width * (POINTS * (channels + BLOCK) + TAPS * STRETCH);
+                let places = Places { grid, start, size: shape.seen };
+                let numbers = weights.width * (POINTS * (DEPTH + tiles.len()) + TAPS * STRETCH);
                 with_scratch(numbers, |scratch| {
                     let work = Multiply { transformed, pitch, plane, tiles, places, weights, panel, epilogue, out };
                     weights.machine.vectors.dispatch(WithScratch { work, scratch });
@@ -113,7 +144,7 @@ impl Grid {
     }
 
     /// The rows of an image that tiles see, counted over all of the batch.
-    fn image_rows(self, tiles: std::ops::Range<usize>, shape: Shape) -> std::ops::Range<usize> {
+    fn image_rows(self, tiles: Range<usize>, shape: Shape) -> Range<usize> {
         let row = |Place { batch, .. }, seen: usize| batch * shape.height + seen.min(shape.seen.0 - 1) * shape.height / shape.seen.0;
         let (first, last) = (self.place(tiles.start), self.place(tiles.end - 1));
         let (top, bottom) = (first.y.saturating_sub(1), last.y + OUT);
@@ -217,31 +248,38 @@ impl WithSimd for TransformInput<'_> {
         };
         let pixels: [Option<&[f32]>; POINTS] = std::array::from_fn(pixel);
         for channel in (0..self.image.channels).step_by(S::F32_LANES) {
-            let n = S::F32_LANES.min(self.image.channels - channel);
-            let mut tile = [simd.splat_f32s(0.0); POINTS];
-            for (number, pixel) in tile.iter_mut().zip(pixels) {
-                if let Some(pixel) = pixel {
-                    *number = load(simd, &pixel[channel..channel + n]);
-                }
-            }
-            for x in 0..IN {
-                let column =
-                    Arithmetic(simd).input([tile[x], tile[IN + x], tile[2 * IN + x], tile[3 * IN + x], tile[4 * IN + x], tile[5 * IN + x]]);
-                for y in 0..IN {
-                    tile[y * IN + x] = column[y];
-                }
-            }
+            let channels = channel..self.image.channels.min(channel + S::F32_LANES);
+            // Written out: an array that begins as zeros is filled by a call, which cost as much as all the sums.
+            let columns = [
+                input_column(simd, &pixels, 0, &channels),
+                input_column(simd, &pixels, 1, &channels),
+                input_column(simd, &pixels, 2, &channels),
+                input_column(simd, &pixels, 3, &channels),
+                input_column(simd, &pixels, 4, &channels),
+                input_column(simd, &pixels, 5, &channels),
+            ];
             for y in 0..IN {
-                let row = &tile[y * IN..][..IN];
-                let row = Arithmetic(simd).input([row[0], row[1], row[2], row[3], row[4], row[5]]);
-                for (x, vector) in row.iter().enumerate() {
+                let row = [columns[0][y], columns[1][y], columns[2][y], columns[3][y], columns[4][y], columns[5][y]];
+                for (x, vector) in Arithmetic(simd).input(row).into_iter().enumerate() {
                     let at = (y * IN + x) * self.plane + self.at + channel;
                     // SAFETY: each tile has places of its own.
-                    unsafe { store::<S>(*vector, n, at, self.out) };
+                    unsafe { store::<S>(vector, channels.len(), at, self.out) };
                 }
             }
         }
     }
+}
+
+/// `B^T d` of a column of pixels.
+#[inline(always)]
+fn input_column<S: Simd>(simd: S, pixels: &[Option<&[f32]>; POINTS], x: usize, channels: &Range<usize>) -> [S::f32s; IN] {
+    let mut column = [simd.splat_f32s(0.0); IN];
+    for (y, number) in column.iter_mut().enumerate() {
+        if let Some(pixel) = pixels[y * IN + x] {
+            *number = load(simd, &pixel[channels.clone()]);
+        }
+    }
+    Arithmetic(simd).input(column)
 }
 
 /// Some tiles times one panel of weights, and what becomes of it.
@@ -251,7 +289,7 @@ struct Multiply<'a> {
     pitch: usize,
     /// Numbers from point to point.
     plane: usize,
-    tiles: std::ops::Range<usize>,
+    tiles: Range<usize>,
     places: Places,
     weights: &'a Panels,
     panel: usize,
@@ -272,45 +310,50 @@ impl WithSimd for WithScratch<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { work, scratch } = self;
         let (channels, width) = (work.weights.depth / TAPS, work.weights.width);
-        let (kernel, sums) = (channels * width, BLOCK * width);
-        let (kernels, rest) = scratch.split_at_mut(POINTS * kernel);
-        let (all_sums, decoded) = rest.split_at_mut(POINTS * sums);
-        work.transform_weights(simd, kernels, decoded);
-        for first in work.tiles.clone().step_by(BLOCK) {
-            let count = BLOCK.min(work.tiles.end - first);
+        let count = work.tiles.len();
+        let (kernels, rest) = scratch.split_at_mut(POINTS * DEPTH * width);
+        let (all_sums, decoded) = rest.split_at_mut(POINTS * count * width);
+        for first in (0..channels).step_by(DEPTH) {
+            let depth = DEPTH.min(channels - first);
+            work.transform_weights(simd, first..first + depth, kernels, decoded);
             for point in 0..POINTS {
-                let lines = &work.transformed[point * work.plane + first * work.pitch..];
-                let (kernel, sums) = (&kernels[point * kernel..][..kernel], &mut all_sums[point * sums..][..sums]);
-                multiply(simd, lines, (work.pitch, 1), count, kernel, width, sums, false);
+                let lines =
+                    |point: usize, channel: usize| &work.transformed[point * work.plane + work.tiles.start * work.pitch + channel..];
+                let next = if point + 1 < POINTS { (point + 1, first) } else { (0, (first + depth) % channels) };
+                let (lines, after) = (lines(point, first), lines(next.0, next.1));
+                let (kernel, sums) = (&kernels[point * depth * width..][..depth * width], &mut all_sums[point * count * width..]);
+                multiply_ahead(simd, (lines, after), work.pitch, count, kernel, width, sums, first > 0);
             }
-            for tile in 0..count {
-                work.transform_output(simd, first + tile, &all_sums[tile * width..], sums);
-            }
+        }
+        for (i, tile) in work.tiles.clone().enumerate() {
+            work.transform_output(simd, tile, &all_sums[i * width..], count * width);
         }
     }
 }
 
 impl Multiply<'_> {
-    /// `G g G^T` of each channel and output: `(points, channels, width)`.
+    /// `G g G^T` of some channels and each output: `(points, channels, width)`.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several slices at once")]
-    fn transform_weights<S: Simd>(&self, simd: S, out: &mut [f32], decoded: &mut [f32]) {
+    fn transform_weights<S: Simd>(&self, simd: S, of: Range<usize>, out: &mut [f32], decoded: &mut [f32]) {
         let (channels, width) = (self.weights.depth / TAPS, self.weights.width);
-        for first in (0..channels).step_by(STRETCH) {
-            let count = STRETCH.min(channels - first);
+        for first in of.clone().step_by(STRETCH) {
+            let count = STRETCH.min(of.end - first);
             let mut taps = [&[][..]; TAPS];
             for (tap, (rows, decoded)) in taps.iter_mut().zip(decoded.chunks_exact_mut(STRETCH * width)).enumerate() {
                 *rows = bytemuck::cast_slice(self.weights.rows(self.panel, tap * channels + first, count, decoded));
             }
             for i in 0..count * width / S::F32_LANES {
-                let mut columns = [[simd.splat_f32s(0.0); IN]; 3];
-                for (x, column) in columns.iter_mut().enumerate() {
-                    *column = Arithmetic(simd).weights([taps[x][i], taps[3 + x][i], taps[6 + x][i]]);
-                }
+                let arithmetic = Arithmetic(simd);
+                let columns: [[S::f32s; IN]; 3] = [
+                    arithmetic.weights([taps[0][i], taps[3][i], taps[6][i]]),
+                    arithmetic.weights([taps[1][i], taps[4][i], taps[7][i]]),
+                    arithmetic.weights([taps[2][i], taps[5][i], taps[8][i]]),
+                ];
                 for y in 0..IN {
-                    let row: [S::f32s; IN] = Arithmetic(simd).weights([columns[0][y], columns[1][y], columns[2][y]]);
+                    let row = arithmetic.weights([columns[0][y], columns[1][y], columns[2][y]]);
                     for (x, vector) in row.into_iter().enumerate() {
-                        let at = ((y * IN + x) * channels + first) * width + i * S::F32_LANES;
+                        let at = ((y * IN + x) * of.len() + first - of.start) * width + i * S::F32_LANES;
                         bytemuck::cast_slice_mut(&mut out[at..at + S::F32_LANES])[0] = vector;
                     }
                 }
@@ -325,19 +368,17 @@ impl Multiply<'_> {
         let (height, width) = self.places.size;
         let first = self.panel * self.weights.width;
         for column in (0..self.weights.width).step_by(S::F32_LANES) {
-            let mut columns = [[simd.splat_f32s(0.0); OUT]; IN];
-            for (x, column_sums) in columns.iter_mut().enumerate() {
-                let mut points = [simd.splat_f32s(0.0); IN];
-                for (y, number) in points.iter_mut().enumerate() {
-                    *number = bytemuck::cast_slice(&sums[(y * IN + x) * step + column..][..S::F32_LANES])[0];
-                }
-                *column_sums = Arithmetic(simd).output(points);
-            }
+            let sums = &sums[column..];
+            let columns = [
+                output_column(simd, sums, step, 0),
+                output_column(simd, sums, step, 1),
+                output_column(simd, sums, step, 2),
+                output_column(simd, sums, step, 3),
+                output_column(simd, sums, step, 4),
+                output_column(simd, sums, step, 5),
+            ];
             for dy in 0..OUT.min(height - y) {
-                let mut points = [simd.splat_f32s(0.0); IN];
-                for (number, column) in points.iter_mut().zip(&columns) {
-                    *number = column[dy];
-                }
+                let points = [columns[0][dy], columns[1][dy], columns[2][dy], columns[3][dy], columns[4][dy], columns[5][dy]];
                 let row: [S::f32s; OUT] = Arithmetic(simd).output(points);
                 for (dx, vector) in row.iter().enumerate().take(width - x) {
                     let pixel = (batch * height + y + dy) * width + x + dx;
@@ -349,4 +390,14 @@ impl Multiply<'_> {
             }
         }
     }
+}
+
+/// `A^T m` of a column of points, which are `step` numbers apart.
+#[inline(always)]
+fn output_column<S: Simd>(simd: S, sums: &[f32], step: usize, x: usize) -> [S::f32s; OUT] {
+    let mut points = [simd.splat_f32s(0.0); IN];
+    for (y, number) in points.iter_mut().enumerate() {
+        *number = bytemuck::cast_slice(&sums[(y * IN + x) * step..][..S::F32_LANES])[0];
+    }
+    Arithmetic(simd).output(points)
 }
