@@ -68,7 +68,7 @@ fn networks(c: &mut Criterion) {
     let text = networks.unet.context(&Conditions::of_text(&text)).unwrap();
 
     c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0).unwrap()));
-    c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), 500.0, &text).unwrap()));
+    c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), &[500.0], &text).unwrap()));
     c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents)).unwrap()));
 }
 
