@@ -262,17 +262,18 @@ fn predict<G: Generation>(
             Some(context) => context,
             None => context.insert(G::join(&generations)?),
         };
-        let outputs = G::predict(&generations, context)?;
+        let outputs = G::predict(&generations, context).inspect_err(|error| {
+            if turns.len() > 1 && turns.iter().any(|turn| turn.request.is_wanted()) {
+                warn!(error = error_chain(error), pictures = turns.len(), "a step of several pictures failed, and is tried one by one");
+            }
+        })?;
         assert_eq!(outputs.len(), generations.len(), "an output for each");
         Ok(outputs)
     });
     match together {
         Ok(outputs) => outputs.into_iter().map(Ok).collect(),
         Err(error) if pictures.len() == 1 => vec![Err(error)],
-        Err(error) => {
-            warn!(error = error_chain(&error), pictures = pictures.len(), "a step of several pictures failed, and is tried one by one");
-            pictures.iter().flat_map(|picture| predict(slice::from_ref(picture), &mut None, pulse)).collect()
-        }
+        Err(_) => pictures.iter().flat_map(|picture| predict(slice::from_ref(picture), &mut None, pulse)).collect(),
     }
 }
 

@@ -62,8 +62,7 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
         let contexts: Vec<UNetContext> = contexts.collect();
         let samples = 1 + usize::from(with_negative);
         let latents = |i: usize| made_up::made_up(&format!("latents {i}"), &[1, unet.config().in_channels, 9, 10]);
-        let alone: Vec<Vec<u32>> =
-            (0..4).map(|i| bits(&unet.forward(&latents(i), &timesteps[i..=i], &contexts[i]).unwrap())).collect();
+        let alone: Vec<Vec<u32>> = (0..4).map(|i| bits(&unet.forward(&latents(i), &timesteps[i..=i], &contexts[i]).unwrap())).collect();
         assert_eq!(alone.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{model}: they are different");
         for company in [&[0, 1, 2, 3][..], &[3, 0], &[2], &[1, 3, 0, 2], &[0, 0, 0]] {
             let context = UNetContext::join(&company.iter().map(|i| &contexts[*i]).collect::<Vec<_>>()).unwrap();

@@ -80,6 +80,12 @@ impl Turn {
     /// The last response, and what is remembered of the request.
     pub(super) fn conclude(&self, outcome: Result<Complete, GenerationError>) {
         let _entered = self.span.enter();
+        let outcome = outcome.map_err(|error| match error {
+            GenerationError::TooLate => error,
+            error if self.request.is_wanted() => error,
+            // Whatever an interrupted network says: that is why it stopped.
+            _ => GenerationError::Cancelled,
+        });
         let (name, response) = match outcome {
             Ok(complete) => {
                 trace(&complete.timings);
@@ -87,31 +93,23 @@ impl Turn {
                 record(&complete.timings);
                 ("ok", GenerationResponse::Complete(Box::new(complete)))
             }
-            Err(error) => match self.reason_to_stop(&error) {
-                Some(reason) => {
-                    metrics::counter!("sdw_cancelled_total", "reason" => reason).increment(1);
-                    info!(reason, "stopped");
-                    let error = if reason == "deadline" { GenerationError::TooLate } else { GenerationError::Cancelled };
-                    ("cancelled", GenerationResponse::Error(error))
-                }
-                None => {
-                    warn!(error = error_chain(&error), "no picture");
-                    ("error", GenerationResponse::Error(error))
-                }
-            },
+            Err(error @ (GenerationError::Cancelled | GenerationError::TooLate)) => {
+                let reason = match error {
+                    GenerationError::TooLate => "deadline",
+                    _ if self.request.cancellation.is_cancelled() => "cancelled",
+                    _ => "disconnect",
+                };
+                metrics::counter!("sdw_cancelled_total", "reason" => reason).increment(1);
+                info!(reason, "stopped");
+                ("cancelled", GenerationResponse::Error(error))
+            }
+            Err(error) => {
+                warn!(error = error_chain(&error), "no picture");
+                ("error", GenerationResponse::Error(error))
+            }
         };
         metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
         self.respond(response);
-    }
-
-    /// Whatever an interrupted network says: that nobody waits is why it stopped.
-    fn reason_to_stop(&self, error: &GenerationError) -> Option<&'static str> {
-        match error {
-            GenerationError::TooLate => Some("deadline"),
-            _ if self.request.cancellation.is_cancelled() => Some("cancelled"),
-            _ if self.request.response_tx.is_closed() => Some("disconnect"),
-            _ => None,
-        }
     }
 
     /// Stops where nobody waits for the picture any more.
