@@ -112,7 +112,9 @@ impl Generation for FakeGeneration {
         if self.prompt == "invite"
             && let Some((queue, guests)) = self.pipeline.guests.lock().unwrap().take()
         {
-            guests.into_iter().for_each(|guest| queue.add_request(guest).unwrap());
+            for guest in guests {
+                queue.add_request(guest).unwrap();
+            }
         }
         Ok(())
     }
