@@ -43,7 +43,7 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
+    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`, or of fewer samples that stand for the batch.
     pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         interrupt::check()?;
         let time = match (&self.time_emb_proj, temb) {
