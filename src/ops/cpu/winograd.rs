@@ -240,6 +240,7 @@ impl WithSimd for TransformInput<'_> {
     type Output = ();
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "an index is of several arrays at once")]
     fn with_simd<S: Simd>(self, simd: S) {
         let Place { batch, y, x } = self.place;
         let pixel = |point: usize| {
@@ -363,6 +364,7 @@ impl Multiply<'_> {
 
     /// `A^T m A` of one tile, with the epilogue. `sums` holds its numbers of the first point, those of the next are `step` further on.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "an index is of several arrays at once")]
     fn transform_output<S: Simd>(&self, simd: S, tile: usize, sums: &[f32], step: usize) {
         let Place { batch, y, x } = self.places.grid.place(self.places.start + tile);
         let (height, width) = self.places.size;
