@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use sd_worker::{
     backend::{
         self, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles, Pipeline,
-        RequestQueue,
+        RequestQueue, Tiling,
     },
     common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     models::Conditions,
@@ -24,7 +24,7 @@ use tracing::Span;
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 fn pipeline() -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     Arc::new(backend::load(&ModelFiles::open("builtin").unwrap(), &options).unwrap())
 }
 

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Failure;
 use crate::{
-    backend::{LoadError, ModelFiles},
+    backend::{LoadError, LoadOptions, ModelFiles, Tiling},
     common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
     device::{self, DeviceChoice},
     http::ApiKey,
@@ -102,6 +102,10 @@ pub struct ModelArgs {
     /// Threads that work on a CPU, 1 to 1024 [default: as many as the process may use]
     #[arg(long, env = "SD_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     pub threads: Option<u16>,
+    /// Whether the VAE works on large pictures strip by strip, for less memory and the same picture: auto does so where it would take
+    /// more than 4 GiB
+    #[arg(long, env = "SD_WORKER_VAE_TILING", value_enum, default_value_t, value_name = "auto|on|off", hide_possible_values = true)]
+    pub vae_tiling: Tiling,
     /// The largest picture, in pixels
     #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
     pub max_pixels: u64,
@@ -123,6 +127,15 @@ impl ModelArgs {
             Some(folder) => files.with_embeddings(folder),
             None => Ok(files),
         }
+    }
+
+    /// How it is loaded.
+    ///
+    /// # Errors
+    /// When the device is not there.
+    pub fn options(&self) -> Result<LoadOptions, LoadError> {
+        let Self { dtype: storage, max_pixels, vae_tiling, .. } = *self;
+        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling })
     }
 
     /// Starts the threads, which can be done once.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, sync::Arc, time::Instant};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
+    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText, Tiling},
     common::{
         ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, OutputConfig, Prompt, RequestId, Sampler, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps,
@@ -150,7 +150,7 @@ fn parts_of_a_prompt_guide_side_by_side() {
 }
 
 pub(crate) fn load(model: &str) -> InferencePipeline {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
 }
 
