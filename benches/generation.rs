@@ -1,4 +1,5 @@
-//! Where the time of a picture goes: text encoder, one UNet step, VAE decoder, the whole, and what the worker adds to it.
+//! Where the time of a picture goes: text encoder, one UNet step, VAE decoder, the whole, what the worker adds to it, and what pictures
+//! gain from each other's company.
 //!
 //! Each network is timed beside candle-transformers' own of the same kind and size, as the yardstick.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a bench may panic")]
@@ -6,11 +7,11 @@
 use std::{hint::black_box, sync::Arc, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sd_worker::{
     backend::{
-        self, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles, Pipeline,
-        RequestQueue, Tiling,
+        self, Complete, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
+        Pipeline, RequestQueue, Tiling,
     },
     common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     models::Conditions,
@@ -68,7 +69,7 @@ fn networks(c: &mut Criterion) {
     let text = networks.unet.context(&Conditions::of_text(&text)).unwrap();
 
     c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0).unwrap()));
-    c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), 500.0, &text).unwrap()));
+    c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), &[500.0], &text).unwrap()));
     c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents)).unwrap()));
 }
 
@@ -97,6 +98,46 @@ fn yardstick(c: &mut Criterion) {
     group.finish();
 }
 
+async fn picture(mut responses: mpsc::UnboundedReceiver<GenerationResponse>) -> Box<Complete> {
+    loop {
+        match responses.recv().await.unwrap() {
+            GenerationResponse::Complete(complete) => break complete,
+            GenerationResponse::Error(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+}
+
+/// Pictures a second where `CLIENTS` ask at once.
+fn throughput(c: &mut Criterion) {
+    const CLIENTS: usize = 8;
+    let pipeline = pipeline();
+    let runtime = Runtime::new().unwrap();
+    let mut group = c.benchmark_group("throughput");
+    group.sample_size(10).throughput(Throughput::Elements(CLIENTS as u64));
+    for max_batch in [1, 2, 4] {
+        let (queue, requests) = RequestQueue::new();
+        let inside = runtime.enter();
+        let engine = GenerationEngine::new(Arc::clone(&pipeline), requests).with_max_batch(max_batch).start();
+        drop(inside);
+        group.bench_function(BenchmarkId::new("max-batch", max_batch), |b| {
+            b.iter(|| {
+                let requests = (0..CLIENTS).map(|_| request(&pipeline, 15));
+                let clients: Vec<_> = requests
+                    .map(|(request, responses)| {
+                        queue.add_request(request).unwrap();
+                        responses
+                    })
+                    .collect();
+                clients.into_iter().map(|responses| runtime.block_on(picture(responses))).collect::<Vec<_>>()
+            });
+        });
+        drop(queue);
+        runtime.block_on(engine).unwrap();
+    }
+    group.finish();
+}
+
 fn whole(c: &mut Criterion) {
     let pipeline = pipeline();
     let runtime = Runtime::new().unwrap();
@@ -117,17 +158,9 @@ fn whole(c: &mut Criterion) {
         });
         group.bench_with_input(BenchmarkId::new("queue and engine", steps), &steps, |b, &steps| {
             b.iter(|| {
-                let (request, mut responses) = request(&pipeline, steps);
+                let (request, responses) = request(&pipeline, steps);
                 queue.add_request(request).unwrap();
-                runtime.block_on(async move {
-                    loop {
-                        match responses.recv().await.unwrap() {
-                            GenerationResponse::Complete(complete) => break complete,
-                            GenerationResponse::Error(error) => panic!("{error}"),
-                            _ => {}
-                        }
-                    }
-                })
+                runtime.block_on(picture(responses))
             });
         });
     }
@@ -136,5 +169,5 @@ fn whole(c: &mut Criterion) {
     runtime.block_on(engine).unwrap();
 }
 
-criterion_group!(benches, networks, yardstick, whole);
+criterion_group!(benches, networks, yardstick, whole, throughput);
 criterion_main!(benches);

@@ -125,6 +125,7 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
         api_key,
         cors_origins,
         client_timeout,
+        max_batch: args.max_batch,
         pulse: pulse.clone(),
         watchdog,
         metrics,
@@ -169,7 +170,8 @@ impl Worker<'_> {
             () = self.signals.next() => return Ok(()),
         };
         let info = Arc::clone(pipeline.info());
-        let mut engine = GenerationEngine::new(pipeline, requests).with_pulse(self.pulse.clone()).start();
+        let engine = GenerationEngine::new(pipeline, requests).with_pulse(self.pulse.clone());
+        let mut engine = engine.with_max_batch(self.args.max_batch as usize).start();
         self.ready(&info, started.elapsed());
         tokio::select! {
             () = self.signals.next() => {}

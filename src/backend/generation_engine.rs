@@ -1,21 +1,22 @@
-//! The loop that turns requests into pictures.
+//! The loop that turns requests into pictures, several of one shape side by side.
+
+mod turn;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    slice,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
-use tracing::{Span, field::Empty, info, info_span, warn};
+use tracing::{Span, warn};
+use turn::{Picture, Turn};
 
-use super::{
-    Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, InferencePipeline, Progress, Pulse, Timings,
-    image_utils,
-};
+use super::{Complete, GenerationError, GenerationRequest, InferencePipeline, Pulse};
 use crate::{
-    common::{ImageSize, error_chain},
+    common::error_chain,
     models::{Interrupt, interruptible},
 };
 
@@ -23,6 +24,12 @@ use crate::{
 pub trait Pipeline: Send + Sync + 'static {
     /// A generation under way.
     type Generation: Generation;
+
+    /// What generations have in common that can go through the network together.
+    type Shape: PartialEq;
+
+    /// The shape of a request's generation. Asked while others run, so it must be cheap.
+    fn shape(&self, request: &GenerationRequest) -> Self::Shape;
 
     /// Does what comes before the first step: encodes the prompt, draws the noise.
     ///
@@ -34,16 +41,45 @@ pub trait Pipeline: Send + Sync + 'static {
     fn model_id(&self) -> &str;
 }
 
-/// One picture under way. Its owner moves it forward.
+/// One picture under way. Its owner moves it forward: asks the network about it, alone or with others of its shape, and tells it the
+/// answer. Only the answer changes it, so that what went wrong for several can be asked again one by one.
 pub trait Generation {
-    /// Steps in all.
+    /// What the network looks at in every step of the same generations.
+    type Context;
+
+    /// What the network says of one.
+    type Output;
+
+    /// Steps in all: evaluations of the network.
     fn total_steps(&self) -> usize;
 
-    /// Denoises once. Called `total_steps` times.
+    /// What the network looks at in every step of these generations.
+    ///
+    /// # Errors
+    /// When they are not of one shape, or the model fails.
+    fn join(generations: &[&Self]) -> Result<Self::Context, GenerationError>;
+
+    /// What the network says of each of these generations, in one pass, given what [`join`](Self::join) made of the same. What it says
+    /// of one does not depend on the others.
     ///
     /// # Errors
     /// When the model fails.
-    fn step(&mut self) -> Result<(), GenerationError>;
+    fn predict(generations: &[&Self], context: &Self::Context) -> Result<Vec<Self::Output>, GenerationError>;
+
+    /// Denoises once, by what the network said. Called `total_steps` times.
+    ///
+    /// # Errors
+    /// When the model fails.
+    fn update(&mut self, output: Self::Output) -> Result<(), GenerationError>;
+
+    /// A whole step, alone.
+    ///
+    /// # Errors
+    /// When the model fails.
+    fn step(&mut self) -> Result<(), GenerationError> {
+        let outputs = Self::predict(&[self], &Self::join(&[self])?)?;
+        outputs.into_iter().try_for_each(|output| self.update(output))
+    }
 
     /// A rough picture of the current state, cheap next to a step.
     ///
@@ -67,19 +103,35 @@ pub struct GenerationEngine<P = InferencePipeline> {
     pipeline: Arc<P>,
     requests: UnboundedReceiver<GenerationRequest>,
     pulse: Pulse,
+    max_batch: usize,
+    /// Requests whose turn has come and that have no last answer yet.
+    running: usize,
+}
+
+/// Pictures of one shape that take their steps together.
+struct Batch<G: Generation> {
+    pictures: Vec<Picture<G>>,
+    /// For as long as they are the same.
+    context: Option<G::Context>,
 }
 
 impl<P: Pipeline> GenerationEngine<P> {
-    /// An engine for the requests that come out of `requests`.
+    /// An engine for the requests that come out of `requests`, one at a time.
     #[must_use]
     pub fn new(pipeline: Arc<P>, requests: UnboundedReceiver<GenerationRequest>) -> Self {
-        Self { pipeline, requests, pulse: Pulse::default() }
+        Self { pipeline, requests, pulse: Pulse::default(), max_batch: 1, running: 0 }
     }
 
     /// The same engine with a pulse that others look at.
     #[must_use]
     pub fn with_pulse(self, pulse: Pulse) -> Self {
         Self { pulse, ..self }
+    }
+
+    /// The same engine for up to so many requests at a time, at least one.
+    #[must_use]
+    pub fn with_max_batch(self, max_batch: usize) -> Self {
+        Self { max_batch: max_batch.max(1), ..self }
     }
 
     /// Serves requests in order on one blocking thread, until every clone of the queue is gone.
@@ -92,156 +144,157 @@ impl<P: Pipeline> GenerationEngine<P> {
     }
 
     fn run(mut self) {
-        let running = metrics::gauge!("sdw_requests_running");
         while let Some(request) = self.requests.blocking_recv() {
-            metrics::gauge!("sdw_requests_waiting").decrement(1);
-            running.set(1);
-            self.pulse.beat();
-            let span = info_span!(
-                parent: &request.span, "generate",
-                request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed,
-                queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
-            );
-            let _entered = span.enter();
-            let run = || interruptible(interrupt(&request, &self.pulse), || serve(&self.pipeline, &request));
             // On a thread of the pool: from outside, each of a thousand operations would cost two switches of threads.
-            let outcome = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| span.in_scope(run))))
-                .unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
-                // Whatever an interrupted network says: that is why it stopped.
-                .map_err(|error| match error {
-                    GenerationError::TooLate => error,
-                    error if request.is_wanted() => error,
-                    _ => GenerationError::Cancelled,
-                });
-            running.set(0);
+            rayon::scope(|_| self.serve(request));
+        }
+    }
+
+    /// Serves a request and whoever comes meanwhile, until nobody is left. Between steps, requests join and leave.
+    fn serve(&mut self, request: GenerationRequest) {
+        let mut next = Some(request);
+        let mut batch = Batch { pictures: Vec::new(), context: None };
+        loop {
+            self.let_in(&mut batch, &mut next);
+            if batch.pictures.is_empty() {
+                return;
+            }
+            batch.step(&self.pulse);
+            self.let_go(&mut batch);
+        }
+    }
+
+    /// Lets in who is next, as long as there is room. Who is of another shape waits until the others are done, and nobody overtakes.
+    fn let_in(&mut self, batch: &mut Batch<P::Generation>, next: &mut Option<GenerationRequest>) {
+        while batch.pictures.len() < self.max_batch {
+            *next = next.take().or_else(|| self.requests.try_recv().ok());
+            let Some(request) = next.take_if(|request| self.may_join(batch, request)) else { return };
+            if let Some(picture) = self.begin(request) {
+                batch.pictures.push(picture);
+                batch.context = None;
+            }
+        }
+    }
+
+    /// Who will not be served any more need not wait to be told so.
+    fn may_join(&self, batch: &Batch<P::Generation>, request: &GenerationRequest) -> bool {
+        let shape = |request: &GenerationRequest| self.pipeline.shape(request);
+        let fits = |first: &Picture<P::Generation>| caught(|| Ok(shape(&first.turn.request) == shape(request))).unwrap_or(false);
+        !request.is_wanted() || request.is_late() || batch.pictures.first().is_none_or(fits)
+    }
+
+    fn begin(&mut self, request: GenerationRequest) -> Option<Picture<P::Generation>> {
+        metrics::gauge!("sdw_requests_waiting").decrement(1);
+        self.count_running(self.running + 1);
+        self.pulse.beat();
+        let turn = Turn::new(request);
+        match attempt(&[&turn], &self.pulse, || turn.begin(&self.pipeline)) {
+            Ok((generation, timings)) => Some(Picture::new(turn, generation, timings)),
+            Err(error) => {
+                self.conclude(&turn, Err(error));
+                None
+            }
+        }
+    }
+
+    /// Lets go who has a picture, who cannot have one, and who does not want one any more.
+    fn let_go(&mut self, batch: &mut Batch<P::Generation>) {
+        let leaving: Vec<_> = batch.pictures.extract_if(.., |picture| picture.is_over()).collect();
+        if !leaving.is_empty() {
+            batch.context = None;
+        }
+        for Picture { turn, generation, mut timings, failure, ready, .. } in leaving {
+            timings.denoise = ready.elapsed();
+            let finish = || turn.finish(generation, timings, self.pipeline.model_id());
+            let outcome = failure.map_or_else(|| attempt(&[&turn], &self.pulse, finish), Err);
+            self.conclude(&turn, outcome);
+        }
+    }
+
+    fn conclude(&mut self, turn: &Turn, outcome: Result<Complete, GenerationError>) {
+        self.count_running(self.running - 1);
+        if self.running == 0 {
             self.pulse.rest();
-            // Not even a log that cannot be written may end the loop.
-            let _ = catch_unwind(AssertUnwindSafe(|| conclude(&request, outcome)));
         }
+        // Not even a log that cannot be written may end the loop.
+        let _ = catch_unwind(AssertUnwindSafe(|| turn.conclude(outcome)));
+    }
+
+    fn count_running(&mut self, running: usize) {
+        self.running = running;
+        metrics::gauge!("sdw_requests_running").set(running as f64);
     }
 }
 
-/// One request, from its turn to its picture.
-fn serve<P: Pipeline>(pipeline: &Arc<P>, request: &GenerationRequest) -> Result<Complete, GenerationError> {
-    let mut timings = Timings { queue: request.accepted_at.elapsed(), ..Timings::default() };
-    metrics::histogram!("sdw_queue_seconds").record(timings.queue);
-    if request.is_late() {
-        return Err(GenerationError::TooLate);
-    }
-    check_wanted(request)?;
-    respond(request, GenerationResponse::Started);
-
-    let started = Instant::now();
-    let mut generation = pipeline.begin(request)?;
-    timings.text = started.elapsed();
-
-    let started = Instant::now();
-    denoise(&mut generation, request)?;
-    timings.denoise = started.elapsed();
-    let warnings = generation.warnings();
-    check_wanted(request)?;
-
-    let started = Instant::now();
-    let picture = generation.finish()?;
-    timings.decode = started.elapsed();
-
-    let started = Instant::now();
-    let metadata = ImageMetadata::new(request, pipeline.model_id());
-    let image = image_utils::encode(&picture, request.output, Some(&metadata))?;
-    timings.encode = started.elapsed();
-
-    Ok(Complete { image, config: request.config, timings, warnings })
-}
-
-/// The last response, and what is remembered of the request.
-fn conclude(request: &GenerationRequest, outcome: Result<Complete, GenerationError>) {
-    let (name, response) = match outcome {
-        Ok(complete) => {
-            trace(&complete.timings);
-            info!(total_ms = complete.timings.total().as_millis(), "picture finished");
-            record(&complete.timings);
-            ("ok", GenerationResponse::Complete(Box::new(complete)))
-        }
-        Err(error @ (GenerationError::Cancelled | GenerationError::TooLate)) => {
-            let reason = match error {
-                GenerationError::TooLate => "deadline",
-                _ if request.cancellation.is_cancelled() => "cancelled",
-                _ => "disconnect",
-            };
-            metrics::counter!("sdw_cancelled_total", "reason" => reason).increment(1);
-            info!(reason, "stopped");
-            ("cancelled", GenerationResponse::Error(error))
-        }
-        Err(error) => {
-            warn!(error = error_chain(&error), "no picture");
-            ("error", GenerationResponse::Error(error))
-        }
-    };
-    metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
-    respond(request, response);
-}
-
-/// All steps, with progress after each and previews between some.
-fn denoise(generation: &mut impl Generation, request: &GenerationRequest) -> Result<(), GenerationError> {
-    let total = generation.total_steps();
-    let mut previews = 0..request.output.previews;
-    for step in 1..=total {
-        check_wanted(request)?;
+impl<G: Generation> Batch<G> {
+    /// A step for all. What goes wrong is kept with the picture that it happened to.
+    fn step(&mut self, pulse: &Pulse) {
         let started = Instant::now();
-        generation.step()?;
+        let spans: Vec<Span> = self.pictures.iter().map(Picture::step_span).collect();
+        let outputs = predict(&self.pictures, &mut self.context, pulse);
+        for (picture, output) in self.pictures.iter_mut().zip(outputs) {
+            picture.go_on(pulse, |generation| generation.update(output?));
+        }
         let step_time = started.elapsed();
-        metrics::histogram!("sdw_step_seconds").record(step_time);
-        respond(request, GenerationResponse::Progress(Progress { step, total, step_time }));
+        drop(spans);
 
-        // The nth of p previews comes after n / (p + 1) of the steps, none after the last: that is the picture itself.
-        let due = step * (usize::from(request.output.previews) + 1) / total;
-        while usize::from(previews.start) < due && step < total {
-            let Some(index) = previews.next() else { break };
-            let image = image_utils::encode(&enlarge(&generation.preview()?, request.config.size), request.output, None)?;
-            respond(request, GenerationResponse::Preview { index, image });
+        let batch_size = self.pictures.iter().filter(|picture| picture.failure.is_none()).count();
+        if batch_size > 0 {
+            metrics::histogram!("sdw_step_seconds").record(step_time);
+            metrics::histogram!("sdw_batch_size").record(batch_size as f64);
+        }
+        for picture in self.pictures.iter_mut().filter(|picture| picture.failure.is_none()) {
+            picture.report(pulse, step_time, batch_size);
         }
     }
-    Ok(())
 }
 
-/// A preview at the picture's own size, so that a client can show it in the picture's place.
-fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
-    imageops::resize(preview, size.width(), size.height(), imageops::FilterType::Triangle)
+/// What the network says of each picture. If it fails for all together, it is asked about each alone, so that it costs only who is to
+/// blame.
+fn predict<G: Generation>(
+    pictures: &[Picture<G>],
+    context: &mut Option<G::Context>,
+    pulse: &Pulse,
+) -> Vec<Result<G::Output, GenerationError>> {
+    let (turns, generations): (Vec<&Turn>, Vec<&G>) = pictures.iter().map(|picture| (&picture.turn, &picture.generation)).unzip();
+    let together = attempt(&turns, pulse, || {
+        let context = match context {
+            Some(context) => context,
+            None => context.insert(G::join(&generations)?),
+        };
+        let outputs = G::predict(&generations, context).inspect_err(|error| {
+            if turns.len() > 1 && turns.iter().any(|turn| turn.request.is_wanted()) {
+                warn!(error = error_chain(error), pictures = turns.len(), "a step of several pictures failed, and is tried one by one");
+            }
+        })?;
+        assert_eq!(outputs.len(), generations.len(), "an output for each");
+        Ok(outputs)
+    });
+    match together {
+        Ok(outputs) => outputs.into_iter().map(Ok).collect(),
+        Err(error) if pictures.len() == 1 => vec![Err(error)],
+        Err(_) => pictures.iter().flat_map(|picture| predict(slice::from_ref(picture), &mut None, pulse)).collect(),
+    }
 }
 
-/// Stops where nobody waits for the picture any more.
-fn check_wanted(request: &GenerationRequest) -> Result<(), GenerationError> {
-    if request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+/// Does work of some requests, until nobody waits for any of them any more. Neither an error nor a panic costs anybody else anything.
+fn attempt<T>(turns: &[&Turn], pulse: &Pulse, work: impl FnOnce() -> Result<T, GenerationError>) -> Result<T, GenerationError> {
+    let span = if let [turn] = turns { turn.span.clone() } else { Span::none() };
+    span.in_scope(|| caught(|| interruptible(interrupt(turns, pulse), work)))
 }
 
-/// The same between two layers of a network, where a step takes long: a sign of life each time.
-fn interrupt(request: &GenerationRequest, pulse: &Pulse) -> Interrupt {
-    let (cancellation, response_tx, pulse) = (request.cancellation.clone(), request.response_tx.clone(), pulse.clone());
+fn caught<T>(work: impl FnOnce() -> Result<T, GenerationError>) -> Result<T, GenerationError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
+}
+
+/// Stops between two layers of a network, where a step takes long. A sign of life each time.
+fn interrupt(turns: &[&Turn], pulse: &Pulse) -> Interrupt {
+    let client = |turn: &&Turn| (turn.request.cancellation.clone(), turn.request.response_tx.clone());
+    let (clients, pulse): (Vec<_>, Pulse) = (turns.iter().map(client).collect(), pulse.clone());
     Arc::new(move || {
         pulse.beat();
-        cancellation.is_cancelled() || response_tx.is_closed()
+        clients.iter().all(|(cancellation, response_tx)| cancellation.is_cancelled() || response_tx.is_closed())
     })
-}
-
-/// A client that is gone is no error: the next step notices.
-fn respond(request: &GenerationRequest, response: GenerationResponse) {
-    let _ = request.response_tx.send(response);
-}
-
-/// Where the time went, in the request's span.
-fn trace(timings: &Timings) {
-    let (span, millis) = (Span::current(), |time: Duration| time.as_millis() as u64);
-    span.record("queue_ms", millis(timings.queue)).record("text_ms", millis(timings.text)).record("denoise_ms", millis(timings.denoise));
-    span.record("decode_ms", millis(timings.decode)).record("encode_ms", millis(timings.encode));
-}
-
-fn record(timings: &Timings) {
-    let phases = [("text", timings.text), ("denoise", timings.denoise), ("decode", timings.decode), ("encode", timings.encode)];
-    for (phase, time) in phases {
-        metrics::histogram!("sdw_phase_seconds", "phase" => phase).record(time);
-    }
-    metrics::histogram!("sdw_generation_seconds").record(timings.work());
-    metrics::counter!("sdw_images_total").increment(1);
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

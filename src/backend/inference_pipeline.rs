@@ -87,6 +87,15 @@ struct Moment {
 
 impl Pipeline for InferencePipeline {
     type Generation = Diffusion;
+    /// The size, and how many samples there are to a picture.
+    type Shape = (ImageSize, usize);
+
+    fn shape(&self, request: &GenerationRequest) -> (ImageSize, usize) {
+        let parts = PromptText::Positive(request.prompt.as_str()).parts();
+        // What guides side by side leads away from the negative prompt, whatever the scale.
+        let is_guided = self.info.is_guided(request.config.guidance_scale) || parts > 1;
+        (request.config.size, parts + usize::from(is_guided))
+    }
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<Diffusion, GenerationError> {
         // 1. Check inputs: their types leave only what this model decides.
@@ -97,8 +106,7 @@ impl Pipeline for InferencePipeline {
         let span = debug_span!("text_encode").entered();
         let options = config.options;
         let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
-        // What guides side by side leads away from the negative prompt, whatever the scale.
-        let is_guided = self.info.is_guided(config.guidance_scale) || prompts[1].has_parts();
+        let is_guided = self.shape(request).1 > 1;
         let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
         let encoded = self.prompt_encoder.encode(prompts, options.clip_skip)?;
         let part_weights = if is_guided { encoded.weights[1..].to_vec() } else { Vec::new() };
@@ -150,17 +158,33 @@ impl Pipeline for InferencePipeline {
 }
 
 impl Generation for Diffusion {
+    type Context = UNetContext;
+    /// For each sample, `(samples, channels, height / 8, width / 8)` in f32.
+    type Output = Tensor;
+
     fn total_steps(&self) -> usize {
         self.plan.stages.len()
     }
 
-    // 5. Denoise.
-    fn step(&mut self) -> Result<(), GenerationError> {
-        let _span = debug_span!("denoise_step", step = self.steps_done).entered();
-        let pipeline = Arc::clone(&self.pipeline);
-        let stage = self.plan.stages[self.steps_done].clone();
-        let output = self.predict(&pipeline, &stage)?;
-        self.unmasked = self.update(&stage, output)?;
+    fn join(generations: &[&Self]) -> Result<UNetContext, GenerationError> {
+        let contexts: Vec<&UNetContext> = generations.iter().map(|generation| &generation.context).collect();
+        Ok(UNetContext::join(&contexts)?)
+    }
+
+    // 5. Denoise: what the network says of all,
+    fn predict(generations: &[&Self], context: &UNetContext) -> Result<Vec<Tensor>, GenerationError> {
+        let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
+        let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
+        let timesteps: Vec<f64> = generations.iter().map(|generation| generation.stage().timestep).collect();
+        let output = pipeline.networks.unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context)?;
+        Ok(output.to_dtype(DType::F32)?.chunk(generations.len(), 0)?)
+    }
+
+    // and what follows from it for each.
+    fn update(&mut self, output: Tensor) -> Result<(), GenerationError> {
+        let stage = self.stage().clone();
+        let output = self.guide(output)?;
+        self.unmasked = self.next_latents(&stage, output)?;
         self.steps_done += 1;
         let next_level = self.plan.stages.get(self.steps_done).map(|stage| stage.level);
         self.latents = match &self.kept {
@@ -205,15 +229,22 @@ impl Diffusion {
         &self.text_embeddings
     }
 
-    /// The network's output with classifier-free guidance, f32.
-    fn predict(&self, pipeline: &InferencePipeline, stage: &Stage) -> Result<Tensor, GenerationError> {
-        let unet = &pipeline.networks.unet;
-        let mut input = (&self.latents * stage.input_scale)?;
+    /// The next one.
+    fn stage(&self) -> &Stage {
+        &self.plan.stages[self.steps_done]
+    }
+
+    /// What the network looks at, `(1, in_channels, height / 8, width / 8)`.
+    fn model_input(&self) -> Result<Tensor, GenerationError> {
+        let mut input = (&self.latents * self.stage().input_scale)?;
         if let Some(condition) = &self.condition {
             input = Tensor::cat(&[&input, condition], 1)?;
         }
-        let input = input.to_dtype(pipeline.dtype)?;
-        let output = unet.forward(&input, stage.timestep, &self.context)?.to_dtype(DType::F32)?;
+        Ok(input.to_dtype(self.pipeline.dtype)?)
+    }
+
+    /// Classifier-free guidance: of an output for each sample, f32, one.
+    fn guide(&self, output: Tensor) -> Result<Tensor, GenerationError> {
         if self.part_weights.is_empty() {
             return Ok(output);
         }
@@ -230,7 +261,7 @@ impl Diffusion {
     }
 
     /// Where the plan moves the latents.
-    fn update(&mut self, stage: &Stage, output: Tensor) -> Result<Tensor, GenerationError> {
+    fn next_latents(&mut self, stage: &Stage, output: Tensor) -> Result<Tensor, GenerationError> {
         let mut denoised = ((&self.latents * stage.denoised.sample)? + (&output * stage.denoised.output)?)?;
         if let Some(clip) = stage.denoised.clip {
             denoised = denoised.clamp(-clip, clip)?;

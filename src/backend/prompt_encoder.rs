@@ -39,10 +39,10 @@ pub enum PromptText<'a> {
 }
 
 impl PromptText<'_> {
-    /// Whether it has several parts that guide side by side.
+    /// How many parts it has, which guide side by side.
     #[must_use]
-    pub fn has_parts(self) -> bool {
-        Key::new(self, 0).parts().len() > 1
+    pub fn parts(self) -> usize {
+        Key::new(self, 0).parts().len()
     }
 }
 

@@ -119,6 +119,8 @@ pub struct Progress {
     pub total: usize,
     /// How long the last step took.
     pub step_time: Duration,
+    /// How many pictures took it together.
+    pub batch_size: usize,
 }
 
 impl Progress {
@@ -162,7 +164,7 @@ pub struct Timings {
     pub queue: Duration,
     /// Encoding the prompt, and the picture to begin with if there is one.
     pub text: Duration,
-    /// All steps.
+    /// All steps, and what others of its batch needed between them.
     pub denoise: Duration,
     /// From latents to pixels.
     pub decode: Duration,

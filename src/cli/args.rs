@@ -175,6 +175,9 @@ pub struct ServeArgs {
     /// How many pictures may wait or run before requests are refused with 429
     #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
     pub queue_capacity: u32,
+    /// How many pictures of one size may take their steps together
+    #[arg(long, env = "SD_WORKER_MAX_BATCH", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "PICTURES")]
+    pub max_batch: u32,
     /// How long a client may be silent while it sends a request, or leave its answer unread, before it is disconnected
     #[arg(long, env = "SD_WORKER_CLIENT_TIMEOUT", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400), value_name = "SECONDS")]
     pub client_timeout: u64,

@@ -164,7 +164,8 @@ impl Permit {
         self.backlog.pixels.fetch_sub(done * self.pixels, Ordering::Relaxed);
         // Races between requests cost one measurement, which the next makes good.
         let before = self.backlog.picos_per_pixel.load(Ordering::Relaxed);
-        let measured = (progress.step_time.as_nanos() * 1000 / u128::from(self.pixels.max(1))).max(1) as u64;
+        let pixels = u128::from(self.pixels.max(1)) * progress.batch_size.max(1) as u128;
+        let measured = (progress.step_time.as_nanos() * 1000 / pixels).max(1) as u64;
         let mean = if before == 0 { measured } else { (before / 4).saturating_mul(3).saturating_add(measured / 4).max(1) };
         self.backlog.picos_per_pixel.store(mean, Ordering::Relaxed);
     }
@@ -194,7 +195,7 @@ mod tests {
     }
 
     fn step(millis: u64) -> Progress {
-        Progress { step: 1, total: 10, step_time: Duration::from_millis(millis) }
+        Progress { step: 1, total: 10, step_time: Duration::from_millis(millis), batch_size: 1 }
     }
 
     #[test]
@@ -225,6 +226,15 @@ mod tests {
         let _waiting = admission.admit(Demand { pixels: PIXELS / 16, ..demand(2, 100) }).unwrap();
         let wait = when_full(&admission);
         assert!((19_900..=20_000).contains(&wait.as_millis()), "200 steps of 0.1 s, not {wait:?}");
+    }
+
+    #[test]
+    fn a_step_that_several_pictures_take_together_is_counted_once() {
+        let admission = Admission::new(2);
+        let mut permit = admission.admit(demand(2, 5)).unwrap();
+        permit.note(&Progress { batch_size: 4, ..step(2000) });
+        let wait = when_full(&admission);
+        assert!((4490..=4500).contains(&wait.as_millis()), "9 steps of 2 s, four at a time, not {wait:?}");
     }
 
     #[test]

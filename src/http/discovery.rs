@@ -46,6 +46,7 @@ struct Limits {
     max_upload_bytes: usize,
     max_input_pixels: u64,
     queue_capacity: u32,
+    max_batch: u32,
 }
 
 /// What this worker is.
@@ -83,6 +84,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
             max_upload_bytes: MAX_UPLOAD_BYTES,
             max_input_pixels: MAX_INPUT_PIXELS,
             queue_capacity: state.admission.capacity(),
+            max_batch: state.max_batch,
         },
     }))
 }

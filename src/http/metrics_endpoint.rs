@@ -12,12 +12,17 @@ use super::{
 /// From a step of the built-in model to an hour.
 const SECONDS: [f64; 18] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 300., 900., 3600.];
 
+/// From one picture to the most that there can be.
+const BATCH_SIZES: [f64; 13] = [1., 2., 3., 4., 6., 8., 12., 16., 24., 32., 64., 128., 256.];
+
 /// Makes this process' metrics go to the handle that is returned.
 ///
 /// # Errors
 /// When another recorder is installed already.
 pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?;
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("sdw_batch_size".to_owned()), &BATCH_SIZES)?;
     let handle = builder.install_recorder()?;
     describe();
     Ok(handle)
@@ -30,7 +35,8 @@ fn describe() {
     metrics::describe_gauge!("sdw_model_loaded", "1 when the model is loaded and works");
     metrics::describe_histogram!("sdw_queue_seconds", Unit::Seconds, "Time from acceptance to the request's turn");
     metrics::describe_histogram!("sdw_phase_seconds", Unit::Seconds, "Time of one phase of a generation");
-    metrics::describe_histogram!("sdw_step_seconds", Unit::Seconds, "Time of one denoising step");
+    metrics::describe_histogram!("sdw_step_seconds", Unit::Seconds, "Time of one denoising step, of all pictures that take it together");
+    metrics::describe_histogram!("sdw_batch_size", "Pictures that take a denoising step together");
     metrics::describe_histogram!("sdw_generation_seconds", Unit::Seconds, "Time of a generation, without waiting");
     metrics::describe_counter!("sdw_requests_total", "Pictures asked for, by outcome");
     metrics::describe_counter!("sdw_rejected_total", "HTTP requests refused before they were queued, by reason");

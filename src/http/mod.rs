@@ -85,6 +85,8 @@ pub struct AppState {
     pub cors_origins: Vec<HeaderValue>,
     /// How long a client may be silent in the middle of a body.
     pub client_timeout: Duration,
+    /// How many pictures of one size the engine works on together.
+    pub max_batch: u32,
     /// Whether the engine moves, and how long it may not.
     pub pulse: Pulse,
     /// `None`: for ever.

@@ -193,7 +193,7 @@ impl ImagesRequest {
         ignore_if(self.strength.is_some() && files.is_none(), "strength");
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
-        let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(self.prompt.as_str()).has_parts();
+        let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(self.prompt.as_str()).parts() > 1;
         ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
         ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
         ignored.sort();

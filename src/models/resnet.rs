@@ -41,7 +41,7 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`.
+    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`, or of fewer samples that stand for the batch.
     pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         self.forward_with(&self.norms, x, temb)
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
-use super::cpu;
+use super::{cpu, for_batch};
 
 /// Elsewhere than on a CPU, scores are worked out for this many bytes at a time, so that memory does not grow with the square of the
 /// picture.
@@ -10,7 +10,7 @@ const SCORE_BYTES: usize = 64 << 20;
 
 /// `softmax(q k^T / sqrt(head_dim)) v` for each head ([Vaswani et al.](https://arxiv.org/abs/1706.03762), equation 1).
 ///
-/// `q` is `(batch, queries, heads * head_dim)`, or of one sample, whose queries are then those of every sample; `k` and `v` are
+/// `q` is `(batch, queries, heads * head_dim)`, or of fewer samples that stand for the batch as in [`for_batch`]; `k` and `v` are
 /// `(batch, keys, heads * head_dim)`. With `causal`, a query sees the keys up to its own place. The result is
 /// `(batch, queries, heads * head_dim)`.
 ///
@@ -18,7 +18,7 @@ const SCORE_BYTES: usize = 64 << 20;
 /// When the shapes do not fit, or the device fails.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     let ((samples, queries, width), (batch, keys, key_width)) = (q.dims3()?, k.dims3()?);
-    let fits = width == key_width && k.dims() == v.dims() && [1, batch].contains(&samples);
+    let fits = width == key_width && k.dims() == v.dims() && batch.is_multiple_of(samples);
     if heads == 0 || !width.is_multiple_of(heads) || !fits {
         candle_core::bail!("attention of {:?} to {:?} and {:?} with {heads} heads", q.shape(), k.shape(), v.shape());
     }
@@ -28,7 +28,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(q, k, v, shape)))))?;
         return Tensor::from_vec(result, (batch, queries, width), &Device::Cpu);
     }
-    let q = &q.broadcast_as((batch, queries, width))?.contiguous()?;
+    let q = &for_batch(q, batch)?.contiguous()?;
     let split = |x: &Tensor| x.reshape((batch, (), heads, width / heads));
     #[cfg(feature = "flash-attn")]
     if q.device().is_cuda() && q.dtype() != candle_core::DType::F32 {

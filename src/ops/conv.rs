@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{GroupNorm, Storage, Weights, cpu};
+use super::{GroupNorm, Storage, Weights, cpu, for_batch};
 
 /// Shape of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ enum Layer {
 /// What is added to the result of a convolution.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Added<'a> {
-    /// A number for each sample and channel, `(batch, out_channels)`.
+    /// A number for each sample and channel, `(batch, out_channels)`, or of fewer samples that stand for the batch as in [`for_batch`].
     pub sample_bias: Option<&'a Tensor>,
     /// An image of the result's shape.
     pub residual: Option<&'a Tensor>,
@@ -162,7 +162,7 @@ impl Conv2d {
                 let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
                 let mut y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?.broadcast_add(bias)?;
                 if let Some(bias) = added.sample_bias {
-                    y = y.broadcast_add(&bias.unsqueeze(2)?.unsqueeze(3)?)?;
+                    y = y.broadcast_add(&for_batch(bias, y.dim(0)?)?.unsqueeze(2)?.unsqueeze(3)?)?;
                 }
                 added.residual.map_or(Ok(y.clone()), |residual| y + residual)
             }
@@ -196,8 +196,8 @@ fn packed_forward_by(
     if added.residual.is_some_and(|residual| residual.dims() != [batch, channels, height, width]) {
         candle_core::bail!("a residual of another shape than the convolution's {:?}", (batch, channels, height, width));
     }
-    let bias: Option<Vec<f32>> =
-        added.sample_bias.map(|bias| bias.broadcast_as((batch, channels))?.flatten_all()?.to_vec1()).transpose()?;
+    let bias = added.sample_bias.map(|bias| for_batch(bias, batch)?.broadcast_as((batch, channels))?.flatten_all()?.to_vec1());
+    let bias: Option<Vec<f32>> = bias.transpose()?;
     let residual = added.residual.map(cpu::Image::new).transpose()?;
     let norm = norm.map(|norm| norm.sums_of(&image)).transpose()?;
     let shape = cpu::Shape { batch, height: image.height, width: image.width, seen: size };

@@ -13,6 +13,7 @@ mod cpu;
 mod embedding;
 mod linear;
 mod norm;
+mod samples;
 mod weights;
 
 pub use activation::Activation;
@@ -24,4 +25,5 @@ pub use cpu::{GroupStatistics, zeroed};
 pub use embedding::Embedding;
 pub use linear::{Geglu, Linear};
 pub use norm::{GroupNorm, LayerNorm};
+pub use samples::for_batch;
 pub use weights::{Storage, Weights};

@@ -33,6 +33,9 @@ pub(crate) struct FakeGeneration {
 
 impl Pipeline for FakePipeline {
     type Generation = FakeGeneration;
+    type Shape = ();
+
+    fn shape(&self, _: &GenerationRequest) {}
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
         let (config, prompt) = (request.config, request.prompt.as_str().to_owned());
@@ -46,11 +49,22 @@ impl Pipeline for FakePipeline {
 }
 
 impl Generation for FakeGeneration {
+    type Context = ();
+    type Output = ();
+
     fn total_steps(&self) -> usize {
         self.steps
     }
 
-    fn step(&mut self) -> Result<(), GenerationError> {
+    fn join(_: &[&Self]) -> Result<(), GenerationError> {
+        Ok(())
+    }
+
+    fn predict(generations: &[&Self], (): &()) -> Result<Vec<()>, GenerationError> {
+        Ok(vec![(); generations.len()])
+    }
+
+    fn update(&mut self, (): ()) -> Result<(), GenerationError> {
         match self.prompt.as_str() {
             "panic" => panic!("as the prompt said"),
             "nan" => Err(GenerationError::NotANumber),
@@ -98,6 +112,7 @@ impl FakeWorker {
             api_key: None,
             cors_origins: Vec::new(),
             client_timeout: Duration::from_mins(10),
+            max_batch: 1,
             pulse,
             watchdog: Some(Duration::from_millis(1)),
             metrics: recorder(),

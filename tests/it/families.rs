@@ -96,7 +96,7 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
         check("added", added);
     }
     let latents = (made_up::made_up("latents", &[1, unet.config().in_channels, 8, 9]) * 2.0).unwrap();
-    check("unet", &unet.forward(&latents, 801.0, &context).unwrap());
+    check("unet", &unet.forward(&latents, &[801.0], &context).unwrap());
     check("encoded", &networks.vae.encode(&made_up::made_up("picture", &[1, 3, 64, 72])).unwrap().mean);
     check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9])).unwrap());
 }

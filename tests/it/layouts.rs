@@ -22,7 +22,7 @@ fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let networks = pipeline.networks();
     let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();
     let context = networks.unet.context(&Conditions::of_text(&text.narrow(0, 0, 1).unwrap())).unwrap();
-    let output = networks.unet.forward(&latents, 500.0, &context).unwrap();
+    let output = networks.unet.forward(&latents, &[500.0], &context).unwrap();
     let picture = networks.vae.decode(&output).unwrap();
     let flat = [text, output, picture].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     Ok(flat.concat())

@@ -1,8 +1,9 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `families`, `layouts`, `parity`, `sharing` and `single_file` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `families`, `layouts`, `parity`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
 mod architecture;
+mod batches;
 mod cli;
 mod connections;
 mod edits;

@@ -35,6 +35,8 @@ async fn metrics_count_what_happened() {
         ("sdw_requests_total{outcome=\"ok\"}", 1.0),
         ("sdw_rejected_total{reason=\"invalid_n\"}", 1.0),
         ("sdw_step_seconds_count", 2.0),
+        ("sdw_batch_size_sum", 2.0),
+        ("sdw_batch_size_bucket{le=\"1\"}", 2.0),
         ("sdw_phase_seconds_count{phase=\"decode\"}", 1.0),
         ("sdw_queue_seconds_count", 1.0),
         ("sdw_generation_seconds_count", 1.0),
@@ -58,7 +60,7 @@ async fn every_metric_is_there_with_its_kind_and_what_it_means() {
     let text = answer.text().await.unwrap();
     for (kind, names) in [
         ("gauge", &["requests_waiting", "requests_running", "queue_capacity", "model_loaded"][..]),
-        ("histogram", &["queue_seconds", "phase_seconds", "step_seconds", "generation_seconds"]),
+        ("histogram", &["queue_seconds", "phase_seconds", "step_seconds", "batch_size", "generation_seconds"]),
         ("counter", &["requests_total", "rejected_total", "cancelled_total", "images_total", "prompt_cache_total"]),
     ] {
         for name in names {

@@ -44,13 +44,13 @@ fn both_sides_of_guidance_may_share_their_latents() {
         let (latents, text) = inputs(unet.config());
         let context = unet.context(&Conditions::of_text(&text)).unwrap();
         let times = |count: usize| Tensor::cat(&vec![&latents; count], 0).unwrap();
-        let (once, twice) = (unet.forward(&times(1), 321.0, &context).unwrap(), unet.forward(&times(2), 321.0, &context).unwrap());
+        let (once, twice) = (unet.forward(&times(1), &[321.0], &context).unwrap(), unet.forward(&times(2), &[321.0], &context).unwrap());
         assert_eq!(once.dims(), [2, unet.config().out_channels, 9, 10]);
         assert_eq!(numbers(&once), numbers(&twice), "{model}");
         let sides = [once.get(0).unwrap(), once.get(1).unwrap()].map(|side| numbers(&side));
         assert_ne!(sides[0], sides[1], "the text makes a difference");
 
-        let error = unet.forward(&times(3), 321.0, &context).unwrap_err().to_string();
+        let error = unet.forward(&times(3), &[321.0], &context).unwrap_err().to_string();
         assert!(error.contains("with the text of 2 samples"), "{error}");
     }
 }

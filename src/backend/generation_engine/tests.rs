@@ -1,8 +1,13 @@
 //! The engine, driven with a pipeline that makes no pictures.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+mod together;
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -10,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    backend::RequestQueue,
+    backend::{GenerationResponse, RequestQueue},
     common::{ImageFormat, ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
 };
 
@@ -18,21 +23,38 @@ use crate::{
 #[derive(Default)]
 struct FakePipeline {
     begun: Mutex<Vec<String>>,
+    /// The prompts of each pass through the network.
+    passes: Mutex<Vec<Vec<String>>>,
     steps: AtomicUsize,
     finished: AtomicUsize,
     /// The client of the request "leave at step 3".
     client: Mutex<Option<UnboundedReceiver<GenerationResponse>>>,
+    /// Who is queued during a step of the request "invite".
+    guests: Mutex<Option<(RequestQueue, Vec<GenerationRequest>)>>,
 }
 
 struct FakeGeneration {
     pipeline: Arc<FakePipeline>,
     prompt: String,
+    done: usize,
     total: usize,
     client: CancellationToken,
 }
 
+impl FakePipeline {
+    /// In each pass, the prompts.
+    fn passes(&self) -> Vec<String> {
+        self.passes.lock().unwrap().iter().map(|prompts| prompts.join(" + ")).collect()
+    }
+}
+
 impl Pipeline for FakePipeline {
     type Generation = FakeGeneration;
+    type Shape = ImageSize;
+
+    fn shape(&self, request: &GenerationRequest) -> ImageSize {
+        request.config.size
+    }
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
         self.begun.lock().unwrap().push(request.prompt.as_str().to_owned());
@@ -41,7 +63,7 @@ impl Pipeline for FakePipeline {
             return Err(GenerationError::Tokenizer("no such luck".to_owned()));
         }
         let (prompt, total, client) = (request.prompt.as_str().to_owned(), request.config.steps.get(), request.cancellation.clone());
-        Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, total, client })
+        Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, done: 0, total, client })
     }
 
     fn model_id(&self) -> &'static str {
@@ -50,18 +72,49 @@ impl Pipeline for FakePipeline {
 }
 
 impl Generation for FakeGeneration {
+    /// Whose it is.
+    type Context = Vec<String>;
+    /// What it was asked about.
+    type Output = (String, usize);
+
     fn total_steps(&self) -> usize {
         self.total
     }
 
-    fn step(&mut self) -> Result<(), GenerationError> {
-        let done = self.pipeline.steps.fetch_add(1, Ordering::SeqCst) + 1;
-        assert!(self.prompt != "panic at step 2" || done < 2, "a bug in step {done}");
-        if self.prompt == "cancel at step 3" && done == 3 {
+    fn join(generations: &[&Self]) -> Result<Vec<String>, GenerationError> {
+        Ok(generations.iter().map(|generation| generation.prompt.clone()).collect())
+    }
+
+    fn predict(generations: &[&Self], context: &Vec<String>) -> Result<Vec<(String, usize)>, GenerationError> {
+        assert_eq!(*context, Self::join(generations)?, "what was joined is of those who are here");
+        generations[0].pipeline.passes.lock().unwrap().push(context.clone());
+        for generation in generations {
+            let step = generation.done + 1;
+            assert!(generation.prompt != "panic at step 2" || step < 2, "a bug in step {step}");
+            if generation.prompt == "fail at step 2" && step == 2 {
+                return Err(candle_core::Error::msg("no such luck").into());
+            }
+        }
+        Ok(generations.iter().map(|generation| (generation.prompt.clone(), generation.done)).collect())
+    }
+
+    fn update(&mut self, output: (String, usize)) -> Result<(), GenerationError> {
+        assert_eq!(output, (self.prompt.clone(), self.done), "an answer of one's own, to what one is now");
+        self.done += 1;
+        self.pipeline.steps.fetch_add(1, Ordering::SeqCst);
+        assert!(self.prompt != "panic after step 2" || self.done < 2, "a bug after step {}", self.done);
+        if self.prompt == "cancel at step 3" && self.done == 3 {
             self.client.cancel();
         }
-        if self.prompt == "leave at step 3" && done == 3 {
+        if self.prompt == "leave at step 3" && self.done == 3 {
             self.pipeline.client.lock().unwrap().take();
+        }
+        if self.prompt == "invite"
+            && let Some((queue, guests)) = self.pipeline.guests.lock().unwrap().take()
+        {
+            for guest in guests {
+                queue.add_request(guest).unwrap();
+            }
         }
         Ok(())
     }
@@ -115,12 +168,17 @@ async fn serve_all(requests: Vec<GenerationRequest>) -> Arc<FakePipeline> {
 }
 
 async fn serve_all_with(pipeline: &Arc<FakePipeline>, requests: Vec<GenerationRequest>) {
+    serve_together(1, pipeline, requests, Vec::new()).await;
+}
+
+/// Up to `max_batch` at a time. `guests` come in the first step of the request "invite".
+async fn serve_together(max_batch: usize, pipeline: &Arc<FakePipeline>, requests: Vec<GenerationRequest>, guests: Vec<GenerationRequest>) {
     let (queue, receiver) = RequestQueue::new();
     for request in requests {
         queue.add_request(request).unwrap();
     }
-    let engine = GenerationEngine::new(Arc::clone(pipeline), receiver).start();
-    drop(queue);
+    *pipeline.guests.lock().unwrap() = Some((queue, guests)).filter(|(_, guests)| !guests.is_empty());
+    let engine = GenerationEngine::new(Arc::clone(pipeline), receiver).with_max_batch(max_batch).start();
     tokio::time::timeout(Duration::from_mins(1), engine).await.expect("a closed queue ends the loop").unwrap();
 }
 

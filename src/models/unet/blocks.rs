@@ -11,9 +11,8 @@ use super::{
     transformer::Transformer2DModel,
 };
 use crate::{
-    models::attention::for_batch_of,
     models::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
-    ops::concat_channels,
+    ops::{concat_channels, for_batch},
 };
 
 impl UNet2DConditionConfig {
@@ -139,7 +138,7 @@ impl UpBlock {
         let mut x = x.clone();
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
-            x = layer.forward(&concat_channels(&x, &for_batch_of(&x, &skip)?)?, temb, context)?;
+            x = layer.forward(&concat_channels(&x, &for_batch(&skip, x.dim(0)?)?)?, temb, context)?;
         }
         match (&self.upsampler, skips.last()) {
             // The size of the next skip: where the way down halved an odd number, that is not twice ours.

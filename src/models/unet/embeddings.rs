@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::{Conditions, UNet2DConditionConfig, config::TIME_IDS};
-use crate::ops::{Linear, Weights};
+use crate::ops::{Linear, Weights, for_batch};
 
 const MAX_PERIOD: f64 = 10_000.0;
 /// What guidance scales are multiplied with, so that they span as much as timesteps do
@@ -30,11 +30,10 @@ impl Timesteps {
         if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }.concat()
     }
 
-    /// Those of several numbers one after the other, `(1, numbers * channels)`, with the type and on the device of `like`.
+    /// Those of several numbers, `(numbers, channels)`, with the type and on the device of `like`.
     fn forward(&self, numbers: &[f64], like: &Tensor) -> Result<Tensor> {
         let phases: Vec<f32> = numbers.iter().flat_map(|number| self.phases(*number)).collect();
-        let count = phases.len();
-        Tensor::from_vec(phases, (1, count), &Device::Cpu)?.to_device(like.device())?.to_dtype(like.dtype())
+        Tensor::from_vec(phases, (numbers.len(), self.channels), &Device::Cpu)?.to_device(like.device())?.to_dtype(like.dtype())
     }
 }
 
@@ -70,10 +69,21 @@ pub(super) struct TimeEmbedding {
 /// What of the embedding stays the same from step to step.
 #[derive(Debug, Clone)]
 pub(super) struct Told {
-    /// Added to the timestep's phases, `(1, channels)`.
+    /// Added to the timestep's phases, `(generations, channels)`.
     guidance: Option<Tensor>,
     /// Added to the timestep's embedding, `(batch, time_embed_dim)`.
     pub(super) added: Option<Tensor>,
+}
+
+impl Told {
+    /// Of several generations, one after the other.
+    pub(super) fn join(all: &[&Self]) -> Result<Self> {
+        let join = |part: fn(&Self) -> Option<&Tensor>| {
+            let tensors: Vec<&Tensor> = all.iter().filter_map(|one| part(one)).collect();
+            if tensors.is_empty() { Ok(None) } else { Tensor::cat(&tensors, 0).map(Some) }
+        };
+        Ok(Self { guidance: join(|one| one.guidance.as_ref())?, added: join(|one| one.added.as_ref())? })
+    }
 }
 
 impl TimeEmbedding {
@@ -104,23 +114,22 @@ impl TimeEmbedding {
         });
         let added = self.added.as_ref().map(|(numbers, embedding)| {
             let Some(pooled) = conditions.pooled else { candle_core::bail!("this network looks at pooled text, and there is none") };
-            let sizes = numbers.forward(&conditions.time_ids(), pooled)?;
-            let sizes = sizes.broadcast_as((pooled.dim(0)?, sizes.dim(1)?))?;
+            let sizes = for_batch(&numbers.forward(&conditions.time_ids(), pooled)?.flatten_all()?.unsqueeze(0)?, pooled.dim(0)?)?;
             embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)
         });
         Ok(Told { guidance: guidance.transpose()?, added: added.transpose()? })
     }
 
-    /// `silu(embedding)` of a timestep, `(1, time_embed_dim)`, or `(batch, time_embed_dim)` where it is not the same for all samples,
-    /// with the type and on the device of `like`.
-    pub(super) fn forward(&self, timestep: f64, told: &Told, like: &Tensor) -> Result<Tensor> {
-        let mut phases = self.time_proj.forward(&[timestep], like)?;
+    /// `silu(embedding)` of each generation's timestep, `(generations, time_embed_dim)`, or `(batch, time_embed_dim)` where it is not the
+    /// same for all samples of one, with the type and on the device of `like`.
+    pub(super) fn forward(&self, timesteps: &[f64], told: &Told, like: &Tensor) -> Result<Tensor> {
+        let mut phases = self.time_proj.forward(timesteps, like)?;
         if let Some(guidance) = &told.guidance {
             phases = (phases + guidance)?;
         }
         let embedding = self.time_embedding.forward(&phases)?;
         match &told.added {
-            Some(added) => embedding.broadcast_add(added)?.silu(),
+            Some(added) => (for_batch(&embedding, added.dim(0)?)? + added)?.silu(),
             None => embedding.silu(),
         }
     }

@@ -13,10 +13,7 @@ pub use config::UNet2DConditionConfig;
 use embeddings::{TimeEmbedding, Told};
 use text_context::TextContext;
 
-use crate::{
-    models::attention::for_batch_of,
-    ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights},
-};
+use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights, for_batch};
 
 /// What the network is told beside latents and timestep.
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +42,8 @@ impl<'a> Conditions<'a> {
     }
 }
 
-/// [`Conditions`] as the network's layers look at them, which stays the same from step to step.
-/// [`context`](UNet2DConditionModel::context) makes it.
+/// [`Conditions`] of one generation, or of several, as the network's layers look at them, which stays the same from step to step.
+/// [`context`](UNet2DConditionModel::context) makes it of one.
 #[derive(Debug, Clone)]
 pub struct UNetContext {
     text: TextContext,
@@ -54,6 +51,18 @@ pub struct UNetContext {
 }
 
 impl UNetContext {
+    /// That of several generations, one after the other.
+    ///
+    /// # Errors
+    /// When they have not as many samples each, or the device fails.
+    pub fn join(all: &[&Self]) -> Result<Self> {
+        if let Some([one, other]) = all.array_windows().find(|[one, other]| one.text.batch() != other.text.batch()) {
+            candle_core::bail!("the texts of {} and of {} samples cannot be looked at in one pass", one.text.batch(), other.text.batch());
+        }
+        let (texts, told): (Vec<&TextContext>, Vec<&Told>) = all.iter().map(|one| (&one.text, &one.told)).unzip();
+        Ok(Self { text: TextContext::join(&texts)?, told: Told::join(&told)? })
+    }
+
     /// What is added to the time embedding, `(batch, time_embed_dim)`, in networks that look at the pooled text.
     #[must_use]
     pub fn added(&self) -> Option<&Tensor> {
@@ -114,23 +123,26 @@ impl UNet2DConditionModel {
         Ok(UNetContext { text, told: self.time_embedding.tell(conditions)? })
     }
 
-    /// What the network says of noisy latents `(batch, in_channels, height, width)` at a timestep, given the conditions of as many
-    /// samples: noise or velocity, `(batch, out_channels, height, width)`.
+    /// What the network says of noisy latents `(batch, in_channels, height, width)`, given the conditions of as many samples: noise or
+    /// velocity, `(batch, out_channels, height, width)`. There is a timestep for each generation of the context.
     ///
-    /// Latents of one sample are those of every sample of the text. Up to where samples are first told different things, they are then
-    /// worked on once for all: with the two sides of guidance, that is one of the few transformers at full resolution.
+    /// Latents of one sample a generation are those of every sample of its text. Up to where samples are first told different things,
+    /// they are then worked on once for all: with the two sides of guidance, that is one of the few transformers at full resolution.
+    ///
+    /// What it says of a generation does not depend on the others: on a CPU, to the last bit.
     ///
     /// # Errors
     /// When a shape does not fit, or the device fails.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, context: &UNetContext) -> Result<Tensor> {
-        let text = &context.text;
-        if ![1, text.batch()].contains(&latents.dim(0)?) {
-            candle_core::bail!("latents {:?} with the text of {} samples", latents.shape(), text.batch());
+    pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &UNetContext) -> Result<Tensor> {
+        let (text, generations) = (&context.text, timesteps.len());
+        if !text.batch().is_multiple_of(generations) || ![generations, text.batch()].contains(&latents.dim(0)?) {
+            let (shape, batch) = (latents.shape(), text.batch());
+            candle_core::bail!("latents {shape:?} of {generations} generations with the text of {batch} samples");
         }
-        let temb = self.time_embedding.forward(timestep, &context.told, latents)?;
+        let temb = self.time_embedding.forward(timesteps, &context.told, latents)?;
         let mut x = self.conv_in.forward(latents)?;
         if temb.dim(0)? > x.dim(0)? {
-            x = for_batch_of(&temb, &x)?;
+            x = for_batch(&x, temb.dim(0)?)?;
         }
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {

@@ -1,31 +1,64 @@
 //! The text as the layers of a UNet look at it: keys and values, which stay the same from step to step.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::Weights;
+use crate::{
+    models::attention::{Attention, KeyValues},
+    ops::Weights,
+};
 
-use crate::models::attention::{Attention, KeyValues};
-
-/// Text for one generation.
+/// Text of one generation, or of several that are worked on together.
 #[derive(Debug, Clone)]
 pub(super) struct TextContext {
+    /// One after the other.
+    passages: Vec<Passage>,
+}
+
+/// Samples whose texts are as long as each other.
+#[derive(Debug, Clone)]
+struct Passage {
     /// By the layer's name in the checkpoint.
-    key_values: HashMap<String, KeyValues>,
+    key_values: Arc<HashMap<String, KeyValues>>,
     batch: usize,
+    tokens: usize,
 }
 
 impl TextContext {
     /// `text` is `(batch, tokens, cross_attention_dim)`.
     pub(super) fn new<'a>(text: &Tensor, layers: impl Iterator<Item = &'a CrossAttention>) -> Result<Self> {
         let key_values = layers.map(|layer| Ok((layer.name.clone(), layer.attention.key_values(text)?)));
-        Ok(Self { key_values: key_values.collect::<Result<_>>()?, batch: text.dim(0)? })
+        let (key_values, batch, tokens) = (Arc::new(key_values.collect::<Result<_>>()?), text.dim(0)?, text.dim(1)?);
+        Ok(Self { passages: vec![Passage { key_values, batch, tokens }] })
+    }
+
+    /// All of them, one after the other. Neighbours of one length are looked at as one.
+    pub(super) fn join(all: &[&Self]) -> Result<Self> {
+        let passages: Vec<&Passage> = all.iter().flat_map(|one| &one.passages).collect();
+        let passages = passages.chunk_by(|one, next| one.tokens == next.tokens).map(Passage::join);
+        Ok(Self { passages: passages.collect::<Result<_>>()? })
     }
 
     /// Number of samples.
     pub(super) fn batch(&self) -> usize {
-        self.batch
+        self.passages.iter().map(|passage| passage.batch).sum()
+    }
+}
+
+impl Passage {
+    fn join(all: &[&Self]) -> Result<Self> {
+        let first = match all {
+            [] => candle_core::bail!("there is no text"),
+            [only] => return Ok(Self::clone(only)),
+            [first, ..] => first,
+        };
+        let of_layer = |name: &String| {
+            let key_values: Vec<&KeyValues> = all.iter().filter_map(|one| one.key_values.get(name)).collect();
+            Ok((name.clone(), KeyValues::join(&key_values)?))
+        };
+        let key_values = Arc::new(first.key_values.keys().map(of_layer).collect::<Result<_>>()?);
+        Ok(Self { key_values, batch: all.iter().map(|one| one.batch).sum(), tokens: first.tokens })
     }
 }
 
@@ -43,10 +76,11 @@ impl CrossAttention {
         Ok(Self { attention: Attention::new(channels, context, heads, vb)?, name: vb.prefix() })
     }
 
-    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample.
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample a generation.
     pub(super) fn forward(&self, x: &Tensor, context: &TextContext, residual: &Tensor) -> Result<Tensor> {
-        let Some(seen) = context.key_values.get(&self.name) else { candle_core::bail!("the text has no keys for {}", self.name) };
-        self.attention.forward(x, seen, residual)
+        let seen: Option<Vec<&KeyValues>> = context.passages.iter().map(|passage| passage.key_values.get(&self.name)).collect();
+        let Some(seen) = seen else { candle_core::bail!("the text has no keys for {}", self.name) };
+        self.attention.forward(x, &seen, residual)
     }
 }
 
@@ -79,7 +113,7 @@ mod tests {
         // In another order than they are asked in.
         let context = TextContext::new(&text, [&two, &one].into_iter()).unwrap();
         for layer in [&one, &two] {
-            let directly = layer.attention.forward(&x, &layer.attention.key_values(&text).unwrap(), &x);
+            let directly = layer.attention.forward(&x, &[&layer.attention.key_values(&text).unwrap()], &x);
             assert_eq!(numbers(layer.forward(&x, &context, &x)), numbers(directly));
         }
         let half = TextContext::new(&text, [&one].into_iter()).unwrap();

@@ -7,8 +7,8 @@ use super::{
     text_context::{CrossAttention, TextContext},
 };
 use crate::{
-    models::attention::{Attention, for_batch_of, to_image, to_sequence},
-    ops::{Geglu, GroupNorm, LayerNorm, Linear, Weights},
+    models::attention::{Attention, to_image, to_sequence},
+    ops::{Geglu, GroupNorm, LayerNorm, Linear, Weights, for_batch},
 };
 
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -44,13 +44,13 @@ impl Transformer2DModel {
         self.transformer_blocks.iter().map(|block| &block.attn2)
     }
 
-    /// `x` is `(batch, channels, height, width)`, or of one sample, which becomes those of the text here.
+    /// `x` is `(batch, channels, height, width)`, or of one sample a generation, which becomes those of its text here.
     pub(super) fn forward(&self, x: &Tensor, context: &TextContext) -> Result<Tensor> {
         let mut hidden = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, context)?;
         }
-        let residual = for_batch_of(&hidden, &to_sequence(x)?)?;
+        let residual = for_batch(&to_sequence(x)?, hidden.dim(0)?)?;
         to_image(&self.proj_out.forward_add(&hidden, &residual)?, x)
     }
 }

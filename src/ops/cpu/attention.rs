@@ -37,7 +37,7 @@ pub(in crate::ops) struct Sequences {
     pub(in crate::ops) causal: bool,
 }
 
-/// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` is of one sample, all samples are asked the same.
+/// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` is of fewer samples, each is what as many of the batch are asked.
 pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
     attention_on(Machine::best(), q, k, v, shape)
 }
@@ -47,7 +47,7 @@ pub(super) fn attention_on(machine: Machine, q: &[f32], k: &[f32], v: &[f32], sh
     let Sequences { batch, heads, head_dim, queries, keys, .. } = shape;
     let width = heads * head_dim;
     let samples = q.len() / (queries * width).max(1);
-    assert!(samples == 1 || samples == batch);
+    assert!(batch.is_multiple_of(samples));
     assert!(q.len() == samples * queries * width && k.len() == batch * keys * width && v.len() == k.len());
     let write = |out: &mut [_]| {
         let out = Shared::new(out);
@@ -59,7 +59,7 @@ pub(super) fn attention_on(machine: Machine, q: &[f32], k: &[f32], v: &[f32], sh
             let (split_k, split_v) = scratch.split_at_mut(lengths.0);
             for (sample, (k, v)) in k.chunks_exact((keys * width).max(1)).zip(v.chunks_exact((keys * width).max(1))).enumerate() {
                 Split::prepare(amx, k, v, shape, cast_slice_mut(split_k), cast_slice_mut(split_v));
-                let q = &q[sample % samples * queries * width..][..queries * width];
+                let q = &q[sample * samples / batch * queries * width..][..queries * width];
                 let keys = Keys::Split { amx, k: cast_slice(split_k), v: cast_slice(split_v) };
                 attend(machine, q, keys, shape, out.part(sample * queries * width..(sample + 1) * queries * width));
             }
@@ -80,9 +80,9 @@ fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: Shared
     (0..batch * heads * tasks).into_par_iter().for_each(|index| {
         let (head, first) = (index / tasks, index % tasks * per_task);
         let count = per_task.min(queries - first);
-        let (batch, offset) = (head / heads, head % heads * head_dim);
+        let (sample, offset) = (head / heads, head % heads * head_dim);
         let start_of = |sample: usize| (sample * queries + first) * width + offset;
-        let (q, start) = (&q[start_of(batch % samples)..], start_of(batch));
+        let (q, start) = (&q[start_of(sample * samples / batch)..], start_of(sample));
         let panels = count.div_ceil(panel);
         let numbers = panel * (panels * (3 * head_dim.next_multiple_of(BLOCK) + 2) + 2 * KEYS.max(head_dim));
         let keys = keys.of_head(head, shape);

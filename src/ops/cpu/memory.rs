@@ -37,7 +37,7 @@ pub fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
 
 /// Makes sure that candle, for which it is the end of the process, does not run out of memory at its next result of `len` numbers: the
 /// allocator hands the same room out again.
-pub(super) fn check_room(len: usize) -> Result<()> {
+pub(in crate::ops) fn check_room(len: usize) -> Result<()> {
     room(len).map(drop).map_err(|missing| missing.error())
 }
 

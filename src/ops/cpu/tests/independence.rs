@@ -74,10 +74,13 @@ fn attention_is_independent() {
         let shape = |batch| Sequences { batch, heads: 2, head_dim, queries: tokens, keys: tokens, causal };
         let run = |values: &[f32], batch| attention_on(machine, values, values, values, shape(batch));
         alone_or_not(&format!("attention on {machine:?}"), tokens * 2 * head_dim, run);
-        // Queries of one sample are those of every sample.
-        let (one, keys) = (numbers(tokens * 2 * head_dim, 1), numbers(3 * tokens * 2 * head_dim, 2));
-        let asked_once = attention_on(machine, &one, &keys, &keys, shape(3));
-        assert_eq!(asked_once, attention_on(machine, &one.repeat(3), &keys, &keys, shape(3)));
+        // Queries of one sample are those of every sample; those of two, of each half.
+        let len = tokens * 2 * head_dim;
+        let (one, other, keys) = (numbers(len, 1), numbers(len, 3), numbers(6 * len, 2));
+        let asked_once = attention_on(machine, &one, &keys[..3 * len], &keys[..3 * len], shape(3));
+        assert_eq!(asked_once, attention_on(machine, &one.repeat(3), &keys[..3 * len], &keys[..3 * len], shape(3)));
+        let asked_twice = attention_on(machine, &[&one[..], &other].concat(), &keys, &keys, shape(6));
+        assert_eq!(asked_twice, attention_on(machine, &[one.repeat(3), other.repeat(3)].concat(), &keys, &keys, shape(6)));
     }
 }
 

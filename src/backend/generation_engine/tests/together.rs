@@ -1,0 +1,160 @@
+//! Several requests at a time.
+
+use super::*;
+
+type Responses = UnboundedReceiver<GenerationResponse>;
+
+/// Requests of so many steps each.
+fn requests<const N: usize>(all: [(&str, i64); N]) -> ([GenerationRequest; N], [Responses; N]) {
+    let (requests, responses): (Vec<_>, Vec<_>) = all.into_iter().map(|(prompt, steps)| request(prompt, steps, 0)).unzip();
+    (requests.try_into().unwrap(), responses.try_into().unwrap())
+}
+
+async fn serve<const N: usize>(max_batch: usize, requests: [GenerationRequest; N]) -> Arc<FakePipeline> {
+    serve_with_guests(max_batch, requests, []).await
+}
+
+async fn serve_with_guests<const N: usize, const M: usize>(
+    max_batch: usize,
+    requests: [GenerationRequest; N],
+    guests: [GenerationRequest; M],
+) -> Arc<FakePipeline> {
+    let pipeline = Arc::new(FakePipeline::default());
+    serve_together(max_batch, &pipeline, requests.into(), guests.into()).await;
+    pipeline
+}
+
+/// What is said to who is not disturbed by others.
+fn undisturbed(prompt: &str, steps: usize) -> Vec<String> {
+    let steps = (1..=steps).map(|step| format!("step {step}/{steps}"));
+    steps.chain([format!("complete, only a fake of {prompt}")]).collect()
+}
+
+#[tokio::test]
+async fn who_has_finished_makes_room_for_who_is_next() {
+    let (all, responses) = requests([("a", 2), ("b", 3), ("c", 2), ("d", 1)]);
+    let pipeline = serve(2, all).await;
+    assert_eq!(pipeline.passes(), ["a + b", "a + b", "b + c", "c + d"]);
+    for (responses, (prompt, steps)) in responses.into_iter().zip([("a", 2), ("b", 3), ("c", 2), ("d", 1)]) {
+        assert_eq!(transcript(responses), undisturbed(prompt, steps));
+    }
+}
+
+#[tokio::test]
+async fn who_comes_later_joins_at_the_next_step() {
+    let (first, first_responses) = requests([("invite", 3)]);
+    let (guests, guests_responses) = requests([("b", 3), ("c", 1), ("d", 1)]);
+    let pipeline = serve_with_guests(3, first, guests).await;
+    assert_eq!(pipeline.passes(), ["invite", "invite + b + c", "invite + b + d", "b"]);
+    assert_eq!(first_responses.map(transcript), [undisturbed("invite", 3)]);
+    assert_eq!(guests_responses.map(transcript), [undisturbed("b", 3), undisturbed("c", 1), undisturbed("d", 1)]);
+}
+
+#[tokio::test]
+async fn one_at_a_time_is_one_at_a_time() {
+    let (all, _responses) = requests([("a", 2), ("b", 1)]);
+    assert_eq!(serve(1, all).await.passes(), ["a", "a", "b"]);
+    let (all, _responses) = requests([("a", 2), ("b", 1)]);
+    assert_eq!(serve(0, all).await.passes(), ["a", "a", "b"], "less than one is one");
+}
+
+#[tokio::test]
+async fn another_shape_waits_for_all_before_it_and_is_not_overtaken() {
+    let (mut all, responses) = requests([("a", 1), ("b", 3), ("large", 2), ("c", 1)]);
+    all[2].config.size = ImageSize::new(128, 64).unwrap();
+    let pipeline = serve(3, all).await;
+    assert_eq!(pipeline.passes(), ["a + b", "b", "b", "large", "large", "c"]);
+    assert_eq!(responses.map(transcript), [("a", 1), ("b", 3), ("large", 2), ("c", 1)].map(|(prompt, steps)| undisturbed(prompt, steps)));
+}
+
+#[tokio::test]
+async fn another_shape_that_nobody_waits_for_holds_nobody_up() {
+    let (mut all, mut responses) = requests([("a", 2), ("gone", 2), ("late", 2), ("b", 1)]);
+    for other in &mut all[1..3] {
+        other.config.size = ImageSize::new(128, 64).unwrap();
+    }
+    responses[1].close();
+    all[2].latest_start = Some(Instant::now());
+    let pipeline = serve(3, all).await;
+    assert_eq!(pipeline.passes(), ["a + b", "a"]);
+    let [_, gone, late, _] = responses;
+    assert_eq!(transcript(gone), Vec::<String>::new());
+    assert_eq!(transcript(late), ["error: its turn did not come in the time that the client waits"]);
+}
+
+#[tokio::test]
+async fn what_is_too_late_by_the_time_it_fits_is_not_begun() {
+    let (first, _first_responses) = requests([("invite", 2)]);
+    let (mut guests, [responses]) = requests([("late", 1)]);
+    guests[0].config.size = ImageSize::new(128, 64).unwrap();
+    guests[0].latest_start = Some(Instant::now());
+    let pipeline = serve_with_guests(2, first, guests).await;
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["invite"]);
+    assert_eq!(transcript(responses), ["error: its turn did not come in the time that the client waits"]);
+}
+
+#[tokio::test]
+async fn who_cancels_leaves_the_others_at_it() {
+    let (all, [a, cancelled, b]) = requests([("a", 5), ("cancel at step 3", 5), ("b", 4)]);
+    let pipeline = serve(3, all).await;
+    let together = "a + cancel at step 3 + b";
+    assert_eq!(pipeline.passes(), [together, together, together, "a + b", "a"]);
+    assert_eq!(transcript(cancelled), ["step 1/5", "step 2/5", "step 3/5", "error: the request was cancelled"]);
+    assert_eq!([transcript(a), transcript(b)], [undisturbed("a", 5), undisturbed("b", 4)]);
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_last_step_costs_no_decoding() {
+    let ([leaving, other], [client, other_client]) = requests([("leave at step 3", 3), ("b", 3)]);
+    let pipeline = Arc::new(FakePipeline { client: Mutex::new(Some(client)), ..FakePipeline::default() });
+    serve_together(2, &pipeline, vec![leaving, other], Vec::new()).await;
+    assert_eq!(pipeline.finished.load(Ordering::SeqCst), 1);
+    assert_eq!(transcript(other_client), undisturbed("b", 3));
+}
+
+#[tokio::test]
+async fn what_goes_wrong_costs_who_is_to_blame() {
+    let before = "step 1/4";
+    for (culprit, said, end) in [
+        ("panic at step 2", &[before][..], "error: the generation panicked: a bug in step 2"),
+        ("fail at step 2", &[before], "error: the model failed"),
+        ("panic after step 2", &[before], "error: the generation panicked: a bug after step 2"),
+        ("panic at begin", &[], "error: the generation panicked: "),
+        ("fail", &[], "error: the prompt could not be read: no such luck"),
+    ] {
+        let (all, [a, bad, b]) = requests([("a", 3), (culprit, 4), ("b", 2)]);
+        let pipeline = serve(3, all).await;
+        assert_eq!([transcript(a), transcript(b)], [undisturbed("a", 3), undisturbed("b", 2)], "{culprit}");
+        let mut lines = transcript(bad);
+        let last = lines.pop().unwrap();
+        assert!(last.starts_with(end), "{last}");
+        assert_eq!(lines, said, "{culprit}");
+        assert_eq!(pipeline.finished.load(Ordering::SeqCst), 2);
+    }
+}
+
+/// Between two layers of a pass, as the networks ask.
+#[test]
+fn a_pass_is_given_up_when_nobody_waits_for_any_of_its_pictures() {
+    let (requests, [one, other]) = requests([("a", 1), ("b", 1)]);
+    let turns = requests.map(Turn::new);
+    let interrupted = interrupt(&[&turns[0], &turns[1]], &Pulse::default());
+    assert!(!interrupted());
+    drop(one);
+    assert!(!interrupted(), "the other one still waits");
+    drop(other);
+    assert!(interrupted());
+}
+
+#[tokio::test]
+async fn progress_says_how_many_took_a_step_together() {
+    let (all, [mut a, _b]) = requests([("a", 2), ("b", 1)]);
+    serve(2, all).await;
+    let mut sizes = Vec::new();
+    while let Ok(response) = a.try_recv() {
+        if let GenerationResponse::Progress(progress) = response {
+            sizes.push(progress.batch_size);
+        }
+    }
+    assert_eq!(sizes, [2, 1]);
+}

@@ -1,0 +1,190 @@
+//! One request, from its turn to its last answer.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use image::{RgbImage, imageops};
+use tracing::{Span, debug_span, field::Empty, info, info_span, warn};
+
+use super::{Generation, Pipeline, attempt};
+use crate::{
+    backend::{Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, Progress, Pulse, Timings, image_utils},
+    common::{ImageSize, error_chain},
+};
+
+/// A request whose turn has come.
+pub(super) struct Turn {
+    pub(super) request: GenerationRequest,
+    /// What is logged of it is found under it.
+    pub(super) span: Span,
+}
+
+/// Such a request and its generation.
+pub(super) struct Picture<G> {
+    pub(super) turn: Turn,
+    pub(super) generation: G,
+    pub(super) timings: Timings,
+    /// Why there will be no picture.
+    pub(super) failure: Option<GenerationError>,
+    /// When it was ready for its first step.
+    pub(super) ready: Instant,
+    steps: usize,
+    /// Those that are still to come.
+    previews: Range<u8>,
+}
+
+impl Turn {
+    pub(super) fn new(request: GenerationRequest) -> Self {
+        let span = info_span!(
+            parent: &request.span, "generate",
+            request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed,
+            queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
+        );
+        Self { request, span }
+    }
+
+    /// All that comes before the first step.
+    pub(super) fn begin<P: Pipeline>(&self, pipeline: &Arc<P>) -> Result<(P::Generation, Timings), GenerationError> {
+        let queue = self.request.accepted_at.elapsed();
+        metrics::histogram!("sdw_queue_seconds").record(queue);
+        if self.request.is_late() {
+            return Err(GenerationError::TooLate);
+        }
+        self.check_wanted()?;
+        self.respond(GenerationResponse::Started);
+        let started = Instant::now();
+        let generation = pipeline.begin(&self.request)?;
+        let timings = Timings { queue, text: started.elapsed(), ..Timings::default() };
+        self.check_wanted()?;
+        Ok((generation, timings))
+    }
+
+    /// All that comes after the last step.
+    pub(super) fn finish(&self, generation: impl Generation, mut timings: Timings, model_id: &str) -> Result<Complete, GenerationError> {
+        self.check_wanted()?;
+        let warnings = generation.warnings();
+        let started = Instant::now();
+        let picture = generation.finish()?;
+        timings.decode = started.elapsed();
+
+        let started = Instant::now();
+        let metadata = ImageMetadata::new(&self.request, model_id);
+        let image = image_utils::encode(&picture, self.request.output, Some(&metadata))?;
+        timings.encode = started.elapsed();
+        Ok(Complete { image, config: self.request.config, timings, warnings })
+    }
+
+    /// The last response, and what is remembered of the request.
+    pub(super) fn conclude(&self, outcome: Result<Complete, GenerationError>) {
+        let _entered = self.span.enter();
+        let outcome = outcome.map_err(|error| match error {
+            GenerationError::TooLate => error,
+            error if self.request.is_wanted() => error,
+            // Whatever an interrupted network says: that is why it stopped.
+            _ => GenerationError::Cancelled,
+        });
+        let (name, response) = match outcome {
+            Ok(complete) => {
+                trace(&complete.timings);
+                info!(total_ms = complete.timings.total().as_millis(), "picture finished");
+                record(&complete.timings);
+                ("ok", GenerationResponse::Complete(Box::new(complete)))
+            }
+            Err(error @ (GenerationError::Cancelled | GenerationError::TooLate)) => {
+                let reason = match error {
+                    GenerationError::TooLate => "deadline",
+                    _ if self.request.cancellation.is_cancelled() => "cancelled",
+                    _ => "disconnect",
+                };
+                metrics::counter!("sdw_cancelled_total", "reason" => reason).increment(1);
+                info!(reason, "stopped");
+                ("cancelled", GenerationResponse::Error(error))
+            }
+            Err(error) => {
+                warn!(error = error_chain(&error), "no picture");
+                ("error", GenerationResponse::Error(error))
+            }
+        };
+        metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
+        self.respond(response);
+    }
+
+    /// Stops where nobody waits for the picture any more.
+    fn check_wanted(&self) -> Result<(), GenerationError> {
+        if self.request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+    }
+
+    /// A client that is gone is no error: the next step notices.
+    fn respond(&self, response: GenerationResponse) {
+        let _ = self.request.response_tx.send(response);
+    }
+}
+
+impl<G: Generation> Picture<G> {
+    pub(super) fn new(turn: Turn, generation: G, timings: Timings) -> Self {
+        let previews = 0..turn.request.output.previews;
+        Self { turn, generation, timings, failure: None, ready: Instant::now(), steps: 0, previews }
+    }
+
+    /// Whether there are no more steps for it to take.
+    pub(super) fn is_over(&self) -> bool {
+        self.failure.is_some() || self.steps >= self.generation.total_steps() || !self.turn.request.is_wanted()
+    }
+
+    /// For as long as a step takes.
+    pub(super) fn step_span(&self) -> Span {
+        debug_span!(parent: &self.turn.span, "denoise_step", step = self.steps)
+    }
+
+    /// Does something to the generation. If that goes wrong, there will be no picture.
+    pub(super) fn go_on(&mut self, pulse: &Pulse, work: impl FnOnce(&mut G) -> Result<(), GenerationError>) {
+        let generation = &mut self.generation;
+        self.failure = attempt(&[&self.turn], pulse, || work(generation)).err();
+    }
+
+    /// Says that a step is done, with previews after some. `batch_size` pictures took it together.
+    pub(super) fn report(&mut self, pulse: &Pulse, step_time: Duration, batch_size: usize) {
+        self.steps += 1;
+        let (step, total) = (self.steps, self.generation.total_steps());
+        self.turn.respond(GenerationResponse::Progress(Progress { step, total, step_time, batch_size }));
+
+        // The nth of p previews comes after n / (p + 1) of the steps, none after the last: that is the picture itself.
+        let (output, size) = (self.turn.request.output, self.turn.request.config.size);
+        let due = step * (usize::from(output.previews) + 1) / total;
+        while usize::from(self.previews.start) < due && step < total {
+            let Some(index) = self.previews.next() else { break };
+            let render = || image_utils::encode(&enlarge(&self.generation.preview()?, size), output, None);
+            match attempt(&[&self.turn], pulse, render) {
+                Ok(image) => self.turn.respond(GenerationResponse::Preview { index, image }),
+                Err(error) => {
+                    self.failure = Some(error);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A preview at the picture's own size, so that a client can show it in the picture's place.
+fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
+    imageops::resize(preview, size.width(), size.height(), imageops::FilterType::Triangle)
+}
+
+/// Where the time went, in the request's span.
+fn trace(timings: &Timings) {
+    let (span, millis) = (Span::current(), |time: Duration| time.as_millis() as u64);
+    span.record("queue_ms", millis(timings.queue)).record("text_ms", millis(timings.text)).record("denoise_ms", millis(timings.denoise));
+    span.record("decode_ms", millis(timings.decode)).record("encode_ms", millis(timings.encode));
+}
+
+fn record(timings: &Timings) {
+    let phases = [("text", timings.text), ("denoise", timings.denoise), ("decode", timings.decode), ("encode", timings.encode)];
+    for (phase, time) in phases {
+        metrics::histogram!("sdw_phase_seconds", "phase" => phase).record(time);
+    }
+    metrics::histogram!("sdw_generation_seconds").record(timings.work());
+    metrics::counter!("sdw_images_total").increment(1);
+}
