@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::Failure;
 use crate::{
     backend::{LoadError, LoadOptions, ModelFiles, Tiling},
-    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
+    common::{GuidanceInterval, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
     device::{self, DeviceChoice},
     http::ApiKey,
     ops::Storage,
@@ -289,6 +289,9 @@ pub struct GenerateArgs {
     /// How strongly the picture follows the prompt, 0 to 50 [default: the model's]
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<GuidanceScale>,
+    /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
+    #[arg(long, value_name = "START,STOP")]
+    pub guidance_interval: Option<GuidanceInterval>,
     /// The solver: ddim, euler, euler_a, dpmpp_2m [default: the model's]
     #[arg(long)]
     pub sampler: Option<Sampler>,

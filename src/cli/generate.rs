@@ -104,7 +104,7 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler: args.sampler.unwrap_or(defaults.sampler),
         schedule: args.schedule.unwrap_or(defaults.schedule),
-        options: SamplingOptions { strength, ..SamplingOptions::default() },
+        options: SamplingOptions { strength, guidance_interval: args.guidance_interval, ..SamplingOptions::default() },
     };
     // Before the pictures are decoded.
     info.check(&config)?;

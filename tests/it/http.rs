@@ -81,6 +81,7 @@ async fn every_setting_changes_the_picture() {
         ("schedule", json!("sgm_uniform")),
         ("eta", json!(0.5)),
         ("guidance_rescale", json!(0.7)),
+        ("guidance_interval", json!([0.5, 1])),
         ("zero_snr", json!(false)),
         ("size", json!("72x64")),
     ] {
