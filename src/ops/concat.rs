@@ -39,7 +39,10 @@ pub fn concat_rows(parts: &[Tensor]) -> Result<Tensor> {
     for (sample, mut out) in pixels.chunks_exact_mut((height * width * channels).max(1)).enumerate() {
         for image in &images {
             let (part, rest) = out.split_at_mut(image.height * width * channels);
-            image.with(|from| Ok(part.copy_from_slice(&from[sample * part.len()..][..part.len()])))?;
+            image.with(|from| {
+                part.copy_from_slice(&from[sample * part.len()..][..part.len()]);
+                Ok(())
+            })?;
             out = rest;
         }
     }
