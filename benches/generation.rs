@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use sd_worker::{
     backend::{
         self, Complete, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
-        Pipeline, RequestQueue,
+        Pipeline, RequestQueue, Tiling,
     },
     common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     models::Conditions,
@@ -25,7 +25,7 @@ use tracing::Span;
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 fn pipeline() -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     Arc::new(backend::load(&ModelFiles::open("builtin").unwrap(), &options).unwrap())
 }
 

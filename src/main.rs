@@ -14,7 +14,7 @@ use clap::Parser;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
-    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, Pulse, RequestQueue},
+    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, Pulse, RequestQueue},
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::{Lifecycle, ModelInfo, error_chain},
     http::{self, Admission, ApiKey, AppState, RunLimits, Runs},
@@ -229,7 +229,7 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs) {
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
     let model = args.model.clone();
     let work = move || -> Result<_, LoadError> {
-        let options = LoadOptions { device: model.device.open()?, storage: model.dtype, max_pixels: model.max_pixels };
+        let options = model.options()?;
         let pipeline = Arc::new(backend::load(&model.files()?, &options)?);
         pipeline.self_test().map_err(LoadError::SelfTest)?;
         Ok(pipeline)

@@ -83,11 +83,15 @@ impl<'a> ImageMetadata<'a> {
         };
         let eta = options.eta.map_or(String::new(), |eta| format!("Eta: {}, ", eta.get()));
         let rescale = options.guidance_rescale.map_or(String::new(), |share| format!("CFG Rescale: {}, ", share.get()));
+        let interval = options.guidance_interval.map_or(String::new(), |interval| {
+            let [start, stop] = interval.into();
+            format!("CFG Interval: {start}-{stop}, ")
+        });
         let clip_skip = options.clip_skip.map_or(String::new(), |skip| format!("Clip skip: {skip}, "));
         let strength = options.strength.map_or(String::new(), |strength| format!("Denoising strength: {}, ", strength.get()));
         let zero_snr = options.zero_snr.map_or(String::new(), |zero_snr| format!("Zero SNR: {zero_snr}, "));
         format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{zero_snr}{clip_skip}{strength}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
+            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{interval}{zero_snr}{clip_skip}{strength}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
             self.prompt,
             sampler.a1111_name(),
             self.model_id,

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     common::{
-        GuidanceRescale, ImageSize, InputImage, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
-        SamplingOptions, Schedule, Seed, Steps, TorchRng,
+        GuidanceInterval, GuidanceRescale, ImageSize, InputImage, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId,
+        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng,
     },
     models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
@@ -54,12 +54,16 @@ pub struct Diffusion {
     plan: SamplingPlan,
     guidance_scale: f64,
     guidance_rescale: Option<GuidanceRescale>,
+    /// The steps with guidance, if not all.
+    guidance_interval: Option<GuidanceInterval>,
     /// How strongly each part of the prompt guides; none without guidance.
     part_weights: Vec<f64>,
     /// `(1, tokens, hidden)`, or with guidance `(1 + parts, tokens, hidden)`, the negative prompt's first.
     text_embeddings: Tensor,
     /// What the UNet makes of them, and of what else it is told.
     context: UNetContext,
+    /// The same of the prompt alone, for steps without guidance.
+    unguided: Option<UNetContext>,
     /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
     latents: Tensor,
     /// The same before a mask was laid over them.
@@ -87,14 +91,15 @@ struct Moment {
 
 impl Pipeline for InferencePipeline {
     type Generation = Diffusion;
-    /// The size, and how many samples there are to a picture.
-    type Shape = (ImageSize, usize);
+    /// The size, how many samples there are to a picture, and who must be alone: the samples of some are not as many in every step.
+    type Shape = (ImageSize, usize, Option<RequestId>);
 
-    fn shape(&self, request: &GenerationRequest) -> (ImageSize, usize) {
+    fn shape(&self, request: &GenerationRequest) -> Self::Shape {
         let parts = PromptText::Positive(request.prompt.as_str()).parts();
         // What guides side by side leads away from the negative prompt, whatever the scale.
         let is_guided = self.info.is_guided(request.config.guidance_scale) || parts > 1;
-        (request.config.size, parts + usize::from(is_guided))
+        let alone = request.config.options.guidance_interval.filter(|interval| !interval.is_all() && is_guided);
+        (request.config.size, parts + usize::from(is_guided), alone.map(|_| request.request_id.clone()))
     }
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<Diffusion, GenerationError> {
@@ -110,12 +115,22 @@ impl Pipeline for InferencePipeline {
         let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
         let encoded = self.prompt_encoder.encode(prompts, options.clip_skip)?;
         let part_weights = if is_guided { encoded.weights[1..].to_vec() } else { Vec::new() };
-        let context = self.networks.unet.context(&Conditions {
+        let conditions = Conditions {
             text: &encoded.embeddings,
             pooled: encoded.pooled.as_ref(),
             size: (config.size.height() as usize, config.size.width() as usize),
             guidance_scale: config.guidance_scale.get(),
-        })?;
+        };
+        let context = self.networks.unet.context(&conditions)?;
+        let guidance_interval = options.guidance_interval.filter(|interval| !interval.is_all());
+        // At scale 1, one whole prompt leads where it would alone.
+        let is_alone = guidance_interval.is_some() && part_weights == [1.0];
+        let unguided = is_alone.then(|| {
+            let of_prompt = |x: &Tensor| x.narrow(0, 1, 1);
+            let (text, pooled) = (of_prompt(&encoded.embeddings)?, encoded.pooled.as_ref().map(of_prompt).transpose()?);
+            self.networks.unet.context(&Conditions { text: &text, pooled: pooled.as_ref(), ..conditions })
+        });
+        let unguided = unguided.transpose()?;
         let EncodedPrompts { embeddings: text_embeddings, warnings, .. } = encoded;
         drop(span);
 
@@ -137,9 +152,11 @@ impl Pipeline for InferencePipeline {
             plan,
             guidance_scale,
             guidance_rescale: options.guidance_rescale,
+            guidance_interval,
             part_weights,
             text_embeddings,
             context,
+            unguided,
             unmasked: latents.clone(),
             latents,
             kept,
@@ -175,6 +192,10 @@ impl Generation for Diffusion {
     fn predict(generations: &[&Self], context: &UNetContext) -> Result<Vec<Tensor>, GenerationError> {
         let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
         let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
+        let context = match generations {
+            [alone] if !alone.is_guided() => alone.unguided.as_ref().unwrap_or(context),
+            _ => context,
+        };
         let timesteps: Vec<f64> = generations.iter().map(|generation| generation.stage().timestep).collect();
         let output = pipeline.networks.unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context)?;
         Ok(output.to_dtype(DType::F32)?.chunk(generations.len(), 0)?)
@@ -243,17 +264,23 @@ impl Diffusion {
         Ok(input.to_dtype(self.pipeline.dtype)?)
     }
 
+    /// Whether the next step is one with guidance, if any is.
+    fn is_guided(&self) -> bool {
+        self.guidance_interval.is_none_or(|interval| interval.contains(self.steps_done, self.total_steps()))
+    }
+
     /// Classifier-free guidance: of an output for each sample, f32, one.
     fn guide(&self, output: Tensor) -> Result<Tensor, GenerationError> {
-        if self.part_weights.is_empty() {
+        if self.part_weights.is_empty() || output.dim(0)? == 1 {
             return Ok(output);
         }
+        let guidance_scale = if self.is_guided() { self.guidance_scale } else { 1.0 };
         let negative = output.narrow(0, 0, 1)?;
         let mut direction = negative.zeros_like()?;
         for (i, weight) in self.part_weights.iter().enumerate() {
             direction = (direction + ((output.narrow(0, 1 + i, 1)? - &negative)? * *weight)?)?;
         }
-        let guided = (&negative + (&direction * self.guidance_scale)?)?;
+        let guided = (&negative + (&direction * guidance_scale)?)?;
         Ok(match self.guidance_rescale {
             Some(share) => rescale_noise_cfg(&guided, &(negative + direction)?, share)?,
             None => guided,

@@ -35,3 +35,5 @@ pub use pulse::Pulse;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};
 pub use text_encoder::{HiddenState, TextEncoder};
 pub use wide_vae::WideVae;
+
+pub use crate::models::Tiling;

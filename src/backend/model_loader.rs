@@ -14,7 +14,7 @@ use super::{
 use crate::{
     common::{ModelFamily, ModelInfo},
     device,
-    models::{AutoencoderKl, ClipTextModel, UNet2DConditionModel},
+    models::{AutoencoderKl, ClipTextModel, Tiling, UNet2DConditionModel},
     ops::{Storage, Weights},
 };
 
@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub storage: Storage,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
+    /// How its VAE works on large pictures.
+    pub vae_tiling: Tiling,
 }
 
 /// How many of many things are named.
@@ -76,8 +78,8 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet, vb))?;
-    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone()));
-    let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?;
+    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), options));
+    let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     let networks = Networks { unet, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;

@@ -5,9 +5,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use candle_core::{DType, Device, Error, Result};
+use candle_core::{DType, Error, Result};
 
-use super::ModelFiles;
+use super::{LoadOptions, ModelFiles};
 use crate::{
     models::{AutoencoderKl, AutoencoderKlConfig},
     ops::{Storage, Weights},
@@ -22,10 +22,11 @@ pub struct WideVae {
 impl WideVae {
     /// That of a model's files.
     #[must_use]
-    pub fn new(files: ModelFiles, config: AutoencoderKlConfig, device: Device) -> Self {
+    pub fn new(files: ModelFiles, config: AutoencoderKlConfig, options: &LoadOptions) -> Self {
+        let (device, tiling) = (options.device.clone(), options.vae_tiling);
         let read = move || {
             let weights = files.weights("vae", DType::F32, &device).map_err(Error::wrap)?;
-            AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, Storage::F32))
+            Ok(AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, Storage::F32))?.with_tiling(tiling))
         };
         Self { read: Box::new(read), vae: Mutex::default() }
     }

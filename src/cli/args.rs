@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Failure;
 use crate::{
-    backend::{LoadError, ModelFiles},
-    common::{GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
+    backend::{LoadError, LoadOptions, ModelFiles, Tiling},
+    common::{GuidanceInterval, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
     device::{self, DeviceChoice},
     http::ApiKey,
     ops::Storage,
@@ -102,6 +102,10 @@ pub struct ModelArgs {
     /// Threads that work on a CPU, 1 to 1024 [default: as many as the process may use]
     #[arg(long, env = "SD_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     pub threads: Option<u16>,
+    /// Whether the VAE works on large pictures strip by strip, for less memory and the same picture: auto does so where it would take
+    /// more than 4 GiB
+    #[arg(long, env = "SD_WORKER_VAE_TILING", value_enum, default_value_t, value_name = "auto|on|off", hide_possible_values = true)]
+    pub vae_tiling: Tiling,
     /// The largest picture, in pixels
     #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
     pub max_pixels: u64,
@@ -123,6 +127,15 @@ impl ModelArgs {
             Some(folder) => files.with_embeddings(folder),
             None => Ok(files),
         }
+    }
+
+    /// How it is loaded.
+    ///
+    /// # Errors
+    /// When the device is not there.
+    pub fn options(&self) -> Result<LoadOptions, LoadError> {
+        let Self { dtype: storage, max_pixels, vae_tiling, .. } = *self;
+        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling })
     }
 
     /// Starts the threads, which can be done once.
@@ -276,6 +289,9 @@ pub struct GenerateArgs {
     /// How strongly the picture follows the prompt, 0 to 50 [default: the model's]
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<GuidanceScale>,
+    /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
+    #[arg(long, value_name = "START,STOP")]
+    pub guidance_interval: Option<GuidanceInterval>,
     /// The solver: ddim, euler, euler_a, dpmpp_2m [default: the model's]
     #[arg(long)]
     pub sampler: Option<Sampler>,

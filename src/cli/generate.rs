@@ -16,7 +16,7 @@ use tracing::Span;
 
 use super::{Failure, GenerateArgs};
 use crate::{
-    backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, LoadOptions, Pipeline},
+    backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, Pipeline},
     common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, SamplingOptions, Seed, Strength},
 };
 
@@ -33,9 +33,8 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     args.model.start_threads()?;
 
     let started = Instant::now();
-    let device = args.model.device.open().map_err(backend::LoadError::from)?;
-    let files = args.model.files()?;
-    let pipeline = Arc::new(backend::load(&files, &LoadOptions { device, storage: args.model.dtype, max_pixels: args.model.max_pixels })?);
+    let options = args.model.options()?;
+    let pipeline = Arc::new(backend::load(&args.model.files()?, &options)?);
     let load_time = started.elapsed();
 
     let request = request(args, input, output, pipeline.info())?;
@@ -105,7 +104,7 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler: args.sampler.unwrap_or(defaults.sampler),
         schedule: args.schedule.unwrap_or(defaults.schedule),
-        options: SamplingOptions { strength, ..SamplingOptions::default() },
+        options: SamplingOptions { strength, guidance_interval: args.guidance_interval, ..SamplingOptions::default() },
     };
     // Before the pictures are decoded.
     info.check(&config)?;

@@ -1,6 +1,7 @@
 //! Plain data that every room of the crate speaks: settings of a generation, identifiers, the state of the worker.
 
 mod error_chain;
+mod guidance_interval;
 mod image_format;
 mod input_image;
 mod lifecycle;
@@ -14,6 +15,7 @@ mod torch_rng;
 mod whole_number;
 
 pub use error_chain::error_chain;
+pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
 pub use lifecycle::Lifecycle;

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Sampler, Schedule, WholeNumber};
+use super::{GuidanceInterval, Sampler, Schedule, WholeNumber};
 
 /// Everything that decides how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,6 +60,9 @@ pub struct SamplingOptions {
     /// How far guidance is kept from changing the contrast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_rescale: Option<GuidanceRescale>,
+    /// In which steps there is guidance, if not in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_interval: Option<GuidanceInterval>,
     /// Whether the last timestep is nothing but noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_snr: Option<bool>,

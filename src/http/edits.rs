@@ -191,11 +191,11 @@ fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError
     }
 }
 
-/// Forms know nothing but text. What reads as a number or as true or false is one, but for what is meant as text.
+/// Forms know nothing but text. What reads as a number, as a list or as true or false is one, but for what is meant as text.
 fn value(name: &str, text: String) -> Value {
     const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
     match serde_json::from_str(text.trim()) {
-        Ok(value @ (Value::Number(_) | Value::Bool(_) | Value::Null)) if !TEXTS.contains(&name) => value,
+        Ok(value @ (Value::Number(_) | Value::Bool(_) | Value::Null | Value::Array(_))) if !TEXTS.contains(&name) => value,
         _ => Value::String(text),
     }
 }

@@ -14,8 +14,8 @@ use super::{ApiError, Demand, run::Run};
 use crate::{
     backend::{Complete, EncodedImage, InputFiles, PromptText, Timings},
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, InputImage, InvalidValue, MaskMeaning, ModelInfo, NegativePrompt,
-        OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, WholeNumber,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, InputImage, InvalidValue, MaskMeaning, ModelInfo,
+        NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -74,6 +74,9 @@ pub(super) struct ImagesRequest {
     pub(super) eta: Option<Eta>,
     /// How far guidance is kept from changing the contrast.
     pub(super) guidance_rescale: Option<GuidanceRescale>,
+    /// The shares of the steps after which guidance begins and ends, such as `[0.2, 0.8]`.
+    #[schema(inline)]
+    pub(super) guidance_interval: Option<GuidanceInterval>,
     /// Whether the last timestep is nothing but noise. Also `rescale_betas_zero_snr`.
     #[serde(alias = "rescale_betas_zero_snr")]
     pub(super) zero_snr: Option<bool>,
@@ -235,6 +238,7 @@ impl ImagesRequest {
             options: SamplingOptions {
                 eta: self.eta,
                 guidance_rescale: self.guidance_rescale,
+                guidance_interval: self.guidance_interval,
                 zero_snr: self.zero_snr,
                 clip_skip: self.clip_skip,
                 strength: files.map(|files| self.strength.unwrap_or(Strength::default_for(files.mask.is_some()))),
@@ -258,9 +262,10 @@ fn default_schedule(info: &ModelInfo, sampler: Option<Sampler>) -> Schedule {
 
 /// Options that the sampler does not have, or that need guidance.
 fn options_without_effect(config: &SamplingConfig, is_guided: bool) -> impl Iterator<Item = &'static str> + use<> {
-    let SamplingOptions { eta, guidance_rescale, zero_snr, .. } = config.options;
+    let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, .. } = config.options;
     let without_effect = [
         ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !is_guided),
+        ("guidance_interval", guidance_interval.is_some_and(|interval| !interval.is_all()) && !is_guided),
         ("eta", eta.is_some_and(|eta| eta.get() > 0.0) && !config.sampler.has_eta()),
         ("zero_snr", zero_snr == Some(true) && !config.sampler.knows_zero_snr()),
     ];

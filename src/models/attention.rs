@@ -5,6 +5,10 @@ use candle_core::{Result, Tensor};
 use super::interrupt;
 use crate::ops::{Linear, Weights, attention, for_batch};
 
+/// Queries times keys that are worked on between two questions whether anybody still waits: of very large pictures, all of them would take
+/// minutes.
+const PAIRS: usize = 1 << 32;
+
 /// diffusers' `Attention` without its many options: of a sequence to itself, or to another one.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
@@ -50,6 +54,20 @@ impl Attention {
     /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of fewer samples that stand for the batch as
     /// in [`for_batch`]. The batch is what is seen, one after the other.
     pub(super) fn forward(&self, x: &Tensor, seen: &[&KeyValues], residual: &Tensor) -> Result<Tensor> {
+        let keys = seen.iter().map(|seen| seen.keys.dim(1)).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+        self.forward_by((PAIRS / keys.max(1)).max(1), x, seen, residual)
+    }
+
+    /// So many queries at a time.
+    fn forward_by(&self, at_once: usize, x: &Tensor, seen: &[&KeyValues], residual: &Tensor) -> Result<Tensor> {
+        let tokens = x.dim(1)?;
+        if tokens > at_once {
+            let part = |start: usize| {
+                let count = at_once.min(tokens - start);
+                self.forward_by(at_once, &x.narrow(1, start, count)?, seen, &residual.narrow(1, start, count)?)
+            };
+            return Tensor::cat(&(0..tokens).step_by(at_once).map(part).collect::<Result<Vec<_>>>()?, 1);
+        }
         interrupt::check()?;
         let found = self.look(&self.to_q.forward(x)?, seen)?;
         interrupt::check()?;
@@ -141,6 +159,9 @@ mod tests {
             assert_eq!(found.dims(), [2, 20, 6]);
             assert_ne!(numbers(&found.get(0).unwrap()), numbers(&found.get(1).unwrap()), "they look at different things");
             assert_eq!(numbers(&found), numbers(&attention.forward(&twice(&x), &[&seen], &twice(&residual)).unwrap()));
+
+            let in_parts = attention.forward_by(7, &x, &[&seen], &residual).unwrap();
+            assert!(numbers(&found).iter().zip(numbers(&in_parts)).all(|(whole, part)| (whole - part).abs() < 1e-6), "{dtype:?}");
 
             let (image, skip) = (to_image(&found, &made_up(&[1, 6, 4, 5], 1.0)).unwrap(), made_up(&[1, 3, 4, 5], 0.6));
             let joined = concat_channels(&image, &for_batch(&skip, 2).unwrap()).unwrap();

@@ -11,7 +11,7 @@ mod vae;
 pub use clip::{ClipTextConfig, ClipTextModel};
 pub use interrupt::{Interrupt, interruptible};
 pub use unet::{Conditions, UNet2DConditionConfig, UNet2DConditionModel, UNetContext};
-pub use vae::{AutoencoderKl, AutoencoderKlConfig, LatentDistribution};
+pub use vae::{AutoencoderKl, AutoencoderKlConfig, LatentDistribution, Tiling};
 
 /// A configuration that describes no network that can be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -18,10 +18,9 @@ pub(super) struct ResnetConfig {
 /// `ResnetBlock2D`.
 #[derive(Debug, Clone)]
 pub(super) struct ResnetBlock2D {
-    norm1: GroupNorm,
+    norms: [GroupNorm; 2],
     conv1: Conv2d,
     time_emb_proj: Option<Linear>,
-    norm2: GroupNorm,
     conv2: Conv2d,
     /// Only where the number of channels changes.
     conv_shortcut: Option<Conv2d>,
@@ -34,10 +33,9 @@ impl ResnetBlock2D {
         let conv_shortcut =
             (in_channels != out_channels).then(|| Conv2d::new(in_channels, out_channels, Conv2dConfig::POINTWISE, &vb.pp("conv_shortcut")));
         Ok(Self {
-            norm1: norm(in_channels, "norm1")?,
+            norms: [norm(in_channels, "norm1")?, norm(out_channels, "norm2")?],
             conv1: Conv2d::new(in_channels, out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv1"))?,
             time_emb_proj: time_emb_proj.transpose()?,
-            norm2: norm(out_channels, "norm2")?,
             conv2: Conv2d::new(out_channels, out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv2"))?,
             conv_shortcut: conv_shortcut.transpose()?,
         })
@@ -45,20 +43,38 @@ impl ResnetBlock2D {
 
     /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`, or of fewer samples that stand for the batch.
     pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        self.forward_with(&self.norms, x, temb)
+    }
+
+    /// With other norms than its own: those of a larger image that `x` is a part of.
+    pub(super) fn forward_with(&self, [norm1, norm2]: &[GroupNorm; 2], x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         interrupt::check()?;
         let time = match (&self.time_emb_proj, temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
-        let hidden = self.conv1.forward_normed(&self.norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
+        let hidden = self.conv1.forward_normed(norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
         interrupt::check()?;
         // What was made here may be written over: at the finest level of a decoder, these are the largest tensors of all.
         let Some(conv_shortcut) = &self.conv_shortcut else {
-            return self.conv2.forward_normed_in_place(&self.norm2, hidden, Added { sample_bias: None, residual: Some(x) });
+            return self.conv2.forward_normed_in_place(norm2, hidden, Added { sample_bias: None, residual: Some(x) });
         };
-        let hidden = self.conv2.forward_normed_in_place(&self.norm2, hidden, Added::default())?;
+        let hidden = self.conv2.forward_normed_in_place(norm2, hidden, Added::default())?;
         interrupt::check()?;
         conv_shortcut.forward_onto(x, hidden)
+    }
+
+    pub(super) fn norms(&self) -> &[GroupNorm; 2] {
+        &self.norms
+    }
+
+    /// What lies between the two norms.
+    pub(super) fn conv1(&self) -> &Conv2d {
+        &self.conv1
+    }
+
+    pub(super) fn out_channels(&self) -> usize {
+        self.conv2.out_channels()
     }
 }
 
@@ -73,6 +89,10 @@ impl Downsample2D {
     pub(super) fn new(channels: usize, padding: usize, vb: &Weights) -> Result<Self> {
         let config = Conv2dConfig { kernel: 3, stride: 2, padding };
         Ok(Self { conv: Conv2d::new(channels, channels, config, &vb.pp("conv"))?, padding })
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.conv.out_channels()
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -98,6 +118,10 @@ impl Upsample2D {
     /// For images that become exactly twice as large.
     pub(super) fn doubling(channels: usize, vb: &Weights) -> Result<Self> {
         Ok(Self { conv: Conv2d::doubling(channels, channels, &vb.pp("conv"))? })
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.conv.out_channels()
     }
 
     /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.

@@ -1,7 +1,10 @@
 //! The autoencoder between pixels and latents: [Kingma & Welling](https://arxiv.org/abs/1312.6114), with the architecture of
 //! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
 
+mod strips;
+
 use candle_core::{DType, Result, Tensor};
+use clap::ValueEnum;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
@@ -9,7 +12,8 @@ use super::{
     attention::{Attention, to_image, to_sequence},
     resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
 };
-use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights};
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Weights};
+use strips::{Layer, Room};
 
 const NORM_EPS: f64 = 1e-6;
 /// The logarithm of a variance is clamped to this range.
@@ -120,6 +124,19 @@ impl LatentDistribution {
     }
 }
 
+/// Whether large pictures are worked out strip by strip, in less memory and more time. The numbers are the same up to rounding: pixels
+/// are off by less than 1e-4 of their range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Tiling {
+    /// Where they would take more than 4 GiB as a whole.
+    #[default]
+    Auto,
+    /// All of them, in a half of the memory or less.
+    On,
+    /// None.
+    Off,
+}
+
 /// `AutoencoderKL`.
 #[derive(Debug, Clone)]
 pub struct AutoencoderKl {
@@ -128,6 +145,7 @@ pub struct AutoencoderKl {
     decoder: Decoder,
     post_quant_conv: Option<Conv2d>,
     config: AutoencoderKlConfig,
+    tiling: Tiling,
 }
 
 impl AutoencoderKl {
@@ -145,7 +163,14 @@ impl AutoencoderKl {
             decoder: Decoder::new(&config, &vb.pp("decoder"))?,
             post_quant_conv: pointwise(config.use_post_quant_conv, config.latent_channels, "post_quant_conv")?,
             config,
+            tiling: Tiling::default(),
         })
+    }
+
+    /// The same for large pictures in another way.
+    #[must_use]
+    pub fn with_tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
     }
 
     /// The configuration that it was built from.
@@ -159,7 +184,7 @@ impl AutoencoderKl {
     /// # Errors
     /// When the device fails.
     pub fn encode(&self, x: &Tensor) -> Result<LatentDistribution> {
-        let mut moments = self.encoder.forward(x)?;
+        let mut moments = self.encoder.forward(x, self.tiling)?;
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments)?;
         }
@@ -180,7 +205,7 @@ impl AutoencoderKl {
         if let Some(conv) = &self.post_quant_conv {
             z = conv.forward(&z)?;
         }
-        self.decoder.forward(&z)
+        self.decoder.forward(&z, self.tiling)
     }
 }
 
@@ -209,13 +234,15 @@ impl Encoder {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.conv_in.forward(x)?;
-        for block in &self.down_blocks {
-            x = block.forward(x)?;
-        }
-        x = self.mid_block.forward(&x)?;
-        self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
+    fn forward(&self, x: &Tensor, tiling: Tiling) -> Result<Tensor> {
+        let x = self.mid_block.forward(&forward(x.clone(), self.layers(), tiling)?)?;
+        strips::forward_whole(x, &[Layer::NormedConv(self.conv_norm_out.clone(), &self.conv_out)])
+    }
+
+    /// From the picture to what the middle block sees.
+    fn layers(&self) -> Vec<Layer<'_>> {
+        let down_blocks = self.down_blocks.iter().flat_map(DownEncoderBlock2D::layers);
+        [Layer::Conv(&self.conv_in)].into_iter().chain(down_blocks).collect()
     }
 }
 
@@ -235,11 +262,8 @@ impl DownEncoderBlock2D {
         Ok(Self { resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
     }
 
-    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
-        for resnet in &self.resnets {
-            x = resnet.forward(&x, None)?;
-        }
-        self.downsampler.as_ref().map_or(Ok(x.clone()), |down| down.forward(&x))
+    fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
+        self.resnets.iter().map(Layer::resnet).chain(self.downsampler.as_ref().map(Layer::Down))
     }
 }
 
@@ -269,12 +293,14 @@ impl Decoder {
         })
     }
 
-    fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let mut x = self.mid_block.forward(&self.conv_in.forward(z)?)?;
-        for block in &self.up_blocks {
-            x = block.forward(x)?;
-        }
-        self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
+    fn forward(&self, z: &Tensor, tiling: Tiling) -> Result<Tensor> {
+        forward(self.mid_block.forward(&self.conv_in.forward(z)?)?, self.layers(), tiling)
+    }
+
+    /// From what the middle block makes to the picture.
+    fn layers(&self) -> Vec<Layer<'_>> {
+        let out = Layer::NormedConv(self.conv_norm_out.clone(), &self.conv_out);
+        self.up_blocks.iter().flat_map(UpDecoderBlock2D::layers).chain([out]).collect()
     }
 }
 
@@ -294,13 +320,22 @@ impl UpDecoderBlock2D {
         Ok(Self { resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
-    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
-        for resnet in &self.resnets {
-            x = resnet.forward(&x, None)?;
-        }
-        let (_, _, height, width) = x.dims4()?;
-        self.upsampler.as_ref().map_or(Ok(x.clone()), |up| up.forward(&x, (2 * height, 2 * width)))
+    fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
+        self.resnets.iter().map(Layer::resnet).chain(self.upsampler.as_ref().map(Layer::Up))
     }
+}
+
+/// Images `(batch, channels, height, width)` through the levels of a coder.
+fn forward(x: Tensor, layers: Vec<Layer>, tiling: Tiling) -> Result<Tensor> {
+    let Some(room) = Room::of(tiling, strips::bytes_whole(&x, &layers)?) else {
+        return strips::forward_whole(x, &layers);
+    };
+    let batch = x.dim(0)?;
+    if batch == 1 {
+        return strips::forward_in_strips(x, layers, room);
+    }
+    let sample = |i| strips::forward_in_strips(x.narrow(0, i, 1)?, layers.clone(), room);
+    Tensor::cat(&(0..batch).map(sample).collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// Two residual blocks around an attention of one head.

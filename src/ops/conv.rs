@@ -82,6 +82,15 @@ impl Conv2d {
         Self::build(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, cpu::PackedConv::doubling)
     }
 
+    /// Channels of the result.
+    #[must_use]
+    pub fn out_channels(&self) -> usize {
+        match &self.layer {
+            Layer::Packed(packed) => packed.outputs(),
+            Layer::Plain { bias, .. } => bias.elem_count(),
+        }
+    }
+
     /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`.
     ///
     /// # Errors

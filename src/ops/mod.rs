@@ -19,7 +19,7 @@ mod weights;
 pub use activation::Activation;
 pub use allocator::ReusingAllocator;
 pub use attention::attention;
-pub use concat::concat_channels;
+pub use concat::{concat_channels, concat_rows};
 pub use conv::{Added, Conv2d, Conv2dConfig};
 pub use cpu::{GroupStatistics, zeroed};
 pub use embedding::Embedding;

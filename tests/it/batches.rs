@@ -8,7 +8,7 @@ use image::RgbImage;
 use sd_worker::{
     backend::{
         self, Diffusion, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
-        Pipeline, PromptText, RequestQueue,
+        Pipeline, PromptText, RequestQueue, Tiling,
     },
     common::{InputImage, Mask, MaskMeaning, OutputConfig, Sampler, Schedule},
     models::{Conditions, UNetContext},
@@ -24,7 +24,7 @@ use crate::{
 };
 
 fn load(model: &Path, storage: Storage) -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
 }
 
@@ -297,26 +297,19 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
     let (single, worker) = (Arc::new(Worker::ready(&[])), Arc::new(Worker::ready(&["--max-batch", "4"])));
     let alone = async |i: usize| bytes(&single.generate(&request(i)).await["data"][0]);
 
-    let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
-    assert_eq!(capabilities["limits"]["max_batch"], 4);
-    // One is there all the time, and one leaves in the middle of it.
-    let (running, leaving) = (worker.start(&long("a cat")).await, worker.start(&long("a dog")).await);
-    worker.wait_for_metric("sdw_requests_running", |value| value > 1.0).await;
+    // Somebody is there all the time, and leaves.
+    let running = worker.start(&long("a cat")).await;
     let (count, sum) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
     let clients = (0..8).map(|i| {
         let worker = Arc::clone(&worker);
         tokio::spawn(async move { bytes(&worker.generate(&request(i)).await["data"][0]) })
     });
     for (i, client) in clients.collect::<Vec<_>>().into_iter().enumerate() {
-        if i == 2 {
-            leaving.abort();
-        }
         assert!(client.await.unwrap() == alone(i).await, "picture {i}");
     }
     let (steps, pictures) = (worker.metric("sdw_batch_size_count").await - count, worker.metric("sdw_batch_size_sum").await - sum);
     assert!(pictures > 1.5 * steps, "{pictures} pictures' steps in {steps} passes");
-    worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
-    assert_eq!(worker.metric("sdw_requests_running").await as usize, 1, "the other one is still there");
+    assert_eq!(worker.metric("sdw_requests_running").await as usize, 1);
     running.abort();
     worker.wait_for_metric("sdw_requests_running", |value| value < 1.0).await;
 

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
+    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText, Tiling},
     common::{ModelFamily, ModelVariant, Sampler},
     models::Conditions,
     ops::Storage,
@@ -43,7 +43,7 @@ struct Case {
 }
 
 fn load(model: &Path) -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
 }
 
@@ -217,7 +217,7 @@ fn is_same(ours: &Tensor, theirs: &Tensor) -> bool {
 #[test]
 fn learned_words_agree_with_diffusers() {
     let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     for model in ["sd1", "sdxl"] {
         let (directory, folder) = (made_up::model(model), words(model));
         let files = ModelFiles::open(directory.path().to_str().unwrap()).unwrap().with_embeddings(folder.path()).unwrap();

@@ -81,6 +81,7 @@ async fn every_setting_changes_the_picture() {
         ("schedule", json!("sgm_uniform")),
         ("eta", json!(0.5)),
         ("guidance_rescale", json!(0.7)),
+        ("guidance_interval", json!([0.5, 1])),
         ("zero_snr", json!(false)),
         ("size", json!("72x64")),
     ] {
@@ -143,7 +144,8 @@ async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
     assert_eq!(worker.generate(&request).await["ignored"], json!([]));
     request["guidance_scale"] = 1.into();
     request["background"] = "opaque".into();
-    assert_eq!(worker.generate(&request).await["ignored"], json!(["negative_prompt"]));
+    request["guidance_interval"] = json!([0.0, 0.5]);
+    assert_eq!(worker.generate(&request).await["ignored"], json!(["guidance_interval", "negative_prompt"]));
     request["prompt"] = "a fox AND a pizza".into();
     assert_eq!(worker.generate(&request).await["ignored"], json!([]), "parts of a prompt lead away from it at any scale");
 }
@@ -230,6 +232,9 @@ async fn bad_requests_are_refused_with_the_reason() {
         ("num_inference_steps", json!("many")),
         ("guidance_scale", json!(-1)),
         ("cfg_scale", json!(51)),
+        ("guidance_interval", json!([0.5])),
+        ("guidance_interval", json!([0.8, 0.2])),
+        ("guidance_interval", json!("all")),
         ("seed", json!(-2)),
         ("seed", json!(0.5)),
         ("sampler", json!("plms2")),

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
-    backend::{self, EncodedPrompts, InferencePipeline, LoadOptions, ModelFiles, PromptText},
+    backend::{self, EncodedPrompts, InferencePipeline, LoadOptions, ModelFiles, PromptText, Tiling},
     models::{Conditions, UNet2DConditionConfig},
     ops::Storage,
 };
@@ -13,7 +13,7 @@ use crate::support::{Worker, bytes, small};
 const MODELS: [&str; 2] = ["builtin", "tests/parity/tiny"];
 
 fn load(model: &str) -> InferencePipeline {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20 };
+    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
 }
 

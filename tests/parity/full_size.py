@@ -1,11 +1,13 @@
-"""Writes models of random weights in the true size of Stable Diffusion 1.5 and SDXL with diffusers, runs both, and prints the errors.
+"""Writes models of random weights in the true size of Stable Diffusion 1.5, 2.1 and SDXL with diffusers, runs both, and prints the errors.
 
   pip install torch diffusers transformers accelerate && cargo build --release && python tests/parity/full_size.py --work DIR
 
-By hand, not in CI: DIR keeps the models (2 GB and 7 GB, in f16), and diffusers takes up to 19 GiB of memory for SDXL. Everything is worked out in
+By hand, not in CI: DIR keeps the models (2 to 7 GB each, in f16), and diffusers takes up to 19 GiB of memory for SDXL. Everything is worked out in
 f32 on both sides; sd-worker keeps the weights in f16, as the files have them, which changes no number.
+
+With --memory 512,1024 it prints the most memory that sd-worker takes at these sizes instead, for one step with guidance and each of --dtypes.
 """
-import argparse, gc, json, pathlib, shutil, subprocess, tempfile
+import argparse, gc, json, os, pathlib, shutil, subprocess, tempfile
 
 import numpy, torch
 from diffusers import (AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
@@ -19,6 +21,7 @@ WORKER = pathlib.Path(__file__).parents[2] / "target/release/sd-worker"
 PROMPT, NEGATIVE, GUIDANCE, SEED = "An owl and a PIZZA, on yellow!", "red, blurry", 5., 7
 CLIP_L = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu", eos_token_id=2)
 CLIP_G = dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu", projection_dim=1280, eos_token_id=2)
+CLIP_H = dict(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu", eos_token_id=2)
 XL_UNET = dict(sample_size=128, block_out_channels=(320, 640, 1280), down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2, up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
                transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
                addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816)
@@ -31,6 +34,8 @@ def vae(scaling_factor):
 
 SHAPES = {
     "sd15": dict(text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), unet=lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8), vae=lambda: vae(.18215)),
+    "sd21": dict(text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**CLIP_H)), vae=lambda: vae(.18215),
+                 unet=lambda: UNet2DConditionModel(sample_size=96, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)),
     "sdxl": dict(text_encoder=lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), text_encoder_2=lambda: CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)),
                  unet=lambda: UNet2DConditionModel(**XL_UNET), vae=lambda: vae(.13025)),
 }
@@ -82,15 +87,30 @@ def ours(path, o):
         return kept["text_embeddings"], [kept[f"latents.{i}"] for i in range(1, o.steps + 1)], numpy.array(Image.open(picture).convert("RGB"), dtype=float)
 
 
+def peak(path, size, dtype, *more):
+    """GiB that a run takes at its most, what is mapped of the files among them."""
+    with tempfile.TemporaryDirectory() as out:
+        run = subprocess.Popen([WORKER, "generate", PROMPT, "--guidance-scale", str(GUIDANCE), "--seed", str(SEED), "--steps", "1", "--width", str(size), "--height", str(size),
+                                "--max-pixels", str(1 << 24), "--model", path, "--dtype", dtype, *more, "-o", f"{out}/x.png"])
+        _, status, usage = os.wait4(run.pid, 0)
+        assert status == 0
+        return usage.ru_maxrss / 2**20
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=pathlib.Path, required=True, help="keeps the models")
     p.add_argument("--models", default=",".join(SHAPES)); p.add_argument("--size", type=int, default=256); p.add_argument("--steps", type=int, default=2)
+    p.add_argument("--memory", help="sizes"); p.add_argument("--dtypes", default="f32,f16")
     o = p.parse_args()
     for name in o.models.split(","):
         path = o.work / name
         if not (path / "model_index.json").exists():
             write(name, path)
+        if o.memory:
+            figures = [f"{size} x {size} in {dtype}: {peak(path, size, dtype):.1f} GiB" for dtype in o.dtypes.split(",") for size in o.memory.split(",")]
+            print(f"{name}: {', '.join(figures)}", flush=True)
+            continue
         (text, latents, image), (our_text, our_latents, our_image) = reference(name, path, o), ours(path, o)
         off = lambda a, b: ((a - b).abs().max() / b.abs().max()).item()
         print(f"{name}: text {off(our_text, text):.1e}, latents by step {', '.join(f'{off(a, b):.1e}' for a, b in zip(our_latents, latents))}, pixels {abs(our_image - image).max():.0f} of 255")

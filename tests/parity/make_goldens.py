@@ -13,6 +13,7 @@ from diffusers import (AutoencoderKL, DDIMScheduler, DDPMScheduler, DEISMultiste
                        DPMSolverSinglestepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
                        KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler,
                        StableDiffusionPipeline, TCDScheduler, UNet2DConditionModel, UniPCMultistepScheduler)
+from diffusers.guiders import ClassifierFreeGuidance
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -46,13 +47,26 @@ def make_tiny():
     pipe.to(torch.float16).save_pretrained(TINY)
 
 
+class Pipeline(StableDiffusionPipeline):
+    """With guidance in some of the steps, if there is a guider that says in which."""
+    guider = None
+
+    @property
+    def guidance_scale(self):
+        return 1. if self.guider and not self.guider._is_cfg_enabled() else self._guidance_scale
+
+
 @torch.no_grad()
 def run(pipe, own_config, case, tensors):
     name = case["name"]
     settings = SETTINGS.get(case["sampler"], {}) | ({} if case["schedule"] == "default" else {f"use_{case['schedule']}_sigmas": True})
     pipe.scheduler = (SAMPLERS | MORE)[case["sampler"]].from_config(own_config, **settings)
     latents = []
-    keep = lambda pipe, step, t, kw: latents.append(kw["latents"].clone()) or {}
+    interval = case.get("guidance_interval")
+    pipe.guider = interval and ClassifierFreeGuidance(case["guidance_scale"], start=interval[0], stop=interval[1])
+    at = lambda step: interval and pipe.guider.set_state(step, case["steps"], None)
+    at(0)
+    keep = lambda pipe, step, t, kw: latents.append(kw["latents"].clone()) or at(step + 1) or {}
     generator = torch.Generator("cpu").manual_seed(case["seed"])
     guided = case["guidance_scale"] > 1
     positive, negative = pipe.encode_prompt(case["prompt"], "cpu", 1, guided, case["negative_prompt"])
@@ -61,9 +75,10 @@ def run(pipe, own_config, case, tensors):
                  height=case["height"], generator=generator, callback_on_step_end=keep, output_type="np").images[0]
     shape = latents[0].shape
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(case["seed"]))
-    tensors[f"{name}.text_embeddings"] = torch.cat([negative, positive]) if guided else positive
     tensors[f"{name}.latents"] = torch.cat([noise * pipe.scheduler.init_noise_sigma] + latents)
-    tensors[f"{name}.image"] = torch.from_numpy((image * 255).round().astype("uint8")).contiguous()
+    if case["sampler"] == "ddim" and not options:  # what is the same, or follows from the latents, for all other samplers
+        tensors[f"{name}.text_embeddings"] = torch.cat([negative, positive]) if guided else positive
+        tensors[f"{name}.image"] = torch.from_numpy((image * 255).round().astype("uint8")).contiguous()
 
 
 def export_builtin():
@@ -79,7 +94,7 @@ def main():
     tensors, cases = {}, []
     builtin = export_builtin()
     for model, path in (("builtin", builtin.name), ("tests/parity/tiny", TINY)):
-        pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
+        pipe = Pipeline.from_pretrained(path, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         own = pipe.scheduler.config
         for prompt in (FOX, OWL, PLAIN):
@@ -88,7 +103,8 @@ def main():
                 run(pipe, own, cases[-1], tensors)
         if model != "builtin":
             more = [(s, "default", {}) for s in MORE if s != "tcd"] + [("tcd", "default", dict(eta=.3)), ("ddim", "default", dict(eta=.7)), ("euler", "default", dict(guidance_rescale=.7)),
-                    ("heun", "exponential", {}), ("unipc", "beta", {}), ("dpm2_a", "karras", {})]
+                    ("heun", "exponential", {}), ("unipc", "beta", {}), ("dpm2_a", "karras", {}), ("euler", "default", dict(guidance_interval=[.2, .7])),
+                    ("dpmpp_2m", "default", dict(guidance_interval=[0, .5])), ("ddim", "default", dict(guidance_interval=[.34, 1], guidance_rescale=.7))]
             for sampler, schedule, options in more:
                 cases.append(dict(name=f"{len(cases)}", model=model, sampler=sampler, schedule=schedule, **FOX, **options))
                 run(pipe, own, cases[-1], tensors)

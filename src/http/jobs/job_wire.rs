@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 use crate::{
     backend::{Complete, ImageFile, InputFiles},
     common::{
-        ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt, Sampler, Schedule, Seed,
-        Steps, Strength,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt,
+        Sampler, Schedule, Seed, Steps, Strength,
     },
     http::{
         ApiError,
@@ -76,6 +76,9 @@ pub(in crate::http) struct JobRequest {
     eta: Option<Eta>,
     /// How far guidance is kept from changing the contrast.
     guidance_rescale: Option<GuidanceRescale>,
+    /// The shares of the steps after which guidance begins and ends, such as `[0.2, 0.8]`.
+    #[schema(inline)]
+    guidance_interval: Option<GuidanceInterval>,
     /// Whether the last timestep is nothing but noise. Also `rescale_betas_zero_snr`.
     #[serde(alias = "rescale_betas_zero_snr")]
     zero_snr: Option<bool>,
@@ -166,6 +169,7 @@ impl JobRequest {
             schedule: self.schedule,
             eta: self.eta,
             guidance_rescale: self.guidance_rescale,
+            guidance_interval: self.guidance_interval,
             zero_snr: self.zero_snr,
             clip_skip: self.clip_skip,
             strength: self.strength,

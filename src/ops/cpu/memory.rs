@@ -165,6 +165,9 @@ impl Shared {
 /// Numbers of a cache line.
 const LINE: usize = 16;
 
+/// More numbers than this are not kept: the keys and values of a very large picture would be held for ever.
+const KEPT_NUMBERS: usize = 64 << 20;
+
 /// Lends `len` numbers of memory, whatever they are, from the beginning of a cache line on. Each thread keeps what it once needed, so that the steady state allocates nothing.
 pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     // Several, because a thread that waits for other tasks may be given one that needs scratch memory of its own.
@@ -181,7 +184,9 @@ pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) ->
     }
     let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
     let result = work(&mut memory[start..start + len]);
-    KEPT.with_borrow_mut(|kept| kept.push(memory));
+    if memory.len() <= KEPT_NUMBERS {
+        KEPT.with_borrow_mut(|kept| kept.push(memory));
+    }
     result
 }
 

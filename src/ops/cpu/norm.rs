@@ -44,6 +44,23 @@ impl GroupStatistics {
         Self { of_groups }
     }
 
+    /// Of an image, from those of its parts and the parts' sizes.
+    #[must_use]
+    pub fn joined(parts: &[(Self, usize)]) -> Self {
+        let all: usize = parts.iter().map(|(_, size)| size).sum();
+        let share = |value: &dyn Fn(f64, f64) -> f64, group: usize| {
+            let of_part = |(part, size): &(Self, usize)| value(part.of_groups[group].0, part.of_groups[group].1) * *size as f64;
+            parts.iter().map(of_part).sum::<f64>() / all as f64
+        };
+        let of_group = |group| {
+            let mean = share(&|mean, _| mean, group);
+            // Within the parts, and between them.
+            (mean, share(&|part, variance| variance + (part - mean).powi(2), group))
+        };
+        let groups = parts.first().map_or(0, |(part, _)| part.of_groups.len());
+        Self { of_groups: (0..groups).map(of_group).collect() }
+    }
+
     /// Mean and variance of each group.
     #[must_use]
     pub fn of_groups(&self) -> &[(f64, f64)] {
