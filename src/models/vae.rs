@@ -131,7 +131,7 @@ pub enum Tiling {
     /// Where they would take more than 4 GiB as a whole.
     #[default]
     Auto,
-    /// All of them, in a half of the memory or less.
+    /// All of them.
     On,
     /// None.
     Off,

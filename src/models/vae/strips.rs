@@ -2,7 +2,7 @@
 //!
 //! A strip of rows is worked out from all the rows that its convolutions see, so nothing needs to be blended. Group norms alone see the
 //! whole image: before a norm is used, all strips are worked out as far as to it, for its statistics. The image is held whole wherever
-//! it is small enough; what is larger is worked out again from there, for every norm and for the result. That takes up to four times
+//! it is small enough; what is larger is worked out again from there, for every norm and for the result. That takes several times
 //! the work, and nothing of the picture changes: statistics from a sample of the image, as others estimate them, leave seams or shift
 //! colours.
 
@@ -44,7 +44,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// With the strips' own tensors, less than 6 GiB for a picture of 4096 x 4096.
+    /// With the strips' own tensors, these are meant to keep a picture of 4096 x 4096 within 6 GiB.
     const LARGEST: Self = Self { whole: 4 << 30, strip: 256 << 20 };
 
     /// For an image that would take so many bytes as a whole; none where it may.

@@ -10,7 +10,10 @@ use crate::{
 };
 
 fn tiny(dtype: DType) -> AutoencoderKl {
-    let folder = "tests/parity/tiny/vae";
+    load("tests/parity/tiny/vae", dtype)
+}
+
+fn load(folder: &str, dtype: DType) -> AutoencoderKl {
     let config = AutoencoderKlConfig::from_json(&fs::read(format!("{folder}/config.json")).unwrap()).unwrap();
     let weights = fs::read(format!("{folder}/diffusion_pytorch_model.safetensors")).unwrap();
     let vb = VarBuilder::from_buffered_safetensors(weights, dtype, &Device::Cpu).unwrap();
@@ -83,4 +86,36 @@ fn a_tiled_vae_makes_the_same_of_each() {
     let (latents, pictures) = (batch(4, 9, 8), batch(3, 72, 64));
     assert!(error(&tiled.decode(&latents).unwrap(), &vae.decode(&latents).unwrap()) < 1e-5);
     assert!(error(&tiled.encode(&pictures).unwrap().mean, &vae.encode(&pictures).unwrap().mean) < 1e-5);
+}
+
+/// `VAE=FOLDER SIDE=PIXELS cargo test --release --lib strips_in_true_size -- --ignored --nocapture`: the room is in the same proportion to the
+/// picture as that of 4096 x 4096, so what is taken beside the weights is too.
+#[test]
+#[ignore = "takes minutes, and a VAE in its true size"]
+fn strips_in_true_size() {
+    let side: usize = std::env::var("SIDE").unwrap().parse().unwrap();
+    let peak = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+        line.trim_end_matches(" kB").parse::<f64>().unwrap() / f64::from(1 << 20)
+    };
+    let decoder = load(&std::env::var("VAE").unwrap(), DType::F32).decoder;
+    let of_4096 = |bytes: usize| bytes * side * side / (4096 * 4096);
+    let room = Room { whole: of_4096(Room::LARGEST.whole), strip: of_4096(Room::LARGEST.strip) };
+    let weights = peak();
+    let x = decoder.conv_in.forward(&image(4, side / 8, side / 8, DType::F32)).unwrap();
+    let x = decoder.mid_block.forward(&x).unwrap();
+    let middle = peak();
+    let started = std::time::Instant::now();
+    let strips = forward_in_strips(x.clone(), decoder.layers(), room).unwrap();
+    let (in_strips, strips_time) = (peak(), started.elapsed());
+    let started = std::time::Instant::now();
+    let whole = forward_whole(x, &decoder.layers()).unwrap();
+    println!(
+        "off by {:.1e} of the largest value; GiB at most: weights {weights:.2}, with the middle block {middle:.2}, in strips {in_strips:.2} \
+         ({strips_time:.0?}), whole {:.2} ({:.0?})",
+        error(&strips, &whole),
+        peak(),
+        started.elapsed()
+    );
 }
