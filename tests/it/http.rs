@@ -181,6 +181,15 @@ async fn words_that_the_model_was_not_taught_are_named() {
 }
 
 #[tokio::test]
+async fn words_that_mean_nothing_else_are_taken_for_taught_ones() {
+    let worker = Worker::ready(&[]);
+    let taught = worker.generate(&small("a picture of a red fox on a blue background")).await;
+    let said = worker.generate(&small("The photo of my red fox on the blue wall")).await;
+    assert_eq!(said["warnings"], json!([]));
+    assert_eq!(picture(&said["data"][0]), picture(&taught["data"][0]));
+}
+
+#[tokio::test]
 async fn every_output_format_is_what_it_says() {
     let worker = Worker::ready(&[]);
     for (format, magic) in [("png", &b"\x89PNG"[..]), ("jpeg", &b"\xff\xd8\xff"[..]), ("webp", &b"RIFF"[..])] {

@@ -24,9 +24,26 @@ def quantize(weight):
     return numbers.to(torch.int8).view(weight.shape), scale.half()
 
 
-def pack(path, out):
+# Words that no caption has and people say all the same, by the taught word that they are taken for.
+ALIKE = {"a": "the this that my your his her our their some another any its each every", "picture": "image photo drawing icon art artwork pic cartoon",
+         "cute": "beautiful nice pretty lovely funny good great simple", "tiny": "mini", "on": "over onto", "beside": "near", "and": "plus", "background": "wall", "gray": "grey silver"}
+
+
+def take_alike(embeddings, tokenizer, known):
+    """Gives each of those words, which are a token each, the embedding of the word that it is taken for: for the text encoder they are the same."""
+    token = lambda word: tokenizer(word, add_special_tokens=False).input_ids
+    taught = {t for word in known for t in token(word)}
+    for word, others in ALIKE.items():
+        (of,) = token(word)
+        for other in others.split():
+            (to,) = token(other); assert to not in taught, other
+            embeddings[to] = embeddings[of]
+
+
+def pack(path, out, tokenizer, known):
     tensors = {}
     for name, tensor in load_file(path).items():
+        if name.endswith("token_embedding.weight"): take_alike(tensor, tokenizer, known)
         if name.endswith(".weight") and tensor.ndim > 1: tensors[name], tensors[name + "_scale"] = quantize(tensor)
         else: tensors[name] = tensor
     save_file(tensors, out, metadata={"format": "pt"})
@@ -40,10 +57,15 @@ def known_words(concepts):
 
 
 if __name__ == "__main__":
+    from transformers import CLIPTokenizer
     p = argparse.ArgumentParser(); p.add_argument("--model", default="export"); p.add_argument("--out", default="../model"); p.add_argument("--concepts", default="concepts.txt")
     o = p.parse_args(); model, out = os.path.abspath(o.model), os.path.abspath(o.out); os.chdir(data.HERE)
+    tokenizer, known = CLIPTokenizer.from_pretrained(f"{model}/tokenizer"), known_words(o.concepts)
     for path in glob.glob("**/*", root_dir=model, recursive=True):
         if os.path.isfile(f"{model}/{path}"):
-            os.makedirs(os.path.dirname(f"{out}/{path}"), exist_ok=True); (pack if path.endswith(".safetensors") else shutil.copyfile)(f"{model}/{path}", f"{out}/{path}")
-    with open(f"{out}/known_words.json", "w") as f: f.write("[\n" + ",\n".join(json.dumps(w, ensure_ascii=False) for w in known_words(o.concepts)) + "\n]\n")
+            os.makedirs(os.path.dirname(f"{out}/{path}"), exist_ok=True)
+            if path.endswith(".safetensors"): pack(f"{model}/{path}", f"{out}/{path}", tokenizer, known)
+            else: shutil.copyfile(f"{model}/{path}", f"{out}/{path}")
+    known = sorted({*known, *" ".join(ALIKE.values()).split()})
+    with open(f"{out}/known_words.json", "w") as f: f.write("[\n" + ",\n".join(json.dumps(w, ensure_ascii=False) for w in known) + "\n]\n")
     print({path: os.path.getsize(f"{out}/{path}") for path in glob.glob("**/*.safetensors", root_dir=out, recursive=True)}, "bytes")
