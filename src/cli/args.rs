@@ -292,11 +292,11 @@ pub struct GenerateArgs {
     /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
     #[arg(long, value_name = "START,STOP")]
     pub guidance_interval: Option<GuidanceInterval>,
-    /// The solver: ddim, euler, euler_a, dpmpp_2m [default: the model's]
-    #[arg(long)]
+    /// The solver.
+    #[arg(long, help = one_of("The solver", &Sampler::ALL.map(Sampler::name)))]
     pub sampler: Option<Sampler>,
-    /// How noise levels are spaced: default, karras [default: the model's]
-    #[arg(long)]
+    /// How noise levels are spaced.
+    #[arg(long, help = one_of("How noise levels are spaced", &Schedule::ALL.map(Schedule::name)))]
     pub schedule: Option<Schedule>,
     /// Width in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
     #[arg(long, value_name = "PIXELS")]
@@ -344,6 +344,11 @@ pub enum ModelsCommand {
         /// The directory to write; it must be new or empty
         directory: PathBuf,
     },
+}
+
+/// The help of an option that takes one of these names.
+fn one_of(what: &str, names: &[&str]) -> String {
+    format!("{what}: {} [default: the model's]", names.join(", "))
 }
 
 /// Adds the command that is meant where none is given, `serve`, so that an orchestrator can start the worker with options alone.
