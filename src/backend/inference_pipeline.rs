@@ -1,25 +1,24 @@
 //! Stable Diffusion, stage by stage. After diffusers' `pipeline_stable_diffusion.py`.
 
 mod initial_latents;
+#[cfg(feature = "builtin-model")]
+mod selfcheck;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use initial_latents::{InitialLatents, KeptLatents};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug_span, warn};
+#[cfg(feature = "builtin-model")]
+pub use selfcheck::{Comparison, selfcheck};
+use tracing::{debug_span, warn};
 
 use super::{
     EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, WideVae,
     image_utils,
 };
 use crate::{
-    common::{
-        GuidanceRescale, ImageSize, InputImage, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig,
-        SamplingOptions, Schedule, Seed, Steps, TorchRng,
-    },
+    common::{GuidanceRescale, ImageSize, InputImage, ModelInfo, Prompt, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
     models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
 };
@@ -346,29 +345,16 @@ impl InferencePipeline {
     /// When it does not.
     pub fn self_test(self: &Arc<Self>) -> Result<(), GenerationError> {
         let side = ImageSize::MIN_SIDE.next_multiple_of(self.info.size_multiple);
-        let (response_tx, _responses) = mpsc::unbounded_channel();
-        let request = GenerationRequest {
-            request_id: RequestId::random(),
-            prompt: Prompt::try_from("a".to_owned())?,
-            negative_prompt: NegativePrompt::default(),
-            input: None,
-            config: SamplingConfig {
-                size: ImageSize::new(side, side)?,
-                steps: Steps::try_from(1)?,
-                guidance_scale: self.info.defaults.guidance_scale,
-                seed: Seed::from(0),
-                sampler: self.info.defaults.sampler,
-                schedule: Schedule::Default,
-                options: SamplingOptions::default(),
-            },
-            output: OutputConfig::default(),
-            cancellation: CancellationToken::new(),
-            accepted_at: Instant::now(),
-            latest_start: None,
-            span: Span::none(),
-            place: None,
-            response_tx,
+        let config = SamplingConfig {
+            size: ImageSize::new(side, side)?,
+            steps: Steps::try_from(1)?,
+            guidance_scale: self.info.defaults.guidance_scale,
+            seed: Seed::from(0),
+            sampler: self.info.defaults.sampler,
+            schedule: Schedule::Default,
+            options: SamplingOptions::default(),
         };
+        let request = GenerationRequest::unheard(Prompt::try_from("a".to_owned())?, config);
         let mut generation = self.begin(&request)?;
         generation.step()?;
         generation.finish().map(drop)
