@@ -286,11 +286,12 @@ impl Diffusion {
 /// Gives what guidance made of the output back some of the standard deviation that it had without. As diffusers'
 /// `rescale_noise_cfg`.
 fn rescale_noise_cfg(guided: &Tensor, positive: &Tensor, share: GuidanceRescale) -> Result<Tensor, GenerationError> {
-    let deviation = |x: &Tensor| x.flatten_all()?.var(0)?.sqrt()?.to_scalar::<f32>();
-    let factor = f64::from(deviation(positive)? / deviation(guided)?);
-    // Two constant outputs have no deviation.
-    let factor = if factor.is_finite() { factor } else { 1.0 };
-    Ok((guided * (share.get() * factor + 1.0 - share.get()))?)
+    // All of it on the device: a number that came back to the host would be waited for in every step.
+    let deviation = |x: &Tensor| x.flatten_all()?.var(0)?.sqrt();
+    let factor = (deviation(positive)? / deviation(guided)?)?;
+    // Two constant outputs have no deviation, and what comes of them is not finite.
+    let factor = factor.le(f32::MAX)?.where_cond(&factor, &factor.ones_like()?)?;
+    Ok(guided.broadcast_mul(&factor.affine(share.get(), 1.0 - share.get())?)?)
 }
 
 impl InferencePipeline {
