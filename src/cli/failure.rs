@@ -115,5 +115,6 @@ mod tests {
             assert_eq!(failure.exit_code(), 75, "{failure}");
         }
         assert_eq!(Failure::from(GenerationError::from(candle_core::Error::msg("shape mismatch"))).exit_code(), 70);
+        assert_eq!(Failure::Selfcheck { wrong: 1, all: 18 }.exit_code(), 70, "nor is a device that is wrong one without memory");
     }
 }
