@@ -48,7 +48,9 @@ impl DeviceChoice {
             Self::Metal if !candle_core::utils::metal_is_available() => {
                 Err(error("this binary is built without it; build with --features metal".to_owned()))
             }
-            Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| error(e.to_string())),
+            Self::Cuda(ordinal) => {
+                Device::new_cuda(ordinal).map_err(|e| error(format!("{e}; nvidia-smi lists those that are, and --device cpu needs none")))
+            }
             Self::Number(ordinal) if candle_core::utils::cuda_is_available() => Self::Cuda(ordinal).open(),
             Self::Number(_) if candle_core::utils::metal_is_available() => Self::Metal.open(),
             Self::Cpu | Self::Number(_) => Ok(Device::Cpu),
