@@ -42,6 +42,7 @@ def make_models(o):
     for name in missing:
         full_size.SHAPES[name] = {part: lambda make=make: there(make) for part, make in shapes[name].items()}
         full_size.write(name, o.work / name)
+    if o.device == "cuda": torch.cuda.empty_cache()
 
 
 def tiny_shapes():
