@@ -4,7 +4,7 @@
 //! Each network is timed beside candle-transformers' own of the same kind and size, as the yardstick.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a bench may panic")]
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{hint::black_box, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -13,13 +13,11 @@ use sd_worker::{
         self, Complete, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
         Pipeline, RequestQueue, Tiling,
     },
-    common::{OutputConfig, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
+    common::{SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     models::Conditions,
     ops::{ReusingAllocator, Storage},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
-use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
@@ -32,28 +30,17 @@ fn pipeline() -> Arc<InferencePipeline> {
 fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc::UnboundedReceiver<GenerationResponse>) {
     let defaults = pipeline.info().defaults;
     let (response_tx, responses) = mpsc::unbounded_channel();
-    let request = GenerationRequest {
-        request_id: RequestId::random(),
-        prompt: "a fox on a blue background".parse().unwrap(),
-        negative_prompt: "".parse().unwrap(),
-        input: None,
-        config: SamplingConfig {
-            size: defaults.size,
-            steps: Steps::try_from(steps).unwrap(),
-            guidance_scale: defaults.guidance_scale,
-            seed: Seed::from(1),
-            sampler: defaults.sampler,
-            schedule: Schedule::Default,
-            options: SamplingOptions::default(),
-        },
-        output: OutputConfig::default(),
-        cancellation: CancellationToken::new(),
-        accepted_at: Instant::now(),
-        latest_start: None,
-        span: Span::none(),
-        place: None,
-        response_tx,
+    let config = SamplingConfig {
+        size: defaults.size,
+        steps: Steps::try_from(steps).unwrap(),
+        guidance_scale: defaults.guidance_scale,
+        seed: Seed::from(1),
+        sampler: defaults.sampler,
+        schedule: Schedule::Default,
+        options: SamplingOptions::default(),
     };
+    let prompt = "a fox on a blue background".parse().unwrap();
+    let request = GenerationRequest { response_tx, ..GenerationRequest::unheard(prompt, config) };
     (request, responses)
 }
 

@@ -6,7 +6,7 @@ use candle_core::Device;
 use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use tracing::warn;
 
-use crate::common::InvalidValue;
+use crate::common::{InvalidValue, error_chain};
 
 /// A device by name: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`; a bare number, as rbee's hive writes it, is
 /// one of whatever this binary is built for.
@@ -48,11 +48,14 @@ impl DeviceChoice {
             Self::Metal if !candle_core::utils::metal_is_available() => {
                 Err(error("this binary is built without it; build with --features metal".to_owned()))
             }
-            Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| error(e.to_string())),
+            Self::Cuda(ordinal) => {
+                let advice = "nvidia-smi lists those that are, and --device cpu needs none";
+                Device::new_cuda(ordinal).map_err(|e| error(format!("{}; {advice}", error_chain(&e))))
+            }
             Self::Number(ordinal) if candle_core::utils::cuda_is_available() => Self::Cuda(ordinal).open(),
             Self::Number(_) if candle_core::utils::metal_is_available() => Self::Metal.open(),
             Self::Cpu | Self::Number(_) => Ok(Device::Cpu),
-            Self::Metal => Device::new_metal(0).map_err(|e| error(e.to_string())),
+            Self::Metal => Device::new_metal(0).map_err(|e| error(error_chain(&e))),
         }
     }
 
@@ -64,7 +67,7 @@ impl DeviceChoice {
         } else {
             return None;
         };
-        device.inspect_err(|error| warn!(%error, "the accelerator cannot be used; the CPU is")).ok()
+        device.inspect_err(|error| warn!(error = error_chain(error), "the accelerator cannot be used; the CPU is")).ok()
     }
 }
 

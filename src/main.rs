@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => run_server(&args, cli.logs.log_format),
         Command::Generate(args) => cli::generate(&args),
         Command::Models { command } => cli::models(&command),
+        Command::Selfcheck(args) => cli::selfcheck(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

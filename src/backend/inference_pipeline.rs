@@ -1,15 +1,17 @@
 //! Stable Diffusion, stage by stage. After diffusers' `pipeline_stable_diffusion.py`.
 
 mod initial_latents;
+#[cfg(feature = "builtin-model")]
+mod selfcheck;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use initial_latents::{InitialLatents, KeptLatents};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug_span, warn};
+#[cfg(feature = "builtin-model")]
+pub use selfcheck::{Comparison, selfcheck};
+use tracing::{debug_span, warn};
 
 use super::{
     EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, WideVae,
@@ -17,8 +19,8 @@ use super::{
 };
 use crate::{
     common::{
-        GuidanceInterval, GuidanceRescale, ImageSize, InputImage, ModelInfo, NegativePrompt, OutputConfig, Prompt, RequestId,
-        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng,
+        GuidanceInterval, GuidanceRescale, ImageSize, InputImage, ModelInfo, Prompt, RequestId, SamplingConfig, SamplingOptions, Schedule,
+        Seed, Steps, TorchRng,
     },
     models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
     schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
@@ -314,11 +316,12 @@ impl Diffusion {
 /// Gives what guidance made of the output back some of the standard deviation that it had without. As diffusers'
 /// `rescale_noise_cfg`.
 fn rescale_noise_cfg(guided: &Tensor, positive: &Tensor, share: GuidanceRescale) -> Result<Tensor, GenerationError> {
-    let deviation = |x: &Tensor| x.flatten_all()?.var(0)?.sqrt()?.to_scalar::<f32>();
-    let factor = f64::from(deviation(positive)? / deviation(guided)?);
-    // Two constant outputs have no deviation.
-    let factor = if factor.is_finite() { factor } else { 1.0 };
-    Ok((guided * (share.get() * factor + 1.0 - share.get()))?)
+    // All of it on the device: a number that came back to the host would be waited for in every step.
+    let deviation = |x: &Tensor| x.flatten_all()?.var(0)?.sqrt();
+    let factor = (deviation(positive)? / deviation(guided)?)?;
+    // Two constant outputs have no deviation, and what comes of them is not finite.
+    let factor = factor.le(f32::MAX)?.where_cond(&factor, &factor.ones_like()?)?;
+    Ok(guided.broadcast_mul(&factor.affine(share.get(), 1.0 - share.get())?)?)
 }
 
 impl InferencePipeline {
@@ -373,29 +376,16 @@ impl InferencePipeline {
     /// When it does not.
     pub fn self_test(self: &Arc<Self>) -> Result<(), GenerationError> {
         let side = ImageSize::MIN_SIDE.next_multiple_of(self.info.size_multiple);
-        let (response_tx, _responses) = mpsc::unbounded_channel();
-        let request = GenerationRequest {
-            request_id: RequestId::random(),
-            prompt: Prompt::try_from("a".to_owned())?,
-            negative_prompt: NegativePrompt::default(),
-            input: None,
-            config: SamplingConfig {
-                size: ImageSize::new(side, side)?,
-                steps: Steps::try_from(1)?,
-                guidance_scale: self.info.defaults.guidance_scale,
-                seed: Seed::from(0),
-                sampler: self.info.defaults.sampler,
-                schedule: Schedule::Default,
-                options: SamplingOptions::default(),
-            },
-            output: OutputConfig::default(),
-            cancellation: CancellationToken::new(),
-            accepted_at: Instant::now(),
-            latest_start: None,
-            span: Span::none(),
-            place: None,
-            response_tx,
+        let config = SamplingConfig {
+            size: ImageSize::new(side, side)?,
+            steps: Steps::try_from(1)?,
+            guidance_scale: self.info.defaults.guidance_scale,
+            seed: Seed::from(0),
+            sampler: self.info.defaults.sampler,
+            schedule: Schedule::Default,
+            options: SamplingOptions::default(),
         };
+        let request = GenerationRequest::unheard(Prompt::try_from("a".to_owned())?, config);
         let mut generation = self.begin(&request)?;
         generation.step()?;
         generation.finish().map(drop)

@@ -62,7 +62,8 @@ fn corner(i: usize) -> [f32; 3] {
 
 /// Each latent of `(channels, height, width)` as a row, with a 1 at its end for the constant.
 fn rows(latents: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let mut rows: Vec<Vec<f64>> = latents.flatten_from(1)?.t()?.to_dtype(DType::F64)?.to_vec2()?;
+    // On the host: Metal has no f64.
+    let mut rows: Vec<Vec<f64>> = latents.flatten_from(1)?.t()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2()?;
     for row in &mut rows {
         row.push(1.0);
     }

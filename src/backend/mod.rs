@@ -24,6 +24,8 @@ pub use error::{GenerationError, LoadError};
 pub use generation_engine::{Generation, GenerationEngine, Pipeline};
 pub use image_file::{ImageFile, InputFiles, MAX_INPUT_PIXELS};
 pub use image_utils::{ImageMetadata, encode};
+#[cfg(feature = "builtin-model")]
+pub use inference_pipeline::{Comparison, selfcheck};
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use known_words::KnownWords;
 pub use latent_preview::LatentPreview;

@@ -40,9 +40,15 @@ const NAMED: usize = 5;
 /// Names the file that is missing, broken, or does not fit the others.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
     let (device, storage) = (&options.device, options.storage);
-    let Some(dtype) = storage.compute_type(device) else {
-        return Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device))));
-    };
+    match storage.compute_type(device) {
+        Some(dtype) => load_as(dtype, files, options),
+        None => Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device)))),
+    }
+}
+
+/// The same with networks that work in this type.
+pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
+    let (device, storage) = (&options.device, options.storage);
     let configs = ModelConfigs::load(files)?;
     let known_words = KnownWords::load(files)?;
     let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();

@@ -77,6 +77,25 @@ pub struct GenerationRequest {
 }
 
 impl GenerationRequest {
+    /// One whose answers nobody hears, for whoever moves its generation forward by hand: a PNG file from noise alone, whenever.
+    #[must_use]
+    pub fn unheard(prompt: Prompt, config: SamplingConfig) -> Self {
+        Self {
+            request_id: RequestId::random(),
+            prompt,
+            negative_prompt: NegativePrompt::default(),
+            input: None,
+            config,
+            output: OutputConfig::default(),
+            cancellation: CancellationToken::new(),
+            accepted_at: Instant::now(),
+            latest_start: None,
+            span: Span::none(),
+            place: None,
+            response_tx: mpsc::unbounded_channel().0,
+        }
+    }
+
     /// Whether somebody waits for the picture.
     #[must_use]
     pub fn is_wanted(&self) -> bool {

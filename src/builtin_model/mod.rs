@@ -20,3 +20,6 @@ pub static FILES: &[(&str, &[u8])] = &files!(
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 );
+
+/// What diffusers makes of it on the way to a small picture, in safetensors, by `tests/parity/make_selfcheck_goldens.py`.
+pub static GOLDENS: &[u8] = include_bytes!("goldens.safetensors");

@@ -45,6 +45,8 @@ pub enum Command {
         #[command(subcommand)]
         command: ModelsCommand,
     },
+    /// Compare the built-in model's numbers on a device with those of diffusers
+    Selfcheck(SelfcheckArgs),
 }
 
 /// What is logged, and how.
@@ -331,6 +333,14 @@ impl GenerateArgs {
     }
 }
 
+/// What to compare.
+#[derive(Debug, Args)]
+pub struct SelfcheckArgs {
+    /// The device: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
+    #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+}
+
 /// What to do with models.
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
@@ -354,8 +364,9 @@ fn one_of(what: &str, names: &[&str]) -> String {
 /// Adds the command that is meant where none is given, `serve`, so that an orchestrator can start the worker with options alone.
 pub fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
-    let says_more =
-        |arg: &OsString| ["serve", "generate", "models", "help", "-h", "--help", "-V", "--version"].iter().any(|word| arg == word);
+    let says_more = |arg: &OsString| {
+        ["serve", "generate", "models", "selfcheck", "help", "-h", "--help", "-V", "--version"].iter().any(|word| arg == word)
+    };
     let is_option = |arg: &OsString| arg.to_string_lossy().starts_with('-');
     if !args.iter().skip(1).any(says_more) && args.get(1).is_none_or(is_option) {
         args.insert(1.min(args.len()), "serve".into());

@@ -31,6 +31,16 @@ pub enum Failure {
     /// No picture came of it.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+    /// The device does not work out what it should.
+    #[error(
+        "{wrong} of {all} comparisons with diffusers are beyond their limits; a driver or a library of this device is at fault, or sd-worker is"
+    )]
+    Selfcheck {
+        /// How many are.
+        wrong: usize,
+        /// How many there were.
+        all: usize,
+    },
     /// A file that an argument names cannot be read.
     #[error("cannot read {path}", path = .path.display())]
     Input {
@@ -79,7 +89,7 @@ impl Failure {
                 | LoadError::Download { .. }
                 | LoadError::SelfTest(_),
             ) => 66,
-            Self::Generation(_) | Self::Internal(_) => 70,
+            Self::Generation(_) | Self::Selfcheck { .. } | Self::Internal(_) => 70,
             Self::Output { .. } => 73,
             Self::Configuration(_) | Self::Model(LoadError::Limit { .. } | LoadError::Unsupported(_)) => 78,
         }
@@ -105,5 +115,6 @@ mod tests {
             assert_eq!(failure.exit_code(), 75, "{failure}");
         }
         assert_eq!(Failure::from(GenerationError::from(candle_core::Error::msg("shape mismatch"))).exit_code(), 70);
+        assert_eq!(Failure::Selfcheck { wrong: 1, all: 18 }.exit_code(), 70, "nor is a device that is wrong one without memory");
     }
 }

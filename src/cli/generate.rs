@@ -10,14 +10,11 @@ use std::{
 
 use candle_core::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use super::{Failure, GenerateArgs};
 use crate::{
     backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, Pipeline},
-    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, RequestId, SamplingConfig, SamplingOptions, Seed, Strength},
+    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, SamplingConfig, SamplingOptions, Seed, Strength},
 };
 
 /// Makes the picture, with a progress bar if somebody watches.
@@ -109,22 +106,8 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
     // Before the pictures are decoded.
     info.check(&config)?;
     let input = input.map(|files| files.decode(config.size)).transpose()?.map(Arc::new);
-    // Nobody listens: the generation is moved forward right here.
-    let (response_tx, _) = mpsc::unbounded_channel();
-    Ok(GenerationRequest {
-        request_id: RequestId::random(),
-        prompt: args.prompt.clone(),
-        negative_prompt: args.negative_prompt.clone(),
-        input,
-        config,
-        output,
-        cancellation: CancellationToken::new(),
-        accepted_at: Instant::now(),
-        latest_start: None,
-        span: Span::none(),
-        place: None,
-        response_tx,
-    })
+    let negative_prompt = args.negative_prompt.clone();
+    Ok(GenerationRequest { negative_prompt, input, output, ..GenerationRequest::unheard(args.prompt.clone(), config) })
 }
 
 fn format_of(path: &Path) -> Result<ImageFormat, InvalidValue> {

@@ -11,14 +11,17 @@ mod otlp;
 #[cfg(not(feature = "otlp"))]
 #[path = "no_otlp.rs"]
 mod otlp;
+mod selfcheck;
 mod stop_signals;
 
 pub use args::{
-    Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, ServeArgs, reason_last, with_command,
+    Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, SelfcheckArgs, ServeArgs, reason_last,
+    with_command,
 };
 pub use failure::Failure;
 pub use generate::generate;
 pub use logs::{Logs, init_logs};
 pub use models::models;
 pub use orchestrator::{Heartbeat, notify_systemd, pet_watchdog, report_ready};
+pub use selfcheck::selfcheck;
 pub use stop_signals::StopSignals;

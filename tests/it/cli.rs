@@ -169,6 +169,21 @@ fn bad_arguments_are_refused_in_one_line() {
     }
 }
 
+#[test]
+fn a_device_is_compared_with_diffusers() {
+    let output = run(&["selfcheck", "--device", "cpu"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    let rows: Vec<Vec<&str>> = stdout.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 3 * 6, "{stdout}");
+    for row in &rows {
+        let [_, _, error, limit] = row.as_slice() else { panic!("{row:?}") };
+        assert!(error.parse::<f32>().unwrap() <= limit.parse().unwrap(), "{row:?}");
+    }
+    // Nothing is so exact that no bit differs, if two are compared.
+    assert!(rows.iter().filter(|row| row[1] != "picture").all(|row| row[2] != "0.0e0"), "{stdout}");
+}
+
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_device_that_is_not_there_is_code_69() {

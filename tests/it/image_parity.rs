@@ -1,21 +1,18 @@
 //! The same numbers as diffusers where there is a picture to begin with, with and without a mask, and on a UNet that looks at the mask:
 //! first latents, latents after every step, picture. The goldens are made by `tests/parity/make_image_goldens.py`.
 
-use std::{collections::HashMap, fs, sync::Arc, time::Instant};
+use std::{collections::HashMap, fs, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use sd_worker::{
     backend::{Generation, GenerationRequest, InferencePipeline, Pipeline},
     common::{
-        GuidanceScale, ImageSize, InputImage, Mask, MaskMeaning, NegativePrompt, OutputConfig, Prompt, RequestId, Sampler, SamplingConfig,
-        SamplingOptions, Schedule, Seed, Steps, Strength,
+        GuidanceScale, ImageSize, InputImage, Mask, MaskMeaning, NegativePrompt, Prompt, Sampler, SamplingConfig, SamplingOptions,
+        Schedule, Seed, Steps, Strength,
     },
 };
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use crate::{
     made_up,
@@ -42,28 +39,17 @@ impl Case {
         let image = picture();
         let mask = || image::open("tests/parity/mask.png").unwrap().into_luma8();
         let mask = self.mask.then(|| Mask { pixels: mask(), meaning: MaskMeaning::White });
-        GenerationRequest {
-            request_id: RequestId::random(),
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            config: SamplingConfig {
-                size: ImageSize::new(image.width(), image.height()).unwrap(),
-                steps: self.steps,
-                guidance_scale: self.guidance_scale,
-                seed: self.seed,
-                sampler: self.sampler,
-                schedule: self.schedule,
-                options: SamplingOptions { strength: Some(self.strength), ..SamplingOptions::default() },
-            },
-            input: Some(Arc::new(InputImage { image, mask })),
-            output: OutputConfig::default(),
-            cancellation: CancellationToken::new(),
-            accepted_at: Instant::now(),
-            latest_start: None,
-            span: Span::none(),
-            place: None,
-            response_tx: mpsc::unbounded_channel().0,
-        }
+        let config = SamplingConfig {
+            size: ImageSize::new(image.width(), image.height()).unwrap(),
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            seed: self.seed,
+            sampler: self.sampler,
+            schedule: self.schedule,
+            options: SamplingOptions { strength: Some(self.strength), ..SamplingOptions::default() },
+        };
+        let (negative_prompt, input) = (self.negative_prompt.clone(), Some(Arc::new(InputImage { image, mask })));
+        GenerationRequest { negative_prompt, input, ..GenerationRequest::unheard(self.prompt.clone(), config) }
     }
 }
 

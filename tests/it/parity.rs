@@ -1,21 +1,18 @@
 //! The same numbers as diffusers: text embeddings, first noise, latents after every step, picture. The goldens are made by
 //! `tests/parity/make_goldens.py`.
 
-use std::{collections::HashMap, fs, sync::Arc, time::Instant};
+use std::{collections::HashMap, fs, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
     backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText, Tiling},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, OutputConfig, Prompt, RequestId,
-        Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, SamplingConfig,
+        SamplingOptions, Schedule, Seed, Steps,
     },
     ops::Storage,
 };
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 /// Largest difference of a tensor, next to the largest value of diffusers'.
 pub(crate) const LATENTS_LIMIT: f32 = 1e-3;
@@ -59,33 +56,21 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn with(&self, sampler: Sampler, schedule: Schedule) -> GenerationRequest {
-        GenerationRequest {
-            request_id: RequestId::random(),
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            input: None,
-            config: SamplingConfig {
-                size: ImageSize::new(self.width, self.height).unwrap(),
-                steps: self.steps,
-                guidance_scale: self.guidance_scale,
-                seed: self.seed,
-                sampler,
-                schedule,
-                options: SamplingOptions {
-                    eta: self.eta,
-                    guidance_rescale: self.guidance_rescale,
-                    guidance_interval: self.guidance_interval,
-                    ..SamplingOptions::default()
-                },
+        let config = SamplingConfig {
+            size: ImageSize::new(self.width, self.height).unwrap(),
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            seed: self.seed,
+            sampler,
+            schedule,
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_rescale: self.guidance_rescale,
+                guidance_interval: self.guidance_interval,
+                ..SamplingOptions::default()
             },
-            output: OutputConfig::default(),
-            cancellation: CancellationToken::new(),
-            accepted_at: Instant::now(),
-            latest_start: None,
-            span: Span::none(),
-            place: None,
-            response_tx: mpsc::unbounded_channel().0,
-        }
+        };
+        GenerationRequest { negative_prompt: self.negative_prompt.clone(), ..GenerationRequest::unheard(self.prompt.clone(), config) }
     }
 }
 

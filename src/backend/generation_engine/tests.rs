@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     backend::{GenerationResponse, RequestQueue},
-    common::{ImageFormat, ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
+    common::{ImageFormat, ImageSize, OutputConfig, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
 };
 
 /// Does what the prompt says, and remembers which prompts it was asked for.
@@ -135,28 +135,17 @@ impl Generation for FakeGeneration {
 
 fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, UnboundedReceiver<GenerationResponse>) {
     let (response_tx, responses) = mpsc::unbounded_channel();
-    let request = GenerationRequest {
-        request_id: RequestId::random(),
-        prompt: prompt.to_owned().try_into().unwrap(),
-        negative_prompt: NegativePrompt::default(),
-        input: None,
-        config: SamplingConfig {
-            size: ImageSize::new(64, 64).unwrap(),
-            steps: steps.try_into().unwrap(),
-            guidance_scale: 1.0.try_into().unwrap(),
-            seed: Seed::from(1),
-            sampler: Sampler::Euler,
-            schedule: Schedule::Default,
-            options: SamplingOptions::default(),
-        },
-        output: OutputConfig { format: ImageFormat::Png, quality: 90, previews },
-        cancellation: CancellationToken::new(),
-        accepted_at: Instant::now(),
-        latest_start: None,
-        span: Span::none(),
-        place: None,
-        response_tx,
+    let config = SamplingConfig {
+        size: ImageSize::new(64, 64).unwrap(),
+        steps: steps.try_into().unwrap(),
+        guidance_scale: 1.0.try_into().unwrap(),
+        seed: Seed::from(1),
+        sampler: Sampler::Euler,
+        schedule: Schedule::Default,
+        options: SamplingOptions::default(),
     };
+    let output = OutputConfig { format: ImageFormat::Png, quality: 90, previews };
+    let request = GenerationRequest { output, response_tx, ..GenerationRequest::unheard(prompt.parse().unwrap(), config) };
     (request, responses)
 }
 

@@ -1,0 +1,42 @@
+//! `sd-worker selfcheck`.
+
+use super::{Failure, SelfcheckArgs};
+
+#[cfg(not(feature = "builtin-model"))]
+/// There is nothing to compare.
+///
+/// # Errors
+/// Always.
+pub fn selfcheck(_: &SelfcheckArgs) -> Result<(), Failure> {
+    Err(Failure::Configuration("this binary has no built-in model to check itself with".to_owned()))
+}
+
+/// Prints how far each stage is off from diffusers', in every type that networks work in on any device.
+///
+/// # Errors
+/// When the device cannot be used, the model does not work on it, or a stage is off by more than it may be.
+#[cfg(feature = "builtin-model")]
+pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
+    use std::io::Write;
+
+    use crate::{
+        backend::{self, LoadError},
+        device,
+        ops::Storage,
+    };
+
+    let device = args.device.open().map_err(LoadError::from)?;
+    // If nobody reads it, the exit code says the same.
+    let say = |line: String| drop(writeln!(std::io::stdout(), "{line}"));
+    say(format!("{} beside diffusers on a CPU in f32: largest difference / largest value", device::describe(&device)));
+    say(format!("{:<6}{:<18}{:>8}{:>10}", "type", "stage", "error", "limit"));
+    let (mut wrong, mut all) = (0, 0);
+    for storage in [Storage::F32, Storage::F16, Storage::Bf16] {
+        for comparison in backend::selfcheck(&device, storage)? {
+            let verdict = if comparison.is_right() { "" } else { "  WRONG" };
+            say(format!("{:<6}{:<18}{:>8.1e}{:>10.1e}{verdict}", storage.name(), comparison.stage, comparison.error, comparison.limit));
+            (wrong, all) = (wrong + usize::from(!comparison.is_right()), all + 1);
+        }
+    }
+    if wrong > 0 { Err(Failure::Selfcheck { wrong, all }) } else { Ok(()) }
+}
