@@ -22,6 +22,7 @@ mod run;
 mod runs;
 mod shutdown;
 mod trace_context;
+mod unread_body;
 mod uploads;
 mod wire;
 
@@ -131,6 +132,7 @@ pub fn router(state: AppState) -> Router {
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
         .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))
+        .layer(middleware::from_fn(unread_body::forget))
         .with_state(state)
 }
 

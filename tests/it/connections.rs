@@ -94,3 +94,23 @@ async fn connections_are_probed() {
         }
     }
 }
+
+/// Who is refused while still sending is told so, and may go on with the same connection.
+#[tokio::test]
+async fn a_refused_body_is_read_and_forgotten() {
+    let worker = Worker::ready(&[]);
+    let mut socket = TcpStream::connect(worker.address()).unwrap();
+    let length = 8 << 20;
+    let head =
+        format!("POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+    socket.write_all(head.as_bytes()).unwrap();
+    let mut start = [0; 12];
+    socket.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 413");
+    for _ in 0..8 {
+        socket.write_all(&[b' '; 1 << 20]).unwrap();
+    }
+    socket.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let answers = rest(socket);
+    assert!(answers.contains("HTTP/1.1 200"), "{answers}");
+}

@@ -1,0 +1,71 @@
+//! Bodies that nobody read, because the request was refused before: they are read and forgotten after the answer. A client that is still
+//! sending would else find its connection closed, and never see why.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::Request,
+    http::header,
+    middleware::Next,
+    response::Response,
+};
+use futures::StreamExt;
+use http_body::{Frame, SizeHint};
+use tokio::{runtime::Handle, time::timeout};
+
+/// How much is forgotten of a body: more than any that is taken.
+const MOST: usize = 64 << 20;
+/// How long a client may pause meanwhile.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A layer that sees to it that the body is read to its end.
+pub(super) async fn forget(request: Request, next: Next) -> Response {
+    // Who asks first whether to send it has not begun.
+    let asks = request.headers().contains_key(header::EXPECT);
+    next.run(if asks { request } else { request.map(|body| Body::new(Forgotten(body))) }).await
+}
+
+/// What is left of it when it is dropped is read in the background.
+struct Forgotten(Body);
+
+impl http_body::Body for Forgotten {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.0).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        let body = std::mem::take(&mut self.0);
+        if !http_body::Body::is_end_stream(&body)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(read_to_end(body));
+        }
+    }
+}
+
+async fn read_to_end(body: Body) {
+    let (mut data, mut read) = (body.into_data_stream(), 0);
+    while read < MOST
+        && let Ok(Some(Ok(bytes))) = timeout(PAUSE, data.next()).await
+    {
+        read += bytes.len();
+    }
+}
