@@ -108,7 +108,7 @@ async fn a_refused_body_is_read_and_forgotten() {
     socket.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 413");
     for _ in 0..8 {
-        socket.write_all(&[b' '; 1 << 20]).unwrap();
+        socket.write_all(&vec![b' '; 1 << 20]).unwrap();
     }
     socket.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let answers = rest(socket);
