@@ -132,7 +132,7 @@ pub fn router(state: AppState) -> Router {
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
         .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))
-        .layer(middleware::from_fn(unread_body::forget))
+        .layer(middleware::from_fn_with_state(state.clone(), unread_body::forget))
         .with_state(state)
 }
 

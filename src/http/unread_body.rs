@@ -1,5 +1,5 @@
-//! Bodies that nobody read, because the request was refused before: they are read and forgotten after the answer. A client that is still
-//! sending would else find its connection closed, and never see why.
+//! Bodies that nobody read, because the request was refused before: they are read and forgotten after the answer, for a while. A client
+//! that is still sending would else find its connection closed, and never see why.
 
 use std::{
     pin::Pin,
@@ -9,7 +9,7 @@ use std::{
 
 use axum::{
     body::{Body, Bytes},
-    extract::Request,
+    extract::{Request, State},
     http::header,
     middleware::Next,
     response::Response,
@@ -18,45 +18,51 @@ use futures::StreamExt;
 use http_body::{Frame, SizeHint};
 use tokio::{runtime::Handle, time::timeout};
 
+use super::AppState;
+
 /// How much is forgotten of a body: more than any that is taken.
 const MOST: usize = 64 << 20;
 /// How long a client may pause meanwhile.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A layer that sees to it that the body is read to its end.
-pub(super) async fn forget(request: Request, next: Next) -> Response {
+pub(super) async fn forget(State(state): State<AppState>, request: Request, next: Next) -> Response {
     // Who asks first whether to send it has not begun.
     let asks = request.headers().contains_key(header::EXPECT);
-    next.run(if asks { request } else { request.map(|body| Body::new(Forgotten(body))) }).await
+    let longest = state.client_timeout;
+    next.run(if asks { request } else { request.map(|body| Body::new(Forgotten { body, longest })) }).await
 }
 
-/// What is left of it when it is dropped is read in the background.
-struct Forgotten(Body);
+/// What is left of it when it is dropped is read in the background, for no longer than that.
+struct Forgotten {
+    body: Body,
+    longest: Duration,
+}
 
 impl http_body::Body for Forgotten {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.0).poll_frame(context)
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }
 
 impl Drop for Forgotten {
     fn drop(&mut self) {
-        let body = std::mem::take(&mut self.0);
+        let body = std::mem::take(&mut self.body);
         if !http_body::Body::is_end_stream(&body)
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(read_to_end(body));
+            runtime.spawn(timeout(self.longest, read_to_end(body)));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    time::Duration,
 };
 
 use serde_json::json;
@@ -95,22 +96,37 @@ async fn connections_are_probed() {
     }
 }
 
-/// Who is refused while still sending is told so, and may go on with the same connection.
-#[tokio::test]
-async fn a_refused_body_is_read_and_forgotten() {
-    let worker = Worker::ready(&[]);
+/// A connection on which a body was refused that is still to be sent.
+fn refused(worker: &Worker, length: usize) -> TcpStream {
     let mut socket = TcpStream::connect(worker.address()).unwrap();
-    let length = 8 << 20;
     let head =
         format!("POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
     socket.write_all(head.as_bytes()).unwrap();
     let mut start = [0; 12];
     socket.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 413");
+    socket
+}
+
+/// Who is refused while still sending is told so, and may go on with the same connection.
+#[tokio::test]
+async fn a_refused_body_is_read_and_forgotten() {
+    let worker = Worker::ready(&[]);
+    let mut socket = refused(&worker, 8 << 20);
     for _ in 0..8 {
         socket.write_all(&vec![b' '; 1 << 20]).unwrap();
     }
     socket.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let answers = rest(socket);
     assert!(answers.contains("HTTP/1.1 200"), "{answers}");
+}
+
+#[tokio::test]
+async fn a_refused_body_is_not_waited_for_as_long_as_the_client_likes() {
+    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let mut socket = refused(&worker, 8 << 20);
+    // Never silent for long.
+    while socket.write_all(b" ").is_ok() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
