@@ -135,8 +135,9 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
                 let sums = &mut all_sums[if stretch >= depth { 0 } else { i * sums }..][..sums];
                 match weights.machine.amx {
                     None => {
+                        let soon = weights.stored((panel + 1) % weights.count(), first, count);
                         let weights = weights.rows(panel, first, count, decoded);
-                        multiply(simd, lines, (pitch, 1), height, weights, width, sums, first > 0);
+                        multiply_then(simd, lines, (pitch, 1), height, (weights, soon), width, sums, first > 0);
                     }
                     Some(amx) => {
                         let weights = weights.blocks(amx, panel, first, count, decoded);
@@ -168,8 +169,8 @@ fn split_row(amx: Amx, inputs: &impl Inputs, row: usize, first: usize, count: us
 
 /// `sums = lines * weights`, or `sums += …` where `add` says so, for `rows` rows and the columns of one panel.
 ///
-/// `lines` holds the number `k` of row `i` at `i * strides.0 + k * strides.1`. They are in a cache near by; where they are not, see
-/// [`multiply_ahead`].
+/// `lines` holds the number `k` of row `i` at `i * strides.0 + k * strides.1`. They and the weights are in a cache near by; where they
+/// are not, see [`multiply_then`] and [`multiply_ahead`].
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub(super) fn multiply<S: Simd>(
@@ -182,10 +183,27 @@ pub(super) fn multiply<S: Simd>(
     sums: &mut [f32],
     add: bool,
 ) {
-    multiply_tiles::<_, false>(simd, (lines, lines), strides, rows, weights, width, sums, add);
+    multiply_tiles::<_, false, false>(simd, (lines, lines), strides, rows, (weights, &[]), width, sums, add);
 }
 
-/// The same for lines that are one number after another but lie in a far cache: each tile asks for the lines of the next, and the last
+/// The same, and meanwhile asks for weights that are read soon after, `weights.1`: from memory they come no faster than a few rows use
+/// them up.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+pub(super) fn multiply_then<S: Simd>(
+    simd: S,
+    lines: &[f32],
+    strides: (usize, usize),
+    rows: usize,
+    weights: (&[f32], &[u8]),
+    width: usize,
+    sums: &mut [f32],
+    add: bool,
+) {
+    multiply_tiles::<_, false, true>(simd, (lines, lines), strides, rows, weights, width, sums, add);
+}
+
+/// The same once more for lines that are one number after another but lie in a far cache: each tile asks for the lines of the next, and the last
 /// one for those at `lines.1`, which are multiplied after `lines.0`. Winograd's sums were a quarter of their time waiting without.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
@@ -194,22 +212,22 @@ pub(super) fn multiply_ahead<S: Simd>(
     lines: (&[f32], &[f32]),
     pitch: usize,
     rows: usize,
-    weights: &[f32],
+    weights: (&[f32], &[u8]),
     width: usize,
     sums: &mut [f32],
     add: bool,
 ) {
-    multiply_tiles::<_, true>(simd, lines, (pitch, 1), rows, weights, width, sums, add);
+    multiply_tiles::<_, true, true>(simd, lines, (pitch, 1), rows, weights, width, sums, add);
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
-fn multiply_tiles<S: Simd, const AHEAD: bool>(
+fn multiply_tiles<S: Simd, const LINES: bool, const WEIGHTS: bool>(
     simd: S,
     (lines, after): (&[f32], &[f32]),
     strides: (usize, usize),
     rows: usize,
-    weights: &[f32],
+    (weights, soon): (&[f32], &[u8]),
     width: usize,
     sums: &mut [f32],
     add: bool,
@@ -218,29 +236,32 @@ fn multiply_tiles<S: Simd, const AHEAD: bool>(
     assert!(rows == 0 || depth == 0 || lines.len() > (rows - 1) * strides.0 + (depth - 1) * strides.1);
     assert!(sums.len() >= rows * width && width.is_multiple_of(S::F32_LANES));
     let sums = sums.as_mut_ptr();
+    let share = soon.len().div_ceil((rows * depth).max(1));
     for first in (0..depth).step_by(RUN) {
         let after = if first + RUN < depth { &lines[(first + RUN) * strides.1..] } else { after }.as_ptr();
         let (lines, weights) = (&lines[first * strides.1..], &weights[first * width..]);
         let (lines, weights, depth) = (lines.as_ptr(), weights.as_ptr(), RUN.min(depth - first));
-        let tiles = Tiles { simd, lines, after, strides, weights, depth, sums, add: add || first > 0 };
+        let soon = soon.as_ptr().wrapping_add(first * rows * share);
+        let tiles = Tiles { simd, lines, after, strides, weights, soon, share, depth, sums, add: add || first > 0 };
         // SAFETY: the assertions above.
-        unsafe { if width == S::F32_LANES { tiles.run::<1, AHEAD>(rows) } else { tiles.run::<2, AHEAD>(rows) } }
+        unsafe { if width == S::F32_LANES { tiles.run::<1, LINES, WEIGHTS>(rows) } else { tiles.run::<2, LINES, WEIGHTS>(rows) } }
     }
 }
 
 /// Numbers of a cache line.
 const LINE: usize = 16;
 
-/// Asks for the cache line of a number that is needed soon, if it is anything's.
+/// Asks for the cache line of what is needed soon, if it is anything's: next, or a little later.
 #[inline(always)]
-fn prefetch(number: *const f32) {
+fn prefetch<const LATER: bool, T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which reads nothing.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(number.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if LATER { _mm_prefetch::<_MM_HINT_T1>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = number;
+    let _ = at;
 }
 
 #[derive(Clone, Copy)]
@@ -251,6 +272,9 @@ struct Tiles<S> {
     after: *const f32,
     strides: (usize, usize),
     weights: *const f32,
+    /// Bytes that are asked for, and how many of them for each number of each row.
+    soon: *const u8,
+    share: usize,
     depth: usize,
     sums: *mut f32,
     add: bool,
@@ -259,26 +283,30 @@ struct Tiles<S> {
 impl<S: Simd> Tiles<S> {
     /// As many tall tiles as fit, then lower ones. 24 sums, two weights and a number fit 32 registers; 12 sums fit 16.
     #[inline(always)]
-    unsafe fn run<const VECTORS: usize, const AHEAD: bool>(self, rows: usize) {
+    unsafe fn run<const VECTORS: usize, const LINES: bool, const WEIGHTS: bool>(self, rows: usize) {
         let tall = S::REGISTER_COUNT >= 32;
         let mut row = 0;
         // SAFETY: the rows of each tile are among the rows that the caller vouches for.
         unsafe {
             while row < rows {
                 row += match rows - row {
-                    12.. if tall => self.tile::<12, VECTORS, AHEAD>(row, rows),
-                    8.. if tall => self.tile::<8, VECTORS, AHEAD>(row, rows),
-                    6.. if !tall => self.tile::<6, VECTORS, AHEAD>(row, rows),
-                    4.. => self.tile::<4, VECTORS, AHEAD>(row, rows),
-                    2.. => self.tile::<2, VECTORS, AHEAD>(row, rows),
-                    _ => self.tile::<1, VECTORS, AHEAD>(row, rows),
+                    12.. if tall => self.tile::<12, VECTORS, LINES, WEIGHTS>(row, rows),
+                    8.. if tall => self.tile::<8, VECTORS, LINES, WEIGHTS>(row, rows),
+                    6.. if !tall => self.tile::<6, VECTORS, LINES, WEIGHTS>(row, rows),
+                    4.. => self.tile::<4, VECTORS, LINES, WEIGHTS>(row, rows),
+                    2.. => self.tile::<2, VECTORS, LINES, WEIGHTS>(row, rows),
+                    _ => self.tile::<1, VECTORS, LINES, WEIGHTS>(row, rows),
                 };
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<const ROWS: usize, const VECTORS: usize, const AHEAD: bool>(self, row: usize, rows: usize) -> usize {
+    unsafe fn tile<const ROWS: usize, const VECTORS: usize, const LINES: bool, const WEIGHTS: bool>(
+        self,
+        row: usize,
+        rows: usize,
+    ) -> usize {
         let Self { simd, strides, depth, .. } = self;
         // SAFETY: `lines` holds `depth` numbers of each row, `weights` as many rows of `VECTORS` vectors, and `sums` that many vectors a row.
         unsafe {
@@ -298,9 +326,12 @@ impl<S: Simd> Tiles<S> {
             }
             let next = if row + ROWS < rows { self.lines.wrapping_add((row + ROWS) * strides.0) } else { self.after };
             for k in 0..depth {
-                if AHEAD {
+                if WEIGHTS {
+                    prefetch::<true, _>(self.soon.wrapping_add((row * depth + k * ROWS) * self.share));
+                }
+                if LINES {
                     // One cache line of each row while so many numbers of it are multiplied.
-                    prefetch(next.wrapping_add(k % LINE * strides.0 + k / LINE * LINE));
+                    prefetch::<false, _>(next.wrapping_add(k % LINE * strides.0 + k / LINE * LINE));
                 }
                 let mut panel = [simd.splat_f32s(0.0); VECTORS];
                 for (j, vector) in panel.iter_mut().enumerate() {

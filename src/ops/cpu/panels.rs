@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bytemuck::{Zeroable, cast_slice_mut};
+use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -97,6 +97,17 @@ impl Panels {
                 }
                 scratch
             }
+        }
+    }
+
+    /// The memory of rows of a panel, for who wants it near before it is read.
+    pub(super) fn stored(&self, panel: usize, first: usize, count: usize) -> &[u8] {
+        let part = self.part(panel, first, count);
+        match &self.values {
+            Values::F32(values) => cast_slice(&values[part]),
+            Values::Split(halves) => cast_slice(&halves[2 * part.start..2 * part.end]),
+            Values::F16(values) | Values::Bf16(values) => cast_slice(&values[part]),
+            Values::Q8(values, _) => cast_slice(&values[part]),
         }
     }
 

@@ -107,7 +107,8 @@ pub(super) unsafe fn convolve(
                 let (panel, first) = (task / parts, task % parts * part);
                 let tiles = first.min(count)..(first + part).min(count);
                 let places = Places { grid, start, size: shape.seen };
-                let numbers = weights.width * (POINTS * (DEPTH + tiles.len()) + TAPS * STRETCH);
+                let [kernel, sums] = [DEPTH, tiles.len()].map(|rows| odd_lines(rows * weights.width));
+                let numbers = POINTS * (kernel + sums) + TAPS * STRETCH * weights.width;
                 with_scratch(numbers, |scratch| {
                     let work = Multiply { transformed, pitch, plane, tiles, places, weights, panel, epilogue, out };
                     weights.machine.vectors.dispatch(WithScratch { work, scratch });
@@ -312,31 +313,44 @@ impl WithSimd for WithScratch<'_> {
         let Self { work, scratch } = self;
         let (channels, width) = (work.weights.depth / TAPS, work.weights.width);
         let count = work.tiles.len();
-        let (kernels, rest) = scratch.split_at_mut(POINTS * DEPTH * width);
-        let (all_sums, decoded) = rest.split_at_mut(POINTS * count * width);
+        // Not powers of two: what is written or read of all points at once would be in each other's way in the caches.
+        let [kernel_plane, sums_plane] = [DEPTH, count].map(|rows| odd_lines(rows * width));
+        let (kernels, rest) = scratch.split_at_mut(POINTS * kernel_plane);
+        let (all_sums, decoded) = rest.split_at_mut(POINTS * sums_plane);
         for first in (0..channels).step_by(DEPTH) {
             let depth = DEPTH.min(channels - first);
-            work.transform_weights(simd, first..first + depth, kernels, decoded);
+            work.transform_weights(simd, first..first + depth, (kernels, kernel_plane), decoded);
             for point in 0..POINTS {
                 let lines =
                     |point: usize, channel: usize| &work.transformed[point * work.plane + work.tiles.start * work.pitch + channel..];
                 let next = if point + 1 < POINTS { (point + 1, first) } else { (0, (first + depth) % channels) };
                 let (lines, after) = (lines(point, first), lines(next.0, next.1));
-                let (kernel, sums) = (&kernels[point * depth * width..][..depth * width], &mut all_sums[point * count * width..]);
-                multiply_ahead(simd, (lines, after), work.pitch, count, kernel, width, sums, first > 0);
+                let (kernel, sums) = (&kernels[point * kernel_plane..][..depth * width], &mut all_sums[point * sums_plane..]);
+                let soon = work.stored_weights(point, first + depth);
+                multiply_ahead(simd, (lines, after), work.pitch, count, (kernel, soon), width, sums, first > 0);
             }
         }
         for (i, tile) in work.tiles.clone().enumerate() {
-            work.transform_output(simd, tile, &all_sums[i * width..], count * width);
+            work.transform_output(simd, tile, &all_sums[i * width..], sums_plane);
         }
     }
 }
 
 impl Multiply<'_> {
-    /// `G g G^T` of some channels and each output: `(points, channels, width)`.
+    /// A share, for each point another, of the weights that are transformed next: channels from `first` on, or those of the next panel.
+    fn stored_weights(&self, point: usize, first: usize) -> &[u8] {
+        let channels = self.weights.depth / TAPS;
+        let (panel, first) = if first < channels { (self.panel, first) } else { ((self.panel + 1) % self.weights.count(), 0) };
+        let depth = DEPTH.min(channels - first);
+        let (tap, share) = (point * TAPS / POINTS, depth.div_ceil(POINTS / TAPS));
+        let from = (point % (POINTS / TAPS) * share).min(depth);
+        self.weights.stored(panel, tap * channels + first + from, share.min(depth - from))
+    }
+
+    /// `G g G^T` of some channels and each output: `(channels, width)` for each point, which are `plane` numbers apart.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several slices at once")]
-    fn transform_weights<S: Simd>(&self, simd: S, of: Range<usize>, out: &mut [f32], decoded: &mut [f32]) {
+    fn transform_weights<S: Simd>(&self, simd: S, of: Range<usize>, (out, plane): (&mut [f32], usize), decoded: &mut [f32]) {
         let (channels, width) = (self.weights.depth / TAPS, self.weights.width);
         for first in of.clone().step_by(STRETCH) {
             let count = STRETCH.min(of.end - first);
@@ -354,7 +368,7 @@ impl Multiply<'_> {
                 for y in 0..IN {
                     let row = arithmetic.weights([columns[0][y], columns[1][y], columns[2][y]]);
                     for (x, vector) in row.into_iter().enumerate() {
-                        let at = ((y * IN + x) * of.len() + first - of.start) * width + i * S::F32_LANES;
+                        let at = (y * IN + x) * plane + (first - of.start) * width + i * S::F32_LANES;
                         bytemuck::cast_slice_mut(&mut out[at..at + S::F32_LANES])[0] = vector;
                     }
                 }
