@@ -16,7 +16,7 @@ use super::{
     epilogue::map,
     machine::Machine,
     math::exp2,
-    matmul::multiply,
+    matmul::{multiply, tasks},
     memory::{Shared, odd_lines, with_scratch, written},
 };
 
@@ -76,9 +76,9 @@ fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: Shared
     let samples = q.len() / (queries * width).max(1);
     let panel = 2 * machine.lanes();
     let per_task = PANELS * panel;
-    let tasks = queries.div_ceil(per_task);
-    (0..batch * heads * tasks).into_par_iter().for_each(|index| {
-        let (head, first) = (index / tasks, index % tasks * per_task);
+    let parts = queries.div_ceil(per_task);
+    tasks(batch * heads * parts).for_each(|index| {
+        let (head, first) = (index / parts, index % parts * per_task);
         let count = per_task.min(queries - first);
         let (sample, offset) = (head / heads, head % heads * head_dim);
         let start_of = |sample: usize| (sample * queries + first) * width + offset;

@@ -18,6 +18,7 @@ use super::{
     amx::{Amx, BLOCK, Lines},
     band::{BAND, normalize, split},
     epilogue::Epilogue,
+    matmul::tasks,
     memory::{Shared, odd_lines, with_scratch},
     norm::Normalization,
     panels::Panels,
@@ -178,7 +179,7 @@ impl PaddedConv<'_> {
         let per_task = (blocks * panels / (TASKS * rayon::current_num_threads())).clamp(1, TASK_PANELS);
         let chunks = panels.div_ceil(per_task);
         let per_task = panels.div_ceil(chunks);
-        (0..blocks * chunks).into_par_iter().for_each(|task| {
+        tasks(blocks * chunks).for_each(|task| {
             let (first_position, first_panel) = (task / chunks * block, task % chunks * per_task);
             let positions = first_position..(first_position + block).min(positions);
             let panels = first_panel.min(panels)..(first_panel + per_task).min(panels);

@@ -17,7 +17,7 @@ use super::{
     band::Source,
     conv::{Pixels, Shape},
     epilogue::{Epilogue, load, store},
-    matmul::multiply_ahead,
+    matmul::{multiply_ahead, tasks},
     memory::{Shared, odd_lines, with_scratch},
     norm::Normalization,
     panels::Panels,
@@ -103,7 +103,7 @@ pub(super) unsafe fn convolve(
             }
             let parts = count.div_ceil(TASK_TILES);
             let part = count.div_ceil(parts);
-            (0..weights.count() * parts).into_par_iter().for_each(|task| {
+            tasks(weights.count() * parts).for_each(|task| {
                 let (panel, first) = (task / parts, task % parts * part);
                 let tiles = first.min(count)..(first + part).min(count);
                 let places = Places { grid, start, size: shape.seen };
