@@ -108,6 +108,10 @@ pub struct ModelArgs {
     /// more than 4 GiB
     #[arg(long, env = "SD_WORKER_VAE_TILING", value_enum, default_value_t, value_name = "auto|on|off", hide_possible_values = true)]
     pub vae_tiling: Tiling,
+    /// Keep the layers of text encoders and the VAE's encoder in memory only while they work, and read them from their files again for
+    /// every prompt that is not among the latest and every picture to begin with
+    #[arg(long, env = "SD_WORKER_LOW_MEMORY")]
+    pub low_memory: bool,
     /// The largest picture, in pixels
     #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
     pub max_pixels: u64,
@@ -136,8 +140,8 @@ impl ModelArgs {
     /// # Errors
     /// When the device is not there.
     pub fn options(&self) -> Result<LoadOptions, LoadError> {
-        let Self { dtype: storage, max_pixels, vae_tiling, .. } = *self;
-        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling })
+        let Self { dtype: storage, max_pixels, vae_tiling, low_memory, .. } = *self;
+        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling, low_memory })
     }
 
     /// Starts the threads, which can be done once.

@@ -19,6 +19,7 @@ mod layouts;
 mod life;
 mod load;
 mod made_up;
+mod memory;
 mod numbers;
 mod openapi;
 #[cfg(feature = "otlp")]

@@ -9,9 +9,8 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline, Tiling},
+    backend::{self, Generation, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline},
     common::{ModelVariant, Sampler, Schedule},
-    ops::Storage,
 };
 use serde_json::json;
 
@@ -161,8 +160,7 @@ fn write(path: &Path, tensors: &Tensors, metadata: &[(&str, &str)]) {
 }
 
 fn load(model: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    backend::load(&ModelFiles::open(model.to_str().unwrap())?, &options).map(Arc::new)
+    backend::load(&ModelFiles::open(model.to_str().unwrap())?, &LoadOptions::default()).map(Arc::new)
 }
 
 /// Latents and pixels of a run with everything in it.
@@ -349,8 +347,7 @@ fn text_encoders_of_both_transformers_are_read() {
 
 /// A model with one part from another place, as the command line has it.
 fn with_part(model: &Path, part: &'static str, path: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    backend::load(&ModelFiles::open(model.to_str().unwrap())?.with_part(part, path)?, &options).map(Arc::new)
+    backend::load(&ModelFiles::open(model.to_str().unwrap())?.with_part(part, path)?, &LoadOptions::default()).map(Arc::new)
 }
 
 #[test]
