@@ -92,6 +92,9 @@ pub struct ModelArgs {
     /// Another text encoder (SDXL: the first one): a directory or a .safetensors file
     #[arg(long, env = "SD_WORKER_TEXT_ENCODER", value_name = "PATH")]
     pub text_encoder: Option<PathBuf>,
+    /// Another second text encoder, of SDXL: a directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_TEXT_ENCODER_2", value_name = "PATH")]
+    pub text_encoder_2: Option<PathBuf>,
     /// A folder of learned words (textual inversion) as .safetensors files, which prompts name by their file names
     #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
     pub embeddings: Option<PathBuf>,
@@ -124,7 +127,7 @@ impl ModelArgs {
     /// When there is no such model, or no such part of one.
     pub fn files(&self) -> Result<ModelFiles, LoadError> {
         let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref())?;
-        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder)] {
+        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)] {
             if let Some(path) = path {
                 files = files.with_part(part, path)?;
             }

@@ -1,4 +1,4 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `families`, `family_samplers`, `layouts`, `parity`, `sharing` and `single_file` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `families`, `family_samplers`, `layouts`, `parity`, `parts`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -25,6 +25,7 @@ mod openapi;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod parity;
+mod parts;
 mod probes;
 mod sharing;
 mod single_file;
