@@ -11,11 +11,11 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use sd_worker::{
     backend::{
         self, Complete, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
-        Pipeline, RequestQueue, Tiling,
+        Pipeline, RequestQueue,
     },
     common::{SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     models::Conditions,
-    ops::{ReusingAllocator, Storage},
+    ops::ReusingAllocator,
 };
 use tokio::{runtime::Runtime, sync::mpsc};
 
@@ -23,8 +23,7 @@ use tokio::{runtime::Runtime, sync::mpsc};
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
 fn pipeline() -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    Arc::new(backend::load(&ModelFiles::open("builtin").unwrap(), &options).unwrap())
+    Arc::new(backend::load(&ModelFiles::open("builtin").unwrap(), &LoadOptions::default()).unwrap())
 }
 
 fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc::UnboundedReceiver<GenerationResponse>) {

@@ -3,7 +3,10 @@
 use serde::Deserialize;
 use tracing::warn;
 
-use super::{LoadError, ModelFiles, PromptTokenizer, model_files::SUPPORTED};
+use super::{
+    LoadError, ModelFiles, PromptTokenizer,
+    model_files::{POOLING, SUPPORTED},
+};
 use crate::{
     common::{GuidanceScale, ImageSize, ModelDefaults, ModelFamily, ModelVariant, Sampler, Schedule, Steps},
     models::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig},
@@ -15,8 +18,6 @@ const INDEX: &str = "model_index.json";
 const UNET: &str = "unet/config.json";
 const VAE: &str = "vae/config.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
-/// The text encoder whose pooled text is looked at.
-const POOLING: &str = "text_encoder_2";
 const GENERATION: &str = "generation_config.json";
 /// How the names of diffusers' pipelines begin, and what the families are called that are not supported.
 const UNSUPPORTED: [(&str, &str); 7] = [
@@ -77,6 +78,7 @@ impl ModelConfigs {
     /// Names the file that is missing, broken, or does not fit the others, or the family that is not supported.
     pub(super) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
         let index = ModelIndex::load(files)?;
+        files.check_parts()?;
         let unet = UNet2DConditionConfig::from_json(&files.read(UNET)?).map_err(LoadError::config(files.path(UNET)))?;
         let vae = AutoencoderKlConfig::from_json(&files.read(VAE)?).map_err(LoadError::config(files.path(VAE)))?;
         let mut scheduler = SchedulerConfig::from_json(&files.read(SCHEDULER)?)
@@ -86,6 +88,8 @@ impl ModelConfigs {
         let mut text = vec![TextConfigs::load(files, "text_encoder", "tokenizer")?];
         if is_xl {
             text.push(TextConfigs::load(files, POOLING, "tokenizer_2")?);
+        } else if files.is_elsewhere(POOLING) {
+            return Err(LoadError::Unsupported("--text-encoder-2 is for SDXL: this model has one text encoder".to_owned()));
         }
         check_fit(files, &text, &unet, &vae)?;
         let family = match text[0].config.hidden_act {

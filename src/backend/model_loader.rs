@@ -29,6 +29,15 @@ pub struct LoadOptions {
     pub max_pixels: u64,
     /// How its VAE works on large pictures.
     pub vae_tiling: Tiling,
+    /// Whether the layers of text encoders and the VAE's encoder are in memory only while they work, and read again each time.
+    pub low_memory: bool,
+}
+
+impl Default for LoadOptions {
+    /// As the binary has them on a CPU if nothing is said.
+    fn default() -> Self {
+        Self { device: Device::Cpu, storage: Storage::F32, max_pixels: 1024 * 1024, vae_tiling: Tiling::Auto, low_memory: false }
+    }
 }
 
 /// How many of many things are named.
@@ -73,7 +82,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
-    let mut builder = Builder { files, dtype, device, storage, opened: Vec::new() };
+    let mut builder = Builder { files, dtype, device, storage, low_memory: options.low_memory, opened: Vec::new() };
     let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
@@ -107,13 +116,14 @@ struct Builder<'a> {
     dtype: DType,
     device: &'a Device,
     storage: Storage,
+    low_memory: bool,
     opened: Vec<PartWeights>,
 }
 
 impl Builder<'_> {
     fn build<T>(&mut self, part: &str, new: impl FnOnce(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
         let weights = self.files.weights(part, self.dtype, self.device)?;
-        let network = new(&Weights::new(weights.vb.clone(), self.storage))
+        let network = new(&Weights::new(weights.vb.clone(), self.storage).freed_after_use(self.low_memory))
             .map_err(|source| LoadError::WrongWeights { path: weights.path.clone(), source })?;
         self.opened.push(weights);
         Ok(network)

@@ -92,6 +92,9 @@ pub struct ModelArgs {
     /// Another text encoder (SDXL: the first one): a directory or a .safetensors file
     #[arg(long, env = "SD_WORKER_TEXT_ENCODER", value_name = "PATH")]
     pub text_encoder: Option<PathBuf>,
+    /// Another second text encoder, of SDXL: a directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_TEXT_ENCODER_2", value_name = "PATH")]
+    pub text_encoder_2: Option<PathBuf>,
     /// A folder of learned words (textual inversion) as .safetensors files, which prompts name by their file names
     #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
     pub embeddings: Option<PathBuf>,
@@ -108,6 +111,10 @@ pub struct ModelArgs {
     /// more than 4 GiB
     #[arg(long, env = "SD_WORKER_VAE_TILING", value_enum, default_value_t, value_name = "auto|on|off", hide_possible_values = true)]
     pub vae_tiling: Tiling,
+    /// Keep the layers of text encoders and the VAE's encoder in memory only while they work, and read them from their files again for
+    /// every prompt that is not among the latest and every picture to begin with
+    #[arg(long, env = "SD_WORKER_LOW_MEMORY")]
+    pub low_memory: bool,
     /// The largest picture, in pixels
     #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
     pub max_pixels: u64,
@@ -120,7 +127,7 @@ impl ModelArgs {
     /// When there is no such model, or no such part of one.
     pub fn files(&self) -> Result<ModelFiles, LoadError> {
         let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref())?;
-        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder)] {
+        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)] {
             if let Some(path) = path {
                 files = files.with_part(part, path)?;
             }
@@ -136,8 +143,8 @@ impl ModelArgs {
     /// # Errors
     /// When the device is not there.
     pub fn options(&self) -> Result<LoadOptions, LoadError> {
-        let Self { dtype: storage, max_pixels, vae_tiling, .. } = *self;
-        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling })
+        let Self { dtype: storage, max_pixels, vae_tiling, low_memory, .. } = *self;
+        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling, low_memory })
     }
 
     /// Starts the threads, which can be done once.

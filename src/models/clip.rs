@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::ops::{Activation, Embedding, LayerNorm, Linear, Weights, attention};
+use crate::ops::{Activation, Embedding, LayerNorm, Linear, OnDemand, Weights, attention};
 
 /// `text_encoder/config.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,7 +50,7 @@ impl ClipTextConfig {
 pub struct ClipTextModel {
     token_embedding: Embedding,
     position_embedding: Tensor,
-    layers: Vec<ClipEncoderLayer>,
+    layers: Vec<OnDemand<ClipEncoderLayer>>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
 }
@@ -65,7 +65,10 @@ impl ClipTextModel {
         let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
         let embeddings = vb.pp("embeddings");
-        let layer = |i: usize| ClipEncoderLayer::new(config, &vb.pp("encoder.layers").pp(i));
+        let layer = |i: usize| {
+            let config = config.clone();
+            OnDemand::new(vb.pp("encoder.layers").pp(i), move |vb| ClipEncoderLayer::new(&config, vb))
+        };
         Ok(Self {
             token_embedding: Embedding::new(config.vocab_size, config.hidden_size, &embeddings.pp("token_embedding"))?,
             position_embedding: embeddings.get((config.max_position_embeddings, config.hidden_size), "position_embedding.weight")?,
@@ -121,8 +124,8 @@ impl ClipTextModel {
     }
 }
 
-fn run(layers: &[ClipEncoderLayer], x: Tensor) -> Result<Tensor> {
-    layers.iter().try_fold(x, |x, layer| layer.forward(&x))
+fn run(layers: &[OnDemand<ClipEncoderLayer>], x: Tensor) -> Result<Tensor> {
+    layers.iter().try_fold(x, |x, layer| layer.with(|layer| layer.forward(&x)))
 }
 
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use super::{
     attention::{Attention, to_image, to_sequence},
     resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
 };
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, Weights};
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, OnDemand, Weights};
 use strips::{Layer, Room};
 
 const NORM_EPS: f64 = 1e-6;
@@ -140,7 +140,7 @@ pub enum Tiling {
 /// `AutoencoderKL`.
 #[derive(Debug, Clone)]
 pub struct AutoencoderKl {
-    encoder: Encoder,
+    encoder: OnDemand<Encoder>,
     quant_conv: Option<Conv2d>,
     decoder: Decoder,
     post_quant_conv: Option<Conv2d>,
@@ -157,8 +157,9 @@ impl AutoencoderKl {
         let pointwise = |wanted: bool, channels: usize, name: &str| {
             wanted.then(|| Conv2d::new(channels, channels, Conv2dConfig::POINTWISE, &vb.pp(name))).transpose()
         };
+        let of_encoder = config.clone();
         Ok(Self {
-            encoder: Encoder::new(&config, &vb.pp("encoder"))?,
+            encoder: OnDemand::new(vb.pp("encoder"), move |vb| Encoder::new(&of_encoder, vb))?,
             quant_conv: pointwise(config.use_quant_conv, 2 * config.latent_channels, "quant_conv")?,
             decoder: Decoder::new(&config, &vb.pp("decoder"))?,
             post_quant_conv: pointwise(config.use_post_quant_conv, config.latent_channels, "post_quant_conv")?,
@@ -184,7 +185,7 @@ impl AutoencoderKl {
     /// # Errors
     /// When the device fails.
     pub fn encode(&self, x: &Tensor) -> Result<LatentDistribution> {
-        let mut moments = self.encoder.forward(x, self.tiling)?;
+        let mut moments = self.encoder.with(|encoder| encoder.forward(x, self.tiling))?;
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments)?;
         }

@@ -13,6 +13,7 @@ mod cpu;
 mod embedding;
 mod linear;
 mod norm;
+mod on_demand;
 mod samples;
 mod weights;
 
@@ -25,5 +26,6 @@ pub use cpu::{GroupStatistics, zeroed};
 pub use embedding::Embedding;
 pub use linear::{Geglu, Linear};
 pub use norm::{GroupNorm, LayerNorm};
+pub use on_demand::OnDemand;
 pub use samples::for_batch;
 pub use weights::{Storage, Weights};

@@ -75,19 +75,30 @@ impl FromStr for Storage {
 pub struct Weights {
     vb: VarBuilder<'static>,
     storage: Storage,
+    freed_after_use: bool,
 }
 
 impl Weights {
     /// `vb` gives tensors of the type that the networks work in.
     #[must_use]
     pub fn new(vb: VarBuilder<'static>, storage: Storage) -> Self {
-        Self { vb, storage }
+        Self { vb, storage, freed_after_use: false }
+    }
+
+    /// The same, for parts of networks that can be read again to be in memory only while they work.
+    #[must_use]
+    pub fn freed_after_use(self, freed_after_use: bool) -> Self {
+        Self { freed_after_use, ..self }
+    }
+
+    pub(super) fn are_freed_after_use(&self) -> bool {
+        self.freed_after_use
     }
 
     /// The place of that name below this one.
     #[must_use]
     pub fn pp(&self, name: impl ToString) -> Self {
-        Self { vb: self.vb.pp(name), storage: self.storage }
+        Self { vb: self.vb.pp(name), ..*self }
     }
 
     /// The name of this place.

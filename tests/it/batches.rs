@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use image::RgbImage;
 use sd_worker::{
     backend::{
         self, Diffusion, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
-        Pipeline, PromptText, RequestQueue, Tiling,
+        Pipeline, PromptText, RequestQueue,
     },
     common::{InputImage, Mask, MaskMeaning, OutputConfig, Sampler, Schedule},
     models::{Conditions, UNetContext},
@@ -24,7 +24,7 @@ use crate::{
 };
 
 fn load(model: &Path, storage: Storage) -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
+    let options = LoadOptions { storage, ..LoadOptions::default() };
     Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
 }
 

@@ -10,10 +10,9 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText, Tiling},
+    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
     common::{ModelFamily, ModelVariant, Sampler},
     models::Conditions,
-    ops::Storage,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -43,8 +42,7 @@ struct Case {
 }
 
 fn load(model: &Path) -> Arc<InferencePipeline> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
+    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &LoadOptions::default()).unwrap())
 }
 
 fn check(errors: &mut Errors, stage: &'static str, limit: f32, ours: &Tensor, theirs: &Tensor, what: &str) {
@@ -217,11 +215,10 @@ fn is_same(ours: &Tensor, theirs: &Tensor) -> bool {
 #[test]
 fn learned_words_agree_with_diffusers() {
     let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
     for model in ["sd1", "sdxl"] {
         let (directory, folder) = (made_up::model(model), words(model));
         let files = ModelFiles::open(directory.path().to_str().unwrap()).unwrap().with_embeddings(folder.path()).unwrap();
-        let pipeline = backend::load(&files, &options).unwrap();
+        let pipeline = backend::load(&files, &LoadOptions::default()).unwrap();
         assert_eq!(pipeline.info().embeddings, ["<cat-toy>", "easy-negative"], "{model}");
         let encode = |prompt: &str| pipeline.prompt_encoder().encode(&[PromptText::Positive(prompt)], None).unwrap();
         let right = &goldens[&format!("{model}.learned")];

@@ -4,9 +4,8 @@ use std::{collections::HashMap, fs, path::Path};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, LoadError, LoadOptions, ModelFiles, PromptText, Tiling},
+    backend::{self, LoadError, LoadOptions, ModelFiles, PromptText},
     models::Conditions,
-    ops::Storage,
 };
 use serde_json::{Value, json};
 
@@ -16,8 +15,7 @@ const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-sk
 
 /// What a model makes of prompts, of latents and of a picture.
 fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    let pipeline = backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options)?;
+    let pipeline = backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &LoadOptions::default())?;
     let text = pipeline.prompt_encoder().encode(&PROMPTS.map(PromptText::Positive), None).unwrap().embeddings;
     let networks = pipeline.networks();
     let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();

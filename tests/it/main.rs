@@ -1,4 +1,4 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `families`, `layouts`, `parity`, `sharing` and `single_file` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `families`, `family_samplers`, `layouts`, `parity`, `parts`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -9,6 +9,7 @@ mod connections;
 mod edits;
 mod fake;
 mod families;
+mod family_samplers;
 mod faults;
 mod http;
 mod hub;
@@ -18,11 +19,13 @@ mod layouts;
 mod life;
 mod load;
 mod made_up;
+mod memory;
 mod numbers;
 mod openapi;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod parity;
+mod parts;
 mod probes;
 mod sharing;
 mod single_file;

@@ -5,12 +5,11 @@ use std::{collections::HashMap, fs, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText, Tiling},
+    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps,
     },
-    ops::Storage,
 };
 use serde::Deserialize;
 
@@ -167,8 +166,7 @@ fn steps_outside_of_the_interval_have_no_guidance() {
 }
 
 pub(crate) fn load(model: &str) -> InferencePipeline {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
+    backend::load(&ModelFiles::open(model).unwrap(), &LoadOptions::default()).unwrap()
 }
 
 fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&str) -> Option<&'a Tensor>, worst: &mut Errors) {

@@ -2,9 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
-    backend::{self, EncodedPrompts, InferencePipeline, LoadOptions, ModelFiles, PromptText, Tiling},
+    backend::{self, EncodedPrompts, InferencePipeline, LoadOptions, ModelFiles, PromptText},
     models::{Conditions, UNet2DConditionConfig},
-    ops::Storage,
 };
 
 use crate::support::{Worker, bytes, small};
@@ -13,8 +12,7 @@ use crate::support::{Worker, bytes, small};
 const MODELS: [&str; 2] = ["builtin", "tests/parity/tiny"];
 
 fn load(model: &str) -> InferencePipeline {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    backend::load(&ModelFiles::open(model).unwrap(), &options).unwrap()
+    backend::load(&ModelFiles::open(model).unwrap(), &LoadOptions::default()).unwrap()
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {

@@ -9,9 +9,8 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline, Tiling},
+    backend::{self, Generation, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline},
     common::{ModelVariant, Sampler, Schedule},
-    ops::Storage,
 };
 use serde_json::json;
 
@@ -21,11 +20,11 @@ use crate::{
     support::{binary, edit},
 };
 
-type Tensors = HashMap<String, Tensor>;
+pub(crate) type Tensors = HashMap<String, Tensor>;
 
 /// diffusers' layout to that of the first checkpoints, after the names in its `convert_diffusers_to_original_stable_diffusion.py` and
 /// `convert_diffusers_to_original_sdxl.py`.
-fn checkpoint(model: &str) -> Tensors {
+pub(crate) fn checkpoint(model: &str) -> Tensors {
     let mut all = Tensors::new();
     for (part, tensors) in made_up::tensors(model) {
         let is_xl = model == "sdxl";
@@ -155,18 +154,17 @@ fn open_clip(tensors: Tensors, prefix: &str) -> Tensors {
 }
 
 /// Writes a checkpoint and what its maker says of it.
-fn write(path: &Path, tensors: &Tensors, metadata: &[(&str, &str)]) {
+pub(crate) fn write(path: &Path, tensors: &Tensors, metadata: &[(&str, &str)]) {
     let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>();
     safetensors::serialize_to_file(tensors, Some(metadata), path).unwrap();
 }
 
-fn load(model: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    backend::load(&ModelFiles::open(model.to_str().unwrap())?, &options).map(Arc::new)
+pub(crate) fn load(model: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
+    backend::load(&ModelFiles::open(model.to_str().unwrap())?, &LoadOptions::default()).map(Arc::new)
 }
 
 /// Latents and pixels of a run with everything in it.
-fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) {
+pub(crate) fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) {
     let request: Request = serde_json::from_value(json!({
         "prompt": "An owl's (PIZZA:1.2), ünder 3 🍓 skies! BREAK wow", "negative_prompt": "red", "guidance_scale": 5, "seed": 3, "width": 72,
         "height": 64, "steps": 2
@@ -180,7 +178,7 @@ fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) {
 }
 
 /// What checkpoints have beside the networks.
-fn with_what_else_there_is(model: &str, mut all: Tensors) -> Tensors {
+pub(crate) fn with_what_else_there_is(model: &str, mut all: Tensors) -> Tensors {
     let mut add = |name: &str, shape: &[usize]| all.insert(name.to_owned(), made_up::made_up(name, shape));
     add("betas", &[10]);
     add("model_ema.decay", &[1]);
@@ -222,7 +220,7 @@ fn both_layouts_make_the_same_picture_bit_for_bit() {
 }
 
 /// What the binary says while it makes a picture.
-fn warnings(model: &Path) -> String {
+pub(crate) fn warnings(model: &Path) -> String {
     let folder = tempfile::tempdir().unwrap();
     let picture = folder.path().join("x.png");
     let size = ["--width", "64", "--height", "64"];
@@ -345,84 +343,4 @@ fn text_encoders_of_both_transformers_are_read() {
     candle_core::safetensors::save(&old, &file).unwrap();
     edit(&directory.path().join("text_encoder/config.json"), |json| json["transformers_version"] = "4.57.0".into());
     assert!(numbers(&load(directory.path()).unwrap()) == before);
-}
-
-/// A model with one part from another place, as the command line has it.
-fn with_part(model: &Path, part: &'static str, path: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
-    let options = LoadOptions { device: Device::Cpu, storage: Storage::F32, max_pixels: 1 << 20, vae_tiling: Tiling::Auto };
-    backend::load(&ModelFiles::open(model.to_str().unwrap())?.with_part(part, path)?, &options).map(Arc::new)
-}
-
-#[test]
-fn a_vae_may_come_from_another_place() {
-    let (directory, other) = (made_up::model("sd1"), made_up::model("sd1"));
-    let own = numbers(&load(directory.path()).unwrap());
-    let file = directory.path().join("model.safetensors");
-    let parts = checkpoint("sd1").into_iter().partition::<Tensors, _>(|(name, _)| name.starts_with("first_stage_model."));
-    let (vae, rest) = parts;
-    write(&file, &rest, &[]);
-    let changed = |tensors: &Tensors| tensors.iter().map(|(name, tensor)| (name.clone(), (tensor * 0.9).unwrap())).collect::<Tensors>();
-    let name = "diffusion_pytorch_model.safetensors";
-    candle_core::safetensors::save(&changed(&made_up::tensors("sd1")["vae"]), other.path().join("vae").join(name)).unwrap();
-    let alone = directory.path().join("vae.safetensors");
-    write(&alone, &changed(&vae).into_iter().map(|(name, tensor)| (name.replace("first_stage_model.", ""), tensor)).collect(), &[]);
-    let inside = directory.path().join("other.safetensors");
-    write(&inside, &rest.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).chain(changed(&vae)).collect(), &[]);
-
-    // A whole model, its part, the weights of that, a VAE in a file, and a whole checkpoint; for a model that has a VAE and for one without.
-    let places = [other.path().to_owned(), other.path().join("vae"), other.path().join("vae").join(name), alone, inside];
-    let right = numbers(&with_part(directory.path(), "vae", &places[0]).unwrap());
-    assert!(right.0 == own.0 && right.1 != own.1);
-    for (model, place) in [directory.path(), &file].into_iter().flat_map(|model| places.iter().map(move |place| (model, place))) {
-        assert!(numbers(&with_part(model, "vae", place).unwrap()) == right, "{} with {}", model.display(), place.display());
-    }
-    let error = |place: &str| with_part(directory.path(), "vae", Path::new(place)).map(drop).unwrap_err().to_string();
-    assert!(error("/no/such").contains("there is no vae /no/such"), "{}", error("/no/such"));
-    assert!(error("x.ckpt").contains("pickled weights are not read"));
-    let clip = other.path().join("text_encoder/model.safetensors");
-    assert!(error(clip.to_str().unwrap()).contains("its tensors are those of no vae that is known here"));
-}
-
-#[test]
-fn a_text_encoder_may_come_from_another_place() {
-    let (directory, other) = (made_up::model("sd1"), made_up::model("sdxl"));
-    let own = numbers(&load(directory.path()).unwrap());
-    let file = directory.path().join("model.safetensors");
-    write(&file, &checkpoint("sd1"), &[]);
-    // Of the same shape, with other numbers.
-    let weights = other.path().join("text_encoder/model.safetensors");
-    let changed: Tensors = made_up::tensors("sdxl")["text_encoder"]
-        .iter()
-        .map(|(name, tensor)| (format!("text_model.{name}"), (tensor * 0.9).unwrap()))
-        .collect();
-    candle_core::safetensors::save(&changed, &weights).unwrap();
-    let right = numbers(&with_part(directory.path(), "text_encoder", other.path()).unwrap());
-    assert!(right != own);
-    for model in [directory.path(), &file] {
-        for place in [other.path().join("text_encoder"), weights.clone()] {
-            assert!(numbers(&with_part(model, "text_encoder", &place).unwrap()) == right, "{}", place.display());
-        }
-    }
-}
-
-#[test]
-fn parts_are_given_on_the_command_line() {
-    let (directory, out) = (made_up::model("sd1"), tempfile::tempdir().unwrap());
-    let picture = |args: &[&str]| {
-        let file = out.path().join("x.png");
-        let mut command = binary();
-        command.args(["generate", "a", "--steps", "1", "--seed", "1", "--width", "64", "--height", "64", "--model"]).arg(directory.path());
-        let output = command.args(args).arg("-o").arg(&file).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        image::open(file).unwrap().into_rgb8().into_raw()
-    };
-    let (vae, text) = (directory.path().join("vae.safetensors"), directory.path().join("text.safetensors"));
-    let changed = |part: &str| {
-        made_up::tensors("sd1")[part].iter().map(|(name, tensor)| (name.clone(), (tensor * 0.9).unwrap())).collect::<Tensors>()
-    };
-    candle_core::safetensors::save(&changed("vae"), &vae).unwrap();
-    candle_core::safetensors::save(&changed("text_encoder"), &text).unwrap();
-    let plain = picture(&[]);
-    assert_ne!(picture(&["--vae", vae.to_str().unwrap()]), plain);
-    assert_ne!(picture(&["--text-encoder", text.to_str().unwrap()]), plain);
 }

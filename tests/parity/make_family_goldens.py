@@ -96,21 +96,29 @@ def kept(path):
 
 
 @torch.no_grad()
-def networks(name, pipe, tensors):
-    """Each network by itself."""
-    xl = hasattr(pipe, "text_encoder_2")
-    encoded = pipe.encode_prompt(OWL["prompt"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=OWL["negative_prompt"])
-    tensors[f"{name}.text_embeddings"] = torch.cat([encoded[1], encoded[0]])
-    channels, extra = pipe.unet.config.in_channels, {}
-    if xl:
-        tensors[f"{name}.skipped"] = pipe.encode_prompt(OWL["prompt"], device="cpu", do_classifier_free_guidance=False, clip_skip=1)[0]
-        tensors[f"{name}.pooled"] = torch.cat([encoded[3], encoded[2]])
-        extra["added_cond_kwargs"] = dict(text_embeds=tensors[f"{name}.pooled"], time_ids=torch.tensor([[64., 72, 0, 0, 64, 72]] * 2))
-        tensors[f"{name}.added"] = pipe.unet.get_aug_embed(emb=torch.zeros(2, 1), encoder_hidden_states=tensors[f"{name}.text_embeddings"], added_cond_kwargs=extra["added_cond_kwargs"])
+def conditions(pipe, words, height, width):
+    """What the UNet is told of a prompt, for both sides of guidance: embeddings, pooled ones if it looks at those, and further arguments."""
+    encoded = pipe.encode_prompt(words["prompt"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=words["negative_prompt"])
+    embeddings, pooled, extra = torch.cat([encoded[1], encoded[0]]), None, {}
+    if hasattr(pipe, "text_encoder_2"):
+        pooled = torch.cat([encoded[3], encoded[2]])
+        extra["added_cond_kwargs"] = dict(text_embeds=pooled, time_ids=torch.tensor([[height, width, 0., 0, height, width]] * 2))
     if pipe.unet.config.time_cond_proj_dim:
         extra["timestep_cond"] = pipe.get_guidance_scale_embedding(torch.tensor([7.5 - 1] * 2), embedding_dim=pipe.unet.config.time_cond_proj_dim)
-    sample = 2 * made_up("latents", [1, channels, 8, 9])
-    tensors[f"{name}.unet"] = pipe.unet(torch.cat([sample] * 2), 801, tensors[f"{name}.text_embeddings"], **extra).sample
+    return embeddings, pooled, extra
+
+
+@torch.no_grad()
+def networks(name, pipe, tensors):
+    """Each network by itself."""
+    embeddings, pooled, extra = conditions(pipe, OWL, 64, 72)
+    tensors[f"{name}.text_embeddings"] = embeddings
+    if pooled is not None:
+        tensors[f"{name}.skipped"] = pipe.encode_prompt(OWL["prompt"], device="cpu", do_classifier_free_guidance=False, clip_skip=1)[0]
+        tensors[f"{name}.pooled"] = pooled
+        tensors[f"{name}.added"] = pipe.unet.get_aug_embed(emb=torch.zeros(2, 1), encoder_hidden_states=embeddings, added_cond_kwargs=extra["added_cond_kwargs"])
+    sample = 2 * made_up("latents", [1, pipe.unet.config.in_channels, 8, 9])
+    tensors[f"{name}.unet"] = pipe.unet(torch.cat([sample] * 2), 801, embeddings, **extra).sample
     tensors[f"{name}.encoded"] = pipe.vae.encode(made_up("picture", [1, 3, 64, 72])).latent_dist.mode() * pipe.vae.config.scaling_factor
     tensors[f"{name}.decoded"] = pipe.vae.decode(made_up("latents", [1, 4, 8, 9]) / pipe.vae.config.scaling_factor).sample
 

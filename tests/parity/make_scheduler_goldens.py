@@ -6,7 +6,7 @@ The toy network says 0.3 * x + 0.1 * cos(t / 100 + i) of element i, so that an e
 diffusers does not have, is k-diffusion's. Runs with a "start" begin with a picture, as in image-to-image; those with "blend" are mixed
 with it in halves after every evaluation, as in inpainting.
 """
-import importlib.util, inspect, itertools, json, math, pathlib, sys, types, warnings
+import functools, importlib.util, inspect, itertools, json, math, pathlib, sys, types, warnings
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ BASE = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", cli
 AYS = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]  # NVIDIA's howto
 
 
+@functools.cache
 def k_diffusion_sampling():
     """k_diffusion/sampling.py alone, without what the rest of the package needs."""
     folder = pathlib.Path(importlib.util.find_spec("k_diffusion").origin).parent
@@ -43,18 +44,19 @@ def network(x, t):
     return .3 * x + .1 * torch.cos(torch.as_tensor(t).float() / 100 + torch.arange(16))
 
 
-def align_your_steps(n):
+def align_your_steps(n, levels):
     """NVIDIA's howto: interpolated in the logarithm; the last one gives way to no noise at all."""
-    return np.exp(np.interp(np.linspace(0, 10, n + 1), np.arange(11), np.log(AYS)))[:-1]
+    return np.exp(np.interp(np.linspace(0, 10, n + 1), np.arange(11), np.log(levels)))[:-1]
 
 
-def scheduler_of(name, schedule, steps, config):
+def scheduler_of(name, schedule, steps, config, ays=AYS):
+    """diffusers' scheduler with its timesteps set."""
     cls, extra = CLASSES[name]
     extra = dict(extra)
     if name == "euler_a" and schedule not in ("default", "sgm_uniform"):
         scheduler = cls.from_config(config)
         scheduler.set_timesteps(steps)
-        like = scheduler_of("euler", schedule, steps, config)
+        like = scheduler_of("euler", schedule, steps, config, ays)
         scheduler.sigmas, scheduler.timesteps = like.sigmas, like.timesteps
         return scheduler
     if schedule in ("karras", "exponential", "beta"):
@@ -65,7 +67,7 @@ def scheduler_of(name, schedule, steps, config):
         extra["timestep_spacing"] = "trailing"
     scheduler = cls.from_config(config | extra)
     if schedule == "ays":
-        scheduler._convert_to_exponential = lambda in_sigmas, num_inference_steps: align_your_steps(steps)
+        scheduler._convert_to_exponential = lambda in_sigmas, num_inference_steps: align_your_steps(steps, ays)
     if schedule == "simple":
         scheduler.set_timesteps(timesteps=[999 - i * 1000 // steps for i in range(steps)])
     else:
@@ -76,9 +78,9 @@ def scheduler_of(name, schedule, steps, config):
 PICTURE = torch.arange(16.)[None] / 10 - .8
 
 
-def run(name, scheduler, eta, start=None, blend=False):
+def run(name, scheduler, eta, start=None, blend=False, network=network, shape=(1, 16)):
     generator = torch.Generator("cpu").manual_seed(7)
-    noise = torch.randn(1, 16, generator=generator)
+    noise = torch.randn(shape, generator=generator)
     first = (start or 0) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
@@ -92,8 +94,8 @@ def run(name, scheduler, eta, start=None, blend=False):
             v = scheduler.config.prediction_type == "v_prediction"
             return -out * sigma / (sigma**2 + 1) ** .5 + x / (sigma**2 + 1) if v else x - sigma * out
         # In f64: the way down is a small difference of large numbers.
-        return K.sample_dpmpp_2s_ancestral(model, x.double(), scheduler.sigmas[first:].double(), extra_args={}, disable=True,
-                                           noise_sampler=lambda *_: torch.randn(1, 16, generator=generator))
+        return k_diffusion_sampling().sample_dpmpp_2s_ancestral(model, x.double(), scheduler.sigmas[first:].double(), extra_args={}, disable=True,
+                                           noise_sampler=lambda *_: torch.randn(shape, generator=generator))
     takes = inspect.signature(scheduler.step).parameters
     kw = {} if "generator" not in takes else dict(generator=generator)
     if eta is not None:
@@ -162,5 +164,5 @@ def main():
     print(len(cases), "cases,", path.stat().st_size, "bytes")
 
 
-K = k_diffusion_sampling()
-main()
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Diffusion, InferencePipeline};
 use crate::{
-    backend::{self, Generation, GenerationError, GenerationRequest, LoadError, LoadOptions, ModelFiles, Pipeline, Tiling},
+    backend::{self, Generation, GenerationError, GenerationRequest, LoadError, LoadOptions, ModelFiles, Pipeline},
     builtin_model,
     common::{ImageSize, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
     ops::Storage,
@@ -52,7 +52,7 @@ impl Comparison {
 /// # Errors
 /// When the built-in model does not load or work there.
 pub fn selfcheck(device: &Device, storage: Storage) -> std::result::Result<Vec<Comparison>, LoadError> {
-    let options = LoadOptions { device: device.clone(), storage, max_pixels: 1 << 20, vae_tiling: Tiling::default() };
+    let options = LoadOptions { device: device.clone(), storage, ..LoadOptions::default() };
     let pipeline = backend::load(&ModelFiles::open("builtin")?, &options)?;
     let precision = match storage {
         Storage::F32 if device.is_cpu() => 0,
@@ -131,7 +131,7 @@ mod tests {
     use crate::backend::model_loader::load_as;
 
     fn pipeline(dtype: DType, storage: Storage) -> InferencePipeline {
-        let options = LoadOptions { device: Device::Cpu, storage, max_pixels: 1 << 20, vae_tiling: Tiling::default() };
+        let options = LoadOptions { storage, ..LoadOptions::default() };
         load_as(dtype, &ModelFiles::open("builtin").unwrap(), &options).unwrap()
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tracing::info;
 
 use super::{
     clip_vocabulary,
@@ -21,11 +22,15 @@ const UNET: &str = "model.diffusion_model.";
 const VAE: &str = "first_stage_model.";
 /// The text encoders of Stable Diffusion 1, 2, and the two of XL.
 const CLIP: &str = "cond_stage_model.transformer.";
-const OPEN_CLIP: &str = "cond_stage_model.model.";
+pub(super) const OPEN_CLIP: &str = "cond_stage_model.model.";
 const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
-const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
+pub(super) const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
 /// Stable Diffusion 2 looks at what goes into the last layer.
-const UNUSED_LAYERS: usize = 1;
+pub(super) const UNUSED_LAYERS: usize = 1;
+/// Averages of the UNet's weights over its training.
+const EMA: &str = "model_ema.";
+/// How many numbers there are beside those.
+const EMA_COUNTERS: usize = 2;
 /// Parts of the names of tensors that models have which are not supported, and what those are called.
 const UNSUPPORTED: [(&str, &str); 15] = [
     ("joint_blocks.0.", "a Stable Diffusion 3 model"),
@@ -61,12 +66,28 @@ impl Checkpoint {
     pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, source)| LoadError::BadWeights { path, source })?;
         let family = family(&files).map_err(|reason| LoadError::BadConfig { path: path.to_owned(), reason })?;
+        let averages = files.names().filter(|name| name.starts_with(EMA)).count();
+        if averages > EMA_COUNTERS {
+            info!(
+                "{}: its {averages} averaged weights ({EMA}*) are left out, as diffusers does: those that it ended with are used",
+                path.display()
+            );
+        }
         Ok(Self { path: path.to_owned(), files, family })
     }
 
-    /// Whether it has a VAE: some are spread without.
-    pub(super) fn has_vae(&self) -> bool {
-        ldm_configs::vae_levels(&self.network(VAE)) > 0
+    /// The parts that it has not, by their folders in diffusers' layout: some are spread without.
+    pub(super) fn missing(&self) -> impl Iterator<Item = &'static str> {
+        let has = |prefix: &str| self.files.names().any(|name| name.starts_with(prefix));
+        let is_xl = self.family == ModelFamily::Sdxl;
+        let clip = match self.family {
+            ModelFamily::Sd1 => CLIP,
+            ModelFamily::Sd2 => OPEN_CLIP,
+            ModelFamily::Sdxl => XL_CLIP,
+        };
+        let has_vae = ldm_configs::vae_levels(&self.network(VAE)) > 0;
+        let parts = [("vae", has_vae), ("text_encoder", has(clip)), ("text_encoder_2", !is_xl || has(XL_OPEN_CLIP))];
+        parts.into_iter().filter_map(|(part, is_there)| (!is_there).then_some(part))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -83,7 +104,7 @@ impl Checkpoint {
         let is_xl = self.family == ModelFamily::Sdxl;
         match name {
             "model_index.json" => json(self.index()),
-            "unet/config.json" => json(self.unet()),
+            "unet/config.json" => json(self.unet(ldm_configs::projection_dim(&self.network(XL_OPEN_CLIP)))),
             "vae/config.json" => json(self.vae()),
             "scheduler/scheduler_config.json" => json(self.scheduler()),
             "text_encoder/config.json" => json(self.text_encoder()),
@@ -115,9 +136,8 @@ impl Checkpoint {
 
     /// How the names begin of tensors that are there and are looked at by nobody.
     pub(super) fn needless(&self) -> Vec<String> {
-        let layers = |prefix: &str| self.network(prefix).count(|i| format!("transformer.resblocks.{i}.ln_1.weight"));
         match self.family {
-            ModelFamily::Sd2 => vec![format!("{OPEN_CLIP}transformer.resblocks.{}.", layers(OPEN_CLIP).saturating_sub(UNUSED_LAYERS))],
+            ModelFamily::Sd2 => unused_layers(&self.network(OPEN_CLIP), UNUSED_LAYERS),
             _ => Vec::new(),
         }
     }
@@ -142,8 +162,9 @@ impl Checkpoint {
         }
     }
 
-    fn unet(&self) -> Value {
-        let pooled = (self.family == ModelFamily::Sdxl).then(|| ldm_configs::projection_dim(&self.network(XL_OPEN_CLIP)));
+    /// `pooled_dim` is the width of SDXL's pooled text.
+    pub(super) fn unet(&self, pooled_dim: usize) -> Value {
+        let pooled = (self.family == ModelFamily::Sdxl).then_some(pooled_dim);
         let sample_size = match self.family {
             ModelFamily::Sdxl if !self.is_turbo() => 128,
             ModelFamily::Sd2 if self.predicts_velocity() => 96,
@@ -229,7 +250,14 @@ pub(super) fn locate_vae(prefix: &str, levels: usize) -> Locate {
     Box::new(move |name| format!("{prefix}{}", ldm_names::vae(name, levels)).into())
 }
 
-fn below(prefix: &str, mut place: Place) -> Place {
+/// What the names of the last `unused` layers of an `OpenCLIP` begin with.
+pub(super) fn unused_layers(open_clip: &Network, unused: usize) -> Vec<String> {
+    let layer = |i: usize| format!("transformer.resblocks.{i}.");
+    let layers = open_clip.count(|i| format!("{}ln_1.weight", layer(i)));
+    (layers.saturating_sub(unused)..layers).map(|i| format!("{}{}", open_clip.prefix, layer(i))).collect()
+}
+
+pub(super) fn below(prefix: &str, mut place: Place) -> Place {
     place.name.insert_str(0, prefix);
     place
 }
@@ -251,10 +279,16 @@ fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
             first.join(", ")
         ));
     }
-    [(XL_OPEN_CLIP, ModelFamily::Sdxl), (OPEN_CLIP, ModelFamily::Sd2), (CLIP, ModelFamily::Sd1)]
-        .into_iter()
-        .find_map(|(prefix, family)| has(prefix).then_some(family))
-        .ok_or_else(|| "this checkpoint has no text encoder; those that have the UNet alone are not supported".to_owned())
+    // Where the text encoders are not in the file, the UNet tells: XL's looks at pooled text, and that of 2 has linear projections.
+    let is_linear = files.shape(&format!("{UNET}middle_block.1.proj_in.weight")).is_some_and(|shape| shape.len() == 2);
+    Ok(match () {
+        () if has(XL_OPEN_CLIP) => ModelFamily::Sdxl,
+        () if has(OPEN_CLIP) => ModelFamily::Sd2,
+        () if has(CLIP) => ModelFamily::Sd1,
+        () if has(&format!("{UNET}label_emb.")) => ModelFamily::Sdxl,
+        () if is_linear => ModelFamily::Sd2,
+        () => ModelFamily::Sd1,
+    })
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ impl Network<'_> {
         self.shape(name).and_then(|shape| shape.get(dim)).copied().unwrap_or_default()
     }
 
-    fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.files.shape(&format!("{}{name}", self.prefix))
     }
 
@@ -140,13 +140,15 @@ pub(super) fn clip(clip: &Network) -> Value {
     // The oldest checkpoints have no such word in front.
     let inside = if clip.shape("text_model.final_layer_norm.weight").is_some() { "text_model." } else { "" };
     let name = |name: &str| format!("{inside}{name}");
-    text_encoder(
+    let mut config = text_encoder(
         [clip.dim(&name("embeddings.token_embedding.weight"), 0), clip.dim(&name("embeddings.token_embedding.weight"), 1)],
         clip.dim(&name("embeddings.position_embedding.weight"), 0),
         clip.dim(&name("encoder.layers.0.mlp.fc1.weight"), 0),
         clip.count(|i| name(&format!("encoder.layers.{i}.layer_norm1.weight"))),
         "quick_gelu",
-    )
+    );
+    config["projection_dim"] = clip.dim("text_projection.weight", 0).into();
+    config
 }
 
 /// The same of `OpenCLIP`'s. `unused` layers at its end are looked at by no network.

@@ -106,6 +106,8 @@ const PICKLES: [&str; 4] =
     ["diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.fp16.bin", "pytorch_model.fp16.bin"];
 /// How the names of pickled checkpoints end.
 const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+/// The text encoder whose pooled text is looked at.
+pub(super) const POOLING: &str = "text_encoder_2";
 /// For messages.
 pub(super) const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL";
 const NO_PICKLES: &str = "pickled weights are not read, since reading them runs code; convert them to safetensors";
@@ -160,7 +162,7 @@ impl ModelFiles {
         Self { id, place, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
-    /// The same model with one part (`vae`, `text_encoder`) from another place: a directory of the part alone, one of a whole model, or a
+    /// The same model with one part (`vae`, `text_encoder`, `text_encoder_2`) from another place: a directory of the part alone, one of a whole model, or a
     /// safetensors file.
     ///
     /// # Errors
@@ -175,7 +177,11 @@ impl ModelFiles {
         } else if path.is_file() {
             Place::PartFile(Arc::new(PartFile::open(part, path)?))
         } else {
-            return Err(LoadError::NotFound(format!("there is no {part} {}: a directory or a .safetensors file", path.display())));
+            return Err(LoadError::NotFound(format!(
+                "there is no {} {}: a directory or a .safetensors file",
+                part_name(part),
+                path.display()
+            )));
         };
         self.elsewhere.insert(part, place);
         Ok(self)
@@ -188,6 +194,28 @@ impl ModelFiles {
     pub fn with_embeddings(mut self, folder: &Path) -> Result<Self, LoadError> {
         self.embeddings = textual_inversion::read_folder(folder)?;
         Ok(self)
+    }
+
+    /// Makes sure that there are all parts of a checkpoint in one file, in it or elsewhere.
+    ///
+    /// # Errors
+    /// Names those that are missing, and how to give them.
+    pub(super) fn check_parts(&self) -> Result<(), LoadError> {
+        let Place::Checkpoint(checkpoint) = &self.place else { return Ok(()) };
+        let missing: Vec<&str> = checkpoint.missing().filter(|part| !self.is_elsewhere(part)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = missing.iter().map(|part| part_name(part)).collect();
+        let options: Vec<String> = missing.iter().map(|part| format!("--{}", part.replace('_', "-"))).collect();
+        let them = if missing.len() == 1 { "one" } else { "them" };
+        let reason = format!("this checkpoint has no {}; give {them} with {}", names.join(" and no "), options.join(" and "));
+        Err(LoadError::BadConfig { path: checkpoint.path().to_owned(), reason })
+    }
+
+    /// Whether a part comes from another place.
+    pub(super) fn is_elsewhere(&self, part: &str) -> bool {
+        self.elsewhere.contains_key(part)
     }
 
     /// Words that were learned.
@@ -237,9 +265,11 @@ impl ModelFiles {
     fn find(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
         Ok(match self.place_of(name) {
             Place::Embedded(files) => files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| Cow::Borrowed(*bytes)),
-            Place::Checkpoint(checkpoint) if name == "vae/config.json" && !checkpoint.has_vae() => {
-                let reason = "this checkpoint has no VAE; give one with --vae".to_owned();
-                return Err(LoadError::BadConfig { path: checkpoint.path().to_owned(), reason });
+            // How much of what it looks at is pooled text is known from what makes it.
+            Place::Checkpoint(checkpoint) if name == "unet/config.json" && checkpoint.missing().any(|part| part == POOLING) => {
+                let pooling: PoolingConfig = serde_json::from_slice(&self.read(&format!("{POOLING}/config.json"))?)
+                    .map_err(|error| LoadError::BadConfig { path: self.path(POOLING), reason: error.to_string() })?;
+                Some(Cow::Owned(checkpoint.unet(pooling.projection_dim).to_string().into_bytes()))
             }
             Place::Checkpoint(checkpoint) => checkpoint.read(name).map(Cow::Owned),
             Place::PartFile(file) => match (name.split_once('/'), &self.place) {
@@ -315,6 +345,21 @@ impl ModelFiles {
 
 fn is_pickle(path: &Path) -> bool {
     path.extension().is_some_and(|end| PICKLE_ENDINGS.iter().any(|pickle| end.eq_ignore_ascii_case(pickle)))
+}
+
+/// What people call a part.
+fn part_name(part: &str) -> &str {
+    match part {
+        "vae" => "VAE",
+        "text_encoder" => "text encoder",
+        _ => "second text encoder",
+    }
+}
+
+/// `text_encoder_2/config.json`.
+#[derive(Deserialize)]
+struct PoolingConfig {
+    projection_dim: usize,
 }
 
 /// `….safetensors.index.json`

@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    checkpoint::locate_vae,
+    checkpoint::{OPEN_CLIP, UNUSED_LAYERS, XL_OPEN_CLIP, below, locate_vae, unused_layers},
     ldm_configs::{self, Network},
     ldm_names,
     tensor_files::{Locate, TensorFiles},
@@ -17,9 +17,13 @@ use crate::backend::LoadError;
 
 /// What the names of a VAE's tensors begin with, in files of their own and in whole checkpoints.
 const VAE_PREFIXES: [&str; 3] = ["", "first_stage_model.", "vae."];
-/// The same of CLIP's text encoder.
+/// The same of text encoders with transformers' names, the first and SDXL's second,
 const CLIP_PREFIXES: [&str; 4] =
     ["", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."];
+const CLIP_2_PREFIXES: [&str; 2] = ["", "text_encoders.clip_g.transformer."];
+/// and with `OpenCLIP`'s.
+const OPEN_CLIP_PREFIXES: [&str; 2] = ["", OPEN_CLIP];
+const OPEN_CLIP_2_PREFIXES: [&str; 2] = ["", XL_OPEN_CLIP];
 
 /// The weights of one part of a model.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ enum Names {
     Diffusers(&'static str),
     /// As a VAE of so many levels in checkpoints, behind a prefix.
     LdmVae(&'static str, usize),
+    /// As in `OpenCLIP`, behind a prefix, with so many layers at the end that are looked at by no network.
+    OpenClip(&'static str, usize),
 }
 
 impl PartFile {
@@ -54,7 +60,13 @@ impl PartFile {
             let levels = |prefix: &str| ldm_configs::vae_levels(&Network { files: &files, prefix: prefix.to_owned() });
             diffusers(&VAE_PREFIXES, &["decoder.conv_norm_out.weight"]).or(ldm.map(|prefix| Names::LdmVae(prefix, levels(prefix))))
         } else {
-            diffusers(&CLIP_PREFIXES, &["text_model.final_layer_norm.weight", "final_layer_norm.weight"])
+            let (clip, open_clip, unused) = match part {
+                "text_encoder" => (&CLIP_PREFIXES[..], &OPEN_CLIP_PREFIXES, UNUSED_LAYERS),
+                _ => (&CLIP_2_PREFIXES[..], &OPEN_CLIP_2_PREFIXES, 0),
+            };
+            let open_clip = open_clip.iter().find(|prefix| has(prefix, "ln_final.weight"));
+            diffusers(clip, &["text_model.final_layer_norm.weight", "final_layer_norm.weight"])
+                .or(open_clip.map(|prefix| Names::OpenClip(prefix, unused)))
         };
         let path = path.to_owned();
         match found {
@@ -71,15 +83,21 @@ impl PartFile {
         &self.files
     }
 
-    /// The configuration of the part: that of the model's own, but for a VAE what is in the shapes of the tensors.
+    /// The configuration of the part: that of the model's own, but what is in the shapes of the tensors for a VAE, and for a text encoder
+    /// of another size than its own, which is that of a model without one too.
     pub(super) fn config(&self, part: &str, own: &[u8]) -> Vec<u8> {
         let shapes = match (part, self.names) {
             ("vae", Names::Diffusers(prefix)) => ldm_configs::vae(&self.network(prefix), str::to_owned),
             ("vae", Names::LdmVae(prefix, levels)) => ldm_configs::vae(&self.network(prefix), |name| ldm_names::vae(name, levels)),
-            _ => return own.to_owned(),
+            (_, Names::OpenClip(prefix, unused)) => ldm_configs::open_clip(&self.network(prefix), unused),
+            (_, Names::Diffusers(prefix) | Names::LdmVae(prefix, _)) => ldm_configs::clip(&self.network(prefix)),
         };
         match (serde_json::from_slice::<Value>(own), shapes) {
-            (Ok(Value::Object(mut config)), Value::Object(shapes)) => {
+            (Ok(Value::Object(mut config)), Value::Object(mut shapes)) => {
+                if part != "vae" && config.get("hidden_size") == shapes.get("hidden_size") {
+                    return own.to_owned();
+                }
+                shapes.remove("hidden_act"); // no shape tells
                 config.extend(shapes);
                 Value::Object(config).to_string().into_bytes()
             }
@@ -93,13 +111,18 @@ impl PartFile {
         match self.names {
             Names::Diffusers(prefix) => Box::new(move |name| format!("{prefix}{name}").into()),
             Names::LdmVae(prefix, levels) => locate_vae(prefix, levels),
+            Names::OpenClip(prefix, _) => Box::new(|name| below(prefix, ldm_names::open_clip(name))),
         }
     }
 
     /// How the names begin of what else may be in the file: the rest of a whole checkpoint.
     pub(super) fn needless(&self) -> Vec<String> {
-        let (Names::Diffusers(prefix) | Names::LdmVae(prefix, _)) = self.names;
-        if prefix.is_empty() { Vec::new() } else { self.files.names().filter(|name| !name.starts_with(prefix)).collect() }
+        let (Names::Diffusers(prefix) | Names::LdmVae(prefix, _) | Names::OpenClip(prefix, _)) = self.names;
+        let mut needless: Vec<String> = self.files.names().filter(|name| !name.starts_with(prefix)).collect();
+        if let Names::OpenClip(prefix, unused) = self.names {
+            needless.extend(unused_layers(&self.network(prefix), unused));
+        }
+        needless
     }
 
     fn network(&self, prefix: &str) -> Network<'_> {

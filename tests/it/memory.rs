@@ -1,0 +1,71 @@
+//! Less memory for the same pictures.
+
+use std::fs;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use crate::{
+    made_up,
+    support::{Worker, bytes, picture, steps},
+};
+
+async fn edit(worker: &Worker, body: &Value) -> reqwest::Response {
+    let mut body = body.clone();
+    body["image"] = BASE64_STANDARD.encode(fs::read("tests/parity/picture.png").unwrap()).into();
+    reqwest::Client::new().post(worker.url("/v1/images/edits")).json(&body).send().await.unwrap()
+}
+
+async fn file(response: reqwest::Response) -> Vec<u8> {
+    let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+    assert_eq!(status, 200, "{answer}");
+    bytes(&answer["data"][0])
+}
+
+/// The weights that are read again are those whose file matters once the worker is ready.
+#[tokio::test]
+async fn with_low_memory_what_does_not_work_is_not_in_memory() {
+    let model = made_up::model("sdxl");
+    let path = model.path().to_str().unwrap();
+    let (plain, low) = (Worker::ready(&["--model", path]), Worker::ready(&["--model", path, "--low-memory"]));
+    let (first, second) = (steps("a fox", 2), steps("an owl", 2));
+    let right = file(plain.post(&first).await).await;
+    assert!(file(low.post(&first).await).await == right);
+    assert!(file(edit(&low, &first).await).await == file(edit(&plain, &first).await).await);
+
+    for text_encoder in ["text_encoder", "text_encoder_2"] {
+        let weights = model.path().join(text_encoder).join("model.safetensors");
+        let whole = fs::read(&weights).unwrap();
+        fs::write(&weights, "").unwrap();
+        let other = steps(&format!("a pizza, {text_encoder}"), 2);
+        let expected = file(plain.post(&other).await).await;
+        assert_eq!(low.post(&other).await.status(), 500);
+        assert!(file(low.post(&first).await).await == right, "its prompt is kept");
+        fs::write(&weights, whole).unwrap();
+        assert!(file(low.post(&other).await).await == expected);
+    }
+
+    fs::write(model.path().join("vae/diffusion_pytorch_model.safetensors"), "").unwrap();
+    assert!(file(low.post(&second).await).await == file(plain.post(&second).await).await);
+    assert_eq!(edit(&plain, &first).await.status(), 200);
+    assert_eq!(edit(&low, &first).await.status(), 500);
+}
+
+#[tokio::test]
+async fn pictures_in_strips_are_the_same() {
+    let (whole, strips) = (Worker::ready(&["--vae-tiling", "off"]), Worker::ready(&["--vae-tiling", "on"]));
+    let mut body = steps("a fox on a blue background", 4);
+    for size in ["128x128", "192x136"] {
+        body["size"] = json!(size);
+        for is_edit in [false, true] {
+            let made = async |worker: &Worker| {
+                let response = if is_edit { edit(worker, &body).await } else { worker.post(&body).await };
+                picture(&response.json::<Value>().await.unwrap()["data"][0]).into_rgb8().into_raw()
+            };
+            let (whole, strips) = (made(&whole).await, made(&strips).await);
+            assert_eq!(whole.len(), strips.len());
+            let off = whole.iter().zip(&strips).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off <= Some(1), "{size}, edit: {is_edit}: off by {off:?}");
+        }
+    }
+}
