@@ -1,8 +1,7 @@
 // Kernels for what candle does in chains of small ones, each of which reads and writes all of a tensor.
 //
 // They make no assumption about the grid: however many blocks there are, they share the work. Tensors have fewer than 2^31 numbers.
-// Numbers are f32, f16 or bf16 in memory and f32 in between. There are no headers, so that `tests/cuda_kernels.cpp` can run the same source
-// on a CPU.
+// Numbers are f32, f16 or bf16 in memory and f32 in between. There are no headers, so that `tests/cuda` can run the same source on a CPU.
 
 typedef unsigned short u16;
 typedef unsigned int u32;

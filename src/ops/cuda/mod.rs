@@ -235,3 +235,6 @@ fn function(activation: Option<Activation>) -> Argument {
         Some(Activation::QuickGelu) => 3,
     })
 }
+
+#[cfg(test)]
+mod tests;
