@@ -50,7 +50,7 @@ impl DeviceChoice {
             }
             Self::Cuda(ordinal) => {
                 let advice = "nvidia-smi lists those that are, and --device cpu needs none";
-                Device::new_cuda(ordinal).map_err(|e| error(format!("{}; {advice}", error_chain(&e))))
+                Device::new_cuda_with_stream(ordinal).map_err(|e| error(format!("{}; {advice}", error_chain(&e))))
             }
             Self::Number(ordinal) if candle_core::utils::cuda_is_available() => Self::Cuda(ordinal).open(),
             Self::Number(_) if candle_core::utils::metal_is_available() => Self::Metal.open(),
@@ -61,7 +61,7 @@ impl DeviceChoice {
 
     fn accelerator() -> Option<Device> {
         let device = if candle_core::utils::cuda_is_available() {
-            Device::new_cuda(0)
+            Device::new_cuda_with_stream(0)
         } else if candle_core::utils::metal_is_available() {
             Device::new_metal(0)
         } else {

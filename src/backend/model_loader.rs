@@ -15,7 +15,7 @@ use crate::{
     common::{ModelFamily, ModelInfo},
     device,
     models::{AutoencoderKl, ClipTextModel, Tiling, UNet2DConditionModel},
-    ops::{Storage, Weights},
+    ops::{self, Storage, Weights},
 };
 
 /// How a model is loaded.
@@ -82,6 +82,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
+    ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let mut builder = Builder { files, dtype, device, storage, low_memory: options.low_memory, opened: Vec::new() };
     let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());

@@ -105,26 +105,13 @@ impl KeyValues {
     }
 }
 
-/// `(batch, channels, height, width)` to a sequence of pixels, `(batch, height * width, channels)`.
-pub(super) fn to_sequence(x: &Tensor) -> Result<Tensor> {
-    let (batch, channels, height, width) = x.dims4()?;
-    x.permute((0, 2, 3, 1))?.reshape((batch, height * width, channels))
-}
-
-/// The way back, to the height and width of `like`.
-pub(super) fn to_image(x: &Tensor, like: &Tensor) -> Result<Tensor> {
-    let (_, _, height, width) = like.dims4()?;
-    let (batch, _, channels) = x.dims3()?;
-    x.reshape((batch, height, width, channels))?.permute((0, 3, 1, 2))
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
 
     use super::*;
-    use crate::ops::{Storage, concat_channels};
+    use crate::ops::{Storage, concat_channels, to_image};
 
     fn made_up(dtype: DType, shape: &[usize], scale: f64) -> Tensor {
         let count = shape.iter().product::<usize>() as f64;

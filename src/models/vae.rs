@@ -9,10 +9,10 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     ConfigError,
-    attention::{Attention, to_image, to_sequence},
+    attention::Attention,
     resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
 };
-use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, OnDemand, Weights};
+use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, OnDemand, Weights, to_image, to_sequence};
 use strips::{Layer, Room};
 
 const NORM_EPS: f64 = 1e-6;

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{GroupNorm, Storage, Weights, cpu, for_batch};
 
 /// Shape of a convolution.
@@ -160,7 +162,13 @@ impl Conv2d {
             Layer::Plain { weight, bias } => {
                 let same = size == (x.dim(2)?, x.dim(3)?);
                 let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
-                let mut y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?.broadcast_add(bias)?;
+                let y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?;
+                #[cfg(feature = "cuda")]
+                if cuda::takes(&y) {
+                    let Added { sample_bias, residual } = added;
+                    return cuda::add(y, cuda::Added { bias: Some(bias), sample_bias, residual, activation: None });
+                }
+                let mut y = y.broadcast_add(bias)?;
                 if let Some(bias) = added.sample_bias {
                     y = y.broadcast_add(&for_batch(bias, y.dim(0)?)?.unsqueeze(2)?.unsqueeze(3)?)?;
                 }

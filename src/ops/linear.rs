@@ -3,6 +3,8 @@
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::Module;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{Activation, Weights, cpu};
 
 /// `x W^T + b` over the last dimension.
@@ -12,7 +14,13 @@ pub struct Linear(Layer);
 #[derive(Debug, Clone)]
 enum Layer {
     Packed(Box<cpu::PackedLinear>),
-    Plain(candle_nn::Linear),
+    Plain { product: candle_nn::Linear, bias: Option<Tensor> },
+}
+
+impl Layer {
+    fn plain(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self::Plain { product: candle_nn::Linear::new(weight, None), bias }
+    }
 }
 
 impl Linear {
@@ -43,7 +51,7 @@ impl Linear {
 
     fn pack(vb: &Weights, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let Some(storage) = vb.packed(weight) else {
-            return Ok(Self(Layer::Plain(candle_nn::Linear::new(weight.clone(), bias.cloned()))));
+            return Ok(Self(Layer::plain(weight.clone(), bias.cloned())));
         };
         let (outputs, inputs) = weight.dims2()?;
         let bias = bias.map(Tensor::to_vec1).transpose()?;
@@ -76,17 +84,22 @@ impl Linear {
     }
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        let packed = match &self.0 {
-            Layer::Packed(packed) => packed,
-            Layer::Plain(linear) => {
-                let mut y = linear.forward(x)?;
-                if let Some(residual) = residual {
-                    y = (y + residual)?;
-                }
-                return activation.map_or(Ok(y.clone()), |activation| activation.forward(&y));
-            }
+        let (product, bias) = match &self.0 {
+            Layer::Packed(packed) => return run_packed(packed, x, residual, activation),
+            Layer::Plain { product, bias } => (product, bias.as_ref()),
         };
-        run_packed(packed, x, residual, activation)
+        let mut y = product.forward(x)?;
+        #[cfg(feature = "cuda")]
+        if cuda::takes(&y) {
+            return cuda::add(y, cuda::Added { bias, residual, activation, sample_bias: None });
+        }
+        if let Some(bias) = bias {
+            y = y.broadcast_add(bias)?;
+        }
+        if let Some(residual) = residual {
+            y = (y + residual)?;
+        }
+        activation.map_or(Ok(y.clone()), |activation| activation.forward(&y))
     }
 }
 
@@ -124,7 +137,7 @@ impl Geglu {
     pub fn new(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
         let (weight, bias) = (vb.get((2 * out_features, in_features), "weight")?, vb.get(2 * out_features, "bias")?);
         let Some(storage) = vb.packed(&weight) else {
-            return Ok(Self(Layer::Plain(candle_nn::Linear::new(weight, Some(bias)))));
+            return Ok(Self(Layer::plain(weight, Some(bias))));
         };
         let bias = bias.to_vec1::<f32>()?;
         let packed = cpu::Rows::new(&weight)?
@@ -139,8 +152,15 @@ impl Geglu {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Layer::Packed(packed) => run_packed(packed, x, None, None),
-            Layer::Plain(linear) => {
-                let both = linear.forward(x)?;
+            Layer::Plain { product, bias } => {
+                let mut both = product.forward(x)?;
+                #[cfg(feature = "cuda")]
+                if let (true, Some(bias)) = (cuda::takes(&both), bias) {
+                    return cuda::geglu(&both, bias);
+                }
+                if let Some(bias) = bias {
+                    both = both.broadcast_add(bias)?;
+                }
                 let channels = both.dim(D::Minus1)? / 2;
                 let (value, gate) = (both.narrow(D::Minus1, 0, channels)?, both.narrow(D::Minus1, channels, channels)?);
                 value * Activation::Gelu.forward(&gate.contiguous()?)?

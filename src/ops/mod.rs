@@ -1,4 +1,5 @@
-//! The operations that the networks are made of, behind one function or layer each: fast kernels on a CPU, candle's own elsewhere.
+//! The operations that the networks are made of, behind one function or layer each: fast kernels on a CPU, candle's own elsewhere, some
+//! of them joined on an NVIDIA GPU.
 //!
 //! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers. On a CPU the channels
 //! of an image are last in memory, which only this room knows: see `cpu/mod.rs`.
@@ -10,10 +11,14 @@ mod concat;
 mod conv;
 #[allow(clippy::inline_always, reason = "kernels are compiled once for each set of instructions, into functions that enable them")]
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod embedding;
 mod linear;
 mod norm;
 mod on_demand;
+mod pixels;
 mod samples;
 mod weights;
 
@@ -23,9 +28,11 @@ pub use attention::attention;
 pub use concat::{concat_channels, concat_rows};
 pub use conv::{Added, Conv2d, Conv2dConfig};
 pub use cpu::{GroupStatistics, zeroed};
+pub use device::prepare;
 pub use embedding::Embedding;
 pub use linear::{Geglu, Linear};
 pub use norm::{GroupNorm, LayerNorm};
 pub use on_demand::OnDemand;
+pub use pixels::{to_image, to_sequence};
 pub use samples::for_batch;
 pub use weights::{Storage, Weights};

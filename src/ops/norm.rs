@@ -3,12 +3,15 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{GroupStatistics, Weights, cpu};
 
 /// [Group normalisation](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
-    plain: candle_nn::GroupNorm,
+    /// Weight and bias, as they were read.
+    tensors: [Tensor; 2],
     weight: Vec<f32>,
     bias: Vec<f32>,
     groups: usize,
@@ -29,8 +32,7 @@ impl GroupNorm {
         let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
         let numbers = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1();
         let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
-        let plain = candle_nn::GroupNorm::new(weight, bias, channels, groups, eps)?;
-        Ok(Self { plain, weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None })
+        Ok(Self { tensors: [weight, bias], weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None })
     }
 
     /// Mean and variance of each group in images `(batch, channels, height, width)`, of all of them together.
@@ -42,6 +44,10 @@ impl GroupNorm {
             let image = cpu::Image::new(x)?;
             let config = self.config(&image, false)?;
             return image.with(|pixels| Ok(GroupStatistics::of(pixels, image.batch, config)));
+        }
+        #[cfg(feature = "cuda")]
+        if cuda::takes(x) {
+            return cuda::group_statistics(x, self.groups);
         }
         let (batch, channels, height, width) = x.dims4()?;
         let groups = x.to_dtype(DType::F32)?.reshape((batch, self.groups, channels / self.groups * height * width))?;
@@ -62,7 +68,7 @@ impl GroupNorm {
     /// # Errors
     /// When the number of channels is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if cpu::is_fast(x) { self.fast(x, false) } else { self.slow(x) }
+        self.run(x, false)
     }
 
     /// Followed by SiLU, as almost everywhere in these networks.
@@ -70,12 +76,29 @@ impl GroupNorm {
     /// # Errors
     /// As [`GroupNorm::forward`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        if cpu::is_fast(x) { self.fast(x, true) } else { self.slow(x)?.silu() }
+        self.run(x, true)
+    }
+
+    fn run(&self, x: &Tensor, activate: bool) -> Result<Tensor> {
+        if cpu::is_fast(x) {
+            return self.fast(x, activate);
+        }
+        #[cfg(feature = "cuda")]
+        if cuda::takes(x) {
+            let ([weight, bias], statistics) = (&self.tensors, self.statistics.as_ref());
+            let config = cuda::GroupNormConfig { groups: self.groups, eps: self.eps, weight, bias, activate, statistics };
+            return cuda::group_norm(x, config);
+        }
+        let normed = self.slow(x)?;
+        if activate { normed.silu() } else { Ok(normed) }
     }
 
     /// With candle's own operations.
     fn slow(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(statistics) = &self.statistics else { return self.plain.forward(x) };
+        let Some(statistics) = &self.statistics else {
+            let [weight, bias] = self.tensors.clone();
+            return candle_nn::GroupNorm::new(weight, bias, self.weight.len(), self.groups, self.eps)?.forward(x);
+        };
         let per_group = self.weight.len() / self.groups;
         let of_channels = self.weight.iter().zip(&self.bias).enumerate().map(|(c, (weight, bias))| {
             let (mean, variance) = statistics.of_groups()[c / per_group];

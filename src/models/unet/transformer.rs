@@ -7,8 +7,8 @@ use super::{
     text_context::{CrossAttention, TextContext},
 };
 use crate::{
-    models::attention::{Attention, to_image, to_sequence},
-    ops::{Geglu, GroupNorm, LayerNorm, Linear, Weights, for_batch},
+    models::attention::Attention,
+    ops::{Geglu, GroupNorm, LayerNorm, Linear, Weights, for_batch, to_image, to_sequence},
 };
 
 const GROUP_NORM_EPS: f64 = 1e-6;
