@@ -281,14 +281,14 @@ fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
     }
     // Where the text encoders are not in the file, the UNet tells: XL's looks at pooled text, and that of 2 has linear projections.
     let is_linear = files.shape(&format!("{UNET}middle_block.1.proj_in.weight")).is_some_and(|shape| shape.len() == 2);
-    Ok(match () {
-        () if has(XL_OPEN_CLIP) => ModelFamily::Sdxl,
-        () if has(OPEN_CLIP) => ModelFamily::Sd2,
-        () if has(CLIP) => ModelFamily::Sd1,
-        () if has(&format!("{UNET}label_emb.")) => ModelFamily::Sdxl,
-        () if is_linear => ModelFamily::Sd2,
-        () => ModelFamily::Sd1,
-    })
+    let signs = [
+        (has(XL_OPEN_CLIP), ModelFamily::Sdxl),
+        (has(OPEN_CLIP), ModelFamily::Sd2),
+        (has(CLIP), ModelFamily::Sd1),
+        (has(&format!("{UNET}label_emb.")), ModelFamily::Sdxl),
+        (is_linear, ModelFamily::Sd2),
+    ];
+    Ok(signs.into_iter().find_map(|(is_there, family)| is_there.then_some(family)).unwrap_or(ModelFamily::Sd1))
 }
 
 #[cfg(test)]

@@ -162,8 +162,8 @@ impl ModelFiles {
         Self { id, place, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
-    /// The same model with one part (`vae`, `text_encoder`, `text_encoder_2`) from another place: a directory of the part alone, one of a whole model, or a
-    /// safetensors file.
+    /// The same model with one part (`vae`, `text_encoder`, `text_encoder_2`) from another place: a directory of the part alone, one of a
+    /// whole model, or a safetensors file.
     ///
     /// # Errors
     /// When there is none.

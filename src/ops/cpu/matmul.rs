@@ -209,8 +209,8 @@ pub(super) fn multiply_then<S: Simd>(
     multiply_tiles::<_, false, true>(simd, (lines, lines), strides, rows, weights, width, sums, add);
 }
 
-/// The same once more for lines that are one number after another but lie in a far cache: each tile asks for the lines of the next, and the last
-/// one for those at `lines.1`, which are multiplied after `lines.0`. Winograd's sums were a quarter of their time waiting without.
+/// The same once more for lines that are one number after another but lie in a far cache: each tile asks for the lines of the next, and
+/// the last one for those at `lines.1`, which are multiplied after `lines.0`. Winograd's sums were a quarter of their time waiting without.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub(super) fn multiply_ahead<S: Simd>(

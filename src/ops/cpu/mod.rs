@@ -5,8 +5,8 @@
 //! a matrix, so that convolutions, linear layers and attention all come down to one kernel in [`matmul`], and going from an image
 //! to a sequence of pixels costs nothing.
 //!
-//! However work is cut into tasks, each number is summed in one order, so results do not depend on how many
-//! cores there are or on what else is in the batch.
+//! However work is cut into tasks, each number is summed in one order, so results do not depend on how many cores there are or
+//! on what else is in the batch.
 
 mod amx;
 mod attention;
