@@ -5,7 +5,7 @@
   python train.py import --model DIR --steps 1831   # instead of both: goes on from an exported directory of so many UNet steps; autoencoder.pt, unet.pt, tokenizer
   python train.py decoder --steps 3000   # later: trains the decoder alone, on what the UNet of unet.pt makes of noisy latents; decoder.pt, autoencoder-sharp.pt
 """
-import argparse, math, os, time
+import argparse, math, os, random, time
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import torch.nn.functional as F
@@ -121,29 +121,35 @@ def make_critic():
     return Sequential(Conv2d(3, 32, 4, 2, 1), LeakyReLU(.2), Conv2d(32, 64, 4, 2, 1), GroupNorm(8, 64), LeakyReLU(.2), Conv2d(64, 128, 4, 2, 1), GroupNorm(8, 128), LeakyReLU(.2), Conv2d(128, 1, 3, 1, 1))
 
 
-class Denoised:
-    """What the UNet makes of noisy latents in one step: what the decoder sees when a picture is nearly done. Softer than the encoder's own latents, and as wrong as the UNet is."""
+class Sampled:
+    """What sampling leaves of latents: noise of one of the last of twelve steps, taken away again by the UNet, with guidance. So the decoder sees what it will be given, at the places where the picture has it."""
 
-    def __init__(self, scale, last=400):
-        d, self.tok, self.scale, self.last = torch.load("unet.pt"), load_tokenizer(), scale, last; self.unet, self.text = make_unet().to(memory_format=torch.channels_last), make_text(self.tok)
-        self.unet.load_state_dict(d["ema"]["unet"]); self.text.load_state_dict(d["ema"]["text"]); self.alphas = make_scheduler().alphas_cumprod
+    def __init__(self, scale, steps=12, last=3, guidance=3.):
+        d, self.tok, self.scale, self.guidance = torch.load("unet.pt"), load_tokenizer(), scale, guidance; self.unet, self.text = make_unet().to(memory_format=torch.channels_last), make_text(self.tok)
+        self.unet.load_state_dict(d["ema"]["unet"]); self.text.load_state_dict(d["ema"]["text"]); scheduler = make_scheduler(); scheduler.set_timesteps(steps)
+        self.times = scheduler.timesteps[-last:].tolist(); self.alphas = [scheduler.alphas_cumprod[t].item() for t in self.times] + [scheduler.final_alpha_cumprod.item()]
+        with torch.autocast("cpu", torch.bfloat16): self.empty = self.text(tokens(self.tok, [""])).last_hidden_state.detach()
 
     def __call__(self, z, captions):
-        z = z.float() * self.scale; t = torch.randint(0, self.last, (len(z),)); a = self.alphas[t].view(-1, 1, 1, 1); noisy = a.sqrt() * z + (1 - a).sqrt() * torch.randn_like(z)
-        v = self.unet(noisy.contiguous(memory_format=torch.channels_last), t, self.text(tokens(self.tok, captions)).last_hidden_state).sample.float()
-        return (a.sqrt() * noisy - (1 - a).sqrt() * v) / self.scale
+        begin = random.randint(0, len(self.times))   # at the end: not at all
+        if begin == len(self.times): return z
+        text = torch.cat([self.empty.expand(len(z), -1, -1), self.text(tokens(self.tok, captions)).last_hidden_state]); a = self.alphas[begin]; x = a ** .5 * z.float() * self.scale + (1 - a) ** .5 * torch.randn(z.shape)
+        for t, a, after in zip(self.times[begin:], self.alphas[begin:], self.alphas[begin + 1:]):
+            without, with_text = self.unet(torch.cat([x, x]).contiguous(memory_format=torch.channels_last), t, text).sample.float().chunk(2); v = without + self.guidance * (with_text - without)
+            x = after ** .5 * (a ** .5 * x - (1 - a) ** .5 * v) + (1 - after) ** .5 * ((1 - a) ** .5 * x + a ** .5 * v)
+        return x / self.scale
 
 
 def train_decoder(o):
     """The encoder stays, so the UNet need not learn anything again. With `--critic` above 0, a critic has a say as well."""
     c = torch.load("autoencoder.pt"); net, critic = make_vae(), make_critic().to(memory_format=torch.channels_last); net.load_state_dict(c["weights"]); net.to(memory_format=torch.channels_last)
-    net.encoder.requires_grad_(False); net.quant_conv.requires_grad_(False); scenes, denoised, lr, n = scenes_of(o.concepts), Denoised(c["scale"]), o.lr or 1e-3, o.batch or 8
+    net.encoder.requires_grad_(False); net.quant_conv.requires_grad_(False); scenes, sampled, lr, n = scenes_of(o.concepts), Sampled(c["scale"]), o.lr or 1e-3, o.batch or 8
     rate = lambda i: lr * min(1, (o.steps - i) / max(1, o.cool)); run = Run("decoder.pt", dict(vae=net), o.steps, rate, o.keep)
     if o.critic: other = Run("critic.pt", dict(critic=critic), 10 ** 9, lambda i: 3e-4, .9)
     while run.going():
         x, captions = scenes.batch(n); x = x.contiguous(memory_format=torch.channels_last); critic.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad(): z = denoised(net.encode(x).latent_dist.mean, captions)
+            with torch.no_grad(): z = sampled(net.encode(x).latent_dist.mean, captions)
             y = net.decode(z).sample; fooled = -critic(y).float().mean() if o.critic else torch.zeros(())
         y = y.float(); near, square = (y - x).abs().mean(), (y - x).pow(2).mean(); flat = (F.avg_pool2d(y, 8) - F.avg_pool2d(x, 8)).abs().mean()
         edge = sum((a - b).abs().mean() for s in (1, 2) for a, b in zip(slopes(F.avg_pool2d(y, s)), slopes(F.avg_pool2d(x, s))))
