@@ -14,10 +14,10 @@ use clap::Parser;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
-    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, Pulse, RequestQueue},
+    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, ModelInfo, Pulse, RequestQueue},
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
-    common::{Lifecycle, ModelInfo, error_chain},
-    http::{self, Admission, ApiKey, AppState, RunLimits, Runs},
+    common::error_chain,
+    http::{self, Admission, ApiKey, AppState, Lifecycle, RunLimits, Runs},
     ops::ReusingAllocator,
 };
 use serde_json::json;
@@ -87,7 +87,7 @@ fn say(text: &str) {
 /// Serves until SIGTERM or SIGINT.
 fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     if args.build_info {
-        println!("{}", if cfg!(debug_assertions) { "debug" } else { "release" });
+        let _ = writeln!(std::io::stdout(), "{}", if cfg!(debug_assertions) { "debug" } else { "release" });
         return Ok(());
     }
     let access = (args.key()?, args.origins()?);
@@ -188,8 +188,8 @@ impl Worker<'_> {
         self.lifecycle.send_replace(Lifecycle::Ready(Arc::clone(info)));
         announce(&json!({ "event": "ready", "model": info.id, "device": info.device, "port": self.address.port() }));
         cli::notify_systemd(&NotifyState::Ready);
-        let (args, url) = (&self.args, format!("http://{}", self.address));
-        tokio::spawn(cli::report_ready(args.orchestrator.clone(), Arc::clone(info), args.model.model.clone(), url));
+        let ServeArgs { orchestrator, model, .. } = self.args;
+        tokio::spawn(cli::report_ready(orchestrator.clone(), Arc::clone(info), model.model.clone(), self.address));
         let (load_ms, threads) = (load_time.as_millis(), rayon::current_num_threads());
         info!(model = info.id, device = info.device, threads, load_ms, "ready");
         if self.log_format == LogFormat::Text {

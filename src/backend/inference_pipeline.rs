@@ -14,16 +14,16 @@ pub use selfcheck::{Comparison, selfcheck};
 use tracing::{debug_span, warn};
 
 use super::{
-    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, Pipeline, PromptEncoder, PromptText, WideVae,
+    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Pipeline, PromptEncoder, PromptText, WideVae,
     image_utils,
 };
 use crate::{
     common::{
-        GuidanceInterval, GuidanceRescale, ImageSize, InputImage, ModelInfo, Prompt, RequestId, SamplingConfig, SamplingOptions, Schedule,
-        Seed, Steps, TorchRng,
+        GuidanceInterval, GuidanceRescale, ImageSize, InputImage, Prompt, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed,
+        Steps, TorchRng,
     },
     models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
-    schedulers::{SamplingPlan, SchedulerConfig, Stage, Term},
+    schedulers::{SamplingPlan, Stage, Term},
 };
 
 /// The networks that pictures go through.
@@ -43,7 +43,6 @@ pub struct InferencePipeline {
     info: Arc<ModelInfo>,
     prompt_encoder: PromptEncoder,
     networks: Networks,
-    scheduler: SchedulerConfig,
     preview: LatentPreview,
     device: Device,
     dtype: DType,
@@ -105,9 +104,9 @@ impl Pipeline for InferencePipeline {
     }
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<Diffusion, GenerationError> {
-        // 1. Check inputs: their types leave only what this model decides.
+        // 1. Check inputs, whose types leave only what this model decides, and prepare timesteps.
         let config = request.config;
-        self.info.check(&config)?;
+        let plan = self.info.plan(&config)?;
 
         // 2. Encode the prompt, for both sides of guidance.
         let span = debug_span!("text_encode").entered();
@@ -136,13 +135,7 @@ impl Pipeline for InferencePipeline {
         let EncodedPrompts { embeddings: text_embeddings, warnings, .. } = encoded;
         drop(span);
 
-        // 3. Prepare timesteps.
-        let rescale_betas_zero_snr = options.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr);
-        let scheduler = SchedulerConfig { rescale_betas_zero_snr, ..self.scheduler.clone() };
-        let start = config.steps.get() - config.steps_taken();
-        let plan = SamplingPlan::new(&scheduler, config.sampler, config.schedule, config.steps, start, options.eta)?;
-
-        // 4. Prepare latents.
+        // 3. Prepare latents.
         let mut rng = TorchRng::new(config.seed);
         let InitialLatents { latents, kept, condition } = self.initial_latents(request, &plan, &mut rng)?;
 
@@ -190,7 +183,7 @@ impl Generation for Diffusion {
         Ok(UNetContext::join(&contexts)?)
     }
 
-    // 5. Denoise: what the network says of all,
+    // 4. Denoise: what the network says of all,
     fn predict(generations: &[&Self], context: &UNetContext) -> Result<Vec<Tensor>, GenerationError> {
         let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
         let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
@@ -223,7 +216,7 @@ impl Generation for Diffusion {
         Ok(self.pipeline.preview.render(&picture)?)
     }
 
-    // 6. Decode.
+    // 5. Decode.
     fn finish(self) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
         let mut picture = self.pipeline.decode(&self.latents)?;
@@ -331,12 +324,11 @@ impl InferencePipeline {
         info: ModelInfo,
         prompt_encoder: PromptEncoder,
         networks: Networks,
-        scheduler: SchedulerConfig,
         preview: LatentPreview,
         device: Device,
         dtype: DType,
     ) -> Self {
-        Self { info: Arc::new(info), prompt_encoder, networks, scheduler, preview, device, dtype }
+        Self { info: Arc::new(info), prompt_encoder, networks, preview, device, dtype }
     }
 
     /// What the world may know of the model.

@@ -4,11 +4,11 @@ use serde::Deserialize;
 use tracing::warn;
 
 use super::{
-    LoadError, ModelFiles, PromptTokenizer,
+    LoadError, ModelDefaults, ModelFiles, PromptTokenizer,
     model_files::{POOLING, SUPPORTED},
 };
 use crate::{
-    common::{GuidanceScale, ImageSize, ModelDefaults, ModelFamily, ModelVariant, Sampler, Schedule, Steps},
+    common::{GuidanceScale, ImageSize, ModelFamily, ModelVariant, Sampler, Schedule, Steps},
     models::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig},
     ops::Activation,
     schedulers::{PredictionType, SchedulerConfig, TimestepSpacing},

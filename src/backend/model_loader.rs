@@ -6,13 +6,13 @@ use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, Networks, PartWeights, PromptEncoder, TextEncoder,
-    WideVae,
+    HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder,
+    TextEncoder, WideVae,
     model_configs::{ModelConfigs, TextConfigs},
     textual_inversion::LearnedVectors,
 };
 use crate::{
-    common::{ModelFamily, ModelInfo},
+    common::ModelFamily,
     device,
     models::{AutoencoderKl, ClipTextModel, Tiling, UNet2DConditionModel},
     ops::{self, Storage, Weights},
@@ -78,13 +78,14 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         embeddings: learned.iter().map(|word| word.name.clone()).collect(),
         max_clip_skip: depths.min().unwrap_or_default(),
         defaults: configs.defaults,
+        scheduler: configs.scheduler,
     };
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let mut builder = Builder { files, dtype, device, storage, low_memory: options.low_memory, opened: Vec::new() };
-    let ModelConfigs { text, unet, vae, scheduler, force_zeros_for_empty_prompt, .. } = configs;
+    let ModelConfigs { text, unet, vae, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
         encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));
@@ -100,7 +101,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let networks = Networks { unet, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
-    Ok(InferencePipeline::new(info, prompt_encoder, networks, scheduler, preview, device.clone(), dtype))
+    Ok(InferencePipeline::new(info, prompt_encoder, networks, preview, device.clone(), dtype))
 }
 
 fn fit_preview(networks: &Networks, dtype: DType, device: &Device) -> candle_core::Result<LatentPreview> {

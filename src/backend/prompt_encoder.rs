@@ -14,6 +14,8 @@ use super::{
 };
 use crate::common::{ClipSkip, InvalidValue};
 
+/// Parts of a prompt: each is one more sample in every step.
+const MAX_PARTS: usize = 16;
 /// Prompts that are kept: in Stable Diffusion 1.5, 231 KiB each.
 const CAPACITY: usize = 64;
 
@@ -43,6 +45,15 @@ impl PromptText<'_> {
     #[must_use]
     pub fn parts(self) -> usize {
         Key::new(self, 0).parts().len()
+    }
+
+    /// Makes sure that it has no more parts than a picture can be made of.
+    ///
+    /// # Errors
+    /// When it has.
+    pub fn check(self) -> Result<(), InvalidValue> {
+        let (parts, allowed) = (self.parts(), format!("a prompt of at most {MAX_PARTS} parts between ANDs"));
+        if parts <= MAX_PARTS { Ok(()) } else { Err(InvalidValue::new("prompt", format_args!("one of {parts}"), allowed)) }
     }
 }
 
@@ -119,8 +130,9 @@ impl PromptEncoder {
     /// Embeddings of prompts; those that are not kept are encoded in one batch. What does not fit is cut, with a warning.
     ///
     /// # Errors
-    /// When there are no layers left to skip, or the tokenizer or the device fails.
+    /// When a prompt has too many parts, when there are no layers left to skip, or when the tokenizer or the device fails.
     pub fn encode(&self, prompts: &[PromptText], clip_skip: Option<ClipSkip>) -> Result<EncodedPrompts, GenerationError> {
+        prompts.iter().try_for_each(|prompt| prompt.check())?;
         let skipped_layers = clip_skip.map_or(0, ClipSkip::layers);
         let depth = self.encoders.iter().map(TextEncoder::depth).min().unwrap_or_default();
         if let Some(skip) = clip_skip.filter(|skip| skip.layers() >= depth.max(1)) {
@@ -146,14 +158,15 @@ impl PromptEncoder {
 
     /// Parts as a batch: each as long as the longest, filled up with chunks without words.
     fn side_by_side(&self, parts: Vec<EncodedPart>, skipped_layers: usize) -> Result<Tensor, GenerationError> {
-        let longest = parts.iter().map(|part| part.chunks.dim(0)).try_fold(0, |most, n| n.map(|n| n.max(most)))?;
+        let lengths = parts.iter().map(|part| part.chunks.dim(0)).collect::<Result<Vec<_>, _>>()?;
+        let longest = lengths.iter().copied().max().unwrap_or_default();
+        let nothing = Key::new(PromptText::Negative(""), skipped_layers);
+        let empty = if lengths.iter().all(|length| *length == longest) { Vec::new() } else { self.run(&[&nothing], skipped_layers)? };
+        let empty: Vec<&Tensor> = empty.iter().flat_map(|prompt| &prompt.parts).map(|part| &part.chunks).collect();
         let mut rows = Vec::with_capacity(parts.len());
-        for EncodedPart { mut chunks, is_zero, .. } in parts {
-            let missing = longest - chunks.dim(0)?;
-            if missing > 0 {
-                let empty = self.run(&[&Key::new(PromptText::Negative(""), skipped_layers)], skipped_layers)?;
-                let empty = empty.iter().flat_map(|prompt| &prompt.parts).map(|part| &part.chunks);
-                let filling: Vec<&Tensor> = empty.cycle().take(missing).collect();
+        for (EncodedPart { mut chunks, is_zero, .. }, length) in parts.into_iter().zip(lengths) {
+            let filling: Vec<&Tensor> = empty.iter().copied().cycle().take(longest - length).collect();
+            if !filling.is_empty() {
                 chunks = Tensor::cat(&[&[&chunks][..], &filling].concat(), 0)?;
             }
             let (count, tokens, hidden) = chunks.dims3()?;

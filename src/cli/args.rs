@@ -2,10 +2,13 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help text")]
 
-use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf};
+use std::{borrow::Cow, ffi::OsString, fs, net::IpAddr, path::PathBuf};
 
 use axum::http::HeaderValue;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, RangedU64ValueParser},
+};
 
 use super::Failure;
 use crate::{
@@ -113,7 +116,7 @@ pub struct ModelArgs {
     pub vae_tiling: Tiling,
     /// Keep the layers of text encoders and the VAE's encoder in memory only while they work, and read them from their files again for
     /// every prompt that is not among the latest and every picture to begin with
-    #[arg(long, env = "SD_WORKER_LOW_MEMORY")]
+    #[arg(long, env = "SD_WORKER_LOW_MEMORY", value_parser = BoolishValueParser::new())]
     pub low_memory: bool,
     /// The largest picture, in pixels
     #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
@@ -127,6 +130,10 @@ impl ModelArgs {
     /// When there is no such model, or no such part of one.
     pub fn files(&self) -> Result<ModelFiles, LoadError> {
         let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref())?;
+        // Where nobody says what they are called, files have a name of their own.
+        if self.model_path.is_some() && self.model != "builtin" {
+            files = files.with_id(&self.model);
+        }
         for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)] {
             if let Some(path) = path {
                 files = files.with_part(part, path)?;
@@ -179,7 +186,7 @@ pub struct ServeArgs {
     #[arg(long, env = "SD_WORKER_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
     /// Listen on an address that others can reach, without any authentication
-    #[arg(long, env = "SD_WORKER_INSECURE")]
+    #[arg(long, env = "SD_WORKER_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
     /// How many pictures may wait or run before requests are refused with 429
     #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
@@ -188,22 +195,22 @@ pub struct ServeArgs {
     #[arg(long, env = "SD_WORKER_MAX_BATCH", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "PICTURES")]
     pub max_batch: u32,
     /// How long a client may be silent while it sends a request, or leave its answer unread, before it is disconnected
-    #[arg(long, env = "SD_WORKER_CLIENT_TIMEOUT", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400), value_name = "SECONDS")]
+    #[arg(long, env = "SD_WORKER_CLIENT_TIMEOUT", default_value_t = 60, value_parser = seconds(1), value_name = "SECONDS")]
     pub client_timeout: u64,
     /// How long the result of a job is kept
-    #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_name = "SECONDS")]
+    #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_parser = seconds(0), value_name = "SECONDS")]
     pub keep_results: u64,
     /// How many results of jobs are kept; the oldest go first
     #[arg(long, env = "SD_WORKER_MAX_RESULTS", default_value_t = 100, value_name = "JOBS")]
     pub max_results: usize,
     /// How long requests may take to finish once the worker is asked to stop
-    #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_name = "SECONDS")]
+    #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_parser = seconds(0), value_name = "SECONDS")]
     pub drain_timeout: u64,
     /// How long the engine may not move before /livez fails, 0 for ever
-    #[arg(long, env = "SD_WORKER_WATCHDOG", default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, env = "SD_WORKER_WATCHDOG", default_value_t = 300, value_parser = seconds(0), value_name = "SECONDS")]
     pub watchdog: u64,
     /// Stop when stdin ends, as it does when the parent process does
-    #[arg(long, env = "SD_WORKER_EXIT_ON_STDIN_EOF")]
+    #[arg(long, env = "SD_WORKER_EXIT_ON_STDIN_EOF", value_parser = BoolishValueParser::new())]
     pub exit_on_stdin_eof: bool,
     /// Say how this binary was built, release or debug, and end
     #[arg(long)]
@@ -227,7 +234,7 @@ pub struct OrchestratorArgs {
     #[arg(long, env = "SD_WORKER_QUEEN_URL", visible_alias = "hive-url", value_name = "URL")]
     pub queen_url: Option<String>,
     /// How often it does
-    #[arg(long, env = "SD_WORKER_HEARTBEAT_INTERVAL", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    #[arg(long, env = "SD_WORKER_HEARTBEAT_INTERVAL", default_value_t = 30, value_parser = seconds(1), value_name = "SECONDS")]
     pub heartbeat_interval: u64,
 }
 
@@ -363,6 +370,11 @@ pub enum ModelsCommand {
     },
 }
 
+/// Seconds up to a day: no clock goes as far as a `u64`.
+fn seconds(least: u64) -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(least..=86_400)
+}
+
 /// The help of an option that takes one of these names.
 fn one_of(what: &str, names: &[&str]) -> String {
     format!("{what}: {} [default: the model's]", names.join(", "))
@@ -371,14 +383,26 @@ fn one_of(what: &str, names: &[&str]) -> String {
 /// Adds the command that is meant where none is given, `serve`, so that an orchestrator can start the worker with options alone.
 pub fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
-    let says_more = |arg: &OsString| {
-        ["serve", "generate", "models", "selfcheck", "help", "-h", "--help", "-V", "--version"].iter().any(|word| arg == word)
-    };
-    let is_option = |arg: &OsString| arg.to_string_lossy().starts_with('-');
-    if !args.iter().skip(1).any(says_more) && args.get(1).is_none_or(is_option) {
+    if means_serve(&args) {
         args.insert(1.min(args.len()), "serve".into());
     }
     args
+}
+
+/// Whether what comes after the options that all commands have is an option, too, or nothing.
+fn means_serve(args: &[OsString]) -> bool {
+    let cli = Cli::command();
+    let is_of_all = |word: &Cow<'_, str>| {
+        let name = word.strip_prefix("--").and_then(|word| word.split('=').next());
+        cli.get_arguments().filter_map(Arg::get_long).any(|long| name == Some(long))
+    };
+    let mut words = args.iter().skip(1).map(|arg| arg.to_string_lossy()).peekable();
+    while let Some(option) = words.next_if(is_of_all) {
+        if !option.contains('=') {
+            words.next();
+        }
+    }
+    words.next().is_none_or(|word| word.starts_with('-') && !matches!(&*word, "-h" | "--help" | "-V" | "--version"))
 }
 
 /// clap's message with its reason moved to the last line, where orchestrators look for it.
@@ -402,9 +426,15 @@ mod tests {
     fn options_alone_mean_serve() {
         assert_eq!(completed("sd-worker"), "sd-worker serve");
         assert_eq!(completed("sd-worker --port 0"), "sd-worker serve --port 0");
-        for same in
-            ["sd-worker --log-level warn models list", "sd-worker --help", "sd-worker -V", "sd-worker generate -o a.png", "sd-worker dance"]
-        {
+        assert_eq!(completed("sd-worker --log-level warn --model models"), "sd-worker serve --log-level warn --model models");
+        for same in [
+            "sd-worker --log-level warn models list",
+            "sd-worker --log-level=warn --log-format json models list",
+            "sd-worker --help",
+            "sd-worker -V",
+            "sd-worker generate -o a.png",
+            "sd-worker dance",
+        ] {
             assert_eq!(completed(same), same);
         }
     }

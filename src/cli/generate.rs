@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -13,8 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, GenerateArgs};
 use crate::{
-    backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, Pipeline},
-    common::{ImageFormat, InvalidValue, ModelInfo, OutputConfig, SamplingConfig, SamplingOptions, Seed, Strength},
+    backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, ModelInfo, Pipeline},
+    common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, SamplingOptions, Seed, Strength},
 };
 
 /// Makes the picture, with a progress bar if somebody watches.
@@ -40,7 +41,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let mut generation = pipeline.begin(&request)?;
     let text_time = started.elapsed();
     for warning in generation.warnings() {
-        eprintln!("warning: {warning}");
+        let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     record.add("text_embeddings", generation.text_embeddings());
     record.add("latents.0", generation.latents());
@@ -59,11 +60,13 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let picture = generation.finish()?;
     let decode_time = started.elapsed();
     let image = backend::encode(&picture, output, Some(&ImageMetadata::new(&request, pipeline.model_id())))?;
-    fs::write(&args.output, &image.bytes).map_err(|source| Failure::Output { path: args.output.clone(), source })?;
+    write(&args.output, &image.bytes)?;
     record.write()?;
 
     let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
-    eprintln!(
+    // Whoever does not read this has the picture.
+    let _ = writeln!(
+        io::stderr(),
         "{}: {}, {} steps of {} at guidance {}, seed {} (load {}, text {}, denoise {}, decode {})",
         args.output.display(),
         request.config.size,
@@ -94,17 +97,18 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
     let defaults = info.defaults;
     let size = input.as_ref().map_or(defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
     let strength = input.as_ref().map(|files| args.strength.unwrap_or(Strength::default_for(files.mask.is_some())));
+    let sampler = args.sampler.unwrap_or(defaults.sampler);
     let config = SamplingConfig {
         size: args.size(size)?,
         steps: args.steps.unwrap_or(defaults.steps),
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
         seed: args.seed.unwrap_or_else(Seed::random),
-        sampler: args.sampler.unwrap_or(defaults.sampler),
-        schedule: args.schedule.unwrap_or(defaults.schedule),
+        sampler,
+        schedule: args.schedule.unwrap_or_else(|| info.default_schedule(sampler)),
         options: SamplingOptions { strength, guidance_interval: args.guidance_interval, ..SamplingOptions::default() },
     };
     // Before the pictures are decoded.
-    info.check(&config)?;
+    info.plan(&config)?;
     let input = input.map(|files| files.decode(config.size)).transpose()?.map(Arc::new);
     let negative_prompt = args.negative_prompt.clone();
     Ok(GenerationRequest { negative_prompt, input, output, ..GenerationRequest::unheard(args.prompt.clone(), config) })
@@ -124,6 +128,11 @@ fn format_of(path: &Path) -> Result<ImageFormat, InvalidValue> {
 fn check_folder(path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::metadata(folder).map(drop).map_err(|source| Failure::Output { path: path.to_owned(), source })
+}
+
+/// Writes into what is there, if it is a link or a device.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    fs::write(path, bytes).map_err(|source| Failure::Output { path: path.to_owned(), source })
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {
@@ -152,9 +161,8 @@ impl<'a> Record<'a> {
     }
 
     fn write(&self) -> Result<(), Failure> {
-        self.path.map_or(Ok(()), |path| {
-            let failed = |error| Failure::Output { path: path.to_owned(), source: std::io::Error::other(error) };
-            candle_core::safetensors::save(&self.tensors, path).map_err(failed)
-        })
+        let Some(path) = self.path else { return Ok(()) };
+        let failed = |error| Failure::Output { path: path.to_owned(), source: io::Error::other(error) };
+        write(path, &safetensors::serialize(&self.tensors, None).map_err(failed)?)
     }
 }

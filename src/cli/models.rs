@@ -12,7 +12,7 @@ pub fn models(command: &ModelsCommand) -> Result<(), Failure> {
     match command {
         ModelsCommand::List => {
             #[cfg(feature = "builtin-model")]
-            println!("builtin");
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), b"builtin\n");
             Ok(())
         }
         ModelsCommand::Export { directory, .. } => export(directory),

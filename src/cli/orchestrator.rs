@@ -1,11 +1,15 @@
 //! What a worker tells those who started it: systemd, and an orchestrator over HTTP. Nobody who does not listen stops it.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::http::Uri;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::{
+    net::UdpSocket,
     sync::watch,
     task::{JoinHandle, spawn_blocking},
     time::{interval, sleep, timeout},
@@ -14,9 +18,9 @@ use tracing::{debug, warn};
 
 use super::OrchestratorArgs;
 use crate::{
-    backend::Pulse,
-    common::{Lifecycle, ModelInfo, error_chain},
-    http::Admission,
+    backend::{ModelInfo, Pulse},
+    common::error_chain,
+    http::{Admission, Lifecycle},
 };
 
 /// Between tries of the callback.
@@ -46,8 +50,10 @@ pub async fn pet_watchdog(pulse: Pulse, patience: Option<Duration>) {
 }
 
 /// Says `POST {callback-url}` that the worker is ready; tries again for half a minute.
-pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo>, model: String, url: String) {
+pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo>, model: String, address: SocketAddr) {
     let Some(callback) = &args.callback_url else { return };
+    let ip = route_to(callback, address.ip()).await.unwrap_or(address.ip());
+    let url = format!("http://{}", SocketAddr::new(ip, address.port()));
     let backend = info.device.split(':').next().unwrap_or_default();
     let report = json!({ "worker_id": args.worker_id(), "url": url, "model_ref": model, "backend": backend, "device": info.device });
     for wait in CALLBACK_WAITS {
@@ -59,6 +65,15 @@ pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo
             Err(error) => debug!(error, "the callback is still not taken"),
         }
     }
+}
+
+/// The address behind `listening`, which may stand for all, from which the system would send to `url`: there its host can reach us.
+async fn route_to(url: &str, listening: IpAddr) -> Option<IpAddr> {
+    let url: Uri = url.parse().ok()?;
+    let socket = UdpSocket::bind((listening, 0)).await.ok()?;
+    // Sends nothing, to whatever port.
+    socket.connect((url.host()?.trim_matches(['[', ']']), 80)).await.ok()?;
+    Some(socket.local_addr().ok()?.ip().to_canonical())
 }
 
 /// The worker's state as an orchestrator knows it, every so often and whenever it changes.

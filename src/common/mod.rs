@@ -1,12 +1,10 @@
-//! Plain data that every room of the crate speaks: settings of a generation, identifiers, the state of the worker.
+//! Plain data that every room of the crate speaks: settings of a generation, identifiers, the noise of torch.
 
 mod error_chain;
 mod guidance_interval;
 mod image_format;
 mod input_image;
-mod lifecycle;
 mod model_family;
-mod model_info;
 mod prompt;
 mod request_id;
 mod sampler;
@@ -18,9 +16,7 @@ pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
-pub use lifecycle::Lifecycle;
 pub use model_family::{ModelFamily, ModelVariant};
-pub use model_info::{ModelDefaults, ModelInfo};
 pub use prompt::{NegativePrompt, Prompt};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};

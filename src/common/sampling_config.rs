@@ -205,7 +205,7 @@ pub struct ImageSize {
 impl ImageSize {
     /// The smallest side.
     pub const MIN_SIDE: u32 = 64;
-    /// The largest side. What a worker accepts is usually less: see [`ModelInfo::max_pixels`](super::ModelInfo::max_pixels).
+    /// The largest side. What a worker accepts is usually less.
     pub const MAX_SIDE: u32 = 4096;
 
     /// A size of `width` x `height` pixels.

@@ -26,8 +26,8 @@ impl ApiKey {
     }
 
     /// Takes as long for a key that is nearly right as for one that is all wrong.
-    fn is(&self, given: &str) -> bool {
-        self.0.as_bytes().ct_eq(given.as_bytes()).into()
+    fn is(&self, given: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(given).into()
     }
 }
 
@@ -40,7 +40,7 @@ impl std::fmt::Debug for ApiKey {
 /// Lets those pass who have the key.
 pub(super) async fn check(State(state): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
     if let Some(key) = state.api_key.as_ref().filter(|_| !OPEN_PATHS.contains(&request.uri().path())) {
-        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         if !given.is_some_and(|given| key.is(given)) {
             let error = ApiError::unauthorized(given.is_some());
             error.count_rejection();
@@ -50,7 +50,8 @@ pub(super) async fn check(State(state): State<AppState>, request: Request, next:
     Ok(next.run(request).await)
 }
 
-fn bearer(authorization: &str) -> Option<&str> {
-    let (scheme, key) = authorization.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+/// The key in a header, which may have other bytes than text has.
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = authorization.split_at(authorization.iter().position(|byte| *byte == b' ')?);
+    scheme.eq_ignore_ascii_case(b"bearer").then_some(key.trim_ascii())
 }

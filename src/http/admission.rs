@@ -14,8 +14,8 @@ use crate::backend::Progress;
 
 /// The longest `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
-/// What a pixel is taken to cost in a step until a step has been measured: half a second for 512 x 512.
-const FIRST_GUESS: u64 = 2_000_000;
+/// What a pixel is taken to cost in a step until a step has been measured: half a second for 512 x 512 with guidance.
+const FIRST_GUESS: u64 = 1_000_000;
 
 /// Counts the pictures that wait or run, and the steps that are still to be done for them.
 #[derive(Debug, Clone)]
@@ -38,9 +38,9 @@ struct Backlog {
 pub struct Demand {
     /// How many pictures.
     pub pictures: u32,
-    /// Steps to each.
+    /// Steps to each: evaluations of the network.
     pub steps: usize,
-    /// Pixels of each.
+    /// Pixels in each step, of all samples.
     pub pixels: u64,
     /// How long the client waits for all of them, if it says so.
     pub deadline: Option<Duration>,
@@ -181,7 +181,7 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    const PIXELS: u64 = 512 * 512;
+    const PIXELS: u64 = 2 * 512 * 512;
 
     fn demand(pictures: u32, steps: usize) -> Demand {
         Demand { pictures, steps, pixels: PIXELS, deadline: None }

@@ -14,7 +14,7 @@ use super::admission::{Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
 
 /// Tells `OpenAI`'s clients not to retry by themselves.
-const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+pub(super) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error with its status.
 #[derive(Debug, Clone)]
@@ -140,7 +140,7 @@ impl ApiError {
     }
 
     pub(super) fn key_reused() -> Self {
-        let message = "this idempotency key was sent with another body; send a new key with a new request";
+        let message = "this idempotency key was sent with another request; send a new key with a new request";
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", message)
     }
 
@@ -157,9 +157,10 @@ impl ApiError {
         Self { retry_after, ..Self::new(StatusCode::CONFLICT, "job_not_done", format!("the job is {status}: it has no result yet")) }
     }
 
-    /// In the metrics.
+    /// In the metrics, where fields have one name together: clients choose theirs, and metrics forget nothing.
     pub(super) fn count_rejection(&self) {
-        metrics::counter!("sdw_rejected_total", "reason" => self.body.code.clone()).increment(1);
+        let reason = if let Cow::Borrowed(code) = self.body.code { code } else { "invalid_param" };
+        metrics::counter!("sdw_rejected_total", "reason" => reason).increment(1);
     }
 
     pub(super) fn body(&self) -> &ErrorBody {

@@ -32,6 +32,9 @@ use crate::{
 /// Forms have fewer fields than this.
 const MAX_FIELDS: usize = 64;
 
+/// Fields that are text even where it reads as something else.
+const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
+
 /// The request, whichever way it came.
 pub(super) struct EditsBody {
     request: ImagesRequest,
@@ -100,8 +103,9 @@ impl FromRequest<AppState> for EditsBody {
             "multipart/form-data" => {
                 check_page(request.headers(), state)?;
                 extract::check_length(request.headers(), MAX_UPLOAD_BYTES)?;
+                let hasher = extract::route_hasher(&request);
                 let form = Multipart::from_request(request, state).await;
-                Parts::from_form(form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?).await?
+                Parts::from_form(form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?, hasher).await?
             }
             "application/json" => {
                 let body = JsonBody::<Map<String, Value>, MAX_UPLOAD_BYTES>::from_request(request, state).await?;
@@ -125,18 +129,23 @@ fn check_page(headers: &HeaderMap, state: &AppState) -> Result<(), ApiError> {
 
 impl Parts {
     /// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.
-    async fn from_form(mut form: Multipart) -> Result<(Self, u64), ApiError> {
+    async fn from_form(mut form: Multipart, mut hasher: DefaultHasher) -> Result<(Self, u64), ApiError> {
         let mut all: Vec<(String, bool, Bytes)> = Vec::new();
         while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
             let name = field.name().unwrap_or_default().to_owned();
-            let is_file = field.file_name().is_some();
-            all.push((name, is_file, field.bytes().await.map_err(|error| unreadable(&error))?));
+            let is_file = field.file_name().is_some() || field.content_type().is_some_and(|kind| !kind.starts_with("text/"));
+            let is_unnamed_file = field.file_name() == Some("");
+            let bytes = field.bytes().await.map_err(|error| unreadable(&error))?;
+            // As browsers send it where no file was chosen.
+            if is_unnamed_file && bytes.is_empty() {
+                continue;
+            }
+            all.push((name, is_file, bytes));
             if all.len() > MAX_FIELDS {
                 return Err(ApiError::unreadable_body(&format!("a form has at most {MAX_FIELDS} fields")));
             }
         }
         // Boundaries change from try to try, so the form itself says nothing.
-        let mut hasher = DefaultHasher::new();
         all.hash(&mut hasher);
         let mut parts = Self::default();
         for (name, is_file, bytes) in all {
@@ -146,15 +155,21 @@ impl Parts {
     }
 
     fn add_field(&mut self, name: &str, is_file: bool, bytes: &[u8]) -> Result<(), ApiError> {
-        let text = || String::from_utf8(bytes.to_vec()).map_err(|_| ApiError::invalid_param(name, "must be text in UTF-8"));
+        let refused = |reason| ApiError::invalid_param(extract::clip(name), reason);
+        let text = || String::from_utf8(bytes.to_vec()).map_err(|_| refused("must be text in UTF-8"));
         let file = |param| if is_file { Ok(bytes.to_vec()) } else { uploads::from_text(param, &text()?) };
         match name {
             "image" | "image[]" => self.images.push(file("image")?),
             "mask" => self.masks.push(file("mask")?),
             _ => {
-                let value = if is_file { Value::from("a file") } else { value(name, text()?) };
+                let value = match text() {
+                    Ok(text) => value(name, text),
+                    // No field takes an object: one with a meaning refuses it, and any other is named as ignored.
+                    Err(_) if is_file && !TEXTS.contains(&name) => Value::Object(Map::new()),
+                    Err(error) => return Err(error),
+                };
                 if self.fields.insert(name.to_owned(), value).is_some() {
-                    return Err(ApiError::invalid_param(name, "must be given once"));
+                    return Err(refused("must be given once"));
                 }
             }
         }
@@ -191,9 +206,8 @@ fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError
     }
 }
 
-/// Forms know nothing but text. What reads as a number, as a list or as true or false is one, but for what is meant as text.
+/// Forms know nothing but text. What reads as a number, as a list or as true or false is one, but in [`TEXTS`].
 fn value(name: &str, text: String) -> Value {
-    const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
     match serde_json::from_str(text.trim()) {
         Ok(value @ (Value::Number(_) | Value::Bool(_) | Value::Null | Value::Array(_))) if !TEXTS.contains(&name) => value,
         _ => Value::String(text),

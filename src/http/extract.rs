@@ -12,14 +12,18 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, error::Category};
+use serde_path_to_error::Segment;
 use tower_http::timeout::TimeoutError;
 
 use super::{ApiError, MAX_BODY_BYTES};
 
+/// As many bytes of a name that a client chose are repeated to it.
+const MAX_NAME_BYTES: usize = 64;
+
 /// A JSON body of at most `LIMIT` bytes, where the route allows as many.
 pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES> {
     pub(super) value: T,
-    /// Bodies that differ have, as good as always, different ones.
+    /// Bodies that differ, or their routes, have, as good as always, different ones.
     pub(super) fingerprint: u64,
 }
 
@@ -32,15 +36,22 @@ impl<S: Send + Sync, T: DeserializeOwned, const LIMIT: usize> FromRequest<S> for
             return Err(ApiError::not_json());
         }
         check_length(request.headers(), LIMIT)?;
+        let mut hasher = route_hasher(&request);
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(error) if error.status() == 413 => ApiError::body_too_large(LIMIT),
             other if is_timeout(&other) => ApiError::body_timed_out(),
             other => ApiError::unreadable_body(&other.body_text()),
         })?;
-        let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         Ok(Self { value: parse(&bytes)?, fingerprint: hasher.finish() })
     }
+}
+
+/// What a fingerprint begins with: the same body means another thing on another route.
+pub(super) fn route_hasher(request: &Request) -> DefaultHasher {
+    let mut hasher = DefaultHasher::new();
+    request.uri().path().hash(&mut hasher);
+    hasher
 }
 
 /// What the body is said to be, without parameters.
@@ -72,21 +83,31 @@ pub(super) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiErro
     serde_path_to_error::deserialize(value).map_err(|error| explain(&error))
 }
 
+/// A field's name as errors repeat it.
+pub(super) fn clip(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
+}
+
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
-    let (path, reason) = (error.path().to_string(), error.inner().to_string());
-    if error.inner().classify() != Category::Data {
-        return ApiError::broken_json(&reason);
-    }
+    let (inner, text) = (error.inner(), error.inner().to_string());
     // The field is known; where it stands in the text helps nobody.
-    let reason = reason.split(" at line ").next().unwrap_or_default();
+    let place = format!(" at line {} column {}", inner.line(), inner.column());
+    let reason = text.strip_suffix(place.as_str()).unwrap_or(&text);
+    // JSON knows numbers of any size.
+    if inner.classify() != Category::Data && reason != "number out of range" {
+        return ApiError::broken_json(&text);
+    }
     // serde speaks of Rust's types.
     let reason = &reason
         .replace("expected i64", "expected a whole number")
         .replace("expected u32", "expected a whole number from 0")
         .replace("expected f64", "expected a number");
-    match (path.as_str(), reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))) {
-        (_, Some(field)) => ApiError::missing_param(field),
-        (".", None) => ApiError::unreadable_body(reason),
-        (param, None) => ApiError::invalid_param(param, reason),
+    let named = |what: &str| reason.strip_prefix(what)?.strip_suffix('`');
+    match (named("missing field `"), named("duplicate field `"), error.path().iter().next()) {
+        (Some(field), ..) => ApiError::missing_param(field),
+        (_, Some(field), _) => ApiError::invalid_param(field, "must be given once"),
+        // The field alone, whatever part of its value is to blame.
+        (.., Some(Segment::Map { key })) => ApiError::invalid_param(clip(key), reason),
+        _ => ApiError::unreadable_body(reason),
     }
 }

@@ -1,6 +1,6 @@
 //! `POST /v1/images/generations`: check, admit, queue, answer.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Extension, Json,
@@ -17,7 +17,7 @@ use super::{
     run::{Follower, Patience, Run},
     wire::{ImagesOrder, ImagesRequest, ImagesResponse, OnDisconnect},
 };
-use crate::common::{ModelInfo, RequestId};
+use crate::{backend::ModelInfo, common::RequestId};
 
 /// Pictures from a prompt, as one JSON answer or as a stream of events.
 #[utoipa::path(
@@ -71,8 +71,5 @@ pub(super) fn start(
         (OnDisconnect::Cancel, None) => Patience::For(Duration::ZERO),
     };
     let start = || Run::start(state, id, order, info.id.clone(), deadline, patience);
-    match wishes.retry_key {
-        Some(key) => state.runs.join_or_start(key, fingerprint, start),
-        None => start().map(|run: Arc<Run>| run.follow(0)),
-    }
+    state.runs.join_or_start(wishes.retry_key, fingerprint, start)
 }

@@ -13,6 +13,7 @@ mod image_events;
 mod image_stream;
 mod images;
 mod jobs;
+mod lifecycle;
 mod metrics_endpoint;
 mod models;
 mod openapi;
@@ -37,10 +38,11 @@ use api_error::ApiError;
 use axum::{
     Extension, Router,
     extract::DefaultBodyLimit,
-    http::{HeaderName, HeaderValue, Method, Uri, header},
+    http::{HeaderValue, Method, Uri, header},
     middleware,
 };
 pub use connections::serve;
+pub use lifecycle::Lifecycle;
 pub use metrics_endpoint::install_recorder;
 use metrics_exporter_prometheus::PrometheusHandle;
 pub use runs::{RunLimits, Runs};
@@ -48,17 +50,17 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use tower::util::option_layer;
-use tower_http::{cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
+use tower_http::{
+    cors::{AllowHeaders, CorsLayer},
+    timeout::RequestBodyTimeoutLayer,
+};
 use utoipa::OpenApi;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt},
     routes,
 };
 
-use crate::{
-    backend::{Pulse, RequestQueue},
-    common::Lifecycle,
-};
+use crate::backend::{Pulse, RequestQueue};
 
 /// A prompt and a negative prompt of the largest size, escaped, fit.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -140,8 +142,9 @@ pub fn router(state: AppState) -> Router {
 fn cors(state: &AppState) -> Option<CorsLayer> {
     let origins = &state.cors_origins;
     let layer = || CorsLayer::new().allow_origin(origins.clone()).allow_methods([Method::GET, Method::POST, Method::DELETE]);
-    let names = [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id")];
-    (!origins.is_empty()).then(|| layer().allow_headers(names).expose_headers([request_context::X_REQUEST_ID]))
+    // OpenAI's client sends a dozen of its own, and reads when to try again.
+    let read = [request_context::X_REQUEST_ID, header::RETRY_AFTER, api_error::X_SHOULD_RETRY];
+    (!origins.is_empty()).then(|| layer().allow_headers(AllowHeaders::mirror_request()).expose_headers(read))
 }
 
 /// Seconds since 1970.

@@ -10,10 +10,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState,
+    ApiError, AppState, Lifecycle,
     openapi::{DISCOVERY, KeyMissing, NotFound, NotReady, Unreadable},
 };
-use crate::common::{Lifecycle, ModelInfo};
+use crate::backend::ModelInfo;
 
 /// A model as `OpenAI`'s API lists it, with what this worker adds.
 #[derive(Debug, Serialize, ToSchema)]

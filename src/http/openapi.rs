@@ -117,7 +117,7 @@ errors! {
         TooLarge = 413,
         /// The body is not what the header says it should be
         NotJson = 415,
-        /// The idempotency key was sent with another body
+        /// The idempotency key was sent with another request
         KeyReused = 422,
         /// There is no room, or not enough time; `retry-after` says when to come back
         Busy = 429,

@@ -4,11 +4,11 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::Lifecycle;
 use super::{
     ApiError, AppState,
     openapi::{NotReady, PROBES},
 };
-use crate::common::Lifecycle;
 
 /// What this is.
 #[derive(Debug, Serialize, ToSchema)]

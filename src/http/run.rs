@@ -16,8 +16,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
+use uuid::Uuid;
 
-use super::{ApiError, AppState, Permit, unix_seconds, wire::ImagesOrder};
+use super::{ApiError, AppState, Permit, admission::Refusal, unix_seconds, wire::ImagesOrder};
 use crate::{
     backend::{Complete, EncodedImage, GenerationError, GenerationRequest, GenerationResponse, Progress},
     common::{RequestId, SamplingConfig},
@@ -31,6 +32,8 @@ const MAX_PROGRESS: usize = 256;
 pub(super) struct Run {
     pub(super) order: ImagesOrder,
     pub(super) model: String,
+    /// The name of the job, if it is one.
+    pub(super) job_id: String,
     /// Seconds since 1970.
     pub(super) created: u64,
     patience: Patience,
@@ -82,6 +85,8 @@ struct Log {
     status: Status,
     ended_at: Option<Instant>,
     followers: usize,
+    /// How many followers have gone.
+    departures: u64,
 }
 
 impl Status {
@@ -141,7 +146,9 @@ impl Run {
         deadline: Option<Duration>,
         patience: Patience,
     ) -> Result<Arc<Self>, ApiError> {
-        let mut permit = state.admission.admit(order.demand(deadline))?;
+        // A worker that stops takes all places.
+        let refused = |refusal: Refusal| state.model().err().unwrap_or_else(|| refusal.into());
+        let mut permit = state.admission.admit(order.demand(deadline)).map_err(refused)?;
         let accepted_at = Instant::now();
         // A client that may ask again for the same keeps its place until then.
         let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
@@ -170,7 +177,9 @@ impl Run {
             pictures.push_back(response_rx);
         }
         let log = watch::Sender::new(Log::default());
-        let run = Arc::new(Self { order, model, created: unix_seconds(), patience, log, cancellation, collector: OnceLock::new() });
+        let job_id = format!("job-{}", Uuid::new_v4().simple());
+        let created = unix_seconds();
+        let run = Arc::new(Self { order, model, job_id, created, patience, log, cancellation, collector: OnceLock::new() });
         let collector = tokio::spawn(Arc::clone(&run).collect(pictures, permit, latest_start, state.stop.clone()).in_current_span());
         let _ = run.collector.set(collector.abort_handle());
         Ok(run)
@@ -230,9 +239,9 @@ impl Run {
         }
     }
 
-    /// Stops the work if nobody follows it any more.
-    fn give_up_if_alone(&self) {
-        if self.log.send_if_modified(|log| log.followers == 0 && log.end(Status::Cancelled)) {
+    /// Stops the work if nobody follows it any more, and nobody has since that departure.
+    fn give_up_if_alone(&self, since: u64) {
+        if self.log.send_if_modified(|log| log.followers == 0 && log.departures == since && log.end(Status::Cancelled)) {
             self.drop_collector();
         }
     }
@@ -319,22 +328,104 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        let mut departure = 0;
         self.run.log.send_if_modified(|log| {
             log.followers -= 1;
+            log.departures += 1;
+            departure = log.departures;
             false
         });
         match self.run.patience {
             Patience::Forever => {}
-            Patience::For(Duration::ZERO) => self.run.give_up_if_alone(),
+            Patience::For(Duration::ZERO) => self.run.give_up_if_alone(departure),
             Patience::For(time) => {
                 let run = Arc::clone(&self.run);
                 let wait = async move {
                     tokio::time::sleep(time).await;
-                    run.give_up_if_alone();
+                    run.give_up_if_alone(departure);
                 };
                 // Without a runtime the worker is at its end, and its work with it.
                 let _ = Handle::try_current().map(|runtime| runtime.spawn(wait));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+    use crate::{
+        backend::{Pulse, RequestQueue},
+        common::{ImageSize, OutputConfig, Sampler, SamplingOptions, Schedule},
+        http::{Admission, Lifecycle, RunLimits, Runs, wire::OnDisconnect},
+    };
+
+    /// A worker of one place, and what its engine would get.
+    fn worker(lifecycle: Lifecycle) -> (AppState, UnboundedReceiver<GenerationRequest>) {
+        let (queue, requests) = RequestQueue::new();
+        let state = AppState {
+            queue,
+            lifecycle: watch::channel(lifecycle).1,
+            admission: Admission::new(1),
+            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10 }),
+            api_key: None,
+            cors_origins: Vec::new(),
+            client_timeout: Duration::from_mins(1),
+            max_batch: 1,
+            pulse: Pulse::default(),
+            watchdog: None,
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            shutdown: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        };
+        (state, requests)
+    }
+
+    fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
+        let config = SamplingConfig {
+            size: ImageSize::new(64, 64).unwrap(),
+            steps: "2".parse().unwrap(),
+            guidance_scale: "1".parse().unwrap(),
+            seed: 0.into(),
+            sampler: Sampler::Euler,
+            schedule: Schedule::Default,
+            options: SamplingOptions::default(),
+        };
+        let order = ImagesOrder {
+            prompt: "a fox".to_owned().try_into().unwrap(),
+            negative_prompt: crate::common::NegativePrompt::default(),
+            input: None,
+            config,
+            evaluations: 2,
+            samples: 1,
+            output: OutputConfig::default(),
+            count: 1,
+            stream: false,
+            progress: false,
+            on_disconnect: OnDisconnect::Cancel,
+            ignored: Vec::new(),
+        };
+        Run::start(state, &RequestId::random(), order, "fake".to_owned(), None, patience)
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_has_the_whole_time_once_more() {
+        let (state, _requests) = worker(Lifecycle::Loading);
+        let run = start(&state, Patience::For(Duration::from_mins(1))).unwrap();
+        drop(run.follow(0));
+        drop(run.follow(0));
+        run.give_up_if_alone(1);
+        assert!(matches!(run.status(), Status::Queued), "the time of the first departure is over, that of the second is not");
+        run.give_up_if_alone(2);
+        assert!(matches!(run.status(), Status::Cancelled));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stops_says_so_when_its_places_are_taken() {
+        let (state, _requests) = worker(Lifecycle::Draining);
+        let _places = state.admission.admit(crate::http::Demand { pictures: 1, steps: 1, pixels: 1, deadline: None }).unwrap();
+        assert_eq!(start(&state, Patience::Forever).unwrap_err().body().code, "shutting_down");
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Key {
 #[derive(Debug)]
 struct Kept {
     run: Arc<Run>,
-    /// Of the body, so that a key is not taken for another request's.
+    /// Of the route and the body, so that a key is not taken for another request's.
     fingerprint: u64,
 }
 
@@ -49,13 +49,14 @@ impl Runs {
         Self { runs: Arc::default(), limits }
     }
 
-    /// Follows the run of this key, or starts it. One that went wrong is started again.
+    /// Follows the run of this key, or starts it. One that went wrong is started again, and so is one without a key.
     pub(super) fn join_or_start(
         &self,
-        key: Key,
+        key: Option<Key>,
         fingerprint: u64,
         start: impl FnOnce() -> Result<Arc<Run>, ApiError>,
     ) -> Result<Follower, ApiError> {
+        let Some(key) = key else { return Ok(start()?.follow(0)) };
         let mut runs = self.lock();
         if let Some(kept) = runs.get(&key) {
             if kept.fingerprint != fingerprint {
@@ -73,8 +74,8 @@ impl Runs {
     }
 
     /// Keeps a job.
-    pub(super) fn insert_job(&self, id: &str, run: Arc<Run>) {
-        self.lock().insert(Key::Job(id.to_owned()), Kept { run, fingerprint: 0 });
+    pub(super) fn insert_job(&self, run: Arc<Run>) {
+        self.lock().insert(Key::Job(run.job_id.clone()), Kept { run, fingerprint: 0 });
     }
 
     /// The run of a job.

@@ -7,7 +7,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinError};
 
 use super::ApiError;
 use crate::{
@@ -56,15 +56,23 @@ pub(super) fn from_text(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
 
 /// Decodes pictures whose headers are known to be right, off the runtime's threads.
 pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<InputImage>, ApiError> {
-    // It is never closed.
-    let _turn = DECODERS.acquire().await;
-    let decoded = tokio::task::spawn_blocking(move || files.decode(size)).await;
+    let decoded = in_turn(&DECODERS, move || files.decode(size)).await;
     Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))
+}
+
+/// Does what blocks under a permit. The work itself holds it: it goes on to its end, whether or not somebody still waits for that.
+async fn in_turn<T: Send + 'static>(permits: &'static Semaphore, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    // It is never closed.
+    let permit = permits.acquire().await;
+    tokio::task::spawn_blocking(move || (work(), permit)).await.map(|(done, _)| done)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use proptest::prelude::*;
+    use tokio::sync::oneshot;
 
     use super::*;
 
@@ -93,6 +101,23 @@ mod tests {
         for value in [serde_json::json!({ "file_id": "file-1" }), serde_json::json!(7), serde_json::json!([])] {
             assert!(from_json("image", &value).is_err(), "{value}");
         }
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_keeps_its_permit_to_its_end() {
+        static PERMITS: Semaphore = Semaphore::const_new(1);
+        let (started, has_started) = oneshot::channel();
+        let (end, may_end) = mpsc::channel::<()>();
+        let waiting = tokio::spawn(in_turn(&PERMITS, move || {
+            started.send(()).unwrap();
+            may_end.recv()
+        }));
+        has_started.await.unwrap();
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        assert_eq!(PERMITS.available_permits(), 0);
+        end.send(()).unwrap();
+        assert!(PERMITS.acquire().await.is_ok());
     }
 
     proptest! {

@@ -12,15 +12,18 @@ use utoipa::{
 
 use super::{ApiError, Demand, run::Run};
 use crate::{
-    backend::{Complete, EncodedImage, InputFiles, PromptText, Timings},
+    backend::{Complete, EncodedImage, InputFiles, ModelInfo, PromptText, Timings},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, InputImage, InvalidValue, MaskMeaning, ModelInfo,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InputImage, InvalidValue, MaskMeaning,
         NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, WholeNumber,
     },
 };
 
 /// The most pictures of one request.
 pub(super) const MAX_N: i64 = 10;
+
+/// What a side may be is said of both of them together.
+pub(super) const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
 
 /// The one `response_format`, and why.
 const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
@@ -39,6 +42,12 @@ pub(super) struct ImagesRequest {
     /// `WIDTHxHEIGHT` in pixels, each a multiple of 8 (of some models, of more) from 64 to 4096, or `auto` for the model's own.
     #[schema(pattern = "^(auto|[0-9]+[xX][0-9]+)$", examples("auto", "512x512"))]
     pub(super) size: Option<String>,
+    /// Width in pixels, whatever `size` says.
+    #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
+    pub(super) width: Option<Bounded<0, MAX_SIDE>>,
+    /// Height in pixels, whatever `size` says.
+    #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
+    pub(super) height: Option<Bounded<0, MAX_SIDE>>,
     /// `b64_json`: this worker keeps no files to link to.
     #[schema(pattern = "^b64_json$")]
     pub(super) response_format: Option<String>,
@@ -110,12 +119,6 @@ pub(super) enum OnDisconnect {
 #[serde(try_from = "WholeNumber")]
 pub(super) struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
-impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
-    pub(super) fn get(self) -> i64 {
-        self.0
-    }
-}
-
 impl<const MIN: i64, const MAX: i64> TryFrom<WholeNumber> for Bounded<MIN, MAX> {
     type Error = InvalidValue;
 
@@ -161,6 +164,10 @@ pub(super) struct ImagesOrder {
     pub(super) input: Option<Arc<InputImage>>,
     /// Of the first picture; the others have the seeds that follow.
     pub(super) config: SamplingConfig,
+    /// How often the network is evaluated for a picture.
+    pub(super) evaluations: usize,
+    /// For how many samples each time: the parts of the prompt, and with guidance one more.
+    pub(super) samples: usize,
     pub(super) output: OutputConfig,
     pub(super) count: u32,
     pub(super) stream: bool,
@@ -179,7 +186,11 @@ impl ImagesRequest {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
         let config = self.sampling_config(info, files)?;
-        info.check(&config)?;
+        let evaluations = info.plan(&config)?.stages.len();
+        let prompt = PromptText::Positive(self.prompt.as_str());
+        prompt.check()?;
+        let is_guided = info.is_guided(config.guidance_scale) || prompt.parts() > 1;
+        let samples = prompt.parts() + usize::from(is_guided);
 
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
@@ -191,12 +202,12 @@ impl ImagesRequest {
             }
         };
         ignore_if(self.model.is_some_and(|model| model != info.id), "model");
+        ignore_if(self.size.is_some_and(|size| size != "auto" && size.parse() != Ok(config.size)), "size");
         ignore_if(self.output_compression.is_some() && format != ImageFormat::Jpeg, "output_compression");
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.strength.is_some() && files.is_none(), "strength");
         ignore_if(self.progress == Some(true) && !stream, "progress");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
-        let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(self.prompt.as_str()).parts() > 1;
         ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
         ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
         ignored.sort();
@@ -207,6 +218,8 @@ impl ImagesRequest {
             negative_prompt,
             input: None,
             config,
+            evaluations,
+            samples,
             output: OutputConfig {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),
@@ -220,21 +233,28 @@ impl ImagesRequest {
         })
     }
 
-    /// How the pictures are sampled.
-    fn sampling_config(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
-        let defaults = info.defaults;
+    /// What the request says, or the size of the picture that it begins with, or the model's own.
+    fn image_size(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImageSize, ApiError> {
         let size = match (self.size.as_deref(), files.map(|files| files.image.size())) {
-            (None | Some("auto"), None) => defaults.size,
+            (None | Some("auto"), None) => info.defaults.size,
             (None | Some("auto"), Some((width, height))) => info.size_for(width, height),
             (Some(text), _) => text.parse()?,
         };
+        let side = |given: Option<Bounded<0, MAX_SIDE>>, otherwise| given.map_or(otherwise, |side| side.0 as u32);
+        Ok(ImageSize::new(side(self.width, size.width()), side(self.height, size.height()))?)
+    }
+
+    /// How the pictures are sampled.
+    fn sampling_config(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
+        let defaults = info.defaults;
+        let sampler = self.sampler.unwrap_or(defaults.sampler);
         Ok(SamplingConfig {
-            size,
+            size: self.image_size(info, files)?,
             steps: self.num_inference_steps.unwrap_or(defaults.steps),
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
-            sampler: self.sampler.unwrap_or(defaults.sampler),
-            schedule: self.schedule.unwrap_or_else(|| default_schedule(info, self.sampler)),
+            sampler,
+            schedule: self.schedule.unwrap_or_else(|| info.default_schedule(sampler)),
             options: SamplingOptions {
                 eta: self.eta,
                 guidance_rescale: self.guidance_rescale,
@@ -250,14 +270,9 @@ impl ImagesRequest {
 impl ImagesOrder {
     /// What it costs. `deadline` is how long the client waits, if it says so.
     pub(super) fn demand(&self, deadline: Option<Duration>) -> Demand {
-        Demand { pictures: self.count, steps: self.config.steps_taken(), pixels: self.config.size.pixels(), deadline }
+        let pixels = self.config.size.pixels() * self.samples as u64;
+        Demand { pictures: self.count, steps: self.evaluations, pixels, deadline }
     }
-}
-
-/// The checkpoint's own schedule, if the sampler can be run with it.
-fn default_schedule(info: &ModelInfo, sampler: Option<Sampler>) -> Schedule {
-    let own = info.defaults.schedule;
-    if sampler.unwrap_or(info.defaults.sampler).check_schedule(own).is_ok() { own } else { Schedule::Default }
 }
 
 /// Options that the sampler does not have, or that need guidance.
@@ -370,18 +385,15 @@ pub(super) struct WireTimings {
 }
 
 impl WireTimings {
-    /// Of pictures made one after the other: the first waited for others, the next only for the first.
+    /// Of pictures that were accepted together, and made one after the other or with their steps side by side.
     pub(super) fn of(all: &[Timings]) -> Self {
-        let millis = |time: fn(&Timings) -> std::time::Duration| all.iter().map(time).sum::<std::time::Duration>().as_millis() as u64;
-        let queue_ms = all.first().map_or(0, |timings| timings.queue.as_millis() as u64);
-        Self {
-            queue_ms,
-            text_ms: millis(|t| t.text),
-            denoise_ms: millis(|t| t.denoise),
-            decode_ms: millis(|t| t.decode),
-            encode_ms: millis(|t| t.encode),
-            total_ms: queue_ms + millis(Timings::work),
-        }
+        let sum = |time: fn(&Timings) -> Duration| all.iter().map(time).sum::<Duration>();
+        let (queue, total) = (all.first().map(|first| first.queue), all.iter().map(Timings::total).max());
+        let [queue, text, decode, encode, total] =
+            [queue.unwrap_or_default(), sum(|t| t.text), sum(|t| t.decode), sum(|t| t.encode), total.unwrap_or_default()]
+                .map(|time| time.as_millis() as u64);
+        let denoise_ms = total.saturating_sub(queue + text + decode + encode);
+        Self { queue_ms: queue, text_ms: text, denoise_ms, decode_ms: decode, encode_ms: encode, total_ms: total }
     }
 }
 

@@ -46,6 +46,15 @@ async fn a_key_is_asked_of_everybody_but_probes() {
 }
 
 #[tokio::test]
+async fn a_key_need_not_be_ascii() {
+    let worker = Worker::ready(&["--api-key", "schlüssel"]);
+    for (key, status) in [("schlüssel", 200), ("schlussel", 401), ("schlüssen", 401)] {
+        let request = Client::new().get(worker.url("/v1/models")).header("authorization", format!("Bearer {key}").as_bytes());
+        assert_eq!(request.send().await.unwrap().status(), status, "{key}");
+    }
+}
+
+#[tokio::test]
 async fn help_does_not_show_the_key() {
     let output = binary().args(["serve", "--help"]).env("SD_WORKER_API_KEY", "s3cret").output().unwrap();
     assert!(output.status.success() && !String::from_utf8(output.stdout).unwrap().contains("s3cret"));
@@ -55,7 +64,8 @@ async fn help_does_not_show_the_key() {
 async fn web_pages_may_ask_only_if_they_were_named() {
     let preflight = |worker: &Worker, origin: &'static str| {
         let request = Client::new().request(Method::OPTIONS, worker.url("/v1/images/generations")).header("origin", origin);
-        request.header("access-control-request-method", "POST").header("access-control-request-headers", "content-type").send()
+        let asked = "authorization,content-type,idempotency-key,x-stainless-lang";
+        request.header("access-control-request-method", "POST").header("access-control-request-headers", asked).send()
     };
     let closed = Worker::ready(&[]);
     assert!(!preflight(&closed, "http://localhost:3000").await.unwrap().headers().contains_key("access-control-allow-origin"));
@@ -65,6 +75,9 @@ async fn web_pages_may_ask_only_if_they_were_named() {
         let answer = preflight(&open, origin).await.unwrap();
         assert_eq!(answer.headers()["access-control-allow-origin"], origin);
         assert_eq!(answer.headers()["access-control-allow-methods"], "GET,POST,DELETE");
+        assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,content-type,idempotency-key,x-stainless-lang");
+        let refused = Client::new().get(open.url("/v1/models")).header("origin", origin).send().await.unwrap();
+        assert_eq!(refused.headers()["access-control-expose-headers"], "x-request-id,retry-after,x-should-retry");
     }
     assert!(!preflight(&open, "https://example.com").await.unwrap().headers().contains_key("access-control-allow-origin"));
 }

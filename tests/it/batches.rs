@@ -325,3 +325,15 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
     assert_eq!(worker.metric("sdw_images_total").await as usize, 12);
     assert_eq!(worker.metric("sdw_requests_waiting").await as usize, 0);
 }
+
+#[tokio::test]
+async fn pictures_that_are_made_side_by_side_take_the_time_of_one_after_the_other_only_once() {
+    let worker = Worker::ready(&["--max-batch", "4"]);
+    let mut request = steps("a fox", 40);
+    request["n"] = 4.into();
+    let begun = std::time::Instant::now();
+    let timings = worker.generate(&request).await["timings"].clone();
+    let (wall, time) = (begun.elapsed().as_millis() as u64, |name: &str| timings[name].as_u64().unwrap());
+    let parts: u64 = ["queue_ms", "text_ms", "denoise_ms", "decode_ms", "encode_ms"].into_iter().map(time).sum();
+    assert!(time("total_ms") <= wall && parts == time("total_ms"), "{timings} in {wall} ms");
+}

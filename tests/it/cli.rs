@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Output};
 
-use crate::support::binary;
+use crate::support::{binary, copy_of_tiny, edit};
 
 fn run(args: &[&str]) -> Output {
     binary().args(args).output().unwrap()
@@ -58,6 +58,70 @@ fn a_prompt_becomes_a_file() {
     let first = fs::read(&file).unwrap();
     assert!(run(&args).status.success());
     assert_eq!(fs::read(&file).unwrap(), first, "the same seed, the same file");
+}
+
+/// A link stays one, whatever is written through it.
+#[cfg(unix)]
+#[test]
+fn files_are_written_through_links() {
+    let folder = tempfile::tempdir().unwrap();
+    let [picture, latents] = ["fox.png", "fox.safetensors"].map(|name| {
+        fs::write(path(&folder, &format!("real {name}")), "old").unwrap();
+        std::os::unix::fs::symlink(format!("real {name}"), path(&folder, name)).unwrap();
+        path(&folder, name)
+    });
+    let files = ["-o", &picture, "--save-latents", &latents];
+    let output = binary().args(["generate", "a fox", "--steps", "1", "--width", "64", "--height", "64"]).args(files).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!([&picture, &latents].iter().all(|file| fs::symlink_metadata(file).unwrap().is_symlink()));
+    assert_eq!(image::open(path(&folder, "real fox.png")).unwrap().width(), 64);
+    let tensors = candle_core::safetensors::load(path(&folder, "real fox.safetensors"), &candle_core::Device::Cpu).unwrap();
+    assert!(tensors.contains_key("latents.1"));
+}
+
+/// A disk that is full and a reader that is gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_said_stops_nothing() {
+    use std::process::Stdio;
+
+    let folder = tempfile::tempdir().unwrap();
+    let picture = path(&folder, "fox.png");
+    let generate = ["generate", "a fox", "--steps", "1", "--width", "64", "--height", "64", "-o", &picture];
+    let nowhere = || -> [Stdio; 2] {
+        let (_, pipe) = std::io::pipe().unwrap();
+        [fs::File::options().write(true).open("/dev/full").unwrap().into(), pipe.into()]
+    };
+    for args in [&["models", "list"][..], &["--build-info"], &generate] {
+        for (stdout, stderr) in nowhere().into_iter().zip(nowhere()) {
+            let status = binary().args(args).stdout(stdout).stderr(stderr).status().unwrap();
+            assert_eq!(status.code(), Some(0), "{args:?}");
+        }
+    }
+    assert_eq!(image::open(&picture).unwrap().width(), 64);
+}
+
+#[test]
+fn a_model_goes_by_the_name_that_it_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = path(&folder, "fox.png");
+    for (model, name) in [(&["--model", "owner/fine"][..], "owner/fine"), (&[], "tiny")] {
+        let files = ["--model-path", "tests/parity/tiny", "--steps", "1", "-o", &picture];
+        let output = binary().args(["generate", "a fox"]).args(model).args(files).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let file = fs::read(&picture).unwrap();
+        assert!(String::from_utf8_lossy(&file).contains(&format!("Model: {name}, ")), "{name}");
+    }
+}
+
+/// Only a schedule that somebody asks for is refused.
+#[test]
+fn a_sampler_need_not_have_the_schedule_of_the_model() {
+    let model = copy_of_tiny();
+    edit(&model.path().join("scheduler/scheduler_config.json"), |config| config["use_karras_sigmas"] = true.into());
+    let (folder, picture) = (model.path().to_str().unwrap(), path(&model, "fox.png"));
+    let output = run(&["generate", "a fox", "--model", folder, "--sampler", "ddim", "--steps", "1", "-o", &picture]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -157,6 +221,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (vec!["serve", "--threads", "0"], 64, "0 is not in 1..=1024"),
         (vec!["generate", "a", "--threads", "1025"], 64, "1025 is not in 1..=1024"),
         (vec!["--port", "70000"], 64, "70000 is not in 0..=65535"),
+        (vec!["--model", "models", "--port", "0"], 66, "error: there is no model models: "),
         (vec!["dance"], 64, "unrecognized subcommand"),
     ] {
         let output = run(&args);
@@ -167,6 +232,33 @@ fn bad_arguments_are_refused_in_one_line() {
         assert_eq!(last.matches(message).count(), 1, "{last}");
         assert!(!stderr.contains("panicked"), "{stderr}");
     }
+}
+
+/// No clock goes further than its numbers.
+#[test]
+fn nothing_is_waited_for_longer_than_a_day() {
+    for option in ["--client-timeout", "--keep-results", "--drain-timeout", "--watchdog", "--heartbeat-interval"] {
+        let (code, message) = failure(&["serve", option, "18446744073709551615"]);
+        assert!(code == 64 && message.contains("18446744073709551615 is not in ") && message.ends_with("..=86400"), "{code}: {message}");
+    }
+}
+
+#[test]
+fn flags_in_the_environment_are_put_in_many_ways() {
+    let outcome = |name: &str, value: &str| {
+        let output = binary().args(["--host", "0.0.0.0", "--cors-origin", "x"]).env(name, value).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), stderr.trim_end().lines().last().unwrap().to_owned())
+    };
+    for (yes, no) in [("1", "0"), ("true", "false"), ("yes", "no"), ("ON", "OFF")] {
+        let (allowed, refused) = (outcome("SD_WORKER_INSECURE", yes).1, outcome("SD_WORKER_INSECURE", no).1);
+        assert!(allowed.contains("--cors-origin must be") && refused.contains("can be reached by others"), "{allowed} {refused}");
+        for name in ["SD_WORKER_LOW_MEMORY", "SD_WORKER_EXIT_ON_STDIN_EOF"] {
+            assert_eq!((outcome(name, yes).0, outcome(name, no).0), (78, 78), "{name}");
+        }
+    }
+    let (code, message) = outcome("SD_WORKER_INSECURE", "perhaps");
+    assert!(code == 64 && message.contains("'perhaps' for '--insecure'"), "{code}: {message}");
 }
 
 #[test]

@@ -39,10 +39,12 @@ fn clear_mask() -> RgbaImage {
     RgbaImage::from_fn(SIDE, SIDE, |x, _| Rgba([0, 0, 0, if x < MARKED { 0 } else { 255 }]))
 }
 
-/// The fields of a small edit, in the form that clients send.
+/// The fields of a small edit.
+const USUAL: [(&str, &str); 5] = [("prompt", "a fox"), ("steps", "4"), ("seed", "1"), ("guidance_scale", "4"), ("sampler", "ddim")];
+
+/// The same in the form that clients send.
 fn form(fields: &[(&str, &str)]) -> Form {
-    let usual = [("prompt", "a fox"), ("steps", "4"), ("seed", "1"), ("guidance_scale", "4"), ("sampler", "ddim")];
-    let usual = usual.into_iter().filter(|(name, _)| fields.iter().all(|(other, _)| other != name));
+    let usual = USUAL.into_iter().filter(|(name, _)| fields.iter().all(|(other, _)| other != name));
     usual.chain(fields.iter().copied()).fold(Form::new(), |form, (name, value)| form.text(name.to_owned(), value.to_owned()))
 }
 
@@ -109,6 +111,25 @@ async fn json_says_the_same_as_a_form() {
         let response = Client::new().post(worker.url("/v1/images/edits")).json(&body).send().await.unwrap();
         let same: Value = response.json().await.unwrap();
         assert_eq!((&same["data"], &same["parameters"], &same["ignored"]), (&answer["data"], &answer["parameters"], &json!([])), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn forms_of_other_tools_say_the_same() {
+    let worker = Worker::ready(&[]);
+    let plain = edit(&worker, with_picture(&[])).await;
+    // As `files=` of Python's requests sends text, or curl's `-F prompt=@prompt.txt`.
+    let files = USUAL.into_iter().fold(Form::new(), |form, (name, value)| form.part(name, Part::text(value).file_name(name)));
+    let unnamed = Part::bytes(png(original())).mime_str("image/png").unwrap();
+    // As browsers send an input for a file where none was chosen.
+    let unchosen = Part::text("").file_name("").mime_str("application/octet-stream").unwrap();
+    for (what, form) in [
+        ("text in files", files.part("image", file(png(original())))),
+        ("a file without a name", form(&[]).part("image", unnamed)),
+        ("no mask", with_picture(&[]).part("mask", unchosen)),
+    ] {
+        let same = edit(&worker, form).await;
+        assert_eq!((&same["data"], &same["parameters"], &same["ignored"]), (&plain["data"], &plain["parameters"], &json!([])), "{what}");
     }
 }
 
@@ -216,6 +237,7 @@ async fn bad_edits_are_refused_with_the_reason() {
         ("two pictures", with_picture(&[]).part("image[]", image())),
         ("two masks", masked(png(white_mask())).part("mask", image())),
         ("an empty file", form(&[]).part("image", file(vec![]))),
+        ("a file that was not chosen", form(&[]).part("image", Part::text("").file_name(""))),
         ("a GIF", form(&[]).part("image", file(b"GIF89a\x01\0\x01\0\0\0\0".to_vec()))),
         ("an SVG", form(&[]).part("image", file(b"<svg/>".to_vec()))),
         ("half a picture", form(&[]).part("image", file(png(original())[..300].to_vec()))),
@@ -228,6 +250,7 @@ async fn bad_edits_are_refused_with_the_reason() {
         ("a link as a mask", with_picture(&[("mask", "http://localhost/x.png")])),
         ("text that is no base64", form(&[("image", "/etc/hostname!")])),
         ("no prompt", with_picture(&[("prompt", "")])),
+        ("a picture as a prompt", Form::new().part("prompt", image()).part("image", image())),
         ("a strength of 2", with_picture(&[("strength", "2")])),
         ("a strength in words", with_picture(&[("strength", "much")])),
         ("a strength that takes no step", with_picture(&[("strength", "0.1")])),
@@ -258,6 +281,28 @@ async fn bad_edits_are_refused_with_the_reason() {
     refusals.push(format!("neither -> {status} {}", response.json::<Value>().await.unwrap()["error"]));
     insta::assert_snapshot!(refusals.join("\n"));
     assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0, "nothing of this was queued");
+}
+
+#[tokio::test]
+async fn errors_name_the_field_and_give_the_whole_reason() {
+    let worker = Worker::ready(&[]);
+    for (fields, param, message) in [
+        (r#""stream": "one at line two""#, "stream", r#"stream: invalid type: string "one at line two", expected a boolean"#),
+        (r#""prompt": "b""#, "prompt", "prompt must be given once"),
+        (r#""steps": 2, "num_inference_steps": 3"#, "num_inference_steps", "num_inference_steps must be given once"),
+        (r#""guidance_scale": 1e999"#, "guidance_scale", "guidance_scale: number out of range"),
+        (r#""guidance_interval": [0, true]"#, "guidance_interval", "guidance_interval: invalid type: boolean `true`, expected a number"),
+    ] {
+        let request = Client::new().post(worker.url("/v1/images/generations")).header("content-type", "application/json");
+        let response = request.body(format!(r#"{{"prompt": "a", {fields}}}"#)).send().await.unwrap();
+        let error = response.json::<Value>().await.unwrap()["error"].clone();
+        assert_eq!((&error["param"], &error["message"]), (&param.into(), &message.into()));
+    }
+    let long = "x".repeat(1000);
+    let twice = send(&worker, with_picture(&[(&long, "1"), (&long, "2")])).await;
+    let error = twice.json::<Value>().await.unwrap()["error"].clone();
+    let clipped = &long[..64];
+    assert_eq!((&error["param"], &error["message"]), (&clipped.into(), &format!("{clipped} must be given once").into()));
 }
 
 #[tokio::test]
@@ -322,6 +367,16 @@ async fn a_form_sent_again_is_the_same_request() {
     assert_eq!((first["created"].clone(), worker.metric("sdw_step_seconds_count").await), (again["created"].clone(), steps));
     let other = form(&[]).part("image", file(png(RgbImage::from_fn(64, 64, |x, _| Rgb([x as u8, 0, 9])))));
     assert_eq!(keyed(other).await.unwrap().status(), 422);
+}
+
+#[tokio::test]
+async fn a_key_is_not_taken_for_that_of_another_route() {
+    let worker = Worker::ready(&[]);
+    let mut body = small("a fox");
+    body["image"] = BASE64_STANDARD.encode(png(original())).into();
+    let keyed = |path: &str| Client::new().post(worker.url(path)).header("idempotency-key", "a").json(&body).send();
+    assert_eq!(keyed("/v1/images/generations").await.unwrap().status(), 200);
+    assert_eq!(keyed("/v1/images/edits").await.unwrap().status(), 422);
 }
 
 #[tokio::test]

@@ -2,16 +2,17 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     time::Duration,
 };
 
 use image::RgbImage;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
-    backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, Pipeline, Pulse, RequestQueue},
-    common::{Lifecycle, ModelDefaults, ModelFamily, ModelInfo, ModelVariant, Sampler, Schedule},
-    http::{self, Admission, AppState, RunLimits, Runs},
+    backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, ModelDefaults, ModelInfo, Pipeline, Pulse, RequestQueue},
+    common::{ModelFamily, ModelVariant, Sampler, Schedule},
+    http::{self, Admission, AppState, Lifecycle, RunLimits, Runs},
+    schedulers::SchedulerConfig,
 };
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::watch};
@@ -129,6 +130,19 @@ impl FakeWorker {
         format!("http://{}{path}", self.address)
     }
 
+    /// From here on the prompt "hang" hangs, until what is returned is dropped.
+    pub(crate) fn hold(&self) -> mpsc::Sender<()> {
+        let gate = Arc::clone(&self.pipeline.gate);
+        let ((hold, held), (release, is_released)) = (mpsc::channel(), mpsc::channel());
+        std::thread::spawn(move || {
+            let _held = gate.lock().unwrap();
+            hold.send(()).unwrap();
+            is_released.recv()
+        });
+        held.recv().unwrap();
+        release
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         reqwest::Client::new().post(self.url(path)).json(body).send().await.unwrap()
     }
@@ -162,5 +176,6 @@ fn info() -> ModelInfo {
         embeddings: Vec::new(),
         max_clip_skip: 12,
         defaults,
+        scheduler: SchedulerConfig::default(),
     }
 }

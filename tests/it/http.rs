@@ -84,10 +84,41 @@ async fn every_setting_changes_the_picture() {
         ("guidance_interval", json!([0.5, 1])),
         ("zero_snr", json!(false)),
         ("size", json!("72x64")),
+        ("width", json!(72)),
+        ("height", json!(72)),
     ] {
         let mut request = small("a fox");
         request[name] = value;
         assert_ne!(worker.generate(&request).await["data"], plain, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_parameters_of_an_answer_make_the_picture_again() {
+    let worker = Worker::ready(&[]);
+    let asked = json!({
+        "prompt": "a fox", "size": "96x72", "steps": 2, "guidance_scale": 4, "sampler": "ddim", "schedule": "sgm_uniform", "eta": 0.5,
+        "guidance_rescale": 0.7, "guidance_interval": [0.0, 0.5], "zero_snr": false, "clip_skip": 2,
+    });
+    let answer = worker.generate(&asked).await;
+    let mut again = answer["parameters"].clone();
+    again["prompt"] = asked["prompt"].clone();
+    let again = worker.generate(&again).await;
+    assert_eq!((&again["data"], &again["parameters"], &again["ignored"]), (&answer["data"], &answer["parameters"], &json!([])));
+}
+
+#[tokio::test]
+async fn width_and_height_stand_before_a_size() {
+    let worker = Worker::ready(&[]);
+    for (width, height, size, made, ignored) in [
+        (json!(72), json!(64), json!("72x64"), "72x64", json!([])),
+        (json!(72), json!(64), json!("96x96"), "72x64", json!(["size"])),
+        (json!(72), Value::Null, json!("96x96"), "72x96", json!(["size"])),
+        (Value::Null, json!(64), json!("auto"), "128x64", json!([])),
+    ] {
+        let request = json!({ "prompt": "a fox", "steps": 1, "width": width, "height": height, "size": size });
+        let answer = worker.generate(&request).await;
+        assert_eq!((&answer["size"], &answer["ignored"]), (&json!(made), &ignored), "{request}");
     }
 }
 
@@ -225,6 +256,7 @@ async fn bad_requests_are_refused_with_the_reason() {
         ("prompt", json!("")),
         ("prompt", json!(long_prompt)),
         ("prompt", json!(7)),
+        ("prompt", json!(["a"; 17].join(" AND "))),
         ("prompt", Value::Null),
         ("negative_prompt", json!(long_prompt)),
         ("n", json!(0)),
@@ -266,6 +298,19 @@ async fn bad_requests_are_refused_with_the_reason() {
     }
     insta::assert_snapshot!(refusals.join("\n"));
     assert_eq!(worker.metric("sdw_requests_waiting").await.to_bits(), 0, "nothing of this was queued");
+    assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0);
+}
+
+/// Also where an answer has begun by the time that the engine looks at it.
+#[tokio::test]
+async fn what_a_sampler_cannot_do_is_refused_before_it_is_queued() {
+    let worker = Worker::ready(&[]);
+    let request = json!({ "prompt": "a fox", "sampler": "lcm", "steps": 60, "stream": true, "operation": "image_generation" });
+    for path in ["/v1/images/generations", "/v1/jobs"] {
+        let refused = Client::new().post(worker.url(path)).json(&request).send().await.unwrap();
+        assert_eq!(refused.status(), 400, "{path}");
+        assert_eq!(refused.json::<Value>().await.unwrap()["error"]["param"], "steps", "{path}");
+    }
     assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0);
 }
 

@@ -229,3 +229,20 @@ async fn jobs_that_cannot_be_done_are_refused_with_the_reason() {
         assert_eq!(missing.json::<Value>().await.unwrap()["error"]["code"], "job_not_found");
     }
 }
+
+#[tokio::test]
+async fn a_job_that_is_sent_again_is_the_same_job() {
+    let worker = Worker::ready(&[]);
+    let submit = async |job: &Value| {
+        let request = Client::new().post(worker.url("/v1/jobs")).header("idempotency-key", "a").json(job);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let first = submit(&long_job()).await;
+    assert_eq!((first.0, &submit(&long_job()).await), (200, &first));
+    assert_eq!(submit(&short_job()).await.0, 422);
+    let id = first.1["job_id"].as_str().unwrap();
+    assert_eq!(send(&worker, Method::DELETE, &format!("/v1/jobs/{id}"), &Value::Null).await.status(), 200);
+    let again = submit(&long_job()).await;
+    assert!(again.0 == 200 && again.1["job_id"] != id, "what went wrong is done again: {again:?}");
+}

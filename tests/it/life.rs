@@ -18,7 +18,7 @@ use crate::support::{Worker, binary, long, small, steps};
 
 #[test]
 fn the_build_is_told_in_one_word() {
-    for args in [&["--build-info"][..], &["serve", "--build-info"]] {
+    for args in [&["--build-info"][..], &["serve", "--build-info"], &["--worker-id", "worker-1", "--model", "generate", "--build-info"]] {
         let output = binary().args(args).output().unwrap();
         assert!(output.status.success());
         assert_eq!(String::from_utf8(output.stdout).unwrap(), if cfg!(debug_assertions) { "debug\n" } else { "release\n" });
@@ -112,7 +112,8 @@ async fn an_orchestrator_is_told_the_truth() {
     let program = format!("exec {} \"$@\" 2>&- <&-", env!("CARGO_BIN_EXE_sd-worker"));
     command.args(["-c", &program, "sh"]);
     let mut worker = Worker::listening_as(command, rbee.as_flattened());
-    assert_eq!(worker.event()["event"], "ready");
+    let event = worker.event();
+    assert_eq!((&event["event"], &event["model"]), (&"ready".into(), &"some-model-ref".into()));
     let worker_address = worker.url("");
     let mut next = async |kind: &str, status: &str| loop {
         let (found, report) = reports.recv().await.unwrap();
@@ -145,6 +146,14 @@ async fn an_orchestrator_is_told_the_truth() {
     take_stopping.cancel();
     next("heartbeat", "stopped").await;
     assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_worker_that_listens_everywhere_says_where_it_is_reached() {
+    let (url, mut reports, _) = orchestrator().await;
+    let callback = format!("{url}/ready");
+    let worker = Worker::ready(&["--host", "0.0.0.0", "--insecure", "--callback-url", &callback]);
+    assert_eq!(reports.recv().await.unwrap().1["url"], worker.url(""));
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ async fn metrics_count_what_happened() {
     for (metric, value) in [
         ("sdw_images_total", 1.0),
         ("sdw_requests_total{outcome=\"ok\"}", 1.0),
-        ("sdw_rejected_total{reason=\"invalid_n\"}", 1.0),
+        ("sdw_rejected_total{reason=\"invalid_param\"}", 1.0),
         ("sdw_step_seconds_count", 2.0),
         ("sdw_batch_size_sum", 2.0),
         ("sdw_batch_size_bucket{le=\"1\"}", 2.0),
@@ -46,6 +46,22 @@ async fn metrics_count_what_happened() {
     ] {
         assert_eq!(worker.metric(metric).await.to_bits(), f64::to_bits(value), "{metric}");
     }
+}
+
+/// What is counted once is kept for ever, so its name must not be a client's choice.
+#[tokio::test]
+async fn clients_name_nothing_in_the_metrics() {
+    let worker = Worker::ready(&[]);
+    let edits = || reqwest::Client::new().post(worker.url("/v1/images/edits"));
+    for i in 0..3 {
+        let twice = reqwest::multipart::Form::new().text(format!("junk{i}"), "1").text(format!("junk{i}"), "2");
+        assert_eq!(edits().multipart(twice).send().await.unwrap().status(), 400);
+        let interval: Vec<Value> = vec![0.into(); i].into_iter().chain(["junk".into()]).collect();
+        assert_eq!(worker.post(&serde_json::json!({ "prompt": "a", "guidance_interval": interval })).await.status(), 400);
+    }
+    assert_eq!(worker.metric("sdw_rejected_total{reason=\"invalid_param\"}").await.to_bits(), f64::to_bits(6.0));
+    let metrics = worker.get("/metrics").await.text().await.unwrap();
+    assert!(!metrics.contains("junk") && !metrics.contains("guidance_interval"), "{metrics}");
 }
 
 #[tokio::test]

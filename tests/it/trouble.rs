@@ -35,13 +35,7 @@ async fn an_engine_that_does_not_move_is_found_out() {
     let worker = FakeWorker::start(8).await;
     let alive = async || reqwest::get(worker.url("/livez")).await.unwrap();
     assert_eq!(alive().await.status(), 200, "with nothing to do there is nothing to move for");
-    let gate = worker.pipeline.gate.clone();
-    let held = std::thread::spawn(move || {
-        let (held, wait) = (gate.lock().unwrap(), std::thread::park);
-        wait();
-        drop(held);
-    });
-    while worker.pipeline.gate.try_lock().is_ok() {}
+    let held = worker.hold();
     let body = json!({ "prompt": "hang" });
     let hanging = reqwest::Client::new().post(worker.url("/v1/images/generations")).json(&body).send();
     let hanging = tokio::spawn(hanging);
@@ -53,7 +47,7 @@ async fn an_engine_that_does_not_move_is_found_out() {
     };
     assert_eq!(stalled.status(), 503);
     assert_eq!(stalled.json::<Value>().await.unwrap()["error"]["code"], "engine_stalled");
-    held.thread().unpark();
+    drop(held);
     assert_eq!(hanging.await.unwrap().unwrap().status(), 200);
     while alive().await.status() != 200 {}
 }

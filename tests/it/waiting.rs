@@ -5,7 +5,10 @@ use std::time::Instant;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::support::{Worker, long, small, steps};
+use crate::{
+    fake::FakeWorker,
+    support::{Worker, long, small, steps},
+};
 
 fn request(worker: &Worker, body: &Value) -> RequestBuilder {
     Client::new().post(worker.url("/v1/images/generations")).json(body)
@@ -32,6 +35,32 @@ async fn who_would_not_wait_long_enough_is_told_at_once() {
     let patient = request(&worker, &small("patient")).header("x-stainless-read-timeout", "600").send().await.unwrap();
     assert_eq!(patient.status(), 200);
     assert!(worker.metric("sdw_rejected_total{reason=\"would_time_out\"}").await >= 3.0);
+}
+
+/// Until a step has been measured, it is taken for half a second, for 512 x 512 with guidance.
+#[tokio::test]
+async fn work_is_counted_by_what_the_network_is_asked() {
+    for (running, seconds) in [
+        (json!({ "guidance_scale": 4 }), "6"),
+        (json!({ "guidance_scale": 1 }), "3"),
+        (json!({ "sampler": "heun" }), "10"),
+        (json!({ "sampler": "heun", "prompt": "hang AND a fox AND a pizza" }), "20"),
+        (json!({ "n": 2 }), "11"),
+    ] {
+        let worker = FakeWorker::start(2).await;
+        let held = worker.hold();
+        let mut body = json!({ "prompt": "hang", "size": "512x512", "steps": 10 });
+        body.as_object_mut().unwrap().extend(running.as_object().unwrap().clone());
+        let request = Client::new().post(worker.url("/v1/images/generations")).json(&body).send();
+        let request = tokio::spawn(request);
+        while !worker.admission.is_busy() {
+            tokio::task::yield_now().await;
+        }
+        let refused = worker.post("/v1/images/generations", &json!({ "prompt": "a fox", "n": 2 })).await;
+        assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, seconds), "{running}");
+        drop(held);
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]

@@ -162,6 +162,12 @@ impl ModelFiles {
         Self { id, place, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
+    /// The same model under a name that its owner has for it.
+    #[must_use]
+    pub fn with_id(self, id: &str) -> Self {
+        Self { id: id.to_owned(), ..self }
+    }
+
     /// The same model with one part (`vae`, `text_encoder`, `text_encoder_2`) from another place: a directory of the part alone, one of a
     /// whole model, or a safetensors file.
     ///

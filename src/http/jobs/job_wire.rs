@@ -5,24 +5,22 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::{
-    backend::{Complete, ImageFile, InputFiles},
+    backend::{Complete, ImageFile, InputFiles, ModelInfo},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, ModelInfo, NegativePrompt, Prompt,
-        Sampler, Schedule, Seed, Steps, Strength,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NegativePrompt, Prompt, Sampler, Schedule, Seed,
+        Steps, Strength,
     },
     http::{
         ApiError,
         api_error::ErrorBody,
         run::{Entry, Run, Status},
         uploads,
-        wire::{self, Bounded, ImagesRequest, Parameters, WireSeed, WireTimings},
+        wire::{self, Bounded, ImagesRequest, MAX_SIDE, Parameters, WireSeed, WireTimings},
     },
 };
 
 /// Steps where a job does not say.
 const STEPS: i64 = 20;
-/// What a side may be is said of both of them together.
-const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
 /// Guidance where a job does not say.
 const GUIDANCE_SCALE: f64 = 7.5;
 
@@ -140,7 +138,7 @@ impl JobRequest {
     }
 
     /// The same in the words of `/v1/images/generations`.
-    pub(super) fn into_images_request(mut self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesRequest, ApiError> {
+    pub(super) fn into_images_request(mut self, info: &ModelInfo) -> Result<ImagesRequest, ApiError> {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
         }
@@ -148,14 +146,14 @@ impl JobRequest {
         for address in ["hive_id", "worker_id"] {
             self.others.remove(address);
         }
-        let size = files.map_or(info.defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
         let steps = i64::try_from(info.max_steps).map_or(STEPS, |most| most.min(STEPS));
-        let side = |given: Option<Bounded<0, MAX_SIDE>>, default: u32| given.map_or(default.into(), Bounded::get);
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
             n: None,
-            size: Some(format!("{}x{}", side(self.width, size.width()), side(self.height, size.height()))),
+            size: None,
+            width: self.width,
+            height: self.height,
             response_format: None,
             output_format: self.output_format,
             output_compression: self.output_compression,

@@ -14,7 +14,6 @@ use axum::{
 pub(super) use job_wire::JobEvent;
 use job_wire::{Cancelled, JobRequest, JobState, Submitted};
 use tracing::info;
-use uuid::Uuid;
 
 use super::{
     ApiError, AppState, MAX_UPLOAD_BYTES,
@@ -58,19 +57,21 @@ pub(super) async fn submit(
     wishes: ClientWishes,
     body: Result<JsonBody<JobRequest, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Json<Submitted>, ApiError> {
-    let job_id = format!("job-{}", Uuid::new_v4().simple());
     let accepted = async {
-        let (mut job, info) = (body?.value, state.model()?);
+        let (body, info) = (body?, state.model()?);
+        let mut job = body.value;
         let files = job.take_files()?;
-        let mut order = job.into_images_request(&info, files.as_ref())?.into_order(&info, files.as_ref())?;
+        let mut order = job.into_images_request(&info)?.into_order(&info, files.as_ref())?;
         if let Some(files) = files {
             order.input = Some(uploads::decode(files, order.config.size).await?);
         }
-        Run::start(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever)
+        let start = || Run::start(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever);
+        state.runs.join_or_start(wishes.retry_key, body.fingerprint, start)
     };
-    let run = accepted.await.inspect_err(ApiError::count_rejection)?;
+    let run = Arc::clone(&accepted.await.inspect_err(ApiError::count_rejection)?.run);
+    let job_id = run.job_id.clone();
     info!(job_id, "job accepted");
-    state.runs.insert_job(&job_id, run);
+    state.runs.insert_job(run);
     Ok(Json(Submitted::new(job_id)))
 }
 

@@ -3,7 +3,10 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, Sampler, SamplingConfig, Schedule, Steps};
+use crate::{
+    common::{GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, Sampler, SamplingConfig, Schedule, Steps},
+    schedulers::{SamplingPlan, SchedulerConfig},
+};
 
 /// The loaded model: its name, what it runs on, and what it does when a request does not say.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -36,6 +39,9 @@ pub struct ModelInfo {
     /// Settings of a request that leaves them out.
     #[serde(skip)]
     pub defaults: ModelDefaults,
+    /// The noise levels that it was trained with.
+    #[serde(skip)]
+    pub scheduler: SchedulerConfig,
 }
 
 impl ModelInfo {
@@ -46,32 +52,39 @@ impl ModelInfo {
         size_for(&self.defaults, self.size_multiple, self.max_pixels, width, height)
     }
 
+    /// The checkpoint's own schedule, if the sampler can be run with it.
+    #[must_use]
+    pub fn default_schedule(&self, sampler: Sampler) -> Schedule {
+        let own = self.defaults.schedule;
+        if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default }
+    }
+
     /// Whether a guidance scale leads away from the negative prompt, in a second evaluation of the network.
     #[must_use]
     pub fn is_guided(&self, scale: GuidanceScale) -> bool {
         scale.is_guided() && !self.embeds_guidance
     }
 
-    /// Makes sure that the model can do what is asked, before anything is spent on it.
+    /// How the model does what is asked: whatever it cannot do is found out here, before anything is spent on it.
     ///
     /// # Errors
     /// Names the setting that it cannot follow.
-    pub fn check(&self, config: &SamplingConfig) -> Result<(), InvalidValue> {
-        let (size, steps) = (config.size, config.steps);
+    pub fn plan(&self, config: &SamplingConfig) -> Result<SamplingPlan, InvalidValue> {
+        let (size, options) = (config.size, config.options);
         if size.pixels() > self.max_pixels {
             return Err(InvalidValue::new("size", size, format!("at most {} pixels on this worker", self.max_pixels)));
         }
         if !size.width().is_multiple_of(self.size_multiple) || !size.height().is_multiple_of(self.size_multiple) {
             return Err(InvalidValue::new("size", size, format!("multiples of {} for this model", self.size_multiple)));
         }
-        if steps.get() > self.max_steps {
-            return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {} for this model", self.max_steps)));
-        }
-        if let Some(skip) = config.options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
+        if let Some(skip) = options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
             return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {} for this model", self.max_clip_skip)));
         }
         config.check_strength()?;
-        config.sampler.check_schedule(config.schedule)
+        let rescale_betas_zero_snr = options.zero_snr.unwrap_or(self.scheduler.rescale_betas_zero_snr);
+        let scheduler = SchedulerConfig { rescale_betas_zero_snr, ..self.scheduler.clone() };
+        let start = config.steps.get() - config.steps_taken();
+        SamplingPlan::new(&scheduler, config.sampler, config.schedule, config.steps, start, options.eta)
     }
 }
 

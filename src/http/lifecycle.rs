@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ModelInfo;
+use crate::backend::ModelInfo;
 
 /// Where the worker stands. It only ever moves down this list.
 #[derive(Debug, Clone)]
