@@ -2,12 +2,15 @@
 
 import base64
 import json
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 import zlib
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from pathlib import Path
 
 import openai
 
@@ -133,6 +136,14 @@ def a_full_queue_is_waited_for():
         room.join()
 
 
+def what_the_readme_shows_works():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [shown] = re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S)
+    with worker() as w, tempfile.TemporaryDirectory() as here, chdir(here):
+        exec(shown.replace("http://127.0.0.1:8080", w.url))
+        assert Path("fox.png").read_bytes().startswith(b"\x89PNG")
+
+
 def streams_that_end_early_are_noticed():
     with worker("--drain-timeout", "0") as w:
         stream = w.client().images.generate(stream=True, partial_images=1, **LONG)
@@ -161,6 +172,7 @@ for check in [
     pictures_are_changed,
     errors_are_typed,
     a_full_queue_is_waited_for,
+    what_the_readme_shows_works,
     streams_that_end_early_are_noticed,
     a_client_that_does_not_wait_costs_nothing,
 ]:
