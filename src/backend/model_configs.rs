@@ -8,7 +8,7 @@ use super::{
     model_files::{POOLING, SUPPORTED},
 };
 use crate::{
-    common::{GuidanceScale, ImageSize, ModelFamily, ModelVariant, Sampler, Schedule, Steps},
+    common::{GuidanceScale, ImageSize, ModelFamily, ModelVariant, Sampler, Steps},
     models::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig},
     ops::Activation,
     schedulers::{PredictionType, SchedulerConfig, TimestepSpacing},
@@ -211,12 +211,11 @@ fn defaults(
         warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
         Sampler::Euler
     });
-    let own = scheduler.own_schedule();
     Ok(ModelDefaults {
         size,
         steps: config.num_inference_steps.map_or_else(|| Steps::try_from(steps), Ok).map_err(in_range)?,
         guidance_scale: config.guidance_scale.map_or_else(|| GuidanceScale::try_from(guidance_scale), Ok).map_err(in_range)?,
         sampler,
-        schedule: if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default },
+        schedule: scheduler.own_schedule(sampler),
     })
 }

@@ -52,13 +52,6 @@ impl ModelInfo {
         size_for(&self.defaults, self.size_multiple, self.max_pixels, width, height)
     }
 
-    /// The checkpoint's own schedule, if the sampler can be run with it.
-    #[must_use]
-    pub fn default_schedule(&self, sampler: Sampler) -> Schedule {
-        let own = self.defaults.schedule;
-        if sampler.check_schedule(own).is_ok() { own } else { Schedule::Default }
-    }
-
     /// Whether a guidance scale leads away from the negative prompt, in a second evaluation of the network.
     #[must_use]
     pub fn is_guided(&self, scale: GuidanceScale) -> bool {

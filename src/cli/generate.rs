@@ -104,7 +104,7 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler,
-        schedule: args.schedule.unwrap_or_else(|| info.default_schedule(sampler)),
+        schedule: args.schedule.unwrap_or_else(|| info.scheduler.own_schedule(sampler)),
         options: SamplingOptions { strength, guidance_interval: args.guidance_interval, ..SamplingOptions::default() },
     };
     // Before the pictures are decoded.

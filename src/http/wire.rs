@@ -254,7 +254,7 @@ impl ImagesRequest {
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
             sampler,
-            schedule: self.schedule.unwrap_or_else(|| info.default_schedule(sampler)),
+            schedule: self.schedule.unwrap_or_else(|| info.scheduler.own_schedule(sampler)),
             options: SamplingOptions {
                 eta: self.eta,
                 guidance_rescale: self.guidance_rescale,

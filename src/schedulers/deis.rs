@@ -16,7 +16,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = LevelSchedule::new(config, request.schedule, steps, FinalSigmas::SigmaMin);
     let levels = &run.levels;
     let stage = |i: usize| {
-        let is_first_order = i == request.start || (i + 1 == steps && config.lower_order_final && steps < SHORT_RUN);
+        let is_first_order = i == request.start || (i + 1 == steps && config.lower_order_final.unwrap_or(true) && steps < SHORT_RUN);
         let before = (!is_first_order).then(|| levels[i - 1]);
         Stage {
             timestep: run.timesteps[i],

@@ -111,8 +111,8 @@ impl SamplingPlan {
             return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {most} for this model with {sampler}")));
         }
         sampler.check_schedule(schedule)?;
-        let own = Some(config.own_schedule()).filter(|own| schedule == Schedule::Default && sampler.check_schedule(*own).is_ok());
-        let request = PlanRequest { schedule: own.unwrap_or(schedule), steps: steps.get(), start, eta: eta.map(Eta::get) };
+        let schedule = if schedule == Schedule::Default { config.own_schedule(sampler) } else { schedule };
+        let request = PlanRequest { schedule, steps: steps.get(), start, eta: eta.map(Eta::get) };
         // As in diffusers, whose other classes do not know of it.
         let rescale_betas_zero_snr = config.rescale_betas_zero_snr && sampler.knows_zero_snr();
         let config = &SchedulerConfig { rescale_betas_zero_snr, ..config.clone() };

@@ -90,7 +90,7 @@ pub struct SchedulerConfig {
     /// The noise level after the last step.
     pub final_sigmas_type: FinalSigmas,
     /// DPM-Solver++: whether short runs end with a step of first order.
-    pub lower_order_final: bool,
+    pub lower_order_final: Option<bool>,
     /// DPM-Solver++: whether every run does.
     pub euler_at_final: bool,
     /// Whether the checkpoint asks for Karras sigmas.
@@ -128,7 +128,7 @@ impl Default for SchedulerConfig {
             clip_sample_range: 1.0,
             thresholding: false,
             final_sigmas_type: FinalSigmas::Zero,
-            lower_order_final: true,
+            lower_order_final: None,
             euler_at_final: false,
             use_karras_sigmas: false,
             use_exponential_sigmas: false,
@@ -142,10 +142,12 @@ impl Default for SchedulerConfig {
 }
 
 /// Fields that change the samplers in ways that they are not written for, with the values at which they do not.
-const UNSUPPORTED: [(&str, &[&str]); 11] = [
+const UNSUPPORTED: [(&str, &[&str]); 13] = [
     ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\"", "\"deis\""]),
+    ("disable_corrector", &["[]"]),
     ("interpolation_type", &["\"linear\""]),
     ("lambda_min_clipped", &["null", "\"-Infinity\"", "-Infinity"]),
+    ("predict_x0", &["true"]),
     ("sigma_max", &["null"]),
     ("sigma_min", &["null"]),
     ("solver_order", &["2"]),
@@ -179,19 +181,22 @@ impl SchedulerConfig {
     pub fn own_sampler(&self) -> Option<Sampler> {
         match (self.class_name.parse(), self.algorithm_type.as_deref()) {
             (Ok(Sampler::Dpmpp2m), Some("sde-dpmsolver++")) => Some(Sampler::Dpmpp2mSde),
+            // Otherwise this class solves an ODE.
+            (Ok(Sampler::DpmppSde), algorithm) if algorithm != Some("sde-dpmsolver++") => None,
             (sampler, _) => sampler.ok(),
         }
     }
 
-    /// The checkpoint's own schedule.
+    /// The checkpoint's own schedule with a sampler: the default one where its class in diffusers knows no other.
     #[must_use]
-    pub fn own_schedule(&self) -> Schedule {
-        match (self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas) {
+    pub fn own_schedule(&self, sampler: Sampler) -> Schedule {
+        let own = match (self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas) {
             (true, _, _) => Schedule::Karras,
             (_, true, _) => Schedule::Exponential,
             (_, _, true) => Schedule::Beta,
             _ => Schedule::Default,
-        }
+        };
+        if sampler == Sampler::EulerAncestral || sampler.check_schedule(own).is_err() { Schedule::Default } else { own }
     }
 
     /// The most steps of a distilled model.
@@ -215,7 +220,8 @@ impl SchedulerConfig {
     }
 
     /// What remains of the picture at each training timestep, as a share of the variance; falling from almost 1 to almost 0, or
-    /// to 0 itself with `rescale_betas_zero_snr`.
+    /// to 0 itself with `rescale_betas_zero_snr`. Rounded as diffusers' tables in f32 are: timesteps between two whole ones follow from
+    /// it, and fall on the same side.
     #[must_use]
     pub fn alphas_cumprod(&self) -> Vec<f64> {
         let mut product = 1.0;
@@ -223,8 +229,8 @@ impl SchedulerConfig {
             .betas()
             .iter()
             .map(|beta| {
-                product *= 1.0 - beta;
-                product
+                product *= f64::from(1.0 - beta);
+                f64::from(product as f32)
             })
             .collect();
         if self.rescale_betas_zero_snr {
@@ -233,18 +239,20 @@ impl SchedulerConfig {
         alphas_cumprod
     }
 
-    fn betas(&self) -> Vec<f64> {
+    fn betas(&self) -> Vec<f32> {
         let n = self.num_train_timesteps;
         let (start, end) = (self.beta_start, self.beta_end);
         if let Some(betas) = &self.trained_betas {
-            return betas.clone();
+            return betas.iter().map(|beta| *beta as f32).collect();
         }
         match self.beta_schedule {
-            BetaSchedule::Linear => linspace(start, end, n),
-            BetaSchedule::ScaledLinear => linspace(start.sqrt(), end.sqrt(), n).iter().map(|root| root * root).collect(),
+            BetaSchedule::Linear => torch_linspace(start as f32, end as f32, n),
+            BetaSchedule::ScaledLinear => {
+                torch_linspace(start.sqrt() as f32, end.sqrt() as f32, n).into_iter().map(|root| root * root).collect()
+            }
             BetaSchedule::SquaredCosine => {
                 let alpha_bar = |t: f64| ((t / n as f64 + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
-                (0..n).map(|t| (1.0 - alpha_bar((t + 1) as f64) / alpha_bar(t as f64)).min(0.999)).collect()
+                (0..n).map(|t| (1.0 - alpha_bar((t + 1) as f64) / alpha_bar(t as f64)).min(0.999) as f32).collect()
             }
         }
     }
@@ -259,6 +267,13 @@ fn rescale_to_zero_snr(alphas_cumprod: &mut [f64]) {
     for alpha in alphas_cumprod {
         *alpha = ((alpha.sqrt() - last) * first / (first - last)).powi(2);
     }
+}
+
+/// `count` numbers from `start` to `end`, both included, as `torch.linspace`: counted from the nearer end.
+fn torch_linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
+    let step = (end - start) / (count.max(2) - 1) as f32;
+    let number = |i: usize| if i < count.div_ceil(2) { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 };
+    (0..count).map(number).collect()
 }
 
 /// `count` numbers from `start` to `end`, both included, as `numpy.linspace`: one number is `start`.

@@ -19,8 +19,9 @@ pub(super) fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, step
         TimestepSpacing::Linspace => linspace(0.0, last, steps).into_iter().rev().collect(),
         TimestepSpacing::Leading => (0..steps).rev().map(|i| (i * (train / steps) + config.steps_offset) as f64).collect(),
         TimestepSpacing::Trailing => {
-            let width = train as f64 / steps as f64;
-            (0..steps).map(|i| (i as f64).mul_add(-width, train as f64).round_ties_even() - 1.0).collect()
+            // As numpy.arange comes from one to the next: what lies on a half rounds the same way.
+            let width = train as f64 - (train as f64 - train as f64 / steps as f64);
+            (0..steps).map(|i| (train as f64 - i as f64 * width).round_ties_even() - 1.0).collect()
         }
     };
     // steps_offset can lead one past the end of the table, which would stop diffusers' DDIM.

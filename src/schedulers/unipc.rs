@@ -15,7 +15,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let steps = request.steps;
     let run = LevelSchedule::new(config, request.schedule, steps, config.final_sigmas_type);
     let step = |i: usize| {
-        let is_last = i + 1 == steps && (config.lower_order_final || run.levels[i + 1].sigma == 0.0);
+        let is_last = i + 1 == steps && (config.lower_order_final.unwrap_or(true) || run.levels[i + 1].sigma == 0.0);
         let before = (i > request.start && !is_last).then(|| run.levels[i - 1]);
         Step::new(before, run.levels[i], run.levels[i + 1])
     };

@@ -19,7 +19,7 @@ CLASSES = {
     "ddim": (DDIMScheduler, {}), "ddpm": (DDPMScheduler, {}), "pndm": (PNDMScheduler, dict(skip_prk_steps=True)), "lms": (LMSDiscreteScheduler, {}),
     "heun": (HeunDiscreteScheduler, {}), "euler": (EulerDiscreteScheduler, {}), "euler_a": (EulerAncestralDiscreteScheduler, {}),
     "dpm2": (KDPM2DiscreteScheduler, {}), "dpm2_a": (KDPM2AncestralDiscreteScheduler, {}), "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
-    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, SDE), "dpmpp_2s_a": (EulerDiscreteScheduler, {}), "dpmpp_sde": (DPMSolverSinglestepScheduler, SDE | dict(lower_order_final=True)),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, SDE), "dpmpp_2s_a": (EulerDiscreteScheduler, {}), "dpmpp_sde": (DPMSolverSinglestepScheduler, SDE),
     "unipc": (UniPCMultistepScheduler, {}), "deis": (DEISMultistepScheduler, {}), "lcm": (LCMScheduler, {}), "tcd": (TCDScheduler, {}),
 }
 WITHOUT_CURVES = "ddim", "ddpm", "pndm", "lcm", "tcd"
@@ -130,10 +130,13 @@ def main():
     curved = range(0, len(variants), 2)  # those without zero terminal SNR
     variants += [dict(prediction_type="epsilon"), dict(prediction_type="epsilon", beta_schedule="linear", clip_sample=True, set_alpha_to_one=True),
                  dict(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing"),
-                 dict(prediction_type="epsilon", final_sigmas_type="sigma_min", timestep_spacing="leading"), dict(prediction_type="epsilon", num_train_timesteps=500)]
+                 dict(prediction_type="epsilon", final_sigmas_type="sigma_min", timestep_spacing="leading"), dict(prediction_type="epsilon", num_train_timesteps=500),
+                 dict(prediction_type="v_prediction", use_karras_sigmas=True)]
     configs, cases = [BASE | v for v in variants], []
-    for (i, config), name, steps in itertools.product(enumerate(configs), CLASSES, (1, 2, 3, 7, 20, 28)):
-        schedules = ["default"]
+    # At 18, 35 and 48 steps there are timesteps that lie on a half, and round as the reference's sums do.
+    of_all, of_few = itertools.product(range(len(configs)), CLASSES, (1, 2, 3, 7, 20, 28)), itertools.product((6, 8, 17), CLASSES, (18, 35, 48))
+    for i, name, steps in itertools.chain(of_all, of_few):
+        config, schedules = configs[i], ["default"]
         if name not in WITHOUT_CURVES:
             schedules += ["karras"] if name in ("euler", "dpmpp_2m") or i in curved else []
             schedules += ["exponential", "beta", "ays", "sgm_uniform"] if i in curved else []
@@ -143,7 +146,7 @@ def main():
         for schedule, eta in itertools.product(schedules, etas):
             if name == "dpmpp_sde" and schedule == "sgm_uniform" or name == "dpmpp_2s_a" and (config.get("rescale_betas_zero_snr") or "final_sigmas_type" in config):
                 continue  # the class has no such setting; Euler's noise levels are not those of the sampler
-            if name == "deis" and (schedule == "ays" or steps == 1 and schedule != "default"):
+            if name == "deis" and (schedule == "ays" or steps == 1 and (schedule != "default" or config.get("use_karras_sigmas"))):
                 continue  # the class ends where the curve does, not at the lowest noise level there is
             if name == "dpm2_a" and config["beta_schedule"] == "squaredcos_cap_v2":
                 continue  # in f32, its way down from such noise levels is anywhere
