@@ -33,8 +33,9 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> S
     let whole = if config.beta_schedule == BetaSchedule::SquaredCosine { truncate } else { f64::round_ties_even };
     let run = LevelSchedule::with_karras_timesteps(config, request.schedule, steps, config.final_sigmas_type, whole);
     let levels = &run.levels;
-    let ends_first_order =
-        config.euler_at_final || (config.lower_order_final.unwrap_or(true) && steps < SHORT_RUN) || config.final_sigmas_type == FinalSigmas::Zero;
+    let ends_first_order = config.euler_at_final
+        || (config.lower_order_final.unwrap_or(true) && steps < SHORT_RUN)
+        || config.final_sigmas_type == FinalSigmas::Zero;
     let stage = |i: usize| Stage {
         timestep: run.timesteps[i],
         level: levels[i],

@@ -16,7 +16,8 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let run = LevelSchedule::new(config, request.schedule, steps, config.final_sigmas_type);
     let levels = &run.levels;
     // Where its class is told so, an even number of steps ends with two of first order; so does every run to no noise at all.
-    let ends_lower = (steps.is_multiple_of(2) && config.lower_order_final.unwrap_or(false)) || config.final_sigmas_type == FinalSigmas::Zero;
+    let ends_lower =
+        (steps.is_multiple_of(2) && config.lower_order_final.unwrap_or(false)) || config.final_sigmas_type == FinalSigmas::Zero;
     let is_second_order = |i: usize| i > request.start && i % 2 == 1 && i < steps - usize::from(ends_lower);
     let stage = |i: usize| Stage {
         timestep: run.timesteps[i],

@@ -206,7 +206,11 @@ fn a_checkpoint_s_own_sampler_and_schedule_are_those_of_its_class() {
         (r#"{"_class_name":"UniPCMultistepScheduler","solver_type":"bh2","use_beta_sigmas":true}"#, Some(Sampler::UniPc), Schedule::Beta),
         (r#"{"_class_name":"LCMScheduler"}"#, Some(Sampler::Lcm), Schedule::Default),
         (r#"{"_class_name":"EulerAncestralDiscreteScheduler","use_karras_sigmas":true}"#, Some(Sampler::EulerAncestral), Schedule::Default),
-        (r#"{"_class_name":"DPMSolverSinglestepScheduler","algorithm_type":"sde-dpmsolver++"}"#, Some(Sampler::DpmppSde), Schedule::Default),
+        (
+            r#"{"_class_name":"DPMSolverSinglestepScheduler","algorithm_type":"sde-dpmsolver++"}"#,
+            Some(Sampler::DpmppSde),
+            Schedule::Default,
+        ),
         (r#"{"_class_name":"DPMSolverSinglestepScheduler","algorithm_type":"dpmsolver++"}"#, None, Schedule::Default),
         (r#"{"_class_name":"EDMEulerScheduler"}"#, None, Schedule::Default),
     ] {
