@@ -1,6 +1,6 @@
 //! Every configuration of a model, read and checked before any of its weights.
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use tracing::warn;
 
 use super::{
@@ -58,10 +58,11 @@ pub(super) struct TextConfigs {
 struct ModelIndex {
     #[serde(rename = "_class_name", default)]
     class_name: String,
-    #[serde(default)]
-    force_zeros_for_empty_prompt: bool,
+    force_zeros_for_empty_prompt: Option<bool>,
     #[serde(default)]
     requires_aesthetics_score: bool,
+    /// What families have in place of a UNet that came after it.
+    transformer: Option<IgnoredAny>,
 }
 
 /// `generation_config.json`, which a model may carry, named as in transformers: settings of requests that leave them out.
@@ -99,7 +100,8 @@ impl ModelConfigs {
         };
         let variant = variant(&unet, &vae, &scheduler);
         let defaults = defaults(files, family, variant, &unet, &vae, &scheduler)?;
-        let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
+        // The default of diffusers' pipeline for SDXL; the others have no such thing.
+        let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt.unwrap_or(is_xl);
         Ok(Self { family, variant, force_zeros_for_empty_prompt, text, unet, vae, scheduler, defaults })
     }
 }
@@ -113,6 +115,9 @@ impl ModelIndex {
         let other = UNSUPPORTED.iter().find(|(start, _)| class.starts_with(start)).map(|(_, family)| *family);
         match refiner.or(other) {
             Some(family) => Err(bad(format!("this is a model of the family {family} ({class}), which is not supported; {SUPPORTED} are"))),
+            None if index.transformer.is_some() => Err(bad(format!(
+                "this is a model of {class} with a transformer in place of a UNet, which is not supported; {SUPPORTED} are"
+            ))),
             None => Ok(index),
         }
     }
@@ -211,6 +216,11 @@ fn defaults(
         warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
         Sampler::Euler
     });
+    if scheduler.class_name == "PNDMScheduler" && !scheduler.skip_prk_steps {
+        warn!(
+            "the checkpoint asks for a scheduler that begins with steps of Runge and Kutta (skip_prk_steps is not true); pndm has none here"
+        );
+    }
     Ok(ModelDefaults {
         size,
         steps: config.num_inference_steps.map_or_else(|| Steps::try_from(steps), Ok).map_err(in_range)?,

@@ -33,6 +33,7 @@ pub struct AutoencoderKlConfig {
     /// Channels of the latents.
     pub latent_channels: usize,
     /// Groups of the group norms.
+    #[serde(default = "groups")]
     pub norm_num_groups: usize,
     /// What the latents are multiplied with, so that the UNet sees a variance of about 1.
     #[serde(default = "sd1_scaling_factor")]
@@ -54,6 +55,10 @@ pub struct AutoencoderKlConfig {
 
 fn yes() -> bool {
     true
+}
+
+fn groups() -> usize {
+    32
 }
 
 /// Checkpoints from before the field was introduced are Stable Diffusion 1.

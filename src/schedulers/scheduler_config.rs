@@ -75,6 +75,8 @@ pub struct SchedulerConfig {
     pub prediction_type: PredictionType,
     /// Which timesteps a run visits.
     pub timestep_spacing: Option<TimestepSpacing>,
+    /// PNDM: whether a run begins without steps of Runge and Kutta, as all do here.
+    pub skip_prk_steps: bool,
     /// Added to the timesteps of [`TimestepSpacing::Leading`].
     pub steps_offset: usize,
     /// Whether the last timestep is nothing but noise ([Lin et al.](https://arxiv.org/abs/2305.08891), algorithm 1).
@@ -121,6 +123,7 @@ impl Default for SchedulerConfig {
             trained_betas: None,
             prediction_type: PredictionType::Epsilon,
             timestep_spacing: None,
+            skip_prk_steps: false,
             steps_offset: 0,
             rescale_betas_zero_snr: false,
             set_alpha_to_one: None,
@@ -146,17 +149,19 @@ const UNSUPPORTED: [(&str, &[&str]); 13] = [
     ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\"", "\"deis\""]),
     ("disable_corrector", &["[]"]),
     ("interpolation_type", &["\"linear\""]),
-    ("lambda_min_clipped", &["null", "\"-Infinity\"", "-Infinity"]),
+    ("lambda_min_clipped", &["\"-Infinity\""]),
     ("predict_x0", &["true"]),
-    ("sigma_max", &["null"]),
-    ("sigma_min", &["null"]),
+    ("sigma_max", &[]),
+    ("sigma_min", &[]),
     ("solver_order", &["2"]),
     ("solver_type", &["\"midpoint\"", "\"bh2\"", "\"logrho\""]),
     ("timestep_type", &["\"discrete\""]),
-    ("use_flow_sigmas", &["null", "false"]),
-    ("use_lu_lambdas", &["null", "false"]),
-    ("variance_type", &["null", "\"fixed_small\""]),
+    ("use_flow_sigmas", &["false"]),
+    ("use_lu_lambdas", &["false"]),
+    ("variance_type", &["\"fixed_small\""]),
 ];
+/// How the names of schedulers begin that are for models which were trained otherwise.
+const OTHER_MODELS: [&str; 2] = ["FlowMatch", "EDM"];
 
 impl SchedulerConfig {
     /// Reads and checks `scheduler_config.json`.
@@ -164,7 +169,9 @@ impl SchedulerConfig {
     /// # Errors
     /// When it is no valid JSON, or asks for what cannot be.
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
-        let raw: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        let mut raw = python_json(json)?;
+        // As in diffusers, what is null is as if it were not there.
+        raw.retain(|_, value| !value.is_null());
         for (field, supported) in UNSUPPORTED {
             match raw.get(field).map(ToString::to_string) {
                 Some(value) if !supported.contains(&value.as_str()) => return Err(format!("{field} = {value} is not supported")),
@@ -206,7 +213,10 @@ impl SchedulerConfig {
 
     fn check(&self) -> Result<(), String> {
         let is_beta = |beta: &f64| *beta > 0.0 && *beta < 1.0;
-        if !(1..=100_000).contains(&self.num_train_timesteps) {
+        let class = &self.class_name;
+        if OTHER_MODELS.iter().any(|start| class.starts_with(start)) {
+            Err(format!("{class} is for models of another kind, whose samplers are not supported"))
+        } else if !(1..=100_000).contains(&self.num_train_timesteps) {
             Err(format!("num_train_timesteps must be from 1 to 100000, not {}", self.num_train_timesteps))
         } else if !is_beta(&self.beta_start) || !is_beta(&self.beta_end) {
             Err(format!("beta_start and beta_end must be between 0 and 1, not {} and {}", self.beta_start, self.beta_end))
@@ -256,6 +266,14 @@ impl SchedulerConfig {
             }
         }
     }
+}
+
+/// JSON as Python writes it, which has a word of its own for what diffusers' DPM-Solvers say of no limit: it becomes a string.
+fn python_json(json: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    const NO_LIMIT: &str = "-Infinity";
+    let quoted = format!("\"{NO_LIMIT}\"");
+    let text = str::from_utf8(json).map_err(|error| error.to_string())?;
+    serde_json::from_str(&text.replace(&quoted, NO_LIMIT).replace(NO_LIMIT, &quoted)).map_err(|error| error.to_string())
 }
 
 /// Shifts and stretches the signal so that none of it is left at the last timestep and the first stays as it is.

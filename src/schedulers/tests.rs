@@ -173,10 +173,29 @@ fn impossible_configurations_are_refused() {
         r#"{"trained_betas":[0.1]}"#,
         r#"{"thresholding":true}"#,
         r#"{"prediction_type":"flow"}"#,
+        r#"{"lambda_min_clipped":-5.1}"#,
+        r#"{"sigma_max":-Infinity}"#,
+        r#"{"_class_name":"EDMEulerScheduler"}"#,
+        r#"{"_class_name":"FlowMatchEulerDiscreteScheduler"}"#,
         "[",
     ] {
         assert!(SchedulerConfig::from_json(json.as_bytes()).is_err(), "{json}");
     }
+}
+
+/// As `DPMSolverMultistepScheduler().save_pretrained` writes it, with what older versions left empty.
+#[test]
+fn a_configuration_that_python_wrote_is_read() {
+    for no_limit in ["-Infinity", "\"-Infinity\"", "null"] {
+        let json = format!(
+            r#"{{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++", "lambda_min_clipped": {no_limit},
+               "final_sigmas_type": "zero", "sigma_min": null, "solver_order": 2, "use_beta_sigmas": false, "use_karras_sigmas": null,
+               "trained_betas": null, "variance_type": null}}"#
+        );
+        let config = SchedulerConfig::from_json(json.as_bytes()).unwrap();
+        assert_eq!((config.own_sampler(), config.use_karras_sigmas), (Some(Sampler::Dpmpp2m), false));
+    }
+    assert!(SchedulerConfig::from_json(br#"{"algorithm_type": null}"#).is_ok());
 }
 
 #[test]
@@ -212,7 +231,7 @@ fn a_checkpoint_s_own_sampler_and_schedule_are_those_of_its_class() {
             Schedule::Default,
         ),
         (r#"{"_class_name":"DPMSolverSinglestepScheduler","algorithm_type":"dpmsolver++"}"#, None, Schedule::Default),
-        (r#"{"_class_name":"EDMEulerScheduler"}"#, None, Schedule::Default),
+        (r#"{"_class_name":"CogVideoXDDIMScheduler"}"#, None, Schedule::Default),
     ] {
         let config = SchedulerConfig::from_json(json.as_bytes()).unwrap();
         let own = config.own_sampler();

@@ -172,6 +172,13 @@ fn families_and_kinds_that_are_not_supported_are_named() {
         );
     }
     let model = copy();
+    edit(&model.path().join("model_index.json"), |json| {
+        json["_class_name"] = "SanaPipeline".into();
+        json["transformer"] = ["diffusers", "SanaTransformer2DModel"].into();
+    });
+    let error = failure(model.path());
+    assert!(error.contains("a model of SanaPipeline with a transformer in place of a UNet, which is not supported"), "{error}");
+    let model = copy();
     edit(&model.path().join("unet/config.json"), |json| json["in_channels"] = 8.into());
     let error = failure(model.path());
     assert!(error.contains("the UNet takes 8 channels and gives 4, but the VAE's latents have 4"), "{error}");

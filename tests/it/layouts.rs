@@ -9,7 +9,10 @@ use sd_worker::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{copy_of_tiny, edit};
+use crate::{
+    made_up,
+    support::{copy_of_tiny, edit},
+};
 
 const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-skies, 🍓!\n狐 <|endoftext|>", "1girl's {x}\u{200b}  (owl)"];
 
@@ -24,6 +27,24 @@ fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let picture = networks.vae.decode(&output).unwrap();
     let flat = [text, output, picture].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     Ok(flat.concat())
+}
+
+/// The defaults of diffusers, for what a model's files leave out.
+#[test]
+fn what_configurations_leave_out_is_as_in_diffusers() {
+    let model = made_up::model("sdxl");
+    let nothing = || {
+        let pipeline = backend::load(&ModelFiles::open(model.path().to_str().unwrap()).unwrap(), &LoadOptions::default()).unwrap();
+        let text = pipeline.prompt_encoder().encode(&[PromptText::Negative("")], None).unwrap().embeddings;
+        text.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() == 0.0
+    };
+    let without =
+        |file: &str, field: &str| edit(&model.path().join(file), |json| drop(json.as_object_mut().unwrap().remove(field).unwrap()));
+    without("model_index.json", "force_zeros_for_empty_prompt");
+    without("vae/config.json", "norm_num_groups");
+    assert!(nothing());
+    edit(&model.path().join("model_index.json"), |json| json["force_zeros_for_empty_prompt"] = false.into());
+    assert!(!nothing());
 }
 
 #[test]

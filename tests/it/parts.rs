@@ -42,6 +42,10 @@ fn a_vae_may_come_from_another_place() {
     let error = |place: &str| with_part(directory.path(), "vae", Path::new(place)).map(drop).unwrap_err().to_string();
     assert!(error("/no/such").contains("there is no VAE /no/such"), "{}", error("/no/such"));
     assert!(error("x.ckpt").contains("pickled weights are not read"));
+    let decoder = vae.into_iter().filter(|(name, _)| !name.contains("encoder")).collect();
+    write(&directory.path().join("decoder.safetensors"), &decoder, &[]);
+    let without_encoder = error(directory.path().join("decoder.safetensors").to_str().unwrap());
+    assert!(without_encoder.contains("the decoder of a VAE alone"), "{without_encoder}");
     let clip = other.path().join("text_encoder/model.safetensors");
     assert!(error(clip.to_str().unwrap()).contains("its tensors are those of no vae that is known here"));
 }
@@ -88,6 +92,22 @@ fn parts_are_given_on_the_command_line() {
     let plain = picture(&[]);
     assert_ne!(picture(&["--vae", vae.to_str().unwrap()]), plain);
     assert_ne!(picture(&["--text-encoder", text.to_str().unwrap()]), plain);
+}
+
+/// A VAE in its own file, with what trained it, for a checkpoint that has all parts: nothing is amiss.
+#[test]
+fn what_has_been_replaced_is_not_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [model, vae] = ["model.safetensors", "vae.safetensors"].map(|name| folder.path().join(name));
+    write(&model, &with_what_else_there_is("sd1", checkpoint("sd1")), &[]);
+    let mut tensors: Tensors = checkpoint("sd1").into_iter().filter(|(name, _)| name.starts_with("first_stage_model.")).collect();
+    tensors.insert("first_stage_model.loss.logvar".to_owned(), made_up::made_up("", &[1]));
+    let named = |prefix: &str| tensors.iter().map(|(name, tensor)| (name.replace("first_stage_model.", prefix), tensor.clone())).collect();
+    for prefix in ["", "first_stage_model."] {
+        write(&vae, &named(prefix), &[]);
+        let log = warnings(&model, &["--vae", vae.to_str().unwrap()]);
+        assert!(!log.contains("were not read"), "{log}");
+    }
 }
 
 fn with_parts(model: &Path, parts: &[(&'static str, &Path)]) -> Result<Arc<InferencePipeline>, LoadError> {
@@ -174,12 +194,12 @@ fn averaged_weights_are_left_out() {
         .collect();
     tensors.extend(["decay", "num_updates"].map(|name| (format!("model_ema.{name}"), made_up::made_up("", &[1]))));
     write(&file, &tensors, &[]);
-    assert!(!warnings(&file).contains("averaged"));
+    assert!(!warnings(&file, &[]).contains("averaged"));
     let count = averages.len() + 2;
     tensors.extend(averages);
     write(&file, &tensors, &[]);
     assert!(numbers(&load(&file).unwrap()) == numbers(&load(directory.path()).unwrap()));
-    let log = warnings(&file);
+    let log = warnings(&file, &[]);
     assert!(log.contains(&format!("model.safetensors: its {count} averaged weights (model_ema.*) are left out")), "{log}");
     assert!(!log.contains("were not read"), "{log}");
 }

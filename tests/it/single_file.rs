@@ -54,6 +54,7 @@ fn unet(tensors: Tensors) -> Tensors {
     let whole = pairs(&[
         ("time_embed.0.", "time_embedding.linear_1."),
         ("time_embed.2.", "time_embedding.linear_2."),
+        ("time_embed.cond_proj.", "time_embedding.cond_proj."),
         ("label_emb.0.0.", "add_embedding.linear_1."),
         ("label_emb.0.2.", "add_embedding.linear_2."),
         ("input_blocks.0.0.", "conv_in."),
@@ -210,22 +211,23 @@ fn both_layouts_make_the_same_picture_bit_for_bit() {
         assert_eq!(single.defaults.size.to_string(), if model == "sdxl" { "1024x1024" } else { "512x512" });
 
         // Nothing of it is left over, until there is something.
-        assert!(!warnings(&file).contains("were not read"));
+        assert!(!warnings(&file, &[]).contains("were not read"));
         let mut tensors = with_what_else_there_is(model, checkpoint(model));
         tensors.insert("model.diffusion_model.input_blocks.77.0.in_layers.0.weight".to_owned(), made_up::made_up("", &[4]));
         write(&file, &tensors, &[]);
-        let warnings = warnings(&file);
+        let warnings = warnings(&file, &[]);
         assert!(warnings.contains("model.safetensors: 1 of its tensors belong to no part of the model and were not read: model.diffusion_model.input_blocks.77.0.in_layers.0.weight"), "{warnings}");
     }
 }
 
 /// What the binary says while it makes a picture.
-pub(crate) fn warnings(model: &Path) -> String {
+pub(crate) fn warnings(model: &Path, args: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let picture = folder.path().join("x.png");
     let size = ["--width", "64", "--height", "64"];
     let output =
-        binary().args(["generate", "a", "--steps", "1"]).args(size).arg("-o").arg(&picture).arg("--model").arg(model).output().unwrap();
+        binary().args(["generate", "a", "--steps", "1"]).args(size).args(args).arg("-o").arg(&picture).arg("--model").arg(model).output();
+    let output = output.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stderr).unwrap()
 }
@@ -280,16 +282,57 @@ fn what_a_checkpoint_predicts_is_found_where_people_put_it() {
     is(file("learned"), "v_prediction", "leading", Base, "768x768");
     write(&file("sd-turbo"), &learned, &[]);
     is(file("sd-turbo"), "epsilon", "trailing", Turbo, "512x512");
+    // As the program of XL wrote SD-Turbo; it is of 2 all the same.
+    let of_sgm = |(name, tensor): (&String, &Tensor)| (name.replace("cond_stage_model.", "conditioner.embedders.0."), tensor.clone());
+    write(&file("sd_turbo"), &learned.iter().map(of_sgm).collect(), &[]);
+    is(file("sd_turbo"), "epsilon", "trailing", Turbo, "512x512");
+    assert!(numbers(&load(&file("sd_turbo")).unwrap()) == numbers(&load(&file("sd-turbo")).unwrap()));
+    // Its inpainting model predicts noise, whatever that tensor learned.
+    let conv_in = "model.diffusion_model.input_blocks.0.0.weight";
+    learned.insert(conv_in.to_owned(), Tensor::cat(&[&sd2[conv_in], &sd2[conv_in], &sd2[conv_in].narrow(1, 0, 1).unwrap()], 1).unwrap());
+    write(&file("inpainting"), &learned, &[]);
+    is(file("inpainting"), "epsilon", "leading", ModelVariant::Inpainting, "512x512");
 
     write(&file("xl"), &xl, &[]);
     is(file("xl"), "epsilon", "leading", Base, "1024x1024");
     write(&file("sd_xl_turbo_1.0_fp16"), &xl, &[]);
     is(file("sd_xl_turbo_1.0_fp16"), "epsilon", "trailing", Turbo, "512x512");
+    write(&file("xl of ComfyUI"), &xl, &[("modelspec.predict_key", "v")]);
+    is(file("xl of ComfyUI"), "v_prediction", "leading", Base, "1024x1024");
     for mark in ["v_pred", "ztsnr"] {
         xl.insert(mark.to_owned(), Tensor::zeros(0, candle_core::DType::F32, &Device::Cpu).unwrap());
     }
-    write(&file("marked"), &xl, &[]);
+    // Metadata are copied from what it was made of.
+    write(&file("marked"), &xl, &[("modelspec.prediction_type", "epsilon")]);
     is(file("marked"), "v_prediction", "trailing", Base, "1024x1024");
+}
+
+/// The text encoder of Stable Diffusion 2 has 24 layers, and 23 in files that were made of diffusers' layout: 23 are looked at in both.
+#[test]
+fn a_layer_that_is_not_looked_at_may_be_there_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    for layers in [23, 24] {
+        let mut tensors = checkpoint("sd2");
+        for layer in 0..layers {
+            tensors.insert(format!("cond_stage_model.model.transformer.resblocks.{layer}.ln_1.weight"), made_up::made_up("", &[128]));
+        }
+        write(&file, &tensors, &[]);
+        let config = ModelFiles::open(file.to_str().unwrap()).unwrap().read("text_encoder/config.json").unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["num_hidden_layers"], 23, "of {layers}");
+    }
+}
+
+/// A consistency model that knows the guidance scale: its picture is that of diffusers' layout, whose scheduler the file cannot tell.
+#[test]
+fn a_consistency_model_is_told_by_what_it_knows_of_guidance() {
+    let directory = made_up::model("lcm");
+    let file = directory.path().join("model.safetensors");
+    write(&file, &checkpoint("lcm"), &[]);
+    let (whole, single) = (load(directory.path()).unwrap(), load(&file).unwrap());
+    assert_eq!((single.info().variant, single.info().defaults.sampler), (ModelVariant::Lcm, Sampler::Lcm));
+    assert!(numbers(&whole) == numbers(&single));
 }
 
 #[test]
@@ -302,11 +345,15 @@ fn what_is_no_such_checkpoint_is_refused_by_name() {
         let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         format!("{error}: {source}")
     };
+    let refiner = ["conditioner.embedders.0.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight"];
+    let error = failure(&refiner.map(|name| (name.to_owned(), made_up::made_up(name, &[2, 2]))).into());
+    assert!(error.contains("an SDXL refiner"), "{error}");
     for (name, what) in [
         ("model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias", "a Stable Diffusion 3 model"),
         ("double_blocks.0.img_attn.norm.key_norm.scale", "a FLUX model"),
         ("model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale", "a FLUX model"),
-        ("conditioner.embedders.0.model.ln_final.weight", "an SDXL refiner"),
+        ("edm_vpred.sigma_max", "a CosXL model"),
+        ("embedder.model.visual.ln_post.bias", "a Stable Diffusion 2 unCLIP model"),
         ("lora_unet_down_blocks_0_attentions_0_proj_in.alpha", "a LoRA"),
         ("emb_params", "an embedding"),
         ("first_stage_model.decoder.conv_in.weight", "a VAE is for --vae"),

@@ -23,22 +23,27 @@ const VAE: &str = "first_stage_model.";
 /// The text encoders of Stable Diffusion 1, 2, and the two of XL.
 const CLIP: &str = "cond_stage_model.transformer.";
 pub(super) const OPEN_CLIP: &str = "cond_stage_model.model.";
+/// That of 2 as SGM, the program of XL, wrote it: SD-Turbo. SDXL's refiner has such a one too.
+pub(super) const SGM_OPEN_CLIP: &str = "conditioner.embedders.0.model.";
 const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
 pub(super) const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
-/// Stable Diffusion 2 looks at what goes into the last layer.
-pub(super) const UNUSED_LAYERS: usize = 1;
+/// Of the latents of every Stable Diffusion; inpainting models have a mask and a picture beside them.
+const LATENT_CHANNELS: usize = 4;
+/// Looks at pooled text, and at a picture's sizes.
+const LABEL_EMBEDDING: &str = "model.diffusion_model.label_emb.";
 /// Averages of the UNet's weights over its training.
 const EMA: &str = "model_ema.";
 /// How many numbers there are beside those.
 const EMA_COUNTERS: usize = 2;
 /// Parts of the names of tensors that models have which are not supported, and what those are called.
-const UNSUPPORTED: [(&str, &str); 15] = [
+const UNSUPPORTED: [(&str, &str); 16] = [
     ("joint_blocks.0.", "a Stable Diffusion 3 model"),
     ("single_stream_modulation.", "a FLUX.2 model"),
     ("distilled_guidance_layer.", "a Chroma model"),
     ("double_blocks.0.img_attn.", "a FLUX model"),
-    ("conditioner.embedders.0.model.", "an SDXL refiner"),
     ("edm_mean", "a Playground 2.5 model"),
+    ("edm_vpred.", "a CosXL model"),
+    ("embedder.model.visual.", "a Stable Diffusion 2 unCLIP model"),
     ("clip_txt_mapper.", "a Stable Cascade model"),
     ("time_stack.", "a Stable Video Diffusion model"),
     ("double_layers.0.attn.", "an AuraFlow model"),
@@ -80,13 +85,9 @@ impl Checkpoint {
     pub(super) fn missing(&self) -> impl Iterator<Item = &'static str> {
         let has = |prefix: &str| self.files.names().any(|name| name.starts_with(prefix));
         let is_xl = self.family == ModelFamily::Sdxl;
-        let clip = match self.family {
-            ModelFamily::Sd1 => CLIP,
-            ModelFamily::Sd2 => OPEN_CLIP,
-            ModelFamily::Sdxl => XL_CLIP,
-        };
         let has_vae = ldm_configs::vae_levels(&self.network(VAE)) > 0;
-        let parts = [("vae", has_vae), ("text_encoder", has(clip)), ("text_encoder_2", !is_xl || has(XL_OPEN_CLIP))];
+        let has_text = has(self.prefix("text_encoder"));
+        let parts = [("vae", has_vae), ("text_encoder", has_text), ("text_encoder_2", !is_xl || has(XL_OPEN_CLIP))];
         parts.into_iter().filter_map(|(part, is_there)| (!is_there).then_some(part))
     }
 
@@ -108,7 +109,7 @@ impl Checkpoint {
             "vae/config.json" => json(self.vae()),
             "scheduler/scheduler_config.json" => json(self.scheduler()),
             "text_encoder/config.json" => json(self.text_encoder()),
-            "text_encoder_2/config.json" if is_xl => json(ldm_configs::open_clip(&self.network(XL_OPEN_CLIP), 0)),
+            "text_encoder_2/config.json" if is_xl => json(ldm_configs::open_clip(&self.network(XL_OPEN_CLIP))),
             "tokenizer/vocab.json" | "tokenizer_2/vocab.json" => json(clip_vocabulary::vocab()),
             "tokenizer/merges.txt" | "tokenizer_2/merges.txt" => Some(clip_vocabulary::merges().into_bytes()),
             "tokenizer/tokenizer_config.json" if self.family != ModelFamily::Sd2 => json(clip_vocabulary::config("<|endoftext|>")),
@@ -119,26 +120,38 @@ impl Checkpoint {
 
     /// Where the tensors of a part are.
     pub(super) fn locate(&self, part: &str) -> Locate {
-        let (files, family) = (Arc::clone(&self.files), self.family);
-        match (part, family) {
+        let (files, prefix) = (Arc::clone(&self.files), self.prefix(part));
+        match (part, self.family) {
             ("unet", _) => {
                 let layers = ldm_configs::layers_per_block(&self.network(UNET));
                 let name = move |name: &str| ldm_names::unet(name, layers, |name| files.shape(&format!("{UNET}{name}")).is_some());
                 Box::new(move |of| format!("{UNET}{}", name(of)).into())
             }
-            ("vae", _) => locate_vae(VAE, ldm_configs::vae_levels(&self.network(VAE))),
-            ("text_encoder", ModelFamily::Sd1) => Box::new(|name| format!("{CLIP}{name}").into()),
-            ("text_encoder", ModelFamily::Sdxl) => Box::new(|name| format!("{XL_CLIP}{name}").into()),
-            ("text_encoder", ModelFamily::Sd2) => Box::new(|name| below(OPEN_CLIP, ldm_names::open_clip(name))),
-            _ => Box::new(|name| below(XL_OPEN_CLIP, ldm_names::open_clip(name))),
+            ("vae", _) => locate_vae(prefix, ldm_configs::vae_levels(&self.network(prefix))),
+            ("text_encoder", ModelFamily::Sd1 | ModelFamily::Sdxl) => Box::new(move |name| format!("{prefix}{name}").into()),
+            _ => Box::new(move |name| below(prefix, ldm_names::open_clip(name))),
         }
     }
 
-    /// How the names begin of tensors that are there and are looked at by nobody.
-    pub(super) fn needless(&self) -> Vec<String> {
-        match self.family {
-            ModelFamily::Sd2 => unused_layers(&self.network(OPEN_CLIP), UNUSED_LAYERS),
+    /// How the names begin of tensors that are there and are looked at by nobody, where these parts are taken from elsewhere.
+    pub(super) fn needless<'a>(&self, elsewhere: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let unused = match self.family {
+            ModelFamily::Sd2 => ldm_configs::sd2_unused_layers(&self.network(self.prefix("text_encoder"))),
             _ => Vec::new(),
+        };
+        elsewhere.map(|part| self.prefix(part).to_owned()).chain(unused).collect()
+    }
+
+    /// How the names of a part's tensors begin.
+    fn prefix(&self, part: &str) -> &'static str {
+        match (part, self.family) {
+            ("unet", _) => UNET,
+            ("vae", _) => VAE,
+            ("text_encoder", ModelFamily::Sd1) => CLIP,
+            ("text_encoder", ModelFamily::Sdxl) => XL_CLIP,
+            ("text_encoder", ModelFamily::Sd2) if self.files.names().any(|name| name.starts_with(SGM_OPEN_CLIP)) => SGM_OPEN_CLIP,
+            ("text_encoder", ModelFamily::Sd2) => OPEN_CLIP,
+            _ => XL_OPEN_CLIP,
         }
     }
 
@@ -155,10 +168,10 @@ impl Checkpoint {
     }
 
     fn text_encoder(&self) -> Value {
+        let network = self.network(self.prefix("text_encoder"));
         match self.family {
-            ModelFamily::Sd1 => ldm_configs::clip(&self.network(CLIP)),
-            ModelFamily::Sdxl => ldm_configs::clip(&self.network(XL_CLIP)),
-            ModelFamily::Sd2 => ldm_configs::open_clip(&self.network(OPEN_CLIP), UNUSED_LAYERS),
+            ModelFamily::Sd1 | ModelFamily::Sdxl => ldm_configs::clip(&network),
+            ModelFamily::Sd2 => ldm_configs::sd2_open_clip(&network),
         }
     }
 
@@ -184,21 +197,23 @@ impl Checkpoint {
     /// The schedulers that the families have in diffusers' layout.
     fn scheduler(&self) -> Value {
         let velocity = self.predicts_velocity();
+        let is_lcm = ldm_configs::guidance_dim(&self.network(UNET)).is_some();
         let class = match self.family {
+            _ if is_lcm => "LCMScheduler",
             ModelFamily::Sdxl if self.is_turbo() => "EulerAncestralDiscreteScheduler",
             ModelFamily::Sd2 if self.is_turbo() => "EulerDiscreteScheduler",
             ModelFamily::Sdxl => "EulerDiscreteScheduler",
             ModelFamily::Sd2 if velocity => "DDIMScheduler",
             _ => "PNDMScheduler",
         };
-        let is_zero_snr = self.files.shape("ztsnr").is_some();
+        let is_zero_snr = velocity && self.files.shape("ztsnr").is_some();
         json!({
             "_class_name": class,
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "beta_schedule": "scaled_linear",
             "clip_sample": false,
-            "set_alpha_to_one": false,
+            "set_alpha_to_one": is_lcm,
             "skip_prk_steps": true,
             "steps_offset": 1,
             "timestep_spacing": if self.is_turbo() || is_zero_snr { "trailing" } else { "leading" },
@@ -214,26 +229,34 @@ impl Checkpoint {
             && (name.contains("turbo") || self.metadata("modelspec.title").is_some_and(|title| title.contains("turbo")))
     }
 
-    /// Whether it predicts velocity: by what its maker wrote into it, by a file of settings beside it as A1111 has them, by tensors that
-    /// say so, or, in Stable Diffusion 2, by a tensor that learned to be different.
+    /// Whether it predicts velocity: by a tensor that says so, by what its maker or `ComfyUI` wrote into it, by a file of settings beside
+    /// it as A1111 has them, or, in Stable Diffusion 2, by a tensor that learned to be different. The first comes first because metadata
+    /// outlive what is made of a checkpoint.
     fn predicts_velocity(&self) -> bool {
-        if let Some(prediction) = self.metadata("modelspec.prediction_type") {
+        if self.files.shape("v_pred").is_some() {
+            return true;
+        }
+        let said = ["modelspec.prediction_type", "modelspec.predict_key"].into_iter().find_map(|key| self.metadata(key));
+        if let Some(prediction) = said {
             return prediction.starts_with('v');
         }
         if let Ok(settings) = fs::read_to_string(self.path.with_extension("yaml")) {
             return settings.contains("parameterization: \"v\"") || settings.contains("parameterization: v");
         }
-        self.files.shape("v_pred").is_some() || (self.family == ModelFamily::Sd2 && !self.is_turbo() && self.has_bias_of_velocity())
+        self.family == ModelFamily::Sd2 && !self.is_turbo() && self.has_bias_of_velocity()
     }
 
     fn metadata(&self, key: &str) -> Option<String> {
         self.files.metadata(key).map(str::to_lowercase)
     }
 
-    /// As `ComfyUI` tells them: the first bias of the last transformer varies more.
+    /// As `ComfyUI` tells them: the first bias of the last transformer varies more. Inpainting models of the family predict noise.
     fn has_bias_of_velocity(&self) -> bool {
         const LIMIT: f32 = 0.09;
         let network = self.network(UNET);
+        if network.shape("input_blocks.0.0.weight").is_none_or(|shape| shape.get(1) != Some(&LATENT_CHANNELS)) {
+            return false;
+        }
         let last = network.count(|i| format!("output_blocks.{i}.0.in_layers.0.weight")).saturating_sub(1);
         let name = format!("{UNET}output_blocks.{last}.1.transformer_blocks.0.norm1.bias");
         let deviation = |tensor: candle_core::Tensor| -> candle_core::Result<f32> {
@@ -250,13 +273,6 @@ pub(super) fn locate_vae(prefix: &str, levels: usize) -> Locate {
     Box::new(move |name| format!("{prefix}{}", ldm_names::vae(name, levels)).into())
 }
 
-/// What the names of the last `unused` layers of an `OpenCLIP` begin with.
-pub(super) fn unused_layers(open_clip: &Network, unused: usize) -> Vec<String> {
-    let layer = |i: usize| format!("transformer.resblocks.{i}.");
-    let layers = open_clip.count(|i| format!("{}ln_1.weight", layer(i)));
-    (layers.saturating_sub(unused)..layers).map(|i| format!("{}{}", open_clip.prefix, layer(i))).collect()
-}
-
 pub(super) fn below(prefix: &str, mut place: Place) -> Place {
     place.name.insert_str(0, prefix);
     place
@@ -266,10 +282,12 @@ pub(super) fn below(prefix: &str, mut place: Place) -> Place {
 fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
     let names: Vec<String> = files.names().collect();
     let supported = super::SUPPORTED;
-    if let Some((_, what)) = UNSUPPORTED.iter().find(|(part, _)| names.iter().any(|name| name.contains(part))) {
+    let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
+    let unsupported = UNSUPPORTED.iter().find(|(part, _)| names.iter().any(|name| name.contains(part)));
+    let refiner = (has(SGM_OPEN_CLIP) && has(LABEL_EMBEDDING)).then_some("an SDXL refiner");
+    if let Some(what) = unsupported.map(|(_, what)| *what).or(refiner) {
         return Err(format!("this is {what}; checkpoints of {supported} are supported"));
     }
-    let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
     if !has(UNET) {
         let first: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
         let hint = if has("encoder.") || has(VAE) || has("decoder.") { ": a VAE is for --vae" } else { "" };
@@ -283,9 +301,9 @@ fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
     let is_linear = files.shape(&format!("{UNET}middle_block.1.proj_in.weight")).is_some_and(|shape| shape.len() == 2);
     let signs = [
         (has(XL_OPEN_CLIP), ModelFamily::Sdxl),
-        (has(OPEN_CLIP), ModelFamily::Sd2),
+        (has(OPEN_CLIP) || has(SGM_OPEN_CLIP), ModelFamily::Sd2),
         (has(CLIP), ModelFamily::Sd1),
-        (has(&format!("{UNET}label_emb.")), ModelFamily::Sdxl),
+        (has(LABEL_EMBEDDING), ModelFamily::Sdxl),
         (is_linear, ModelFamily::Sd2),
     ];
     Ok(signs.into_iter().find_map(|(is_there, family)| is_there.then_some(family)).unwrap_or(ModelFamily::Sd1))

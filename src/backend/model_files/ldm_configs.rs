@@ -9,6 +9,8 @@ use super::{ldm_names, tensor_files::TensorFiles};
 const SD1_HEADS: usize = 8;
 /// Width of a head, in every `UNet` but those of Stable Diffusion 1, and in all text encoders.
 const HEAD_DIM: usize = 64;
+/// Layers of Stable Diffusion 2's text encoder that are looked at.
+const SD2_LAYERS: usize = 23;
 /// The numbers that SDXL is told of a picture.
 const TIME_IDS: usize = 6;
 
@@ -97,6 +99,7 @@ pub(super) fn unet(unet: &Network, sample_size: usize, pooled_dim: Option<usize>
         "flip_sin_to_cos": true,
         "freq_shift": 0,
         "downsample_padding": 1,
+        "time_cond_proj_dim": guidance_dim(unet),
     });
     if let Some(levels) = config["transformer_layers_per_block"].as_array_mut()
         && let Some(coarsest) = levels.last_mut()
@@ -111,6 +114,11 @@ pub(super) fn unet(unet: &Network, sample_size: usize, pooled_dim: Option<usize>
         config["projection_class_embeddings_input_dim"] = inputs.into();
     }
     config
+}
+
+/// Width of the embedding of the guidance scale, in models that were distilled to know it.
+pub(super) fn guidance_dim(unet: &Network) -> Option<usize> {
+    unet.shape("time_embed.cond_proj.weight").and_then(|shape| shape.get(1)).copied()
 }
 
 /// How many levels a VAE has.
@@ -151,17 +159,37 @@ pub(super) fn clip(clip: &Network) -> Value {
     config
 }
 
-/// The same of `OpenCLIP`'s. `unused` layers at its end are looked at by no network.
-pub(super) fn open_clip(clip: &Network, unused: usize) -> Value {
+/// The same of `OpenCLIP`'s.
+pub(super) fn open_clip(clip: &Network) -> Value {
     let mut config = text_encoder(
         [clip.dim("token_embedding.weight", 0), clip.dim("token_embedding.weight", 1)],
         clip.dim("positional_embedding", 0),
         clip.dim("transformer.resblocks.0.mlp.c_fc.weight", 0),
-        clip.count(|i| format!("transformer.resblocks.{i}.ln_1.weight")).saturating_sub(unused),
+        clip.count(|i| format!("{}ln_1.weight", layer(i))),
         "gelu",
     );
     config["projection_dim"] = projection_dim(clip).into();
     config
+}
+
+/// The same of Stable Diffusion 2's `OpenCLIP`, which looks at what goes into the last layer. Files that were made of diffusers' layout
+/// have that layer no more.
+pub(super) fn sd2_open_clip(clip: &Network) -> Value {
+    let mut config = open_clip(clip);
+    let layers = clip.count(|i| format!("{}ln_1.weight", layer(i)));
+    config["num_hidden_layers"] = (layers - sd2_unused_layers(clip).len()).into();
+    config
+}
+
+/// What the names begin with of the layers of Stable Diffusion 2's `OpenCLIP` that nobody looks at.
+pub(super) fn sd2_unused_layers(clip: &Network) -> Vec<String> {
+    let layers = clip.count(|i| format!("{}ln_1.weight", layer(i)));
+    let used = if layers == SD2_LAYERS { layers } else { layers.saturating_sub(1) };
+    (used..layers).map(|i| format!("{}{}", clip.prefix, layer(i))).collect()
+}
+
+fn layer(i: usize) -> String {
+    format!("transformer.resblocks.{i}.")
 }
 
 /// Width of the pooled text.

@@ -34,6 +34,7 @@ pub(super) fn unet(name: &str, layers_per_block: usize, exists: impl Fn(&str) ->
         ["conv_out", end] => format!("out.2.{end}"),
         ["time_embedding", "linear_1", end] => format!("time_embed.0.{end}"),
         ["time_embedding", "linear_2", end] => format!("time_embed.2.{end}"),
+        ["time_embedding", "cond_proj", end] => format!("time_embed.cond_proj.{end}"),
         ["add_embedding", "linear_1", end] => format!("label_emb.0.0.{end}"),
         ["add_embedding", "linear_2", end] => format!("label_emb.0.2.{end}"),
         ["down_blocks", level, "resnets", i, rest @ ..] => {

@@ -64,7 +64,7 @@ pub struct PartWeights {
 }
 
 /// How the names of such tensors begin in any checkpoint: the schedule of training, averages of weights, marks.
-const NEEDLESS: [&str; 12] = [
+const NEEDLESS: [&str; 13] = [
     "model_ema.",
     "first_stage_model.loss.",
     "denoiser.",
@@ -77,9 +77,20 @@ const NEEDLESS: [&str; 12] = [
     "v_pred",
     "ztsnr",
     "scale_factor",
+    "scaled_fp8",
 ];
-/// And how they end: numbers from 0 to 76, what CLIP compared pictures with, and what its projection is to where it is not looked at.
-const NEEDLESS_ENDS: [&str; 5] = ["position_ids", "logit_scale", "attn_mask", "text_projection", "text_projection.weight"];
+/// And how they end: numbers from 0 to 76, what CLIP compared pictures with, what its projection is to where it is not looked at, and how
+/// `ComfyUI` made 8 bits of weights and would make them of what they are multiplied with.
+const NEEDLESS_ENDS: [&str; 8] = [
+    "position_ids",
+    "logit_scale",
+    "attn_mask",
+    "text_projection",
+    "text_projection.weight",
+    ".scale_input",
+    ".input_scale",
+    ".comfy_quant",
+];
 
 impl PartWeights {
     /// The names of tensors that no network asked for, though they look like parts of one, in order.
@@ -303,8 +314,10 @@ impl ModelFiles {
     /// When there are none, or a file is cut short.
     pub fn weights(&self, part: &str, dtype: DType, device: &Device) -> Result<PartWeights, LoadError> {
         let (path, files, locate, needless): (_, _, Locate, _) = match self.place_of(part) {
-            Place::Checkpoint(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(part), it.needless()),
-            Place::PartFile(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(), it.needless()),
+            Place::Checkpoint(it) => {
+                (it.path().to_owned(), Arc::clone(it.files()), it.locate(part), it.needless(self.elsewhere.keys().copied()))
+            }
+            Place::PartFile(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(), it.needless(part)),
             _ => {
                 let (path, files) = self.part_files(part)?;
                 (path, files, Box::new(|name| name.to_owned().into()), Vec::new())

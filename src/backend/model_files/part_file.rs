@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    checkpoint::{OPEN_CLIP, UNUSED_LAYERS, XL_OPEN_CLIP, below, locate_vae, unused_layers},
+    checkpoint::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP, below, locate_vae},
     ldm_configs::{self, Network},
     ldm_names,
     tensor_files::{Locate, TensorFiles},
@@ -22,7 +22,7 @@ const CLIP_PREFIXES: [&str; 4] =
     ["", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."];
 const CLIP_2_PREFIXES: [&str; 2] = ["", "text_encoders.clip_g.transformer."];
 /// and with `OpenCLIP`'s.
-const OPEN_CLIP_PREFIXES: [&str; 2] = ["", OPEN_CLIP];
+const OPEN_CLIP_PREFIXES: [&str; 3] = ["", OPEN_CLIP, SGM_OPEN_CLIP];
 const OPEN_CLIP_2_PREFIXES: [&str; 2] = ["", XL_OPEN_CLIP];
 
 /// The weights of one part of a model.
@@ -40,8 +40,8 @@ enum Names {
     Diffusers(&'static str),
     /// As a VAE of so many levels in checkpoints, behind a prefix.
     LdmVae(&'static str, usize),
-    /// As in `OpenCLIP`, behind a prefix, with so many layers at the end that are looked at by no network.
-    OpenClip(&'static str, usize),
+    /// As in `OpenCLIP`, behind a prefix.
+    OpenClip(&'static str),
 }
 
 impl PartFile {
@@ -60,19 +60,29 @@ impl PartFile {
             let levels = |prefix: &str| ldm_configs::vae_levels(&Network { files: &files, prefix: prefix.to_owned() });
             diffusers(&VAE_PREFIXES, &["decoder.conv_norm_out.weight"]).or(ldm.map(|prefix| Names::LdmVae(prefix, levels(prefix))))
         } else {
-            let (clip, open_clip, unused) = match part {
-                "text_encoder" => (&CLIP_PREFIXES[..], &OPEN_CLIP_PREFIXES, UNUSED_LAYERS),
-                _ => (&CLIP_2_PREFIXES[..], &OPEN_CLIP_2_PREFIXES, 0),
+            let (clip, open_clip) = match part {
+                "text_encoder" => (&CLIP_PREFIXES[..], &OPEN_CLIP_PREFIXES[..]),
+                _ => (&CLIP_2_PREFIXES[..], &OPEN_CLIP_2_PREFIXES[..]),
             };
             let open_clip = open_clip.iter().find(|prefix| has(prefix, "ln_final.weight"));
             diffusers(clip, &["text_model.final_layer_norm.weight", "final_layer_norm.weight"])
-                .or(open_clip.map(|prefix| Names::OpenClip(prefix, unused)))
+                .or(open_clip.map(|prefix| Names::OpenClip(prefix)))
         };
         let path = path.to_owned();
-        match found {
-            Some(names) => Ok(Self { path, files, names }),
-            None => Err(LoadError::BadConfig { path, reason: format!("its tensors are those of no {part} that is known here") }),
+        let Some(names) = found else {
+            return Err(LoadError::BadConfig { path, reason: format!("its tensors are those of no {part} that is known here") });
+        };
+        let file = Self { path, files, names };
+        if part == "vae" && file.network(file.prefix()).shape("encoder.conv_in.weight").is_none() {
+            let reason = "this is the decoder of a VAE alone; its encoder is needed as well".to_owned();
+            return Err(LoadError::BadConfig { path: file.path, reason });
         }
+        Ok(file)
+    }
+
+    fn prefix(&self) -> &'static str {
+        let (Names::Diffusers(prefix) | Names::LdmVae(prefix, _) | Names::OpenClip(prefix)) = self.names;
+        prefix
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -89,7 +99,8 @@ impl PartFile {
         let shapes = match (part, self.names) {
             ("vae", Names::Diffusers(prefix)) => ldm_configs::vae(&self.network(prefix), str::to_owned),
             ("vae", Names::LdmVae(prefix, levels)) => ldm_configs::vae(&self.network(prefix), |name| ldm_names::vae(name, levels)),
-            (_, Names::OpenClip(prefix, unused)) => ldm_configs::open_clip(&self.network(prefix), unused),
+            ("text_encoder", Names::OpenClip(prefix)) => ldm_configs::sd2_open_clip(&self.network(prefix)),
+            (_, Names::OpenClip(prefix)) => ldm_configs::open_clip(&self.network(prefix)),
             (_, Names::Diffusers(prefix) | Names::LdmVae(prefix, _)) => ldm_configs::clip(&self.network(prefix)),
         };
         match (serde_json::from_slice::<Value>(own), shapes) {
@@ -111,18 +122,20 @@ impl PartFile {
         match self.names {
             Names::Diffusers(prefix) => Box::new(move |name| format!("{prefix}{name}").into()),
             Names::LdmVae(prefix, levels) => locate_vae(prefix, levels),
-            Names::OpenClip(prefix, _) => Box::new(|name| below(prefix, ldm_names::open_clip(name))),
+            Names::OpenClip(prefix) => Box::new(|name| below(prefix, ldm_names::open_clip(name))),
         }
     }
 
-    /// How the names begin of what else may be in the file: the rest of a whole checkpoint.
-    pub(super) fn needless(&self) -> Vec<String> {
-        let (Names::Diffusers(prefix) | Names::LdmVae(prefix, _) | Names::OpenClip(prefix, _)) = self.names;
-        let mut needless: Vec<String> = self.files.names().filter(|name| !name.starts_with(prefix)).collect();
-        if let Names::OpenClip(prefix, unused) = self.names {
-            needless.extend(unused_layers(&self.network(prefix), unused));
-        }
-        needless
+    /// How the names begin of what else may be in the file: the rest of a whole checkpoint, or what trained a VAE.
+    pub(super) fn needless(&self, part: &str) -> Vec<String> {
+        let prefix = self.prefix();
+        let rest = self.files.names().filter(|name| !name.starts_with(prefix));
+        let more = match (part, self.names) {
+            ("text_encoder", Names::OpenClip(prefix)) => ldm_configs::sd2_unused_layers(&self.network(prefix)),
+            ("vae", _) => vec![format!("{prefix}loss.")],
+            _ => Vec::new(),
+        };
+        rest.chain(more).collect()
     }
 
     fn network(&self, prefix: &str) -> Network<'_> {

@@ -1,5 +1,5 @@
 //! Tensors of safetensors files, read one at a time, as the networks are built: at no time is more of a file in memory than the tensor
-//! at hand. Where they are whole numbers, a tensor of factors stands beside them.
+//! at hand. Where they have 8 bits, a tensor of factors may stand beside them.
 
 use std::{
     collections::BTreeSet,
@@ -134,11 +134,11 @@ impl TensorFiles {
         self.read(name, None)?.to_dtype(DType::F32)
     }
 
-    /// A tensor, or a third of its rows, as it is stored, but f32 for whole numbers, on the CPU.
+    /// A tensor, or a third of its rows, as it is stored, but f32 where there are factors, on the CPU.
     fn read(&self, name: &str, third: Option<usize>) -> Result<Tensor> {
         let (file, info) = self.find(name)?;
-        let tensor = if info.dtype == Dtype::I8 {
-            let whole = self.dequantize(name, file, info)?;
+        let tensor = if let Some(scales) = self.scales_of(name, info.dtype) {
+            let whole = self.dequantize(name, &scales, file, info)?;
             third.map_or(Ok(whole.clone()), |third| whole.narrow(0, third * whole.dim(0)? / 3, whole.dim(0)? / 3))?
         } else {
             file.read(name, info, third)?
@@ -147,18 +147,33 @@ impl TensorFiles {
         Ok(tensor)
     }
 
-    /// Whole numbers times the factor of their output, `…weight_scale` beside `…weight`, as in the `int-quantized` format of
-    /// [compressed-tensors](https://github.com/vllm-project/compressed-tensors).
-    fn dequantize(&self, name: &str, file: &TensorFile, info: &TensorInfo) -> Result<Tensor> {
-        let scale_name = format!("{name}_scale");
-        let scales: Vec<f32> = self.tensor(&scale_name)?.flatten_all()?.to_vec1()?;
-        let outputs = info.shape.first().copied().unwrap_or(1);
-        if scales.len() != outputs {
-            return Err(Error::msg(format!("{scale_name} has {} factors for the {outputs} outputs of {name}", scales.len())));
+    /// The name of the factors of a tensor, if there are any: `…weight_scale` beside `…weight`, as in
+    /// [compressed-tensors](https://github.com/vllm-project/compressed-tensors), where whole numbers always have them, or `scale_weight`
+    /// beside `weight`, as `ComfyUI` had it first.
+    fn scales_of(&self, name: &str, dtype: Dtype) -> Option<String> {
+        let after = format!("{name}_scale");
+        let before = name.strip_suffix("weight").map(|layer| format!("{layer}scale_weight"));
+        match dtype {
+            Dtype::I8 => Some(after),
+            Dtype::F8_E4M3 => [Some(after), before].into_iter().flatten().find(|scales| self.shape(scales).is_some()),
+            _ => None,
         }
-        let numbers: Vec<i8> = file.numbers(name, info.data_offsets)?;
-        let rows = numbers.chunks(numbers.len().div_ceil(outputs.max(1)).max(1));
-        let values: Vec<f32> = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |n| f32::from(*n) * scale)).collect();
+    }
+
+    /// Numbers times the factor of their output, or one for all.
+    fn dequantize(&self, name: &str, scales_name: &str, file: &TensorFile, info: &TensorInfo) -> Result<Tensor> {
+        let scales: Vec<f32> = self.tensor(scales_name)?.flatten_all()?.to_vec1()?;
+        let outputs = info.shape.first().copied().unwrap_or(1);
+        if scales.len() != 1 && scales.len() != outputs {
+            return Err(Error::msg(format!("{scales_name} has {} factors for the {outputs} outputs of {name}", scales.len())));
+        }
+        let numbers: Vec<f32> = if info.dtype == Dtype::I8 {
+            file.numbers::<i8>(name, info.data_offsets)?.into_iter().map(f32::from).collect()
+        } else {
+            file.read(name, info, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?
+        };
+        let rows = numbers.chunks(numbers.len().div_ceil(scales.len().max(1)).max(1));
+        let values: Vec<f32> = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |n| n * scale)).collect();
         Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
     }
 

@@ -79,6 +79,24 @@ fn whole_numbers_are_multiplied_with_the_factors_beside_them() {
     assert!(error.contains("cannot find tensor c.weight_scale"), "{error}");
 }
 
+/// 8-bit floats, as `ComfyUI` scales them: before and now, for all of a tensor or for each output, or not at all.
+#[test]
+fn floats_of_8_bits_are_multiplied_with_the_factors_beside_them() {
+    let numbers = Tensor::new(&[[1f32, -2.0], [0.5, 448.0]], CPU).unwrap().to_dtype(DType::F8E4M3).unwrap();
+    let factors = |values: &[f32]| Tensor::new(values, CPU).unwrap();
+    let tensors = HashMap::from([
+        ("before.weight", numbers.clone()),
+        ("before.scale_weight", factors(&[0.25])),
+        ("now.weight", numbers.clone()),
+        ("now.weight_scale", factors(&[2.0, 3.0]).reshape((2, 1)).unwrap()),
+        ("plain.weight", numbers),
+    ]);
+    let vb = from_slice(safetensors::serialize(tensors, None).unwrap().leak(), DType::F32, CPU).unwrap();
+    for (name, right) in [("before", [0.25, -0.5, 0.125, 112.0]), ("now", [2.0, -4.0, 1.5, 1344.0]), ("plain", [1.0, -2.0, 0.5, 448.0])] {
+        assert_eq!(self::numbers(&vb.get((2, 2), &format!("{name}.weight")).unwrap()), right, "{name}");
+    }
+}
+
 #[test]
 fn missing_and_misshapen_tensors_are_named() {
     let file = file();

@@ -40,7 +40,8 @@ fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
 /// In f64 everything goes through candle's own operations, as it does on other devices.
 #[test]
 fn strips_are_parts_of_the_whole() {
-    for dtype in [DType::F32, DType::F64] {
+    // On tile units, strips and the whole are summed by different kernels; each number there is two of 8 bits.
+    for (dtype, limit) in [(DType::F32, 6e-5), (DType::F64, 1e-5)] {
         let vae = tiny(dtype);
         let check = |layers: Vec<Layer>, x: Tensor| {
             let whole = forward_whole(x.clone(), &layers).unwrap();
@@ -50,7 +51,7 @@ fn strips_are_parts_of_the_whole() {
             for (held, strip) in &rooms[..if dtype == DType::F32 { rooms.len() } else { 1 }] {
                 let room = Room { whole: *held, strip: *strip };
                 let off = error(&forward_in_strips(x.clone(), layers.clone(), room).unwrap(), &whole);
-                assert!(off < 1e-5, "{dtype:?} {room:?}: {off}");
+                assert!(off < limit, "{dtype:?} {room:?}: {off}");
             }
             Ok(())
         };
