@@ -118,19 +118,21 @@ impl ModelFiles {
     /// # Errors
     /// When there is no such model, or it is none of a family that is supported.
     pub fn open(model: &str) -> Result<Self, LoadError> {
-        Self::open_at(model, None)
+        Self::open_at(model, None, &[])
     }
 
-    /// The same, of a repository at a revision: a branch, a tag, or a commit.
+    /// The same, of a repository at a revision: a branch, a tag, or a commit. Parts that will come from `elsewhere` may have weights there
+    /// that are not read.
     ///
     /// # Errors
     /// As [`ModelFiles::open`], and when what is no repository is to have a revision.
-    pub fn open_at(model: &str, revision: Option<&str>) -> Result<Self, LoadError> {
+    pub fn open_at(model: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<Self, LoadError> {
         if hub::is_repository(model) {
-            return Ok(Self::new(model.to_owned(), Place::Directory(hub::fetch(model, revision)?)));
+            return Ok(Self::new(model.to_owned(), Place::Directory(hub::fetch(model, revision, elsewhere)?)));
         }
         if let Some(revision) = revision {
-            return Err(LoadError::NotFound(format!("{model} is no repository, and has no revision {revision}")));
+            let help = "give no --revision with it, or a repository such as owner/name";
+            return Err(LoadError::NotFound(format!("{model} is no repository, and has no revision {revision}: {help}")));
         }
         if model == "builtin" {
             #[cfg(feature = "builtin-model")]
