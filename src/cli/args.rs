@@ -129,12 +129,14 @@ impl ModelArgs {
     /// # Errors
     /// When there is no such model, or no such part of one.
     pub fn files(&self) -> Result<ModelFiles, LoadError> {
-        let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref())?;
+        let parts = [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)];
+        let elsewhere: Vec<&str> = parts.iter().filter(|(_, path)| path.is_some()).map(|(part, _)| *part).collect();
+        let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref(), &elsewhere)?;
         // Where nobody says what they are called, files have a name of their own.
         if self.model_path.is_some() && self.model != "builtin" {
             files = files.with_id(&self.model);
         }
-        for (part, path) in [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)] {
+        for (part, path) in parts {
             if let Some(path) = path {
                 files = files.with_part(part, path)?;
             }

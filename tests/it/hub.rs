@@ -26,6 +26,10 @@ use crate::support::binary;
 
 const TINY: &str = "tests/parity/tiny";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// What `main` moves to: a file more, and another schedule.
+const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
+const MORE: &str = "vae/more.json";
+const SCHEDULE: &str = "scheduler/scheduler_config.json";
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 /// How the hub behaves, and what the `UNet`'s weights were asked for.
@@ -37,6 +41,12 @@ struct Hub {
     breaks: AtomicUsize,
     /// Whether they are others than their hash says.
     lies: AtomicBool,
+    /// Whether `main` has moved.
+    moved: AtomicBool,
+    /// Whether it moves as soon as somebody asks where it is.
+    moves: AtomicBool,
+    /// A part whose weights are pickled.
+    pickled: Option<&'static str>,
     /// Where in the weights each request began.
     starts: Mutex<Vec<usize>>,
 }
@@ -45,6 +55,15 @@ impl Hub {
     fn refuses(&self, headers: &HeaderMap) -> bool {
         let right = self.token.map(|token| format!("Bearer {token}"));
         right.is_some_and(|right| headers.get("authorization").is_none_or(|given| given.to_str().unwrap() != right))
+    }
+
+    fn commit(&self, revision: &str) -> Option<&'static str> {
+        match revision {
+            "main" if self.moved.load(Ordering::SeqCst) => Some(LATER),
+            "main" | "v2" | COMMIT => Some(COMMIT),
+            LATER => Some(LATER),
+            _ => None,
+        }
     }
 
     fn starts(&self) -> Vec<usize> {
@@ -62,30 +81,48 @@ fn names(folder: &Path, prefix: &str) -> Vec<String> {
         .collect()
 }
 
-async fn info(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Response {
+fn file(path: &str, commit: &str) -> Option<Vec<u8>> {
+    match (path, commit) {
+        (MORE, LATER) => Some(b"{}".to_vec()),
+        (SCHEDULE, LATER) => Some([fs::read(Path::new(TINY).join(path)).unwrap(), b"\n".to_vec()].concat()),
+        _ => fs::read(Path::new(TINY).join(path)).ok(),
+    }
+}
+
+async fn info(State(hub): State<Arc<Hub>>, UrlPath(revision): UrlPath<String>, headers: HeaderMap) -> Response {
     if hub.refuses(&headers) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
-    let siblings: Vec<_> = names(Path::new(TINY), "").into_iter().map(|name| json!({ "rfilename": name })).collect();
-    Json(json!({ "siblings": siblings, "sha": COMMIT })).into_response()
+    let Some(commit) = hub.commit(&revision) else { return StatusCode::NOT_FOUND.into_response() };
+    let mut files = names(Path::new(TINY), "");
+    files.extend((commit == LATER).then(|| MORE.to_owned()));
+    files.sort();
+    if let Some(part) = hub.pickled {
+        let weights = files.iter_mut().find(|file| file.starts_with(part) && file.ends_with(".safetensors")).unwrap();
+        *weights = weights.replace(".safetensors", ".bin");
+    }
+    let siblings: Vec<_> = files.into_iter().map(|name| json!({ "rfilename": name })).collect();
+    hub.moved.fetch_or(hub.moves.load(Ordering::SeqCst), Ordering::SeqCst);
+    Json(json!({ "siblings": siblings, "sha": commit })).into_response()
 }
 
 /// A file, or the part of it that is asked for.
-async fn resolve(State(hub): State<Arc<Hub>>, UrlPath((_, path)): UrlPath<(String, String)>, headers: HeaderMap) -> Response {
+async fn resolve(State(hub): State<Arc<Hub>>, UrlPath((revision, path)): UrlPath<(String, String)>, headers: HeaderMap) -> Response {
     if hub.refuses(&headers) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
-    let Ok(mut bytes) = fs::read(Path::new(TINY).join(&path)) else { return StatusCode::NOT_FOUND.into_response() };
+    let Some(commit) = hub.commit(&revision) else { return StatusCode::NOT_FOUND.into_response() };
+    let Some(mut bytes) = file(&path, commit) else { return StatusCode::NOT_FOUND.into_response() };
     let hash = format!("{:x}", Sha256::digest(&bytes));
     let range = headers.get("range").map_or("bytes=0-", |range| range.to_str().unwrap()).trim_start_matches("bytes=").to_owned();
     let (from, to) = range.split_once('-').unwrap();
     let from: usize = from.parse().unwrap();
     let (is_whole, to) = (to.is_empty(), to.parse().unwrap_or(usize::MAX).min(bytes.len() - 1));
     let linked = path.ends_with(".safetensors").then(|| ("x-linked-etag", format!("\"{hash}\"")));
-    let etag = format!("\"{}\"", path.replace('/', "-"));
+    let etag = format!("\"{}\"", &hash[..40]);
     let range = format!("bytes {from}-{to}/{}", bytes.len());
     let mut response = Response::builder().status(StatusCode::PARTIAL_CONTENT).header("content-length", to + 1 - from);
-    for (name, value) in [("etag", etag), ("x-repo-commit", COMMIT.to_owned()), ("content-range", range)].into_iter().chain(linked) {
+    for (name, value) in [("etag", etag), ("x-repo-commit", commit.to_owned()), ("content-range", range)].into_iter().chain(linked) {
         response = response.header(name, value);
     }
     let mut break_at = None;
@@ -112,8 +149,7 @@ async fn resolve(State(hub): State<Arc<Hub>>, UrlPath((_, path)): UrlPath<(Strin
 /// The hub's address.
 async fn start(hub: &Arc<Hub>) -> String {
     let app = Router::new()
-        .route("/api/models/somebody/tiny/revision/main", get(info))
-        .route("/api/models/somebody/tiny/revision/v2", get(info))
+        .route("/api/models/somebody/tiny/revision/{revision}", get(info))
         .route("/somebody/tiny/resolve/{revision}/{*path}", get(resolve))
         .with_state(Arc::clone(hub));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -130,7 +166,10 @@ async fn generate_with(args: &[&str], home: &Path, env: &[(&str, &str)]) -> Outp
     let picture = home.join("x.png");
     let mut command = binary();
     command.args(["generate", "a", "--steps", "1"]).args(args).arg("-o").arg(picture);
-    command.env("HF_HOME", home).env_remove("HF_TOKEN").envs(env.iter().copied());
+    for name in ["HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.env("HF_HOME", home).envs(env.iter().copied());
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
@@ -210,6 +249,127 @@ async fn a_gated_model_needs_its_token() {
 }
 
 #[tokio::test]
+async fn a_token_is_found_where_python_finds_it() {
+    let hub = Arc::new(Hub { token: Some("hf_secret"), ..Hub::default() });
+    let url = start(&hub).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&file, "hf_secret\r\n").unwrap();
+    let path = ("HF_TOKEN_PATH", file.path().to_str().unwrap());
+    let places: [&[_]; 5] = [
+        &[("HF_TOKEN", " hf_secret\r\n"), ("HUGGING_FACE_HUB_TOKEN", "another")],
+        &[("HF_TOKEN", ""), ("HUGGING_FACE_HUB_TOKEN", "hf_secret")],
+        &[path],
+        &[path, ("HF_TOKEN", " \n")],
+        &[("HF_TOKEN", "")],
+    ];
+    for place in places {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("token"), if place.contains(&path) { "another" } else { "hf_secret\n" }).unwrap();
+        let output = generate("somebody/tiny", home.path(), &[&[("HF_ENDPOINT", url.as_str())], place].concat()).await;
+        assert!(output.status.success(), "{place:?}: {}", stderr(&output));
+    }
+}
+
+#[tokio::test]
+async fn only_what_python_takes_for_a_yes_forbids_the_network() {
+    let home = tempfile::tempdir().unwrap();
+    let (hub, transformers) = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE");
+    let no = ["", "0", "false", "no", "off"].map(|no| [(hub, no), (transformers, "0")]);
+    let yes = ["1", "ON", "yes", "True"].map(|yes| [(hub, yes), (transformers, "0")]);
+    let either = [([(hub, "0"), (transformers, "1")], None), ([(hub, ""), (transformers, "1")], Some(transformers))];
+    let cases = no.into_iter().map(|env| (env, None)).chain(yes.into_iter().map(|env| (env, Some(hub)))).chain(either);
+    for (env, forbids) in cases {
+        let output = generate("somebody/tiny", home.path(), &[&env[..], &[("HF_ENDPOINT", "http://127.0.0.1:1")]].concat()).await;
+        let message = forbids.map_or("cannot be downloaded".to_owned(), |name| format!("is not in the cache, and {name} forbids"));
+        assert!(stderr(&output).contains(&message), "{env:?}: {}", stderr(&output));
+    }
+}
+
+#[tokio::test]
+async fn a_commit_upstream_brings_what_is_new_in_it() {
+    let (hub, home) = (Arc::new(Hub::default()), tempfile::tempdir().unwrap());
+    let (url, cache) = (start(&hub).await, home.path().join("hub/models--somebody--tiny"));
+    let snapshot = |commit: &str| {
+        let mut files = names(&cache.join("snapshots").join(commit), "");
+        files.sort();
+        files
+    };
+    for commit in [COMMIT, LATER] {
+        let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(fs::read_to_string(cache.join("refs/main")).unwrap(), commit);
+        for path in snapshot(commit) {
+            assert!(fs::read(cache.join("snapshots").join(commit).join(&path)).unwrap() == file(&path, commit).unwrap(), "{path}");
+        }
+        hub.moved.store(true, Ordering::SeqCst);
+    }
+    assert_eq!(snapshot(LATER).into_iter().filter(|path| path != MORE).collect::<Vec<_>>(), snapshot(COMMIT));
+    assert!(snapshot(LATER).contains(&MORE.to_owned()));
+    assert_eq!(hub.starts(), [0], "weights that did not change are not downloaded again");
+    let blob = cache.join("snapshots").join(LATER).join(UNET);
+    assert!(fs::read_link(&blob).unwrap().starts_with("../../../blobs"));
+    assert!(generate("somebody/tiny", home.path(), &[("HF_HUB_OFFLINE", "1")]).await.status.success());
+}
+
+#[tokio::test]
+async fn a_commit_in_the_midst_of_a_download_waits_for_the_next_start() {
+    let (hub, home) = (Arc::new(Hub { moves: true.into(), ..Hub::default() }), tempfile::tempdir().unwrap());
+    let (url, cache) = (start(&hub).await, home.path().join("hub/models--somebody--tiny"));
+    let snapshots = || fs::read_dir(cache.join("snapshots")).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(snapshots(), [COMMIT]);
+    assert_eq!(fs::read_to_string(cache.join("refs/main")).unwrap(), COMMIT);
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(cache.join("refs/main")).unwrap(), LATER);
+}
+
+#[tokio::test]
+async fn pickled_weights_are_refused_before_anything_is_downloaded() {
+    let (hub, home) = (Arc::new(Hub { pickled: Some("vae"), ..Hub::default() }), tempfile::tempdir().unwrap());
+    let url = start(&hub).await;
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert_eq!(output.status.code(), Some(66));
+    assert!(
+        stderr(&output).contains("error: somebody/tiny/vae/diffusion_pytorch_model.bin: pickled weights are not read"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!home.path().join("hub").exists());
+    // Where another is taken, they are of no use.
+    let args = ["--model", "somebody/tiny", "--vae", "tests/parity/tiny/vae"];
+    let output = generate_with(&args, home.path(), &[("HF_ENDPOINT", &url)]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_path_of_nothing_is_not_looked_for_on_the_hub() {
+    let home = tempfile::tempdir().unwrap();
+    for path in ["models/v1-5.safetensors", "models/v1-5.ckpt", "tests/tiny"] {
+        let output = generate(path, home.path(), &[("HF_ENDPOINT", "http://127.0.0.1:1")]).await;
+        assert_eq!(output.status.code(), Some(66));
+        assert!(stderr(&output).contains(&format!("error: there is no model {path}: ")), "{}", stderr(&output));
+    }
+}
+
+/// Python's client has a name for branches and tags alone.
+#[tokio::test]
+async fn a_commit_needs_no_reference() {
+    let (hub, home) = (start(&Arc::default()).await, tempfile::tempdir().unwrap());
+    assert!(generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &hub)]).await.status.success());
+    let references = home.path().join("hub/models--somebody--tiny/refs");
+    fs::remove_dir_all(&references).unwrap();
+    for (commit, env, is_there) in
+        [(COMMIT, ("HF_HUB_OFFLINE", "1"), true), (LATER, ("HF_HUB_OFFLINE", "1"), false), (COMMIT, ("HF_ENDPOINT", &*hub), true)]
+    {
+        let output = generate_with(&["--model", "somebody/tiny", "--revision", commit], home.path(), &[env]).await;
+        assert_eq!(output.status.success(), is_there, "{}", stderr(&output));
+        assert!(!references.exists());
+    }
+}
+
+#[tokio::test]
 async fn a_revision_is_the_one_that_is_asked_for() {
     let (hub, home) = (start(&Arc::default()).await, tempfile::tempdir().unwrap());
     let at = async |revision: &str, env: &[(&str, &str)]| {
@@ -226,5 +386,5 @@ async fn a_revision_is_the_one_that_is_asked_for() {
         assert!(stderr(&output).contains(message), "{}", stderr(&output));
     }
     let output = generate_with(&["--model", TINY, "--revision", "v2"], home.path(), &[]).await;
-    assert!(stderr(&output).contains("is no repository, and has no revision v2"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is no repository, and has no revision v2: give no --revision with it"), "{}", stderr(&output));
 }

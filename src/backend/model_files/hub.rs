@@ -4,69 +4,128 @@ use std::{
     env,
     fs::{self, File},
     io::{self, IsTerminal},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use hf_hub::{
     Cache, Repo, RepoType,
-    api::sync::{ApiBuilder, ApiError},
+    api::sync::{Api, ApiBuilder, ApiError},
 };
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
-use super::{INDEXES, WEIGHTS};
+use super::{INDEXES, NO_PICKLES, WEIGHTS, is_pickle};
 use crate::backend::LoadError;
 
 /// The parts of a Stable Diffusion model, as folders of its repository.
 const PARTS: [&str; 7] = ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"];
 const INDEX: &str = "model_index.json";
+/// How the names of files end that are no repositories, besides those of pickled ones.
+const FILES: [&str; 2] = ["safetensors", "gguf"];
 const RETRIES: usize = 3;
 
-/// Whether `model` has the form of a repository's name, `owner/name`, and is not the path of something.
+/// Whether `model` has the form of a repository's name, `owner/name`, and is no path: neither into a directory that is here, nor of a file by
+/// its ending, be it there or not.
 pub(super) fn is_repository(model: &str) -> bool {
     let is_plain =
         |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    model.split('/').count() == 2 && model.split('/').all(is_plain) && !Path::new(model).exists()
+    let Some((owner, name)) = model.split_once('/') else { return false };
+    let end = Path::new(name).extension();
+    let is_file = end.is_some_and(|end| FILES.iter().any(|file| end.eq_ignore_ascii_case(file))) || is_pickle(Path::new(name));
+    is_plain(owner) && is_plain(name) && !is_file && !Path::new(owner).is_dir()
 }
 
 /// Downloads what is not in the cache yet, at a revision (a branch, a tag, a commit; `main` if none is given), and gives back the directory
-/// where it is. With `HF_HUB_OFFLINE` it only looks there.
+/// where it is. With `HF_HUB_OFFLINE` it only looks there. Parts that come from `elsewhere` may have pickled weights here.
 ///
 /// # Errors
-/// When the hub cannot be reached, has no such model, or sends something else than it says.
-pub(super) fn fetch(repository: &str, revision: Option<&str>) -> Result<PathBuf, LoadError> {
+/// When the hub cannot be reached, has no such model, has pickled weights alone, or sends something else than it says.
+pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<PathBuf, LoadError> {
     let revision = revision.unwrap_or("main");
-    let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
-    let folder = |index: PathBuf| index.parent().map(Path::to_owned).unwrap_or_default();
-    let cache = || Cache::from_env().repo(repo.clone());
-    let cached = || cache().get(INDEX);
-    if env::var("HF_HUB_OFFLINE").is_ok_and(|value| !matches!(value.as_str(), "" | "0")) {
-        let missing = || format!("{repository} at {revision} is not in the cache, and HF_HUB_OFFLINE forbids to download it");
-        return cached().map(folder).ok_or_else(|| LoadError::NotFound(missing()));
+    let at = |revision: &str| Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
+    let (repo, failed) = (at(revision), |error| download_failed(repository, error));
+    if let Some(name) = offline() {
+        let missing = || format!("{repository} at {revision} is not in the cache, and {name} forbids to download it");
+        return cached(&repo).ok_or_else(|| LoadError::NotFound(missing()));
     }
-    let failed = |source: ApiError| LoadError::Download { repository: repository.to_owned(), source: Box::new(source) };
-    let token = env::var("HF_TOKEN").ok().or_else(|| Cache::from_env().token());
-    let builder = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).with_progress(std::io::stderr().is_terminal());
-    let remote = builder.build().map_err(failed)?.repo(repo.clone());
-    let files = match (remote.info(), cached()) {
-        (Ok(info), _) => info.siblings.into_iter().map(|file| file.rfilename).collect::<Vec<String>>(),
+    let builder = ApiBuilder::from_env().with_token(token()).with_retries(RETRIES).with_progress(io::stderr().is_terminal());
+    let api = builder.build().map_err(failed)?;
+    let (files, commit) = match (api.repo(repo.clone()).info(), cached(&repo)) {
+        (Ok(info), _) => (info.siblings.into_iter().map(|file| file.rfilename).collect::<Vec<String>>(), info.sha),
         // The index is fetched last: where it is, all of the model is.
-        (Err(error), Some(index)) => {
+        (Err(error), Some(snapshot)) => {
             warn!(%error, "the hub does not answer; {repository} is taken from the cache");
-            return Ok(folder(index));
+            return Ok(snapshot);
         }
         (Err(error), None) => return Err(failed(error)),
     };
     if !files.iter().any(|file| file == INDEX) {
         return Err(LoadError::NotFound(without_index(repository, &files)));
     }
-    for file in wanted(&files).into_iter().chain([INDEX]) {
-        if cache().get(file).is_none() {
+    if let Some(file) = pickled(&files, elsewhere) {
+        return Err(LoadError::BadConfig { path: Path::new(repository).join(file), reason: NO_PICKLES.to_owned() });
+    }
+    // All of them at one commit, wherever the revision moves in the meantime.
+    let fixed = at(&commit);
+    let snapshot = Cache::from_env().repo(fixed.clone()).pointer_path(&commit);
+    for file in wanted(&files).into_iter().chain([INDEX]).filter(|file| !snapshot.join(file).exists()) {
+        if !link(&api, &fixed, file).map_err(failed)? {
             info!(repository, revision, file, "downloading");
-            check(&remote.get(file).map_err(failed)?)?;
+            check(&api.repo(fixed.clone()).download(file).map_err(failed)?)?;
         }
     }
-    cached().map(folder).ok_or_else(|| LoadError::NotFound(without_index(repository, &files)))
+    if cached(&repo).as_ref() != Some(&snapshot) {
+        Cache::from_env().repo(repo).create_ref(&commit).map_err(|error| failed(error.into()))?;
+    }
+    Ok(snapshot)
+}
+
+fn download_failed(repository: &str, source: ApiError) -> LoadError {
+    LoadError::Download { repository: repository.to_owned(), source: Box::new(source) }
+}
+
+/// Where the cache has a revision, as far as its index tells.
+fn cached(repo: &Repo) -> Option<PathBuf> {
+    let cache = Cache::from_env().repo(repo.clone());
+    // Python's client keeps no reference from a commit to itself.
+    let is_commit = repo.revision().len() == 40 && repo.revision().bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let at_commit = is_commit.then(|| cache.pointer_path(repo.revision()).join(INDEX)).filter(|index| index.exists());
+    at_commit.or_else(|| cache.get(INDEX))?.parent().map(Path::to_owned)
+}
+
+/// Takes a file of a commit from what the cache has of another commit. Whether it was there.
+fn link(api: &Api, commit: &Repo, file: &str) -> Result<bool, ApiError> {
+    let cache = Cache::from_env().repo(commit.clone());
+    let metadata = api.metadata(&api.repo(commit.clone()).url(file))?;
+    if !fs::metadata(cache.blob_path(metadata.etag())).is_ok_and(|blob| blob.len() == metadata.size() as u64) {
+        return Ok(false);
+    }
+    let path = cache.pointer_path(commit.revision()).join(file);
+    fs::create_dir_all(path.parent().unwrap_or(&path))?;
+    // Out of the folders that the file is in, and of snapshots/COMMIT.
+    let up = "../".repeat(file.split('/').count() + 1);
+    symlink(format!("{up}blobs/{}", metadata.etag()), path)?;
+    Ok(true)
+}
+
+/// The first of some variables that is there and not empty, and its value.
+fn variable<'a>(names: &[&'a str]) -> Option<(&'a str, String)> {
+    names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (*name, value)))
+}
+
+/// The variable that forbids to use the network, if one does. Names and values are those of Python's client.
+fn offline() -> Option<&'static str> {
+    let (name, value) = variable(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])?;
+    ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes)).then_some(name)
+}
+
+/// What the user is known by, from the environment or from the file where Python's client puts it.
+fn token() -> Option<String> {
+    let clean = |token: String| Some(token.replace(['\r', '\n'], "").trim().to_owned()).filter(|token| !token.is_empty());
+    let file = || variable(&["HF_TOKEN_PATH"]).map_or_else(|| Cache::from_env().token_path(), |(_, path)| path.into());
+    let given = variable(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).and_then(|(_, token)| clean(token));
+    given.or_else(|| fs::read_to_string(file()).ok().and_then(clean))
 }
 
 /// What a repository is told that is none of a model in parts.
@@ -123,6 +182,14 @@ fn weights_of<'a>(part: &str, files: &'a [String]) -> Vec<&'a str> {
     [index].into_iter().chain(shards).collect()
 }
 
+/// The first pickled weights of a part that has no others.
+fn pickled<'a>(files: &'a [String], elsewhere: &[&str]) -> Option<&'a str> {
+    let is_weights = |name: &str| ["diffusion_pytorch_model", "pytorch_model"].iter().any(|start| name.starts_with(start));
+    let without = |part: &str| PARTS.contains(&part) && !elsewhere.contains(&part) && weights_of(part, files).is_empty();
+    let is_needed = |file: &&str| file.split_once('/').is_some_and(|(part, name)| is_weights(name) && without(part));
+    files.iter().map(String::as_str).filter(|file| is_pickle(Path::new(file))).find(is_needed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +202,10 @@ mod tests {
         for path in ["builtin", "/models/sd", "./sd/turbo", "models/sd/turbo", "src/backend", "a b/c", "../sd"] {
             assert!(!is_repository(path), "{path}");
         }
+        // Of what is not there.
+        for path in ["models/v1-5.safetensors", "a/b.CKPT", "a/b.gguf", "a/b.pt", "a/b.pth", "a/b.bin", "src/sd-turbo"] {
+            assert!(!is_repository(path), "{path}");
+        }
     }
 
     #[test]
@@ -142,6 +213,22 @@ mod tests {
         let files = ["README.md", "v1-5.safetensors", "vae/x.safetensors"].map(str::to_owned);
         assert!(without_index("a/b", &files).ends_with("; download v1-5.safetensors and give it with --model"));
         assert!(without_index("a/b", &files[..1]).ends_with("in the layout of diffusers"));
+    }
+
+    #[test]
+    fn pickled_weights_are_seen_where_there_are_no_others() {
+        let files = [
+            "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "safety_checker/pytorch_model.bin",
+            "tokenizer/merges.bin",
+            "text_encoder/pytorch_model-00001-of-00002.bin",
+            "vae/diffusion_pytorch_model.fp16.bin",
+        ]
+        .map(str::to_owned);
+        assert_eq!(pickled(&files, &[]), Some("text_encoder/pytorch_model-00001-of-00002.bin"));
+        assert_eq!(pickled(&files, &["text_encoder"]), Some("vae/diffusion_pytorch_model.fp16.bin"));
+        assert_eq!(pickled(&files, &["text_encoder", "vae"]), None);
     }
 
     #[test]

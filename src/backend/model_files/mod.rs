@@ -129,19 +129,21 @@ impl ModelFiles {
     /// # Errors
     /// When there is no such model, or it is none of a family that is supported.
     pub fn open(model: &str) -> Result<Self, LoadError> {
-        Self::open_at(model, None)
+        Self::open_at(model, None, &[])
     }
 
-    /// The same, of a repository at a revision: a branch, a tag, or a commit.
+    /// The same, of a repository at a revision: a branch, a tag, or a commit. Parts that will come from `elsewhere` may have weights there
+    /// that are not read.
     ///
     /// # Errors
     /// As [`ModelFiles::open`], and when what is no repository is to have a revision.
-    pub fn open_at(model: &str, revision: Option<&str>) -> Result<Self, LoadError> {
+    pub fn open_at(model: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<Self, LoadError> {
         if hub::is_repository(model) {
-            return Ok(Self::new(model.to_owned(), Place::Directory(hub::fetch(model, revision)?)));
+            return Ok(Self::new(model.to_owned(), Place::Directory(hub::fetch(model, revision, elsewhere)?)));
         }
         if let Some(revision) = revision {
-            return Err(LoadError::NotFound(format!("{model} is no repository, and has no revision {revision}")));
+            let help = "give no --revision with it, or a repository such as owner/name";
+            return Err(LoadError::NotFound(format!("{model} is no repository, and has no revision {revision}: {help}")));
         }
         if model == "builtin" {
             #[cfg(feature = "builtin-model")]
@@ -150,21 +152,17 @@ impl ModelFiles {
             return Err(LoadError::NotFound("this binary has no built-in model; give a directory with --model".to_owned()));
         }
         let path = PathBuf::from(model);
-        let id = || {
-            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let name = if path.is_file() { whole.file_stem() } else { whole.file_name() };
-            name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
-        };
         if path.join("model_index.json").is_file() {
-            Ok(Self::new(id(), Place::Directory(path)))
+            Ok(Self::new(name_of(&path), Place::Directory(path)))
         } else if path.is_dir() {
             Err(LoadError::MissingFile(path.join("model_index.json")))
-        } else if is_pickle(&path) {
+        } else if path.is_file() && is_pickle(&path) {
             Err(LoadError::BadConfig { path, reason: NO_PICKLES.to_owned() })
         } else if path.is_file() {
-            Ok(Self::new(id(), Place::Checkpoint(Arc::new(Checkpoint::open(&path)?))))
+            Ok(Self::new(name_of(&path), Place::Checkpoint(Arc::new(Checkpoint::open(&path)?))))
         } else {
-            let help = "--model takes \"builtin\", a directory in the layout of diffusers, a .safetensors file, or a repository such as owner/name";
+            let help = "--model takes \"builtin\", a directory in the layout of diffusers, a .safetensors file, or a repository such as owner/name \
+                        where there is no directory owner";
             Err(LoadError::NotFound(format!("there is no model {model}: {help}")))
         }
     }
@@ -362,6 +360,15 @@ impl ModelFiles {
     }
 }
 
+/// What a model is called that nobody gave a name: as its path ends, without the ending of a file. Links have names of their own, such as
+/// those of the hub's cache to files that are called by their hashes.
+fn name_of(path: &Path) -> String {
+    let end =
+        |path: &Path| if path.is_file() { path.file_stem() } else { path.file_name() }.map(|name| name.to_string_lossy().into_owned());
+    // A path such as `..` ends in no name.
+    end(path).or_else(|| end(&path.canonicalize().ok()?)).unwrap_or_else(|| "model".to_owned())
+}
+
 fn is_pickle(path: &Path) -> bool {
     path.extension().is_some_and(|end| PICKLE_ENDINGS.iter().any(|pickle| end.eq_ignore_ascii_case(pickle)))
 }
@@ -386,4 +393,24 @@ struct PoolingConfig {
 struct ShardIndex {
     /// Which file each tensor is in.
     weight_map: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_as_its_path_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blob, link, directory) = (folder.path().join("3f0c9a"), folder.path().join("v1.5.safetensors"), folder.path().join("sd-v1.5"));
+        fs::write(&blob, "").unwrap();
+        fs::create_dir(&directory).unwrap();
+        symlink(&blob, &link).unwrap();
+        assert_eq!([link, directory.join("."), directory.join("../sd-v1.5/")].map(|path| name_of(&path)), ["v1.5", "sd-v1.5", "sd-v1.5"]);
+        assert_eq!(name_of(&directory.join("..")), name_of(folder.path()));
+        assert_eq!(name_of(Path::new(".")), env::current_dir().unwrap().file_name().unwrap().to_string_lossy());
+        assert_eq!(name_of(Path::new("/")), "model");
+    }
 }
