@@ -9,7 +9,8 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::{
-    net::TcpListener,
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 use tokio_util::sync::CancellationToken;
@@ -137,12 +138,12 @@ async fn an_orchestrator_is_told_the_truth() {
     assert_eq!(ready["worker"], expected);
     let running = worker.start(&json!({ "prompt": "a fox", "steps": 1000, "size": "1024x1024" })).await;
     next("heartbeat", "busy").await;
+    let mut open = TcpStream::connect(worker_address.trim_start_matches("http://")).await.unwrap();
     worker.signal("TERM");
     next("heartbeat", "stopping").await;
     running.abort();
     // The last word comes even though the one before it is on its way until the worker has closed its doors.
-    let address = worker_address.trim_start_matches("http://");
-    while tokio::net::TcpStream::connect(address).await.is_ok() {}
+    assert_eq!(open.read(&mut [0]).await.unwrap_or_default(), 0);
     take_stopping.cancel();
     next("heartbeat", "stopped").await;
     assert_eq!(worker.wait().code(), Some(0));
