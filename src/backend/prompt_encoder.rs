@@ -16,8 +16,10 @@ use crate::common::{ClipSkip, InvalidValue};
 
 /// Parts of a prompt: each is one more sample in every step.
 const MAX_PARTS: usize = 16;
-/// Prompts that are kept: in Stable Diffusion 1.5, 231 KiB each.
+/// Prompts that are kept: in Stable Diffusion 1.5, 231 KiB for a short one.
 const CAPACITY: usize = 64;
+/// How much of them is kept: in SDXL, 616 KiB for each chunk of each part.
+const CAPACITY_BYTES: usize = 64 << 20;
 
 /// Text encoders, one or in SDXL two, and what they made of the latest prompts. Many requests share a prompt, nearly all the empty
 /// negative one.
@@ -78,6 +80,16 @@ struct EncodedPrompt {
     cut: Option<String>,
     /// Words that the model was not taught.
     unknown: Vec<String>,
+    /// Networks that it names, which this worker does not apply.
+    networks: Vec<String>,
+}
+
+impl EncodedPrompt {
+    /// What its tensors take.
+    fn bytes(&self) -> usize {
+        let tensors = self.parts.iter().flat_map(|part| [Some(&part.chunks), part.pooled.as_ref()]).flatten();
+        tensors.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
 }
 
 /// What a part of a prompt became.
@@ -110,7 +122,8 @@ impl Key {
     }
 
     fn parts(&self) -> Vec<PromptPart> {
-        if self.is_negative { prompt_syntax::parse_negative(&self.text) } else { prompt_syntax::parse(&self.text) }
+        let (text, _) = prompt_syntax::without_networks(&self.text);
+        if self.is_negative { prompt_syntax::parse_negative(&text) } else { prompt_syntax::parse(&text) }
     }
 }
 
@@ -187,18 +200,19 @@ impl PromptEncoder {
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prompt, parts) in prompts.iter().zip(parts) {
             let (mut cuts, mut unknown, mut joined) = (Vec::new(), Vec::new(), Vec::with_capacity(parts.len()));
+            let (text, networks) = prompt_syntax::without_networks(&prompt.text);
+            let is_zero = self.force_zeros_for_empty_prompt && prompt.is_negative && text.trim().is_empty();
             for part in parts {
                 unknown.extend(part.sections.iter().flatten().flat_map(|span| self.known_words.missing_in(&span.text)));
                 let readings: Vec<ReadPart> = read.iter_mut().filter_map(Iterator::next).collect();
                 let chunks: Vec<&Tensor> = readings.iter().map(|reading| &reading.chunks).collect();
                 let (chunks, weight) = (Tensor::cat(&chunks, 2)?, part.weight);
-                let is_zero = self.force_zeros_for_empty_prompt && prompt.is_negative && prompt.text.trim().is_empty();
                 // All cut what they read at the same place, and the pooled text is that of the last one that has it.
                 cuts.extend(readings.first().and_then(|reading| reading.cut.clone()));
                 let pooled = readings.into_iter().rev().find_map(|reading| reading.pooled);
                 joined.push(EncodedPart { weight, chunks, pooled, is_zero });
             }
-            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")), unknown });
+            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")), unknown, networks });
         }
         Ok(encoded)
     }
@@ -214,13 +228,18 @@ fn warnings(prompts: &[EncodedPrompt]) -> Vec<String> {
     let cuts = prompts.iter().filter_map(|prompt| prompt.cut.as_ref());
     let mut warnings: Vec<String> =
         cuts.map(|cut| format!("a prompt is too long for the model; this part of it was not read: \"{cut}\"")).collect();
-    let mut seen = HashSet::new();
-    let unknown: Vec<&str> =
-        prompts.iter().flat_map(|prompt| &prompt.unknown).map(String::as_str).filter(|word| seen.insert(*word)).collect();
+    let unknown = each_once(prompts.iter().flat_map(|prompt| &prompt.unknown));
     if !unknown.is_empty() {
         warnings.push(format!("unknown words: {} (the model was not taught them: what they draw is chance)", unknown.join(", ")));
     }
+    let networks = each_once(prompts.iter().flat_map(|prompt| &prompt.networks));
+    warnings.extend(networks.into_iter().map(|name| format!("{name} was left out: not supported by this worker")));
     warnings
+}
+
+fn each_once<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+    let mut seen = HashSet::new();
+    texts.map(String::as_str).filter(|text| seen.insert(*text)).collect()
 }
 
 /// The tensor, or one of its shape without anything in it.
@@ -241,21 +260,59 @@ impl Latest {
         Some(encoded)
     }
 
+    /// Keeps a prompt, unless it alone is more than there is room for.
     fn put(&mut self, new: &Key, encoded: EncodedPrompt) {
         self.0.retain(|(key, _)| key != new);
+        if encoded.bytes() > CAPACITY_BYTES {
+            return;
+        }
         self.0.push_front((new.clone(), encoded));
-        self.0.truncate(CAPACITY);
+        let mut bytes = 0;
+        let fit = self.0.iter().take(CAPACITY).take_while(|(_, encoded)| {
+            bytes += encoded.bytes();
+            bytes <= CAPACITY_BYTES
+        });
+        let count = fit.count();
+        self.0.truncate(count);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
+
+    /// One whose tensors take so many bytes.
+    fn prompt_of(bytes: usize) -> EncodedPrompt {
+        let tensor = |shape: &[usize]| Tensor::zeros(shape, DType::U8, &Device::Cpu).unwrap();
+        let pooled = bytes.min(1);
+        let part = EncodedPart { weight: 1.0, chunks: tensor(&[1, 1, bytes - pooled]), pooled: Some(tensor(&[1, pooled])), is_zero: false };
+        EncodedPrompt { parts: vec![part], cut: None, unknown: Vec::new(), networks: Vec::new() }
+    }
+
+    #[test]
+    fn large_prompts_leave_room_for_few() {
+        let key = |text: &str| Key::new(PromptText::Positive(text), 0);
+        let mut latest = Latest::default();
+        let texts = |latest: &Latest| latest.0.iter().map(|(key, _)| key.text.clone()).collect::<Vec<_>>();
+        let third = CAPACITY_BYTES / 3;
+        for text in ["a", "b", "c"] {
+            latest.put(&key(text), prompt_of(third));
+        }
+        assert_eq!(texts(&latest), ["c", "b", "a"]);
+        latest.put(&key("d"), prompt_of(third + 2));
+        assert_eq!(texts(&latest), ["d", "c"], "what was used longest ago goes, until the rest fits");
+        latest.put(&key("e"), prompt_of(CAPACITY_BYTES + 1));
+        assert_eq!(texts(&latest), ["d", "c"], "what would take all of it and more is not kept");
+        latest.put(&key("e"), prompt_of(CAPACITY_BYTES));
+        assert_eq!(texts(&latest), ["e"]);
+    }
 
     #[test]
     fn the_prompt_that_was_not_used_for_longest_goes_first() {
         let key = |text: &str| Key::new(PromptText::Positive(text), 0);
-        let encoded = EncodedPrompt { parts: Vec::new(), cut: None, unknown: Vec::new() };
+        let encoded = prompt_of(0);
         let mut latest = Latest::default();
         latest.put(&key(""), encoded.clone());
         latest.put(&key("never again"), encoded.clone());

@@ -1,7 +1,11 @@
 //! What people write in prompts beside words, as A1111 reads it: `(stress)`, `[less of it]`, `(so much:1.3)`, `BREAK`, `AND`.
 
+/// What stands between sections.
+pub(super) const BREAK: &str = "BREAK";
 /// The stress of a pair of parentheses.
 const STRESS: f64 = 1.1;
+/// What A1111 takes out of a prompt, and people's names for it.
+const NETWORKS: [(&str, &str); 3] = [("lora", "LoRA"), ("lyco", "LyCORIS"), ("hypernet", "hypernetwork")];
 /// No stress is further from 0: thousands of parentheses are no number any more.
 const MAX_WEIGHT: f64 = 100.0;
 
@@ -19,6 +23,35 @@ pub(super) struct PromptPart {
 pub(super) struct Span {
     pub(super) text: String,
     pub(super) weight: f64,
+}
+
+/// A prompt without its `<lora:name:1>` and the like, and what these name.
+pub(super) fn without_networks(prompt: &str) -> (String, Vec<String>) {
+    let (mut text, mut networks) = (String::with_capacity(prompt.len()), Vec::new());
+    let mut rest = prompt;
+    while let Some((before, inside)) = rest.split_once('<') {
+        text.push_str(before);
+        rest = if let Some((name, after)) = network(inside) {
+            networks.push(name);
+            after
+        } else {
+            text.push('<');
+            inside
+        };
+    }
+    text.push_str(rest);
+    (text, networks)
+}
+
+/// `lora:name:1>` as its kind and its name, and what follows it.
+fn network(text: &str) -> Option<(String, &str)> {
+    let (kind, inside) = NETWORKS.iter().find_map(|(word, kind)| {
+        let (start, rest) = text.split_at_checked(word.len())?;
+        Some((kind, rest.strip_prefix(':').filter(|_| start.eq_ignore_ascii_case(word))?))
+    })?;
+    let (inside, after) = inside.split_once('>').filter(|(inside, _)| !inside.is_empty())?;
+    let name = inside.split(':').next().unwrap_or_default();
+    Some((format!("{kind} \"{name}\""), after))
 }
 
 /// Reads a prompt. Every text means something: what is no syntax is words.
@@ -64,7 +97,8 @@ fn sections(prompt: &str) -> Vec<Vec<Span>> {
                     reader.text.push(next);
                     after = &after[next.len_utf8()..];
                 }
-                None => reader.text.push(c),
+                // It is left out, and what stands before it does not go on with what follows when `BREAK`s are looked for.
+                None => reader.flush(),
             },
             '(' => reader.open(true),
             '[' => reader.open(false),
@@ -118,7 +152,7 @@ impl Reader {
         self.flush();
         self.sections.push(Vec::new());
         for span in self.spans {
-            for (i, text) in split_at_word(&span.text, "BREAK").into_iter().enumerate() {
+            for (i, text) in split_at_word(&span.text, BREAK).into_iter().enumerate() {
                 if i > 0 {
                     self.sections.push(Vec::new());
                 }
@@ -196,7 +230,8 @@ mod tests {
             ),
             ("[less] and (much:1.5) ", &[("less", 0.909_091), (" and ", 1.0), ("much", 1.5), (" ", 1.0)]),
             ("time 12:30) (a:b) (c:1e9)", &[("time 12:30) ", 1.0), ("a:b", 1.1), (" ", 1.0), ("c:1e9", 1.1)]),
-            ("]) \\ :", &[("]) \\ :", 1.0)]),
+            ("]) \\ :", &[("])  :", 1.0)]),
+            (r"a\b \\c \\\d (e\:1.5)\", &[(r"ab \c \d ", 1.0), ("e", 1.5)]),
             ("(none:0) (minus:-1)", &[("none", 0.0), (" ", 1.0), ("minus", -1.0)]),
             ("", &[]),
             ("()[]", &[]),
@@ -211,6 +246,7 @@ mod tests {
         let sections = sections("a (red BREAK fox:1.2) BREAKFAST");
         let texts: Vec<Vec<&str>> = sections.iter().map(|section| section.iter().map(|span| span.text.as_str()).collect()).collect();
         assert_eq!(texts, [vec!["a ", "red "], vec![" fox", " BREAKFAST"]]);
+        assert_eq!(super::sections(r"a\BREAK\b").len(), 2);
 
         let parts = parse("a fox AND an ANDROID :0.5 AND (owl:1.2)AND");
         assert_eq!(parts.iter().map(|part| part.weight).collect::<Vec<_>>(), [1.0, 0.5, 1.0, 1.0]);
@@ -219,6 +255,25 @@ mod tests {
         assert!(parts[3].sections[0].is_empty());
         assert_eq!(parse_negative("a AND b").len(), 1);
         assert_eq!(parse("at 12:30"), parse_negative("at 12:30"));
+    }
+
+    #[test]
+    fn networks_are_taken_out_of_a_prompt() {
+        for (prompt, right, networks) in [
+            ("a <lora:Film Grain:0.8> fox", "a  fox", &["LoRA \"Film Grain\""][..]),
+            ("<lora:a:1><hypernet:b><LyCo:c:1:2=3>", "", &["LoRA \"a\"", "hypernetwork \"b\"", "LyCORIS \"c\""]),
+            ("a<<lora:ä AND b:1>>", "a<>", &["LoRA \"ä AND b\""]),
+            ("<lora::1>", "", &["LoRA \"\""]),
+            (
+                "<lora:>, <lora>, <lora :a>, <loras:a>, <cat-toy>, lora:a>, <3 <",
+                "<lora:>, <lora>, <lora :a>, <loras:a>, <cat-toy>, lora:a>, <3 <",
+                &[],
+            ),
+            ("<lora:a", "<lora:a", &[]),
+            ("<ä🦊", "<ä🦊", &[]),
+        ] {
+            assert_eq!(without_networks(prompt), (right.to_owned(), networks.iter().map(|name| (*name).to_owned()).collect()), "{prompt}");
+        }
     }
 
     proptest! {

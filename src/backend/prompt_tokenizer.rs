@@ -9,11 +9,18 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::{
     GenerationError, LoadError, ModelFiles,
     learned_words::{LearnedWords, Piece},
-    prompt_syntax::Span,
+    prompt_chunks::{Word, spread},
+    prompt_syntax::{BREAK, Span},
 };
 
 /// What CLIP takes for a word.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// What some editors put in front of a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+/// Tokens beside those of the vocabulary, in tokenizers whose configuration does not list them.
+const ADDED_TOKENS: &str = "added_tokens.json";
+/// A comma that stands by itself.
+const COMMA: &str = ",</w>";
 /// The most chunks that a prompt becomes. Each costs time and memory in every step.
 const MAX_CHUNKS: usize = 16;
 
@@ -26,6 +33,8 @@ pub struct PromptTokenizer {
     start: u32,
     end: u32,
     pad: u32,
+    /// After which a full chunk may end.
+    comma: Option<u32>,
     learned: LearnedWords,
 }
 
@@ -44,7 +53,8 @@ struct TokenizerConfig {
     bos_token: Option<TokenName>,
     pad_token: Option<TokenName>,
     eos_token: Option<TokenName>,
-    added_tokens_decoder: Option<serde::de::IgnoredAny>,
+    /// Tokens beside those of the vocabulary, or other properties of those, by id.
+    added_tokens_decoder: Option<BTreeMap<u32, TokenEntry>>,
 }
 
 impl TokenizerConfig {
@@ -70,6 +80,29 @@ impl TokenizerConfig {
     }
 }
 
+/// An entry of `added_tokens_decoder`. What it leaves out is as in transformers' `AddedToken`.
+#[derive(Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "as in the file")]
+struct TokenEntry {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    special: bool,
+    normalized: Option<bool>,
+}
+
+impl From<TokenEntry> for AddedToken {
+    fn from(entry: TokenEntry) -> Self {
+        let TokenEntry { content, single_word, lstrip, rstrip, special, normalized } = entry;
+        Self { content, single_word, lstrip, rstrip, special, normalized: normalized.unwrap_or(!special) }
+    }
+}
+
 /// A token is written as its text, or as an object around it.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -87,11 +120,11 @@ impl TokenName {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` in a folder of a model; prompts become
-    /// chunks of `length` tokens.
+    /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` in a folder of a model, and
+    /// `added_tokens.json` if there is one; prompts become chunks of `length` tokens.
     ///
     /// # Errors
-    /// When a file is missing or broken, or names a token that the vocabulary does not have.
+    /// When a file is missing or broken, names a token that the vocabulary does not have, or adds one with an id that is not free.
     pub fn load(files: &ModelFiles, folder: &str, length: usize) -> Result<Self, LoadError> {
         let path = &format!("{folder}/tokenizer.json");
         let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
@@ -109,12 +142,23 @@ impl PromptTokenizer {
         let bos_token = config.bos_token.map_or_else(|| "<|startoftext|>".to_owned(), TokenName::text);
         let eos_token = config.eos_token.map_or_else(|| "<|endoftext|>".to_owned(), TokenName::text);
         let pad_token = config.pad_token.map_or_else(|| eos_token.clone(), TokenName::text);
+        if let Some(entries) = config.added_tokens_decoder {
+            let tokens = entries.into_iter().map(|(id, entry)| (id, entry.into())).collect();
+            add_tokens(&mut tokenizer, tokens).map_err(|reason| bad(config_path, reason))?;
+        } else {
+            let path = &format!("{folder}/{ADDED_TOKENS}");
+            let tokens = read_added_tokens(files, path, [&bos_token, &eos_token, &pad_token])?;
+            add_tokens(&mut tokenizer, tokens).map_err(|reason| bad(path, reason))?;
+        }
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| bad(config_path, format!("the vocabulary has no token {token}")));
         let (start, end, pad) = (id(&bos_token)?, id(&eos_token)?, id(&pad_token)?);
+        let comma = tokenizer.token_to_id(COMMA);
         // As in transformers, a prompt may say it, and gets its id: in SDXL and Stable Diffusion 2, where it is an exclamation mark,
         // that is another one than of the word.
-        tokenizer.add_special_tokens([AddedToken::from(pad_token, true)]).map_err(|e| bad(config_path, e.to_string()))?;
-        Ok(Self { tokenizer, length, start, end, pad, learned: LearnedWords::default() })
+        if !tokenizer.get_added_tokens_decoder().contains_key(&pad) {
+            tokenizer.add_special_tokens([AddedToken::from(pad_token, true)]).map_err(|e| bad(config_path, e.to_string()))?;
+        }
+        Ok(Self { tokenizer, length, start, end, pad, comma, learned: LearnedWords::default() })
     }
 
     /// The largest id that can come out, for checking it against an embedding.
@@ -140,40 +184,38 @@ impl PromptTokenizer {
     /// # Errors
     /// When the tokenizer fails, which no text is known to make it do.
     pub(super) fn chunks(&self, sections: &[Vec<Span>]) -> Result<(Vec<Chunk>, Option<String>), GenerationError> {
-        let mut chunks = Vec::new();
+        let mut text = String::new();
+        let mut words: Vec<Vec<Word>> = Vec::with_capacity(sections.len());
         for (i, section) in sections.iter().enumerate() {
-            if chunks.len() == MAX_CHUNKS {
-                return Ok((chunks, Some(text_of(&sections[i..].concat()).trim().to_owned())));
+            text.push_str(if i > 0 { BREAK } else { "" });
+            words.push(Vec::new());
+            for span in section {
+                let found = self.words(span, text.len())?;
+                words[i].extend(found);
+                text.push_str(&span.text);
             }
-            let mut words: Vec<(u32, f32)> = Vec::new();
-            for (j, span) in section.iter().enumerate() {
-                for (start, ids) in self.words(&span.text)? {
-                    if words.len() + ids.len() > self.room() {
-                        chunks.push(self.chunk(&std::mem::take(&mut words)));
-                    }
-                    if chunks.len() == MAX_CHUNKS {
-                        // Places are in bytes of the text that was given, as long as nothing was normalised away; `get` makes sure.
-                        let rest = span.text.get(start..).unwrap_or_default().to_owned();
-                        let cut = rest + &text_of(&section[j + 1..]) + &text_of(&sections[i + 1..].concat());
-                        return Ok((chunks, Some(cut.trim().to_owned())));
-                    }
-                    words.extend(ids.map(|id| (id, span.weight as f32)));
-                }
-            }
-            chunks.push(self.chunk(&words));
         }
-        Ok((chunks, None))
+        let mut chunks: Vec<&[Word]> = words.iter().flat_map(|words| spread(words, self.room(), self.comma)).collect();
+        // Nothing after the last `BREAK` is no chunk.
+        if chunks.len() > 1 {
+            chunks.pop_if(|last| last.is_empty());
+        }
+        let rest = chunks.split_off(chunks.len().min(MAX_CHUNKS));
+        let cut = rest.into_iter().flatten().next().map(|word| text[text.floor_char_boundary(word.at)..].trim().to_owned());
+        Ok((chunks.into_iter().map(|words| self.chunk(words)).collect(), cut))
     }
 
-    /// The words of a text, each with its place and its token ids: one, or several that stay together.
-    fn words(&self, text: &str) -> Result<Vec<(usize, Range<u32>)>, GenerationError> {
+    /// The words of a text that begins at `start`: tokens, and learned words of one or several that stay together.
+    fn words(&self, span: &Span, start: usize) -> Result<Vec<Word>, GenerationError> {
         let mut words = Vec::new();
-        for piece in self.learned.pieces(text) {
+        let mut push = |ids, at| words.push(Word { ids, weight: span.weight as f32, at: start + at });
+        for piece in self.learned.pieces(&span.text) {
             match piece {
-                Piece::Learned(at, ids) => words.push((at, ids)),
+                Piece::Learned(at, ids) => push(ids, at),
                 Piece::Plain(at, plain) => {
                     let encoding = self.tokenizer.encode(plain, false).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
-                    words.extend(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, (start, _))| (at + start, *id..*id + 1)));
+                    // Places are in bytes of the text that was given.
+                    encoding.get_ids().iter().zip(encoding.get_offsets()).for_each(|(id, (begin, _))| push(*id..*id + 1, at + begin));
                 }
             }
         }
@@ -185,8 +227,8 @@ impl PromptTokenizer {
         chunk.ids.iter().position(|id| *id == self.end).unwrap_or_default()
     }
 
-    fn chunk(&self, words: &[(u32, f32)]) -> Chunk {
-        let (ids, weights): (Vec<u32>, Vec<f32>) = words.iter().copied().unzip();
+    fn chunk(&self, words: &[Word]) -> Chunk {
+        let (ids, weights): (Vec<u32>, Vec<f32>) = words.iter().flat_map(|word| word.ids.clone().map(|id| (id, word.weight))).unzip();
         let mut chunk = Chunk { ids: [vec![self.start], ids, vec![self.end]].concat(), weights: [vec![1.0], weights].concat() };
         chunk.ids.resize(self.length, self.pad);
         chunk.weights.resize(self.length, 1.0);
@@ -200,7 +242,7 @@ fn from_vocab_and_merges(files: &ModelFiles, folder: &str) -> Result<Tokenizer, 
     let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
     let vocab: BTreeMap<String, u32> = serde_json::from_slice(&files.read(&vocab_path)?).map_err(|e| bad(&vocab_path, e.to_string()))?;
     let merges = files.read(&merges_path)?;
-    let merges = str::from_utf8(&merges).map_err(|e| bad(&merges_path, e.to_string()))?;
+    let merges = str::from_utf8(&merges).map_err(|e| bad(&merges_path, e.to_string()))?.trim_start_matches(BYTE_ORDER_MARK);
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     let special = ["<|startoftext|>", "<|endoftext|>"].map(|token| {
         let id = vocab.get(token).ok_or_else(|| bad(&vocab_path, format!("the vocabulary has no token {token}")))?;
@@ -225,6 +267,41 @@ fn from_vocab_and_merges(files: &ModelFiles, folder: &str) -> Result<Tokenizer, 
     Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| bad(&merges_path, e.to_string()))
 }
 
-fn text_of(section: &[Span]) -> String {
-    section.iter().map(|span| span.text.as_str()).collect()
+/// `added_tokens.json`, from text to id. As in transformers, `special` ones are found as they are written, others in capitals too.
+fn read_added_tokens(files: &ModelFiles, path: &str, special: [&String; 3]) -> Result<Vec<(u32, AddedToken)>, LoadError> {
+    if !files.exists(path) {
+        return Ok(Vec::new());
+    }
+    let bad = |e: serde_json::Error| LoadError::BadConfig { path: files.path(path), reason: e.to_string() };
+    let ids: BTreeMap<String, u32> = serde_json::from_slice(&files.read(path)?).map_err(bad)?;
+    let token = |(text, id)| {
+        let is_special = special.contains(&&text);
+        (id, AddedToken::from(text, is_special))
+    };
+    let mut tokens: Vec<(u32, AddedToken)> = ids.into_iter().map(token).collect();
+    tokens.sort_by_key(|(id, _)| *id);
+    Ok(tokens)
 }
+
+/// Adds tokens to a vocabulary, in the order of their ids, which must be theirs already or the next ones.
+fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<(u32, AddedToken)>) -> Result<(), String> {
+    for (id, token) in tokens {
+        let text = token.content.clone();
+        let bad = |why: String| Err(format!("the added token \"{text}\" has the id {id}, {why}"));
+        match (tokenizer.token_to_id(&text), tokenizer.id_to_token(id)) {
+            (Some(own), _) if own != id => return bad(format!("but {own} in the vocabulary")),
+            (None, Some(other)) => return bad(format!("which is that of \"{other}\"")),
+            _ => {}
+        }
+        tokenizer.add_tokens([token]).map_err(|e| e.to_string())?;
+        match tokenizer.token_to_id(&text) {
+            Some(found) if found == id => {}
+            Some(next) => return bad(format!("but {next} is the next one, and none may be left out")),
+            None => return bad("but no text".to_owned()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use candle_core::Tensor;
@@ -17,12 +16,11 @@ const A1111: &str = "emb_params";
 /// Names of the vectors for SDXL's two text encoders.
 const SDXL: [&str; 2] = ["clip_l", "clip_g"];
 
-/// A word, called as its file.
+/// A word, called as its file, which is open only while it is read: there may be more of them than a process may have open.
 #[derive(Debug, Clone)]
 pub(super) struct TextualInversion {
     pub(super) name: String,
     path: PathBuf,
-    files: Arc<TensorFiles>,
 }
 
 /// A word with its vectors for each text encoder of a model, `(vectors, hidden_size)`, as many for each.
@@ -51,7 +49,7 @@ pub(super) fn read_folder(folder: &Path) -> Result<Vec<TextualInversion>, LoadEr
             warn!("{}: left out, since {} has the same name", path.display(), other.path.display());
         } else {
             match TensorFiles::open(std::slice::from_ref(&path)) {
-                Ok(files) => words.push(TextualInversion { name, path, files }),
+                Ok(_) => words.push(TextualInversion { name, path }),
                 Err((path, error)) => warn!("{}: left out: {error}", path.display()),
             }
         }
@@ -82,7 +80,8 @@ impl TextualInversion {
     }
 
     fn fitting(&self, widths: &[usize], most: usize) -> Result<Vec<Tensor>, String> {
-        let names: Vec<String> = self.files.names().collect();
+        let files = TensorFiles::open(std::slice::from_ref(&self.path)).map_err(|(_, error)| error.to_string())?;
+        let names: Vec<String> = files.names().collect();
         let has = |name: &str| names.iter().any(|other| other == name);
         let wanted: Vec<&str> = match (widths.len(), &names[..]) {
             (2, _) if SDXL.iter().all(|name| has(name)) => SDXL.to_vec(),
@@ -93,7 +92,7 @@ impl TextualInversion {
             _ => return Err(format!("it has {} tensors, and none of them is {A1111}", names.len())),
         };
         let vectors = wanted.iter().zip(widths).map(|(name, width)| {
-            let tensor = self.files.tensor(name).map_err(|error| error.to_string())?;
+            let tensor = files.tensor(name).map_err(|error| error.to_string())?;
             let rows = if tensor.dims().len() == 1 { tensor.unsqueeze(0).map_err(|error| error.to_string())? } else { tensor };
             match rows.dims() {
                 [count, found] if found == width && (1..=most).contains(count) => Ok(rows),
@@ -104,5 +103,39 @@ impl TextualInversion {
         let vectors = vectors.collect::<Result<Vec<Tensor>, String>>()?;
         let same = vectors.windows(2).all(|pair| pair[0].dims()[0] == pair[1].dims()[0]);
         if same { Ok(vectors) } else { Err("it has not as many vectors for one text encoder as for the other".to_owned()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn no_file_stays_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().canonicalize().unwrap();
+        let vectors = Tensor::zeros((2, 4), DType::F32, &Device::Cpu).unwrap();
+        for name in ["a", "b", "c"] {
+            let tensors = std::collections::HashMap::from([(A1111, vectors.clone())]);
+            candle_core::safetensors::save(&tensors, place.join(name).with_extension("safetensors")).unwrap();
+        }
+        let open = || {
+            let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+            links.filter(|path| path.starts_with(&place)).count()
+        };
+        let file = fs::File::open(place.join("a.safetensors")).unwrap();
+        assert_eq!(open(), 1, "those that are open are seen");
+        drop(file);
+        let words = read_folder(&place).unwrap();
+        assert_eq!(open(), 0);
+        let learned: Vec<LearnedVectors> = words.iter().filter_map(|word| word.vectors(&[4], 75)).collect();
+        assert_eq!(open(), 0);
+        assert_eq!(
+            learned.iter().map(|word| (word.name.as_str(), word.vectors[0].dims())).collect::<Vec<_>>(),
+            [("a", &[2, 4][..]), ("b", &[2, 4]), ("c", &[2, 4])]
+        );
     }
 }

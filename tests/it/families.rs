@@ -15,12 +15,12 @@ use sd_worker::{
     models::Conditions,
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     made_up,
     parity::{Request, largest_pixel_error, relative_error},
-    support::{Worker, binary},
+    support::{Worker, binary, edit},
 };
 
 const NETWORK_LIMIT: f32 = 1e-4;
@@ -170,7 +170,7 @@ fn a_model_says_what_it_is() {
     ];
     for (model, change, family, variant, steps, guidance_scale, sampler) in cases {
         let folder = made_up::model(model);
-        crate::support::edit(&folder.path().join("scheduler/scheduler_config.json"), change);
+        edit(&folder.path().join("scheduler/scheduler_config.json"), change);
         let pipeline = load(folder.path());
         let info = pipeline.info();
         assert_eq!((info.family, info.variant, info.embeds_guidance), (family, variant, model == "lcm"), "{model}");
@@ -241,13 +241,47 @@ fn learned_words_agree_with_diffusers() {
     }
 }
 
+/// The same words as tokens of the model, as training saves them: rows at the end of the embedding, and one of the two files that name
+/// them. diffusers makes several tokens of a word of several vectors.
+#[test]
+fn words_that_were_saved_with_a_model_agree_with_diffusers() {
+    let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
+    let tokens = ["<cat-toy>", "easy-negative", "easy-negative_1", "easy-negative_2"];
+    let ids = || 49_408..;
+    let directory = made_up::model("sd1");
+    let inside = |name: &str| directory.path().join(name);
+    let weights = inside("text_encoder/model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+    let embedding = tensors.get_mut("embeddings.token_embedding.weight").unwrap();
+    let learned = [("<cat-toy> 0", 1), ("easy-negative 0", 3)].map(|(name, count)| made_up::made_up(name, &[count, 64]));
+    *embedding = Tensor::cat(&[&*embedding, &learned[0], &learned[1]], 0).unwrap();
+    candle_core::safetensors::save(&tensors, &weights).unwrap();
+    edit(&inside("text_encoder/config.json"), |config| config["vocab_size"] = (49_408 + tokens.len()).into());
+
+    let encode = || {
+        let prompt = PromptText::Positive("a <cat-toy>, easy-negative easy-negative_1 easy-negative_2 fox");
+        load(directory.path()).prompt_encoder().encode(&[prompt], None).unwrap().embeddings
+    };
+    let error = || relative_error(&encode(), &goldens["sd1.learned"]);
+    assert!(error() > 0.1, "they are named nowhere");
+    let added: serde_json::Map<String, Value> = tokens.into_iter().map(str::to_owned).zip(ids().map(Value::from)).collect();
+    fs::write(inside("tokenizer/added_tokens.json"), Value::from(added).to_string()).unwrap();
+    assert!(error() < NETWORK_LIMIT, "off by {}", error());
+
+    fs::remove_file(inside("tokenizer/added_tokens.json")).unwrap();
+    let entry = |text: &str| json!({ "content": text, "lstrip": false, "rstrip": false, "single_word": false, "special": false, "normalized": true });
+    let decoder: serde_json::Map<String, Value> = ids().zip(tokens).map(|(id, token): (u32, _)| (id.to_string(), entry(token))).collect();
+    edit(&inside("tokenizer/tokenizer_config.json"), |config| config["added_tokens_decoder"] = decoder.into());
+    assert!(error() < NETWORK_LIMIT, "off by {}", error());
+}
+
 #[tokio::test]
 async fn learned_words_are_listed_and_what_is_none_is_named() {
     let (directory, folder) = (made_up::model("sd1"), words("sd1"));
     let paths = [directory.path(), folder.path()].map(|path| path.to_str().unwrap().to_owned());
     let mut worker = Worker::ready(&["--model", &paths[0], "--embeddings", &paths[1]]);
     let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
-    assert_eq!(capabilities["embeddings"], serde_json::json!(["<cat-toy>", "easy-negative"]));
+    assert_eq!(capabilities["embeddings"], json!(["<cat-toy>", "easy-negative"]));
     let log = worker.stderr();
     for reason in [
         "two.safetensors: the embedding is left out: it has 2 tensors, and none of them is emb_params",

@@ -191,6 +191,27 @@ async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
 }
 
 #[tokio::test]
+async fn networks_are_left_out_of_a_prompt_with_a_warning() {
+    let worker = Worker::ready(&[]);
+    let mut request = small("a <lora:Film Grain:0.8>fox<hypernet:zyx:1>");
+    request["negative_prompt"] = "a <lora:Film Grain:1>owl <lyco:zyx>".into();
+    let named = ["LoRA \"Film Grain\"", "hypernetwork \"zyx\"", "LyCORIS \"zyx\""];
+    let answer = worker.generate(&request).await;
+    let mut warnings: Vec<&str> = answer["warnings"].as_array().unwrap().iter().map(|warning| warning.as_str().unwrap()).collect();
+    warnings.sort_unstable();
+    let mut right = named.map(|name| format!("{name} was left out: not supported by this worker"));
+    right.sort();
+    assert_eq!(warnings, right);
+    // The rest of the prompt is what it would be without them, and what is kept of one is not taken for the other.
+    let mut plain = small("a fox");
+    plain["negative_prompt"] = "a owl ".into();
+    let without = worker.generate(&plain).await;
+    assert_eq!(without["warnings"], json!([]));
+    assert_eq!(picture(&without["data"][0]), picture(&answer["data"][0]));
+    assert_eq!(worker.generate(&request).await["warnings"], answer["warnings"]);
+}
+
+#[tokio::test]
 async fn words_that_the_model_was_not_taught_are_named() {
     let worker = Worker::ready(&[]);
     let mut request = small("A (zyx:1.2) t-rex, Blorb — on a blue-ish background 🦀 AND zyx");

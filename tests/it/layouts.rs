@@ -65,8 +65,12 @@ fn a_vocabulary_and_its_merges_are_a_tokenizer() {
     fs::write(folder.join("vocab.json"), whole["model"]["vocab"].to_string()).unwrap();
     let error = numbers(model.path()).unwrap_err().to_string();
     assert!(error.contains("merges.txt is missing"), "{error}");
-    fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{}\n", merges.join("\n"))).unwrap();
-    assert_eq!(numbers(model.path()).unwrap(), before);
+    let text = format!("#version: 0.2\n{}\n", merges.join("\n"));
+    // As editors on Windows leave it, too.
+    for text in [text.clone(), format!("\u{feff}{text}"), text.replace('\n', "\r\n"), merges.join("\r\n")] {
+        fs::write(folder.join("merges.txt"), text).unwrap();
+        assert_eq!(numbers(model.path()).unwrap(), before);
+    }
 
     fs::write(folder.join("merges.txt"), "#version: 0.2\nno such\n").unwrap();
     let error = numbers(model.path()).unwrap_err().to_string();

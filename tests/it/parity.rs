@@ -116,7 +116,7 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
         assert!(error < NETWORK_LIMIT, "{}: off by {error}", case.prompt);
         assert!(!encoded.warnings.iter().any(|warning| warning.contains("not read")), "{:?}", encoded.warnings);
     }
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 14);
 
     let too_many = ClipSkip::try_from(4).unwrap();
     let error = pipeline.prompt_encoder().encode(&[PromptText::Positive("a")], Some(too_many)).unwrap_err().to_string();
