@@ -176,13 +176,16 @@ impl Strength {
     }
 }
 
+/// How much of a wrong value is said again: whoever sent it knows the rest.
+const SHOWN: usize = 100;
+
 /// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {allowed}, not {value}")]
 pub struct InvalidValue {
     /// What the value is for, in the words of the API.
     pub name: &'static str,
-    /// The value as given.
+    /// The value as given, or its beginning.
     pub value: String,
     /// The values that are allowed, to be read after "must be".
     pub allowed: String,
@@ -191,7 +194,12 @@ pub struct InvalidValue {
 impl InvalidValue {
     /// Says that `value` is none of the `allowed` values of `name`.
     pub fn new(name: &'static str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
-        Self { name, value: value.to_string(), allowed: allowed.into() }
+        let mut value = value.to_string();
+        if let Some((end, _)) = value.char_indices().nth(SHOWN) {
+            value.truncate(end);
+            value.push('…');
+        }
+        Self { name, value, allowed: allowed.into() }
     }
 }
 

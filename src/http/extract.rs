@@ -88,6 +88,16 @@ pub(super) fn clip(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }
 
+/// The same without its middle, where it repeats a long value: what was expected stands at the end.
+fn shortened(reason: &str) -> String {
+    const ENDS: (usize, usize) = (100, 400);
+    if reason.len() <= 2 * (ENDS.0 + ENDS.1) {
+        return reason.to_owned();
+    }
+    let (start, end) = (reason.floor_char_boundary(ENDS.0), reason.ceil_char_boundary(reason.len() - ENDS.1));
+    format!("{}…{}", &reason[..start], &reason[end..])
+}
+
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
     let (inner, text) = (error.inner(), error.inner().to_string());
     // The field is known; where it stands in the text helps nobody.
@@ -98,7 +108,7 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
         return ApiError::broken_json(&text);
     }
     // serde speaks of Rust's types.
-    let reason = &reason
+    let reason = &shortened(reason)
         .replace("expected i64", "expected a whole number")
         .replace("expected u32", "expected a whole number from 0")
         .replace("expected f64", "expected a number");

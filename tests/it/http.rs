@@ -318,6 +318,15 @@ async fn bad_requests_are_refused_with_the_reason() {
         refusals.push(format!("{name} = {shown} -> {} [{}]", error["message"].as_str().unwrap(), error["code"].as_str().unwrap()));
     }
     insta::assert_snapshot!(refusals.join("\n"));
+    // Nobody is sent much of what is wrong again.
+    for name in ["size", "steps", "guidance_scale", "seed", "sampler", "schedule", "response_format", "output_format", "stream", "prompt"] {
+        let mut request = small("a fox");
+        request[name] = if name == "prompt" { json!(vec!["ü"; 5_000]) } else { json!("ü".repeat(5_000)) };
+        let response = worker.post(&request).await;
+        assert_eq!(response.status(), 400, "{name}");
+        let error = response.text().await.unwrap();
+        assert!(error.len() < 1_500, "{name}: {error}");
+    }
     assert_eq!(worker.metric("sdw_requests_waiting").await.to_bits(), 0, "nothing of this was queued");
     assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0);
 }
