@@ -161,7 +161,7 @@ const UNSUPPORTED: [(&str, &[&str]); 13] = [
     ("variance_type", &["\"fixed_small\""]),
 ];
 /// How the names of schedulers begin that are for models which were trained otherwise.
-const OTHER_MODELS: [&str; 2] = ["FlowMatch", "EDM"];
+const OTHER_MODELS: [&str; 3] = ["FlowMatch", "FlowMap", "EDM"];
 
 impl SchedulerConfig {
     /// Reads and checks `scheduler_config.json`.
@@ -172,6 +172,10 @@ impl SchedulerConfig {
         let mut raw = python_json(json)?;
         // As in diffusers, what is null is as if it were not there.
         raw.retain(|_, value| !value.is_null());
+        let class = raw.get("_class_name").and_then(serde_json::Value::as_str).unwrap_or_default();
+        if OTHER_MODELS.iter().any(|start| class.starts_with(start)) {
+            return Err(format!("{class} is for models of another kind, whose samplers are not supported"));
+        }
         for (field, supported) in UNSUPPORTED {
             match raw.get(field).map(ToString::to_string) {
                 Some(value) if !supported.contains(&value.as_str()) => return Err(format!("{field} = {value} is not supported")),
@@ -213,10 +217,7 @@ impl SchedulerConfig {
 
     fn check(&self) -> Result<(), String> {
         let is_beta = |beta: &f64| *beta > 0.0 && *beta < 1.0;
-        let class = &self.class_name;
-        if OTHER_MODELS.iter().any(|start| class.starts_with(start)) {
-            Err(format!("{class} is for models of another kind, whose samplers are not supported"))
-        } else if !(1..=100_000).contains(&self.num_train_timesteps) {
+        if !(1..=100_000).contains(&self.num_train_timesteps) {
             Err(format!("num_train_timesteps must be from 1 to 100000, not {}", self.num_train_timesteps))
         } else if !is_beta(&self.beta_start) || !is_beta(&self.beta_end) {
             Err(format!("beta_start and beta_end must be between 0 and 1, not {} and {}", self.beta_start, self.beta_end))

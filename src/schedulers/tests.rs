@@ -175,11 +175,18 @@ fn impossible_configurations_are_refused() {
         r#"{"prediction_type":"flow"}"#,
         r#"{"lambda_min_clipped":-5.1}"#,
         r#"{"sigma_max":-Infinity}"#,
-        r#"{"_class_name":"EDMEulerScheduler"}"#,
-        r#"{"_class_name":"FlowMatchEulerDiscreteScheduler"}"#,
         "[",
     ] {
         assert!(SchedulerConfig::from_json(json.as_bytes()).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn schedulers_of_other_models_are_refused_by_name() {
+    for class in ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"] {
+        let json = format!(r#"{{"_class_name":"{class}","sigma_max":80.0}}"#);
+        let error = SchedulerConfig::from_json(json.as_bytes()).unwrap_err();
+        assert!(error.starts_with(&format!("{class} is for models of another kind")), "{error}");
     }
 }
 
