@@ -88,6 +88,17 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timed_out", "the body stopped in the middle for too long")
     }
 
+    pub(super) fn too_many_uploads() -> Self {
+        let message = "other uploads take all the room that there is for them; try again";
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::busy("too_many_uploads", message) }
+    }
+
+    fn busy(code: &'static str, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
+        error.body.kind = "rate_limit_error";
+        error
+    }
+
     pub(super) fn unreadable_body(reason: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", format!("the body could not be read: {reason}"))
     }
@@ -181,19 +192,16 @@ impl From<InvalidValue> for ApiError {
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
-        let busy = |code: &'static str, message: String| {
-            let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
-            error.body.kind = "rate_limit_error";
-            error
-        };
         match refusal {
-            Refusal::Full { retry_after } => Self { retry_after: Some(retry_after), ..busy("queue_full", "the queue is full".to_owned()) },
+            Refusal::Full { retry_after } => {
+                Self { retry_after: Some(retry_after), ..Self::busy("queue_full", "the queue is full".to_owned()) }
+            }
             Refusal::TooLate { others, own, deadline } => {
                 let [others_s, own_s, deadline_s] = [others, own, deadline].map(|time| time.as_secs_f64());
                 let message = format!(
                     "the client waits {deadline_s:.1} s, but its turn comes in about {others_s:.1} s and the work takes {own_s:.1} s; wait longer, or ask for fewer steps"
                 );
-                let mut error = busy("would_time_out", message);
+                let mut error = Self::busy("would_time_out", message);
                 // Where there is not enough time even without others, trying again is in vain.
                 error.never_retry = own > deadline;
                 error.retry_after = (own <= deadline).then(|| retry_after((others + own).saturating_sub(deadline)));

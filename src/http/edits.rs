@@ -21,7 +21,7 @@ use super::{
     extract::{self, JsonBody},
     images,
     openapi::{Forbidden, IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
-    uploads,
+    uploads::{self, Room},
     wire::{ImagesRequest, ImagesResponse},
 };
 use crate::{
@@ -83,9 +83,11 @@ pub(super) async fn edits(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     wishes: ClientWishes,
+    room: Option<Extension<Room>>,
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
+        let _until_decoded = room;
         let EditsBody { request, files, fingerprint } = body?;
         let info = state.model()?;
         let mut order = request.into_order(&info, Some(&files))?;

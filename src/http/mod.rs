@@ -104,7 +104,8 @@ pub struct AppState {
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
-    let uploads = DefaultBodyLimit::max(MAX_UPLOAD_BYTES);
+    let upload_limit = DefaultBodyLimit::max(MAX_UPLOAD_BYTES);
+    let upload_room = middleware::from_fn_with_state(state.client_timeout, uploads::make_room);
     let (router, api) = OpenApiRouter::with_openapi(openapi::Frame::openapi())
         .routes(routes!(probes::root))
         .routes(routes!(probes::livez))
@@ -119,8 +120,8 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(models::list))
         .routes(routes!(models::show))
         .routes(routes!(images::generations))
-        .routes(routes!(edits::edits).layer(uploads))
-        .routes(routes!(jobs::submit).layer(uploads))
+        .routes(routes!(edits::edits).layer(upload_limit).layer(upload_room.clone()))
+        .routes(routes!(jobs::submit).layer(upload_limit).layer(upload_room))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(jobs::stream))
         .routes(routes!(jobs::result))

@@ -1,15 +1,24 @@
 //! Pictures inside requests: from text to files, and from files to pixels.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use serde_json::Value;
-use tokio::{sync::Semaphore, task::JoinError};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinError,
+    time::timeout,
+};
 
-use super::ApiError;
+use super::{ApiError, MAX_UPLOAD_BYTES, extract};
 use crate::{
     backend::InputFiles,
     common::{ImageSize, InputImage},
@@ -17,6 +26,32 @@ use crate::{
 
 /// Pictures are decoded by so many at a time, so that their memory has a bound.
 static DECODERS: Semaphore = Semaphore::const_new(2);
+
+const KIB: usize = 1 << 10;
+
+/// KiB of bodies that are taken in at a time, for the same reason: eight of the largest, or thousands of usual ones.
+static ROOM: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
+
+/// Room for the body of a request, until its pictures are decoded and all of this is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    _permit: Arc<SemaphorePermit<'static>>,
+}
+
+/// Lets a request wait for room for its body before any of that is read, so that its client waits with it.
+pub(super) async fn make_room(State(patience): State<Duration>, mut request: Request, next: Next) -> Response {
+    // One that is too long is refused unread, and needs none.
+    let length = extract::length(request.headers()).unwrap_or(MAX_UPLOAD_BYTES);
+    if length <= MAX_UPLOAD_BYTES {
+        let Ok(Ok(permit)) = timeout(patience, ROOM.acquire_many(length.div_ceil(KIB) as u32)).await else {
+            let refused = ApiError::too_many_uploads();
+            refused.count_rejection();
+            return refused.into_response();
+        };
+        request.extensions_mut().insert(Room { _permit: Arc::new(permit) });
+    }
+    next.run(request).await
+}
 
 /// As clients write it, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -344,6 +344,41 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
     assert_eq!(worker.post(&json!({ "prompt": long })).await.status(), 413);
 }
 
+/// Eight of the largest are taken in side by side. Their clients need not be done, only heard of now and then.
+#[tokio::test]
+async fn uploads_have_room_for_so_many_bytes_in_all() {
+    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let head = "POST /v1/images/edits HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n\
+                content-length: 52428800\r\n\r\n";
+    let mut sockets = Vec::new();
+    for _ in 0..8 {
+        let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100", "it is being read");
+        sockets.push(socket);
+    }
+    let sending = tokio::spawn(async move {
+        loop {
+            for socket in &mut sockets {
+                socket.write_all(b" ").await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let refused = send(&worker, with_picture(&[])).await;
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, "1"));
+    let error = refused.json::<Value>().await.unwrap()["error"].clone();
+    assert_eq!((&error["code"], &error["type"]), (&"too_many_uploads".into(), &"rate_limit_error".into()));
+    assert_eq!(worker.metric("sdw_rejected_total{reason=\"too_many_uploads\"}").await.to_bits(), 1f64.to_bits());
+    // What is no upload needs no room, and one that is left makes some.
+    assert_eq!(worker.post(&small("a fox")).await.status(), 200);
+    sending.abort();
+    assert!(sending.await.unwrap_err().is_cancelled());
+    assert_eq!(send(&worker, with_picture(&[])).await.status(), 200);
+}
+
 #[tokio::test]
 async fn a_web_page_s_form_is_taken_only_from_pages_that_may_ask() {
     let worker = Worker::ready(&["--cors-origin", "http://localhost:3000"]);

@@ -21,7 +21,7 @@ use super::{
     extract::JsonBody,
     openapi::{Gone, JOBS, JobItem, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
-    uploads,
+    uploads::{self, Room},
     wire::ImagesResponse,
 };
 use crate::common::RequestId;
@@ -55,9 +55,11 @@ pub(super) async fn submit(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     wishes: ClientWishes,
+    room: Option<Extension<Room>>,
     body: Result<JsonBody<JobRequest, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Json<Submitted>, ApiError> {
     let accepted = async {
+        let _until_decoded = room;
         let (body, info) = (body?, state.model()?);
         let mut job = body.value;
         let files = job.take_files()?;
