@@ -36,3 +36,9 @@ pub use on_demand::OnDemand;
 pub use pixels::{to_image, to_sequence};
 pub use samples::for_batch;
 pub use weights::{Storage, Weights};
+
+/// Whether this processor has units for matrices, whose products are less exact.
+#[cfg(test)]
+pub(crate) fn has_tiles() -> bool {
+    cpu::Machine::best().has_tiles()
+}

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     made_up,
+    single_file::warnings,
     support::{copy_of_tiny, edit},
 };
 
@@ -45,6 +46,19 @@ fn what_configurations_leave_out_is_as_in_diffusers() {
     assert!(nothing());
     edit(&model.path().join("model_index.json"), |json| json["force_zeros_for_empty_prompt"] = false.into());
     assert!(!nothing());
+}
+
+/// It is sampled without those steps all the same, and says so.
+#[test]
+fn a_scheduler_with_steps_of_runge_and_kutta_is_warned_of() {
+    let model = copy_of_tiny();
+    for (skips, is_warned) in [(true, false), (false, true)] {
+        edit(&model.path().join("scheduler/scheduler_config.json"), |json| {
+            json["_class_name"] = "PNDMScheduler".into();
+            json["skip_prk_steps"] = skips.into();
+        });
+        assert_eq!(warnings(model.path(), &[]).contains("skip_prk_steps is not true"), is_warned);
+    }
 }
 
 #[test]

@@ -99,7 +99,12 @@ fn parts_are_given_on_the_command_line() {
 fn what_has_been_replaced_is_not_missed() {
     let folder = tempfile::tempdir().unwrap();
     let [model, vae] = ["model.safetensors", "vae.safetensors"].map(|name| folder.path().join(name));
-    write(&model, &with_what_else_there_is("sd1", checkpoint("sd1")), &[]);
+    let mut whole = with_what_else_there_is("sd1", checkpoint("sd1"));
+    // What ComfyUI has beside weights of 8 bits.
+    for name in ["scaled_fp8", "model.diffusion_model.out.2.scale_input", "model.diffusion_model.out.2.comfy_quant"] {
+        whole.insert(name.to_owned(), made_up::made_up("", &[1]));
+    }
+    write(&model, &whole, &[]);
     let mut tensors: Tensors = checkpoint("sd1").into_iter().filter(|(name, _)| name.starts_with("first_stage_model.")).collect();
     tensors.insert("first_stage_model.loss.logvar".to_owned(), made_up::made_up("", &[1]));
     let named = |prefix: &str| tensors.iter().map(|(name, tensor)| (name.replace("first_stage_model.", prefix), tensor.clone())).collect();

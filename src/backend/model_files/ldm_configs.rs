@@ -165,7 +165,7 @@ pub(super) fn open_clip(clip: &Network) -> Value {
         [clip.dim("token_embedding.weight", 0), clip.dim("token_embedding.weight", 1)],
         clip.dim("positional_embedding", 0),
         clip.dim("transformer.resblocks.0.mlp.c_fc.weight", 0),
-        clip.count(|i| format!("{}ln_1.weight", layer(i))),
+        layers(clip),
         "gelu",
     );
     config["projection_dim"] = projection_dim(clip).into();
@@ -176,16 +176,20 @@ pub(super) fn open_clip(clip: &Network) -> Value {
 /// have that layer no more.
 pub(super) fn sd2_open_clip(clip: &Network) -> Value {
     let mut config = open_clip(clip);
-    let layers = clip.count(|i| format!("{}ln_1.weight", layer(i)));
-    config["num_hidden_layers"] = (layers - sd2_unused_layers(clip).len()).into();
+    config["num_hidden_layers"] = (layers(clip) - sd2_unused_layers(clip).len()).into();
     config
 }
 
 /// What the names begin with of the layers of Stable Diffusion 2's `OpenCLIP` that nobody looks at.
 pub(super) fn sd2_unused_layers(clip: &Network) -> Vec<String> {
-    let layers = clip.count(|i| format!("{}ln_1.weight", layer(i)));
+    let layers = layers(clip);
     let used = if layers == SD2_LAYERS { layers } else { layers.saturating_sub(1) };
     (used..layers).map(|i| format!("{}{}", clip.prefix, layer(i))).collect()
+}
+
+/// How many layers an `OpenCLIP` has.
+fn layers(clip: &Network) -> usize {
+    clip.count(|i| format!("{}ln_1.weight", layer(i)))
 }
 
 fn layer(i: usize) -> String {

@@ -30,6 +30,12 @@ impl Machine {
         }
     }
 
+    /// Whether matrices are multiplied by units for them, in halves of 8 bits.
+    #[cfg(test)]
+    pub(in crate::ops) fn has_tiles(self) -> bool {
+        self.amx.is_some()
+    }
+
     /// Numbers of a vector.
     pub(super) fn lanes(self) -> usize {
         self.vectors.dispatch(Lanes)
