@@ -2,6 +2,8 @@
 
 /// What stands between sections.
 pub(super) const BREAK: &str = "BREAK";
+/// What A1111 tells it by from the word, which it is once brackets have changed the number.
+const BREAK_WEIGHT: f64 = -1.0;
 /// The stress of a pair of parentheses.
 const STRESS: f64 = 1.1;
 /// What A1111 takes out of a prompt, and people's names for it.
@@ -77,16 +79,20 @@ fn part(text: &str) -> PromptPart {
 /// Text with its stress, as it is found.
 #[derive(Default)]
 struct Reader {
-    sections: Vec<Vec<Span>>,
-    spans: Vec<Span>,
-    /// Where each open parenthesis stands in `spans`.
+    pieces: Vec<Piece>,
+    /// Where each open parenthesis stands in `pieces`.
     round: Vec<usize>,
     square: Vec<usize>,
     text: String,
 }
 
+/// Text between brackets and `BREAK`s, or one of those.
+struct Piece {
+    span: Span,
+    is_break: bool,
+}
+
 fn sections(prompt: &str) -> Vec<Vec<Span>> {
-    let mut all = Vec::new();
     let mut reader = Reader::default();
     let mut rest = prompt;
     while let Some(c) = rest.chars().next() {
@@ -115,34 +121,38 @@ fn sections(prompt: &str) -> Vec<Vec<Span>> {
         }
         rest = after;
     }
-    reader.finish(&mut all);
-    all
+    reader.finish()
 }
 
 impl Reader {
     fn open(&mut self, is_round: bool) {
         self.flush();
         let stack = if is_round { &mut self.round } else { &mut self.square };
-        stack.push(self.spans.len());
+        stack.push(self.pieces.len());
     }
 
     fn close(&mut self, is_round: bool, weight: f64) {
         self.flush();
         let stack = if is_round { &mut self.round } else { &mut self.square };
-        let start = stack.pop().unwrap_or(self.spans.len());
-        for span in &mut self.spans[start..] {
+        let start = stack.pop().unwrap_or(self.pieces.len());
+        for Piece { span, .. } in &mut self.pieces[start..] {
             span.weight = (span.weight * weight).clamp(-MAX_WEIGHT, MAX_WEIGHT);
         }
     }
 
     fn flush(&mut self) {
-        if !self.text.is_empty() {
-            self.spans.push(Span { text: std::mem::take(&mut self.text), weight: 1.0 });
+        for (i, text) in split_at_word(&std::mem::take(&mut self.text), BREAK).into_iter().enumerate() {
+            if i > 0 {
+                self.pieces.push(Piece { span: Span { text: BREAK.to_owned(), weight: BREAK_WEIGHT }, is_break: true });
+            }
+            if !text.is_empty() {
+                self.pieces.push(Piece { span: Span { text: text.to_owned(), weight: 1.0 }, is_break: false });
+            }
         }
     }
 
-    /// What is still open ends with the prompt; `BREAK`s are found in the text, wherever they stand.
-    fn finish(mut self, sections: &mut Vec<Vec<Span>>) {
+    /// What is still open ends with the prompt. A `BREAK` between brackets has a stress, and with one it is a word.
+    fn finish(mut self) -> Vec<Vec<Span>> {
         while !self.round.is_empty() {
             self.close(true, STRESS);
         }
@@ -150,16 +160,15 @@ impl Reader {
             self.close(false, 1.0 / STRESS);
         }
         self.flush();
-        self.sections.push(Vec::new());
-        for span in self.spans {
-            for (i, text) in split_at_word(&span.text, BREAK).into_iter().enumerate() {
-                if i > 0 {
-                    self.sections.push(Vec::new());
-                }
-                push(self.sections.last_mut(), Span { text: text.to_owned(), weight: span.weight });
+        let mut sections = vec![Vec::new()];
+        for Piece { span, is_break } in self.pieces {
+            if is_break && span.weight.to_bits() == BREAK_WEIGHT.to_bits() {
+                sections.push(Vec::new());
+            } else {
+                push(sections.last_mut(), span);
             }
         }
-        sections.append(&mut self.sections);
+        sections
     }
 }
 
@@ -243,10 +252,24 @@ mod tests {
 
     #[test]
     fn break_and_and_are_words_of_their_own() {
-        let sections = sections("a (red BREAK fox:1.2) BREAKFAST");
-        let texts: Vec<Vec<&str>> = sections.iter().map(|section| section.iter().map(|span| span.text.as_str()).collect()).collect();
-        assert_eq!(texts, [vec!["a ", "red "], vec![" fox", " BREAKFAST"]]);
-        assert_eq!(super::sections(r"a\BREAK\b").len(), 2);
+        let texts = |prompt: &str| -> Vec<Vec<String>> {
+            sections(prompt).into_iter().map(|section| section.into_iter().map(|span| span.text).collect()).collect()
+        };
+        assert_eq!(texts("a (red) BREAK fox BREAKFAST"), [vec!["a ", "red", " "], vec![" fox BREAKFAST"]]);
+        assert_eq!(texts(r"a\BREAK\b").len(), 2);
+        // The numbers are those of A1111's parse_prompt_attention, where one of -1 alone begins a chunk.
+        for (prompt, right) in [
+            ("a (red BREAK fox:1.2)", &[("a ", 1.0), ("red ", 1.2), ("BREAK", -1.2), (" fox", 1.2)][..]),
+            ("(a BREAK b)", &[("a ", 1.1), ("BREAK", -1.1), (" b", 1.1)]),
+            ("[a BREAK b]", &[("a ", 0.909_091), ("BREAK", -0.909_091), (" b", 0.909_091)]),
+            ("(a BREAK b:-1)", &[("a ", -1.0), ("BREAK", 1.0), (" b", -1.0)]),
+        ] {
+            assert_eq!(spans(prompt), right.iter().map(|(text, weight)| ((*text).to_owned(), *weight)).collect::<Vec<_>>(), "{prompt}");
+            assert_eq!(sections(prompt).len(), 1, "{prompt}");
+        }
+        for prompt in ["(a BREAK b:1)", "(a BREAK b:1.0)", "((a BREAK b:2):0.5)"] {
+            assert_eq!(sections(prompt).len(), 2, "{prompt}");
+        }
 
         let parts = parse("a fox AND an ANDROID :0.5 AND (owl:1.2)AND");
         assert_eq!(parts.iter().map(|part| part.weight).collect::<Vec<_>>(), [1.0, 0.5, 1.0, 1.0]);

@@ -129,7 +129,6 @@ fn breaks_end_chunks() {
         ("a BREAK b", vec![a.clone(), b.clone()]),
         ("a BREAK", vec![a.clone()]),
         ("a BREAK ", vec![a.clone()]),
-        ("(a BREAK:1.2)", vec![a.clone()]),
         ("BREAK a", vec![nothing(), a.clone()]),
         ("BREAK", vec![nothing()]),
         ("BREAK BREAK", vec![nothing(), nothing()]),
