@@ -4,7 +4,13 @@
 //! Each network is timed beside candle-transformers' own of the same kind and size, as the yardstick.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a bench may panic")]
 
-use std::{hint::black_box, sync::Arc};
+use std::{
+    hint::black_box,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Instant,
+};
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -155,5 +161,63 @@ fn whole(c: &mut Criterion) {
     runtime.block_on(engine).unwrap();
 }
 
-criterion_group!(benches, networks, yardstick, whole, throughput);
+/// How long `/livez` takes while four clients send bodies of 49 MiB that are refused when they have been taken apart. The percentiles
+/// are printed: a mean hides what an orchestrator would take for a worker that hangs.
+fn probes(c: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_sd-worker"));
+    let mut worker = worker.args(["serve", "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut events = BufReader::new(worker.stdout.take().unwrap()).lines();
+    let listening: serde_json::Value = serde_json::from_str(&events.next().unwrap().unwrap()).unwrap();
+    events.next().unwrap().unwrap();
+    let url = format!("http://127.0.0.1:{}", listening["port"]);
+    let body = bytes::Bytes::from(format!("{{\"prompt\": \"a\", \"image\": \"{}\"}}", "A".repeat(49 << 20)));
+    let uploads: Vec<_> = (0..4)
+        .map(|_| {
+            let (url, body) = (format!("{url}/v1/images/edits"), body.clone());
+            runtime.spawn(async move {
+                let client = reqwest::Client::new();
+                loop {
+                    client
+                        .post(&url)
+                        .header("content-type", "application/json")
+                        .body(body.clone())
+                        .send()
+                        .await
+                        .unwrap()
+                        .bytes()
+                        .await
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    let client = reqwest::Client::new();
+    let mut waits: Vec<std::time::Duration> = Vec::new();
+    c.bench_function("livez beside uploads", |b| {
+        b.iter_custom(|times| {
+            let wait = |_| {
+                let started = Instant::now();
+                runtime.block_on(async { client.get(format!("{url}/livez")).send().await.unwrap().bytes().await.unwrap() });
+                started.elapsed()
+            };
+            let more: Vec<_> = (0..times).map(wait).collect();
+            waits.extend(&more);
+            more.iter().sum()
+        });
+    });
+    waits.sort();
+    let percentile = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
+    println!(
+        "livez beside uploads: {} probes, p50 {:?}, p99 {:?}, most {:?}",
+        waits.len(),
+        percentile(0.5),
+        percentile(0.99),
+        percentile(1.0)
+    );
+    uploads.iter().for_each(tokio::task::JoinHandle::abort);
+    worker.kill().unwrap();
+}
+
+criterion_group!(benches, networks, yardstick, whole, throughput, probes);
 criterion_main!(benches);

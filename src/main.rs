@@ -17,7 +17,7 @@ use sd_worker::{
     backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, ModelInfo, Pulse, RequestQueue},
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::error_chain,
-    http::{self, Admission, ApiKey, AppState, Lifecycle, RunLimits, Runs},
+    http::{self, Admission, ApiKey, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
     ops::ReusingAllocator,
 };
 use serde_json::json;
@@ -40,8 +40,12 @@ const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// How often what nobody asks for is cleared away, so that it does not pile up.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// After so many times of it without a request, memory is given back.
+const TICKS_TO_IDLE: u32 = 3;
+
 /// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
 fn main() -> ExitCode {
+    ReusingAllocator::exit_when_refused(Failure::OUT_OF_MEMORY);
     let cli = match Cli::try_parse_from(cli::with_command(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
@@ -105,8 +109,7 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
         signals.watch_stdin();
     }
     let metrics = http::install_recorder().context("no metrics").map_err(Failure::Internal)?;
-    let runs = Runs::new(RunLimits { keep: Duration::from_secs(args.keep_results), most: args.max_results });
-    tokio::spawn(keep_up(metrics.clone(), runs.clone()));
+    let runs = Runs::new(RunLimits { keep: Duration::from_secs(args.keep_results), most: args.max_results, bytes: args.max_result_bytes });
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Failure::Port { address, source })?;
     let address = listener.local_addr().map_err(|source| Failure::Port { address, source })?;
@@ -115,7 +118,8 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
     // The socket answers from here on; until there is a model, it says so.
     let (queue, requests) = RequestQueue::new();
     let (lifecycle, lifecycle_rx) = watch::channel(Lifecycle::Loading);
-    let (admission, pulse, stop) = (Admission::new(args.queue_capacity), Pulse::default(), CancellationToken::new());
+    let (admission, pulse, stop) =
+        (Admission::new(args.queue_capacity).with_max_work(args.max_work), Pulse::default(), CancellationToken::new());
     let watchdog = (args.watchdog > 0).then(|| Duration::from_secs(args.watchdog));
     let ((api_key, cors_origins), client_timeout) = (access, Duration::from_secs(args.client_timeout));
     let state = AppState {
@@ -133,8 +137,10 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
         shutdown: signals.asked(),
         stop: stop.clone(),
     };
+    tokio::spawn(keep_up(state.metrics.clone(), state.runs.clone(), admission.clone()));
     let closed = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, http::router(state), client_timeout, closed.clone()));
+    let limits = ConnectionLimits { patience: client_timeout, most: args.max_connections };
+    let server = tokio::spawn(http::serve(listener, http::router(state), limits, closed.clone()));
     tokio::spawn(cli::pet_watchdog(pulse.clone(), watchdog));
     let heartbeat = Heartbeat::start(&args.orchestrator, args.model.model.clone(), address.port(), lifecycle_rx, admission.clone());
 
@@ -216,13 +222,19 @@ impl Worker<'_> {
     }
 }
 
-/// Puts together what the metrics have gathered, and forgets results that were kept long enough.
-async fn keep_up(metrics: PrometheusHandle, runs: Runs) {
-    let mut ticks = interval(UPKEEP);
+/// Puts together what the metrics have gathered, forgets results that were kept long enough, and gives back memory that a worker with
+/// nothing to do does not need.
+async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
+    let (mut ticks, mut admitted, mut idle) = (interval(UPKEEP), 0, 0);
     loop {
         ticks.tick().await;
         metrics.run_upkeep();
         runs.forget_old();
+        let is_idle = !admission.is_busy() && admission.admitted() == admitted;
+        (admitted, idle) = (admission.admitted(), if is_idle { idle + 1 } else { 0 });
+        if idle == TICKS_TO_IDLE {
+            ALLOCATOR.give_back();
+        }
     }
 }
 

@@ -191,7 +191,7 @@ impl<P: Pipeline> GenerationEngine<P> {
         match attempt(&[&turn], &self.pulse, || turn.begin(&self.pipeline)) {
             Ok((generation, timings)) => Some(Picture::new(turn, generation, timings)),
             Err(error) => {
-                self.conclude(&turn, Err(error));
+                self.conclude(turn, Err(error));
                 None
             }
         }
@@ -207,11 +207,11 @@ impl<P: Pipeline> GenerationEngine<P> {
             timings.denoise = ready.elapsed();
             let finish = || turn.finish(generation, timings, self.pipeline.model_id());
             let outcome = failure.map_or_else(|| attempt(&[&turn], &self.pulse, finish), Err);
-            self.conclude(&turn, outcome);
+            self.conclude(turn, outcome);
         }
     }
 
-    fn conclude(&mut self, turn: &Turn, outcome: Result<Complete, GenerationError>) {
+    fn conclude(&mut self, turn: Turn, outcome: Result<Complete, GenerationError>) {
         self.count_running(self.running - 1);
         if self.running == 0 {
             self.pulse.rest();

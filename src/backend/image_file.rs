@@ -1,18 +1,21 @@
 //! Pictures as files that come in. Their headers say what they are before anything of them is decoded.
 
-use std::io::Cursor;
+use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage, metadata::Orientation};
 
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage, imageops, metadata::Orientation};
-
-use crate::common::{ImageSize, InputImage, InvalidValue, Mask, MaskMeaning};
+use super::{
+    GenerationError, image_utils,
+    picture_decoder::{self, Broken},
+};
+use crate::{
+    common::{ImageSize, InputImage, InvalidValue, Mask, MaskMeaning},
+    ops,
+};
 
 /// The most pixels of a picture that comes in: 6000 x 5592, about 100 MB once it is decoded.
 pub const MAX_INPUT_PIXELS: u64 = 1 << 25;
 
 /// What is accepted, for error messages.
 const ACCEPTED: &str = "a PNG, JPEG or WebP file";
-/// A pixel of a mask belongs to it from here on.
-const HALF: u8 = 128;
 
 /// A picture as a file, of which the header has been read and found right.
 #[derive(Debug)]
@@ -49,10 +52,8 @@ impl ImageFile {
             Ok(other) => return Err(InvalidValue::new(name, other.to_mime_type(), ACCEPTED)),
             Err(_) => return Err(InvalidValue::new(name, format_args!("{} bytes of something else", bytes.len()), ACCEPTED)),
         };
-        let (size, orientation) = {
-            let mut decoder = ImageReader::with_format(Cursor::new(&bytes), format).into_decoder().map_err(|e| broken(name, &e))?;
-            (decoder.dimensions(), decoder.orientation().unwrap_or(Orientation::NoTransforms))
-        };
+        let picture_decoder::Header { size, orientation } =
+            picture_decoder::header(&bytes, format).map_err(|error| broken(name, &error))?;
         let (width, height) = size;
         if u64::from(width) * u64::from(height) > MAX_INPUT_PIXELS {
             let allowed = format!("a picture of at most {MAX_INPUT_PIXELS} pixels");
@@ -68,15 +69,16 @@ impl ImageFile {
         self.size
     }
 
-    fn decode(&self) -> Result<DynamicImage, InvalidValue> {
-        let reader = ImageReader::with_format(Cursor::new(&self.bytes), self.format);
-        let mut picture = reader.decode().map_err(|error| broken(self.name, &error))?;
+    fn decode(&self) -> Result<DynamicImage, GenerationError> {
+        // Decoders end the process where there is no memory for them.
+        ops::check_free(picture_decoder::room_for(&self.bytes, self.size))?;
+        let mut picture = picture_decoder::decode(&self.bytes, self.format).map_err(|error| broken(self.name, &error))?;
         picture.apply_orientation(self.orientation);
         Ok(picture)
     }
 }
 
-fn broken(name: &'static str, error: &image::ImageError) -> InvalidValue {
+fn broken(name: &'static str, error: &Broken) -> InvalidValue {
     InvalidValue::new(name, format_args!("one that is broken ({error})"), ACCEPTED)
 }
 
@@ -89,9 +91,9 @@ impl InputFiles {
     /// both sides, and the rest is scaled. A mask is laid over the picture before, whatever its own size.
     ///
     /// # Errors
-    /// When a file is broken, or the mask marks nothing.
-    pub fn decode(&self, size: ImageSize) -> Result<InputImage, InvalidValue> {
-        let image = cut(&flatten(&self.image.decode()?), self.image.size, size);
+    /// When a file is broken, the mask marks nothing, or there is no memory for the pixels.
+    pub fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
+        let image = image_utils::cut(&flatten(&self.image.decode()?), self.image.size, size);
         let mask = self.mask.as_ref().map(|file| read_mask(file, self.image.size, size)).transpose()?;
         Ok(InputImage { image, mask })
     }
@@ -110,7 +112,7 @@ fn flatten(picture: &DynamicImage) -> RgbImage {
 }
 
 /// A mask with transparency says by it what is painted anew: all that is transparent altogether. Any other says so in white.
-fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, InvalidValue> {
+fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, GenerationError> {
     let picture = file.decode()?;
     let alpha = picture.color().has_alpha().then(|| picture.to_rgba8());
     let (mask, meaning) = match alpha.filter(|picture| picture.pixels().any(|pixel| pixel.0[3] < 255)) {
@@ -121,43 +123,22 @@ fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, 
         }
         None => (picture.to_luma8(), MaskMeaning::White),
     };
-    let mut pixels = cut(&mask, of, size);
-    for pixel in pixels.iter_mut() {
-        *pixel = if *pixel >= HALF { 255 } else { 0 };
-    }
+    let pixels = image_utils::cut_mask(&mask, of, size);
     if pixels.iter().all(|pixel| *pixel == 0) {
         let found = match meaning {
             MaskMeaning::Transparent => "one that is transparent nowhere altogether",
             MaskMeaning::White => "one that is white nowhere",
         };
-        return Err(InvalidValue::new(file.name, found, "a picture that marks what is painted anew, in white or by transparency"));
+        let right = "a picture that marks what is painted anew, in white or by transparency";
+        return Err(InvalidValue::new(file.name, found, right).into());
     }
     Ok(Mask { pixels, meaning })
 }
 
-/// The middle of a picture, in the proportions of `size` and at it. A mask is stretched over the picture of size `of` that it belongs to.
-fn cut<P>(picture: &image::ImageBuffer<P, Vec<u8>>, of: (u32, u32), size: ImageSize) -> image::ImageBuffer<P, Vec<u8>>
-where
-    P: image::Pixel<Subpixel = u8> + 'static,
-{
-    let (width, height) = (f64::from(of.0), f64::from(of.1));
-    let scale = (width / f64::from(size.width())).min(height / f64::from(size.height()));
-    // What is left of each side, as a share of it.
-    let (across, down) = (f64::from(size.width()) * scale / width, f64::from(size.height()) * scale / height);
-    let span = |share: f64, side: u32| {
-        let length = ((share * f64::from(side)).round() as u32).clamp(1, side);
-        ((side - length) / 2, length)
-    };
-    let ((x, width), (y, height)) = (span(across, picture.width()), span(down, picture.height()));
-    let part = imageops::crop_imm(picture, x, y, width, height);
-    if (width, height) == (size.width(), size.height()) {
-        return part.to_image();
-    }
-    imageops::resize(&*part, size.width(), size.height(), imageops::FilterType::Lanczos3)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use image::{ExtendedColorType, ImageEncoder, Luma, Rgba, RgbaImage, codecs::png::PngEncoder};
     use proptest::prelude::*;
 
@@ -177,7 +158,7 @@ mod tests {
         ImageSize::new(width, height).unwrap()
     }
 
-    fn image_and_mask(image: impl Into<DynamicImage>, mask: impl Into<DynamicImage>, to: ImageSize) -> Result<Mask, InvalidValue> {
+    fn image_and_mask(image: impl Into<DynamicImage>, mask: impl Into<DynamicImage>, to: ImageSize) -> Result<Mask, GenerationError> {
         let files = InputFiles { image: open(image), mask: Some(ImageFile::open("mask", png(&mask.into())).unwrap()) };
         Ok(files.decode(to)?.mask.unwrap())
     }

@@ -1,10 +1,12 @@
 //! From tensors to pixels, and from pixels to files.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Device, Tensor};
-use image::{ExtendedColorType, GrayImage, ImageEncoder, Luma, RgbImage, codecs};
+use image::{ExtendedColorType, GrayImage, ImageBuffer, ImageEncoder, Luma, Pixel, RgbImage, codecs, imageops};
 
 use super::{EncodedImage, GenerationError, GenerationRequest};
-use crate::common::{ImageFormat, Mask, OutputConfig, SamplingConfig, Schedule};
+use crate::common::{ImageFormat, ImageSize, InputImage, Mask, OutputConfig, SamplingConfig, Schedule};
 
 /// The first of a batch of pictures `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
 /// `VaeImageProcessor.postprocess` rounds them.
@@ -56,12 +58,65 @@ pub(super) fn lay_over(picture: &mut RgbImage, kept: &RgbImage, mask: &Mask) {
     }
 }
 
+/// The middle of a picture, in the proportions of `size` and at it. A mask is stretched over the picture of size `of` that it belongs to.
+pub(super) fn cut<P>(picture: &ImageBuffer<P, Vec<u8>>, of: (u32, u32), size: ImageSize) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    let (width, height) = (f64::from(of.0), f64::from(of.1));
+    let scale = (width / f64::from(size.width())).min(height / f64::from(size.height()));
+    // What is left of each side, as a share of it.
+    let (across, down) = (f64::from(size.width()) * scale / width, f64::from(size.height()) * scale / height);
+    let span = |share: f64, side: u32| {
+        let length = ((share * f64::from(side)).round() as u32).clamp(1, side);
+        ((side - length) / 2, length)
+    };
+    let ((x, width), (y, height)) = (span(across, picture.width()), span(down, picture.height()));
+    let part = imageops::crop_imm(picture, x, y, width, height);
+    if (width, height) == (size.width(), size.height()) {
+        return part.to_image();
+    }
+    imageops::resize(&*part, size.width(), size.height(), imageops::FilterType::Lanczos3)
+}
+
+/// A picture in the proportions of `size`: its edges go on where it is too narrow or too low.
+pub(super) fn extend(picture: &RgbImage, size: ImageSize) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let proportion = f64::from(size.width()) / f64::from(size.height());
+    let across = width.max((f64::from(height) * proportion).round() as u32);
+    let down = height.max((f64::from(width) / proportion).round() as u32);
+    let (left, above) = ((across - width) / 2, (down - height) / 2);
+    RgbImage::from_fn(across, down, |x, y| {
+        *picture.get_pixel(x.saturating_sub(left).min(width - 1), y.saturating_sub(above).min(height - 1))
+    })
+}
+
+/// What [`cut`] does, of a mask, whose pixels stay 0 or 255.
+pub(super) fn cut_mask(mask: &GrayImage, of: (u32, u32), size: ImageSize) -> GrayImage {
+    let mut pixels = cut(mask, of, size);
+    for pixel in pixels.pixels_mut() {
+        *pixel = Luma([if is_new(*pixel) { 255 } else { 0 }]);
+    }
+    pixels
+}
+
+/// What a generation begins with, at the size at which it draws.
+pub(super) fn at_size(input: &InputImage, size: ImageSize) -> Cow<'_, InputImage> {
+    let of = input.image.dimensions();
+    if of == (size.width(), size.height()) {
+        return Cow::Borrowed(input);
+    }
+    let mask = input.mask.as_ref().map(|mask| Mask { pixels: cut_mask(&mask.pixels, of, size), meaning: mask.meaning });
+    Cow::Owned(InputImage { image: cut(&input.image, of, size), mask })
+}
+
 /// What a PNG file says of how it was made.
 #[derive(Debug, Clone)]
 pub struct ImageMetadata<'a> {
     prompt: &'a str,
     negative_prompt: &'a str,
     config: SamplingConfig,
+    enlarged_to: Option<ImageSize>,
     model_id: &'a str,
 }
 
@@ -69,7 +124,13 @@ impl<'a> ImageMetadata<'a> {
     /// Of a request to a model.
     #[must_use]
     pub fn new(request: &'a GenerationRequest, model_id: &'a str) -> Self {
-        Self { prompt: request.prompt.as_str(), negative_prompt: request.negative_prompt.as_str(), config: request.config, model_id }
+        Self {
+            prompt: request.prompt.as_str(),
+            negative_prompt: request.negative_prompt.as_str(),
+            config: request.config,
+            enlarged_to: request.output.enlarged_to,
+            model_id,
+        }
     }
 
     /// In the form that A1111 writes and many tools read.
@@ -89,9 +150,10 @@ impl<'a> ImageMetadata<'a> {
         });
         let clip_skip = options.clip_skip.map_or(String::new(), |skip| format!("Clip skip: {skip}, "));
         let strength = options.strength.map_or(String::new(), |strength| format!("Denoising strength: {}, ", strength.get()));
+        let enlarged = self.enlarged_to.map_or(String::new(), |size| format!("Hires resize: {size}, Hires upscaler: Lanczos, "));
         let zero_snr = options.zero_snr.map_or(String::new(), |zero_snr| format!("Zero SNR: {zero_snr}, "));
         format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{interval}{zero_snr}{clip_skip}{strength}Seed: {seed}, Size: {size}, Model: {}, Version: sd-worker {}",
+            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{interval}{zero_snr}{clip_skip}{strength}Seed: {seed}, Size: {size}, {enlarged}Model: {}, Version: sd-worker {}",
             self.prompt,
             sampler.a1111_name(),
             self.model_id,
@@ -152,6 +214,17 @@ mod tests {
     fn pixels_are_clamped_rounded_and_in_order() {
         let rgb = to_rgb(&picture(&[-1., 1., 0., 2., -3., 0.5])).unwrap();
         assert_eq!(rgb.as_raw(), &[0, 128, 0, 255, 255, 191]);
+    }
+
+    #[test]
+    fn edges_go_on_where_a_picture_is_extended() {
+        let picture = RgbImage::from_fn(4, 4, |x, y| image::Rgb([x as u8, y as u8, 0]));
+        let wide = extend(&picture, ImageSize::new(256, 128).unwrap());
+        assert_eq!(wide.dimensions(), (8, 4));
+        assert_eq!([0, 2, 3, 5, 7].map(|x| wide.get_pixel(x, 1).0), [[0, 1, 0], [0, 1, 0], [1, 1, 0], [3, 1, 0], [3, 1, 0]]);
+        let high = extend(&picture, ImageSize::new(64, 128).unwrap());
+        assert_eq!((high.dimensions(), high.get_pixel(1, 7).0), ((4, 8), [1, 3, 0]));
+        assert_eq!(extend(&picture, ImageSize::new(512, 512).unwrap()), picture);
     }
 
     #[test]

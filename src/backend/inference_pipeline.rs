@@ -73,8 +73,9 @@ pub struct Diffusion {
     kept: Option<KeptLatents>,
     /// What an inpainting model's UNet looks at beside the latents.
     condition: Option<Tensor>,
-    /// What the finished picture is laid under, if a mask keeps a part of it.
+    /// What the finished picture is laid under, at the size that it is enlarged to, if a mask keeps a part of it.
     input: Option<Arc<InputImage>>,
+    enlarged_to: Option<ImageSize>,
     /// The latest stages, the newest first.
     past: VecDeque<Moment>,
     rng: TorchRng,
@@ -132,7 +133,9 @@ impl Pipeline for InferencePipeline {
             self.networks.unet.context(&Conditions { text: &text, pooled: pooled.as_ref(), ..conditions })
         });
         let unguided = unguided.transpose()?;
-        let EncodedPrompts { embeddings: text_embeddings, warnings, .. } = encoded;
+        let EncodedPrompts { embeddings: text_embeddings, mut warnings, .. } = encoded;
+        let enlarged_to = request.output.enlarged_to;
+        warnings.extend(self.info.size_warning(config.size, enlarged_to));
         drop(span);
 
         // 3. Prepare latents.
@@ -157,6 +160,7 @@ impl Pipeline for InferencePipeline {
             kept,
             condition,
             input: request.input.clone(),
+            enlarged_to,
             past: VecDeque::new(),
             rng,
             steps_done: 0,
@@ -220,6 +224,11 @@ impl Generation for Diffusion {
     fn finish(self) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
         let mut picture = self.pipeline.decode(&self.latents)?;
+        if let Some(size) = self.enlarged_to {
+            // A picture to begin with has been cut to the proportions; where there is none, all that was drawn is kept.
+            let whole = if self.input.is_some() { picture } else { image_utils::extend(&picture, size) };
+            picture = image_utils::cut(&whole, whole.dimensions(), size);
+        }
         // What is kept is kept to the pixel: latents do not hold every detail.
         if let Some(InputImage { image, mask: Some(mask) }) = self.input.as_deref() {
             image_utils::lay_over(&mut picture, image, mask);

@@ -12,6 +12,7 @@ mod model_configs;
 mod model_files;
 mod model_info;
 mod model_loader;
+mod picture_decoder;
 mod prompt_chunks;
 mod prompt_encoder;
 mod prompt_syntax;

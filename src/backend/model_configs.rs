@@ -66,10 +66,13 @@ struct ModelIndex {
 }
 
 /// `generation_config.json`, which a model may carry, named as in transformers: settings of requests that leave them out.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct GenerationConfig {
     num_inference_steps: Option<Steps>,
     guidance_scale: Option<GuidanceScale>,
+    /// Of a model that makes nothing sensible at other sizes.
+    #[serde(default)]
+    own_size_only: bool,
 }
 
 impl ModelConfigs {
@@ -208,7 +211,7 @@ fn defaults(
     let config = if files.exists(GENERATION) {
         serde_json::from_slice(&files.read(GENERATION)?).map_err(|e| bad(GENERATION, e.to_string()))?
     } else {
-        GenerationConfig { num_inference_steps: None, guidance_scale: None }
+        GenerationConfig::default()
     };
     let (steps, guidance_scale) = usual(family, variant, unet.time_cond_proj_dim.is_some());
     let in_range = |e: crate::common::InvalidValue| bad(GENERATION, e.to_string());
@@ -223,6 +226,7 @@ fn defaults(
     }
     Ok(ModelDefaults {
         size,
+        own_size_only: config.own_size_only,
         steps: config.num_inference_steps.map_or_else(|| Steps::try_from(steps), Ok).map_err(in_range)?,
         guidance_scale: config.guidance_scale.map_or_else(|| GuidanceScale::try_from(guidance_scale), Ok).map_err(in_range)?,
         sampler,

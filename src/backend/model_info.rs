@@ -49,7 +49,58 @@ impl ModelInfo {
     /// it has more, in its proportions and rounded down to what the model can do.
     #[must_use]
     pub fn size_for(&self, width: u32, height: u32) -> ImageSize {
-        size_for(&self.defaults, self.size_multiple, self.max_pixels, width, height)
+        let own = self.defaults.size;
+        size_for(own.pixels().min(self.max_pixels), self.size_multiple, width, height).unwrap_or(own)
+    }
+
+    /// The size at which a picture of this size is drawn: the same, unless the model makes nothing sensible of it. One that begins with a
+    /// picture has its proportions.
+    #[must_use]
+    pub fn drawing_size(&self, size: ImageSize, begins_with_picture: bool) -> ImageSize {
+        let own = self.defaults.size;
+        let is_larger =
+            if begins_with_picture { size.pixels() > own.pixels() } else { size.width() > own.width() || size.height() > own.height() };
+        match is_larger && self.defaults.own_size_only {
+            true if begins_with_picture => self.size_for(size.width(), size.height()),
+            true => own,
+            false => size,
+        }
+    }
+
+    /// What there is to say of a picture drawn at a size that is not the model's own, and of one that is enlarged.
+    #[must_use]
+    pub fn size_warning(&self, drawn: ImageSize, enlarged_to: Option<ImageSize>) -> Option<String> {
+        let own = self.defaults.size;
+        if let Some(size) = enlarged_to {
+            return Some(format!(
+                "this model draws well at {own} alone: the picture was drawn at {drawn} and enlarged to {size} (Lanczos)"
+            ));
+        }
+        let share = drawn.pixels() as f64 / own.pixels() as f64;
+        let side = |ours: u32, own: u32| f64::from(ours) / f64::from(own);
+        let longest = side(drawn.width(), own.width()).max(side(drawn.height(), own.height()));
+        let what = match share {
+            // Things are repeated, beside and above each other.
+            _ if share > FAR || longest > FAR => "things may appear several times",
+            _ if share <= 1.0 / FAR.powi(2) => "it may be blurred or cut off",
+            _ => return None,
+        };
+        Some(format!("this model was made for pictures of {own}; at {drawn}, {what}"))
+    }
+
+    /// Makes sure that a picture of this size may be asked for.
+    ///
+    /// # Errors
+    /// When it is too large for this worker, or not one that the model can do.
+    pub fn check_size(&self, size: ImageSize) -> Result<(), InvalidValue> {
+        if size.pixels() > self.max_pixels {
+            let allowed = format!("at most {} pixels on this worker (its --max-pixels)", self.max_pixels);
+            return Err(InvalidValue::new("size", size, allowed));
+        }
+        if !size.width().is_multiple_of(self.size_multiple) || !size.height().is_multiple_of(self.size_multiple) {
+            return Err(InvalidValue::new("size", size, format!("multiples of {} for this model", self.size_multiple)));
+        }
+        Ok(())
     }
 
     /// Whether a guidance scale leads away from the negative prompt, in a second evaluation of the network.
@@ -63,13 +114,8 @@ impl ModelInfo {
     /// # Errors
     /// Names the setting that it cannot follow.
     pub fn plan(&self, config: &SamplingConfig) -> Result<SamplingPlan, InvalidValue> {
-        let (size, options) = (config.size, config.options);
-        if size.pixels() > self.max_pixels {
-            return Err(InvalidValue::new("size", size, format!("at most {} pixels on this worker", self.max_pixels)));
-        }
-        if !size.width().is_multiple_of(self.size_multiple) || !size.height().is_multiple_of(self.size_multiple) {
-            return Err(InvalidValue::new("size", size, format!("multiples of {} for this model", self.size_multiple)));
-        }
+        let options = config.options;
+        self.check_size(config.size)?;
         if let Some(skip) = options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
             return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {} for this model", self.max_clip_skip)));
         }
@@ -81,8 +127,12 @@ impl ModelInfo {
     }
 }
 
-fn size_for(defaults: &ModelDefaults, size_multiple: u32, max_pixels: u64, width: u32, height: u32) -> ImageSize {
-    let most = defaults.size.pixels().min(max_pixels) as f64;
+/// How many times as many pixels as a model's own size has, or as long a side, are far from it.
+const FAR: f64 = 2.0;
+
+/// A size of at most so many pixels in the proportions of `width` x `height`.
+fn size_for(most: u64, size_multiple: u32, width: u32, height: u32) -> Option<ImageSize> {
+    let most = most as f64;
     let scale = (most / (f64::from(width) * f64::from(height))).sqrt().min(1.0);
     let least = ImageSize::MIN_SIDE.next_multiple_of(size_multiple);
     let side = |length: f64| ((length as u32).min(ImageSize::MAX_SIDE) / size_multiple * size_multiple).max(least);
@@ -90,7 +140,7 @@ fn size_for(defaults: &ModelDefaults, size_multiple: u32, max_pixels: u64, width
     // A strip cannot be as long as it is thin.
     let long = side((f64::from(width.max(height)) * scale).min(most / f64::from(short)));
     let (width, height) = if width < height { (short, long) } else { (long, short) };
-    ImageSize::new(width, height).unwrap_or(defaults.size)
+    ImageSize::new(width, height).ok()
 }
 
 /// Settings of a request that leaves them out.
@@ -98,6 +148,8 @@ fn size_for(defaults: &ModelDefaults, size_multiple: u32, max_pixels: u64, width
 pub struct ModelDefaults {
     /// The size that the model was trained for.
     pub size: ImageSize,
+    /// Whether it makes nothing sensible of a larger one, which is then drawn at this size and enlarged.
+    pub own_size_only: bool,
     /// Denoising steps.
     pub steps: Steps,
     /// Guidance scale.
@@ -125,9 +177,7 @@ mod tests {
             own in 1u32..20,
         ) {
             let size = ImageSize::new(own * 64, own * 64).unwrap();
-            let (sampler, schedule) = (Sampler::Euler, Schedule::Default);
-            let defaults = ModelDefaults { size, steps: "2".parse().unwrap(), guidance_scale: "4".parse().unwrap(), sampler, schedule };
-            let made = size_for(&defaults, multiple, 1 << 20, width, height);
+            let made = size_for(size.pixels().min(1 << 20), multiple, width, height).unwrap();
             prop_assert!(made.width().is_multiple_of(multiple) && made.height().is_multiple_of(multiple));
             prop_assert!(made.pixels() <= size.pixels().min(1 << 20), "{made} of {width}x{height}");
             // Whatever is wider stays so.

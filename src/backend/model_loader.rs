@@ -33,10 +33,15 @@ pub struct LoadOptions {
     pub low_memory: bool,
 }
 
+impl LoadOptions {
+    /// The largest picture unless something else is said: all sizes that `OpenAI`'s API has.
+    pub const MAX_PIXELS: u64 = 2 << 20;
+}
+
 impl Default for LoadOptions {
     /// As the binary has them on a CPU if nothing is said.
     fn default() -> Self {
-        Self { device: Device::Cpu, storage: Storage::F32, max_pixels: 1024 * 1024, vae_tiling: Tiling::Auto, low_memory: false }
+        Self { device: Device::Cpu, storage: Storage::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
     }
 }
 

@@ -70,7 +70,7 @@ pub struct GenerationRequest {
     pub latest_start: Option<Instant>,
     /// The request's span, so that what the engine logs is found under it.
     pub span: Span,
-    /// Its place among those that may wait or run, given back when the request is dropped. The engine does not look at it.
+    /// Its place among those that may wait or run, given back just before the last answer, or when the request is dropped.
     pub place: Option<OwnedSemaphorePermit>,
     /// Where the answers go: `Started` when it is its turn, any number of `Progress` and `Preview`, then one `Complete` or `Error`.
     pub response_tx: UnboundedSender<GenerationResponse>,

@@ -7,7 +7,7 @@ use std::{borrow::Cow, ffi::OsString, fs, net::IpAddr, path::PathBuf};
 use axum::http::HeaderValue;
 use clap::{
     Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum,
-    builder::{BoolishValueParser, RangedU64ValueParser},
+    builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser},
 };
 
 use super::Failure;
@@ -119,7 +119,7 @@ pub struct ModelArgs {
     #[arg(long, env = "SD_WORKER_LOW_MEMORY", value_parser = BoolishValueParser::new())]
     pub low_memory: bool,
     /// The largest picture, in pixels
-    #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = 1024 * 1024, value_name = "PIXELS")]
+    #[arg(long, env = "SD_WORKER_MAX_PIXELS", default_value_t = LoadOptions::MAX_PIXELS, value_name = "PIXELS")]
     pub max_pixels: u64,
 }
 
@@ -199,12 +199,21 @@ pub struct ServeArgs {
     /// How long a client may be silent while it sends a request, or leave its answer unread, before it is disconnected
     #[arg(long, env = "SD_WORKER_CLIENT_TIMEOUT", default_value_t = 60, value_parser = seconds(1), value_name = "SECONDS")]
     pub client_timeout: u64,
+    /// How many connections there may be at a time; when there are as many, those that are idle make room
+    #[arg(long, env = "SD_WORKER_MAX_CONNECTIONS", default_value_t = 4096, value_parser = connections(), value_name = "CONNECTIONS")]
+    pub max_connections: usize,
     /// How long the result of a job is kept
     #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_parser = seconds(0), value_name = "SECONDS")]
     pub keep_results: u64,
     /// How many results of jobs are kept; the oldest go first
     #[arg(long, env = "SD_WORKER_MAX_RESULTS", default_value_t = 100, value_name = "JOBS")]
     pub max_results: usize,
+    /// How many bytes the results of jobs have together; the oldest go first
+    #[arg(long, env = "SD_WORKER_MAX_RESULT_BYTES", default_value_t = 256 << 20, value_name = "BYTES")]
+    pub max_result_bytes: usize,
+    /// The most work of one request: pictures x evaluations of the network x samples (2 with guidance) x megapixels of 1024 x 1024
+    #[arg(long, env = "SD_WORKER_MAX_WORK", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..), value_name = "MEGAPIXELS")]
+    pub max_work: u64,
     /// How long requests may take to finish once the worker is asked to stop
     #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_parser = seconds(0), value_name = "SECONDS")]
     pub drain_timeout: u64,
@@ -375,6 +384,11 @@ pub enum ModelsCommand {
 /// Seconds up to a day: no clock goes as far as a `u64`.
 fn seconds(least: u64) -> RangedU64ValueParser {
     clap::value_parser!(u64).range(least..=86_400)
+}
+
+/// At least one, and no more than a semaphore can count.
+fn connections() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(1..=1_000_000).map(|connections| connections as usize)
 }
 
 /// The help of an option that takes one of these names.

@@ -59,7 +59,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let picture = generation.finish()?;
     let decode_time = started.elapsed();
-    let image = backend::encode(&picture, output, Some(&ImageMetadata::new(&request, pipeline.model_id())))?;
+    let image = backend::encode(&picture, request.output, Some(&ImageMetadata::new(&request, pipeline.model_id())))?;
     write(&args.output, &image.bytes)?;
     record.write()?;
 
@@ -69,7 +69,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         io::stderr(),
         "{}: {}, {} steps of {} at guidance {}, seed {} (load {}, text {}, denoise {}, decode {})",
         args.output.display(),
-        request.config.size,
+        request.output.size(request.config.size),
         request.config.steps,
         request.config.sampler,
         request.config.guidance_scale,
@@ -98,8 +98,10 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
     let size = input.as_ref().map_or(defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
     let strength = input.as_ref().map(|files| args.strength.unwrap_or(Strength::default_for(files.mask.is_some())));
     let sampler = args.sampler.unwrap_or(defaults.sampler);
+    let asked = args.size(size)?;
+    info.check_size(asked)?;
     let config = SamplingConfig {
-        size: args.size(size)?,
+        size: info.drawing_size(asked, input.is_some()),
         steps: args.steps.unwrap_or(defaults.steps),
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
         seed: args.seed.unwrap_or_else(Seed::random),
@@ -109,7 +111,8 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
     };
     // Before the pictures are decoded.
     info.plan(&config)?;
-    let input = input.map(|files| files.decode(config.size)).transpose()?.map(Arc::new);
+    let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..output };
+    let input = input.map(|files| files.decode(asked)).transpose()?.map(Arc::new);
     let negative_prompt = args.negative_prompt.clone();
     Ok(GenerationRequest { negative_prompt, input, output, ..GenerationRequest::unheard(args.prompt.clone(), config) })
 }

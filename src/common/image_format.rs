@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::ImageSize;
+
 /// File formats of the answer, named as in the `OpenAI` Images API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -25,10 +27,20 @@ pub struct OutputConfig {
     pub quality: u8,
     /// How many previews are sent on the way, evenly spaced over the steps.
     pub previews: u8,
+    /// What the picture is enlarged to, if it is not left at the size at which it is drawn.
+    pub enlarged_to: Option<ImageSize>,
+}
+
+impl OutputConfig {
+    /// The size of a picture that is drawn at this one.
+    #[must_use]
+    pub fn size(&self, drawn: ImageSize) -> ImageSize {
+        self.enlarged_to.unwrap_or(drawn)
+    }
 }
 
 impl Default for OutputConfig {
     fn default() -> Self {
-        Self { format: ImageFormat::Png, quality: 90, previews: 0 }
+        Self { format: ImageFormat::Png, quality: 90, previews: 0, enlarged_to: None }
     }
 }

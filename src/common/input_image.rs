@@ -4,7 +4,7 @@ use image::{GrayImage, RgbImage};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A picture to begin with, as large as the one to make.
+/// A picture to begin with, as large as the one that comes of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InputImage {
     /// The picture.

@@ -14,6 +14,8 @@ use crate::backend::Progress;
 
 /// The longest `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
+/// Pixels of 1024 x 1024.
+pub const MEGAPIXEL: u64 = 1 << 20;
 /// What a pixel is taken to cost in a step until a step has been measured: half a second for 512 x 512 with guidance.
 const FIRST_GUESS: u64 = 1_000_000;
 
@@ -22,6 +24,8 @@ const FIRST_GUESS: u64 = 1_000_000;
 pub struct Admission {
     permits: Arc<Semaphore>,
     capacity: u32,
+    /// The most pixels of one request, times evaluations.
+    max_work: u64,
     backlog: Arc<Backlog>,
 }
 
@@ -29,6 +33,8 @@ pub struct Admission {
 struct Backlog {
     /// Work admitted and not yet done: pixels, times the steps that each still has to take.
     pixels: AtomicU64,
+    /// How many requests were admitted.
+    requests: AtomicU64,
     /// Moving average of what a pixel costs in a step, in picoseconds. 0 until one is measured.
     picos_per_pixel: AtomicU64,
 }
@@ -64,6 +70,13 @@ pub enum Refusal {
         /// When to try again, from the measured time of a step and the steps that wait.
         retry_after: Duration,
     },
+    /// No request may take so much work.
+    TooMuch {
+        /// What it asks for, in pixels times evaluations.
+        work: u64,
+        /// The most.
+        max_work: u64,
+    },
     /// There never is room for so many.
     TooMany {
         /// How many there is room for.
@@ -85,7 +98,14 @@ impl Admission {
     #[must_use]
     pub fn new(capacity: u32) -> Self {
         metrics::gauge!("sdw_queue_capacity").set(capacity);
-        Self { permits: Arc::new(Semaphore::new(capacity as usize)), capacity, backlog: Arc::default() }
+        Self { permits: Arc::new(Semaphore::new(capacity as usize)), capacity, max_work: u64::MAX, backlog: Arc::default() }
+    }
+
+    /// The same with a limit for the work of one request, in [megapixels](MEGAPIXEL): its pictures, times the evaluations of the network
+    /// for each, times the pixels of all samples.
+    #[must_use]
+    pub fn with_max_work(self, megapixels: u64) -> Self {
+        Self { max_work: megapixels.saturating_mul(MEGAPIXEL), ..self }
     }
 
     /// A permit for all that is asked for.
@@ -96,6 +116,10 @@ impl Admission {
         let Demand { pictures, steps, pixels, deadline } = demand;
         if pictures > self.capacity {
             return Err(Refusal::TooMany { capacity: self.capacity });
+        }
+        let work = u64::from(pictures).saturating_mul(steps as u64).saturating_mul(pixels);
+        if work > self.max_work {
+            return Err(Refusal::TooMuch { work, max_work: self.max_work });
         }
         let waiting = self.backlog.pixels.load(Ordering::Relaxed);
         let others = self.backlog.time(waiting);
@@ -110,13 +134,26 @@ impl Admission {
             return Err(Refusal::Full { retry_after: retry_after(others) });
         };
         self.backlog.pixels.fetch_add(steps_left * pixels, Ordering::Relaxed);
+        self.backlog.requests.fetch_add(1, Ordering::Relaxed);
         Ok(Permit { places, backlog: Arc::clone(&self.backlog), pixels, steps_left })
+    }
+
+    /// The most work of one request, in megapixels.
+    #[must_use]
+    pub fn max_work(&self) -> u64 {
+        self.max_work / MEGAPIXEL
     }
 
     /// How many pictures may wait or run.
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.capacity
+    }
+
+    /// How many requests were admitted so far.
+    #[must_use]
+    pub fn admitted(&self) -> u64 {
+        self.backlog.requests.load(Ordering::Relaxed)
     }
 
     /// Whether anything waits or runs.
@@ -255,6 +292,15 @@ mod tests {
     #[test]
     fn more_than_there_is_room_for_at_all_is_not_asked_to_come_back() {
         assert_eq!(Admission::new(2).admit(demand(3, 1)).unwrap_err(), Refusal::TooMany { capacity: 2 });
+    }
+
+    #[test]
+    fn one_request_has_so_much_work_and_no_more() {
+        let admission = Admission::new(4).with_max_work(20);
+        assert!(admission.admit(demand(4, 10)).is_ok(), "half a megapixel each time");
+        for too_much in [demand(4, 11), demand(1, 41), Demand { pixels: 18 * PIXELS, ..demand(1, 4) }, demand(4, usize::MAX)] {
+            assert!(matches!(admission.admit(too_much).unwrap_err(), Refusal::TooMuch { max_work, .. } if max_work == 20 * MEGAPIXEL));
+        }
     }
 
     #[test]

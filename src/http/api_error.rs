@@ -10,7 +10,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::admission::{Refusal, retry_after};
+use super::admission::{MEGAPIXEL, Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
 
 /// Tells `OpenAI`'s clients not to retry by themselves.
@@ -85,12 +85,24 @@ impl ApiError {
     }
 
     pub(super) fn body_timed_out() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timed_out", "the body stopped in the middle for too long")
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timed_out", "the body stopped in the middle for too long, or came too slowly")
     }
 
     pub(super) fn too_many_uploads() -> Self {
-        let message = "other uploads take all the room that there is for them; try again";
+        let message = "other bodies take all the room that there is for them; try again";
         Self { retry_after: Some(Duration::from_secs(1)), ..Self::busy("too_many_uploads", message) }
+    }
+
+    pub(super) fn no_memory_for_body() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "out_of_memory", "there is no memory for a body of this size; send a smaller one")
+    }
+
+    pub(super) fn no_memory_for_answer() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "out_of_memory", "there is no memory for the answer; ask for fewer pictures at a time")
+    }
+
+    pub(super) fn unwritable(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", format!("the answer could not be written: {error}"))
     }
 
     fn busy(code: &'static str, message: impl Into<String>) -> Self {
@@ -199,13 +211,20 @@ impl From<Refusal> for ApiError {
             Refusal::TooLate { others, own, deadline } => {
                 let [others_s, own_s, deadline_s] = [others, own, deadline].map(|time| time.as_secs_f64());
                 let message = format!(
-                    "the client waits {deadline_s:.1} s, but its turn comes in about {others_s:.1} s and the work takes {own_s:.1} s; wait longer, or ask for fewer steps"
+                    "the client waits {deadline_s:.1} s, but its turn comes in about {others_s:.1} s and the work takes {own_s:.1} s; a smaller size is the quickest cure, then fewer steps"
                 );
                 let mut error = Self::busy("would_time_out", message);
                 // Where there is not enough time even without others, trying again is in vain.
                 error.never_retry = own > deadline;
                 error.retry_after = (own <= deadline).then(|| retry_after((others + own).saturating_sub(deadline)));
                 error
+            }
+            Refusal::TooMuch { work, max_work } => {
+                let [work, max_work] = [work, max_work].map(|work| work as f64 / MEGAPIXEL as f64);
+                let message = format!(
+                    "this is {work:.1} megapixels of work (n x evaluations x samples x pixels), and this worker's --max-work is {max_work}; ask for fewer or smaller pictures, or fewer steps"
+                );
+                Self::new(StatusCode::BAD_REQUEST, "too_much_work", message)
             }
             Refusal::TooMany { capacity } => Self::invalid_param("n", &format!("must be at most {capacity} on this worker")),
         }

@@ -1,17 +1,11 @@
-//! Connections, each served by a task of its own, and none kept open for a client that is silent where it should speak.
+//! Connections, each served by a task of its own, and none kept open for a client that is silent where it should speak, or does not
+//! listen.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use axum::{Router, extract::Request};
+use axum::{Router, body::Body, extract::Request, response::Response};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::{
         conn::auto::Builder,
         graceful::{GracefulShutdown, Watcher},
@@ -21,34 +15,54 @@ use hyper_util::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 use tracing::{debug, warn};
+
+use super::delivery::{Activity, Delivered, Streams};
 
 /// How long there is no try to take a connection after the system refused one, as when the process has too many files open.
 const RECOVERY: Duration = Duration::from_secs(1);
+/// How long a connection may be idle when all places for connections are taken.
+const CROWDED_IDLE: Duration = Duration::from_secs(1);
+/// Requests that one connection has under way, in HTTP/2.
+const MAX_STREAMS: u32 = 100;
+
+/// How connections are served.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// How long a client may be silent while it sends a request, or before the next, and how long it may leave unread what was sent to it.
+    pub patience: Duration,
+    /// How many there are at a time. When there are as many, those that are idle are closed for those that wait.
+    pub most: usize,
+}
 
 /// Serves connections: new ones until `closed`, open ones to the end of what was asked on them.
-///
-/// `patience` is how long a client may be silent while it sends a request, or before the next, and how long it may leave unread what was
-/// sent to it.
-pub async fn serve(listener: TcpListener, router: Router, patience: Duration, closed: CancellationToken) {
-    let open = GracefulShutdown::new();
+pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, closed: CancellationToken) {
+    let (open, places, crowd) = (GracefulShutdown::new(), Arc::new(Semaphore::new(limits.most)), watch::Sender::new(false));
     loop {
+        crowd.send_replace(places.available_permits() == 0);
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = async {
+                // It is never closed.
+                let place = Arc::clone(&places).acquire_owned().await;
+                (listener.accept().await, place)
+            } => accepted,
             () = closed.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                watch_peer(&stream, patience);
-                tokio::spawn(serve_one(stream, router.clone(), patience, open.watcher()));
+            (Ok((stream, _)), place) => {
+                watch_peer(&stream, limits.patience);
+                let served = serve_one(stream, router.clone(), limits.patience, open.watcher(), crowd.subscribe());
+                tokio::spawn(async move { (served.await, place) });
             }
-            Err(error) if is_of_peer(&error) => debug!(%error, "a client left before it was heard"),
-            Err(error) => {
+            (Err(error), _) if is_of_peer(&error) => debug!(%error, "a client left before it was heard"),
+            (Err(error), _) => {
                 warn!(%error, "no connection can be taken");
+                crowd.send_replace(true);
                 sleep(RECOVERY).await;
             }
         }
@@ -57,32 +71,48 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Duration, cl
     open.shutdown().await;
 }
 
-async fn serve_one(stream: TcpStream, router: Router, patience: Duration, watcher: Watcher) {
-    let heard = Arc::new(AtomicBool::new(false));
-    let note = Arc::clone(&heard);
-    let service = router.map_request(move |request: Request<_>| {
-        note.store(true, Ordering::Relaxed);
-        request
+async fn serve_one(stream: TcpStream, router: Router, patience: Duration, watcher: Watcher, crowd: watch::Receiver<bool>) {
+    let activity = Activity::default();
+    let noted = activity.clone();
+    let service = service_fn(move |request: Request<_>| {
+        let (router, request_noted) = (router.clone(), noted.begin());
+        async move {
+            let response: Response = router.oneshot(request.map(Body::new)).await?;
+            Ok::<_, Infallible>(response.map(|body| Delivered::new(body, request_noted)))
+        }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(Streams { patience });
     builder.http1().timer(TokioTimer::new()).header_read_timeout(patience);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience).max_concurrent_streams(MAX_STREAMS);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
     tokio::select! {
         ended = watcher.watch(connection) => if let Err(error) = ended {
             debug!(error, "a connection broke");
         },
-        () = still_unheard(&heard, patience) => debug!("a client sent no request in time"),
+        () = still_unheard(&activity, patience) => debug!("a client sent no request in time"),
+        () = gives_way(&activity, crowd) => debug!("an idle connection makes room"),
     }
 }
 
 /// Comes back if there is no request by then. Before the first one is read it is not known which version of HTTP it is, and hyper's
 /// limits are those of a version.
-async fn still_unheard(heard: &AtomicBool, patience: Duration) {
+async fn still_unheard(activity: &Activity, patience: Duration) {
     sleep(patience).await;
-    if heard.load(Ordering::Relaxed) {
+    if activity.has_begun() {
         std::future::pending::<()>().await;
     }
+}
+
+/// Comes back when others wait for a place, and nothing is done here.
+async fn gives_way(activity: &Activity, mut crowd: watch::Receiver<bool>) {
+    while crowd.wait_for(|is_crowded| *is_crowded).await.is_ok() {
+        let idle = activity.idle();
+        if idle >= CROWDED_IDLE {
+            return;
+        }
+        sleep(CROWDED_IDLE - idle).await;
+    }
+    std::future::pending().await
 }
 
 /// Has the system find out about a client that is gone without a word, or that does not read: the connection then breaks, and what it

@@ -45,6 +45,8 @@ struct Limits {
     max_body_bytes: usize,
     max_upload_bytes: usize,
     max_input_pixels: u64,
+    /// The most work of one request: pictures x evaluations of the network x samples x pixels, in megapixels of 1024 x 1024.
+    max_work: u64,
     queue_capacity: u32,
     max_batch: u32,
 }
@@ -83,6 +85,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
             max_body_bytes: MAX_BODY_BYTES,
             max_upload_bytes: MAX_UPLOAD_BYTES,
             max_input_pixels: MAX_INPUT_PIXELS,
+            max_work: state.admission.max_work(),
             queue_capacity: state.admission.capacity(),
             max_batch: state.max_batch,
         },

@@ -3,25 +3,35 @@
 //! `OpenAI`'s clients send a form with files; JSON with base64 in the same fields is taken as well. Nothing that a request names is
 //! opened, no URL and no file.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    borrow::Cow,
+    hash::{DefaultHasher, Hash},
+};
 
 use axum::{
     Extension,
-    body::Bytes,
-    extract::{FromRequest, Multipart, Request, State, multipart::MultipartError},
+    extract::{
+        FromRequest, Multipart, Request, State,
+        multipart::{Field, MultipartError},
+    },
     http::{HeaderMap, StatusCode, header},
     response::Response,
 };
-use serde_json::{Map, Value};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, MAX_UPLOAD_BYTES,
+    ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES,
+    body_bytes::{self, Digested, Room},
     client_wishes::{ClientWishes, WaitHeaders},
-    extract::{self, JsonBody},
+    extract::{self, FromFields, JsonBody},
+    fields::{self, Fields},
     images,
     openapi::{Forbidden, IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
-    uploads::{self, Room},
+    uploads,
     wire::{ImagesRequest, ImagesResponse},
 };
 use crate::{
@@ -36,19 +46,27 @@ const MAX_FIELDS: usize = 64;
 const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
 
 /// The request, whichever way it came.
-pub(super) struct EditsBody {
+pub(super) struct EditsBody(Digested<Edit>);
+
+/// Settings, and files of which the headers are right.
+struct Edit {
     request: ImagesRequest,
     files: InputFiles,
-    /// As that of a JSON body.
-    fingerprint: u64,
 }
 
-/// What there was in a form or in an object.
+/// What there was in a form or in an object, but for the settings.
 #[derive(Default)]
-struct Parts {
-    fields: Map<String, Value>,
+struct Pictures {
     images: Vec<Vec<u8>>,
     masks: Vec<Vec<u8>>,
+}
+
+/// A field of a form.
+#[derive(Hash)]
+struct FormField {
+    name: String,
+    is_file: bool,
+    bytes: Vec<u8>,
 }
 
 /// What [`EditsBody`] is read from. Everything that `/v1/images/generations` takes may stand beside it.
@@ -83,15 +101,15 @@ pub(super) async fn edits(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     wishes: ClientWishes,
-    room: Option<Extension<Room>>,
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let _until_decoded = room;
-        let EditsBody { request, files, fingerprint } = body?;
+        let EditsBody(Digested { value: Edit { request, files }, fingerprint, room }) = body?;
         let info = state.model()?;
-        let mut order = request.into_order(&info, Some(&files))?;
-        order.input = Some(uploads::decode(files, order.config.size).await?);
+        let order = request.into_order(&info, Some(&files))?;
+        let input = uploads::decode(files, order.size()).await?;
+        let order = order.beginning_with(input);
+        drop(room);
         images::start(&state, &id, wishes, order, fingerprint, &info)
     };
     images::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
@@ -101,22 +119,30 @@ impl FromRequest<AppState> for EditsBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let (parts, fingerprint) = match extract::media_type(request.headers()).as_str() {
+        match extract::media_type(request.headers()).as_str() {
             "multipart/form-data" => {
                 check_page(request.headers(), state)?;
                 extract::check_length(request.headers(), MAX_UPLOAD_BYTES)?;
-                let hasher = extract::route_hasher(&request);
-                let form = Multipart::from_request(request, state).await;
-                Parts::from_form(form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?, hasher).await?
+                Ok(Self(from_form(request, state).await?))
             }
             "application/json" => {
-                let body = JsonBody::<Map<String, Value>, MAX_UPLOAD_BYTES>::from_request(request, state).await?;
-                (Parts::from_object(body.value)?, body.fingerprint)
+                let JsonBody(edit) = JsonBody::<Edit, MAX_UPLOAD_BYTES>::from_request(request, state).await?;
+                Ok(Self(edit))
             }
-            _ => return Err(ApiError::no_form()),
+            _ => Err(ApiError::no_form()),
+        }
+    }
+}
+
+impl FromFields for Edit {
+    fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
+        let (images, masks) = (fields.take(is_image), fields.take(is_mask));
+        let request = ImagesRequest::from_fields(fields)?;
+        let read = |param, values: Vec<(Cow<str>, &RawValue)>| -> Result<Vec<_>, ApiError> {
+            let values = values.into_iter().map(|(_, value)| fields::entries(value)).collect::<Result<Vec<_>, _>>()?;
+            values.into_iter().flatten().map(|value| uploads::from_json(param, value)).collect()
         };
-        let (request, files) = parts.into_request()?;
-        Ok(Self { request, files, fingerprint })
+        Self::new(request, Pictures { images: read("image", images)?, masks: read("mask", masks)? })
     }
 }
 
@@ -129,74 +155,107 @@ fn check_page(headers: &HeaderMap, state: &AppState) -> Result<(), ApiError> {
     if is_own || state.cors_origins.contains(origin) { Ok(()) } else { Err(ApiError::not_for_browsers()) }
 }
 
-impl Parts {
-    /// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.
-    async fn from_form(mut form: Multipart, mut hasher: DefaultHasher) -> Result<(Self, u64), ApiError> {
-        let mut all: Vec<(String, bool, Bytes)> = Vec::new();
-        while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
-            let name = field.name().unwrap_or_default().to_owned();
-            let is_file = field.file_name().is_some() || field.content_type().is_some_and(|kind| !kind.starts_with("text/"));
-            let is_unnamed_file = field.file_name() == Some("");
-            let bytes = field.bytes().await.map_err(|error| unreadable(&error))?;
-            // As browsers send it where no file was chosen.
-            if is_unnamed_file && bytes.is_empty() {
-                continue;
-            }
-            all.push((name, is_file, bytes));
-            if all.len() > MAX_FIELDS {
-                return Err(ApiError::unreadable_body(&format!("a form has at most {MAX_FIELDS} fields")));
-            }
+/// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.
+async fn from_form(request: Request, state: &AppState) -> Result<Digested<Edit>, ApiError> {
+    let (hasher, mut room) = (extract::route_hasher(&request), Room::new(state.client_timeout));
+    let form = Multipart::from_request(request, state).await;
+    let mut form = form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?;
+    let (mut fields, mut length) = (Vec::new(), 0);
+    while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
+        // As browsers send it where no file was chosen.
+        let has_no_name = field.file_name() == Some("");
+        let field = FormField::read(field, &mut room).await?;
+        if has_no_name && field.bytes.is_empty() {
+            continue;
         }
-        // Boundaries change from try to try, so the form itself says nothing.
-        all.hash(&mut hasher);
-        let mut parts = Self::default();
-        for (name, is_file, bytes) in all {
-            parts.add_field(&name, is_file, &bytes)?;
+        length += field.bytes.len();
+        fields.push(field);
+        if fields.len() > MAX_FIELDS {
+            return Err(ApiError::unreadable_body(&format!("a form has at most {MAX_FIELDS} fields")));
         }
-        Ok((parts, hasher.finish()))
     }
+    let read = move |hasher: &mut DefaultHasher| {
+        // Boundaries change from try to try, so the form itself says nothing.
+        fields.hash(hasher);
+        Edit::from_form(fields)
+    };
+    body_bytes::digest(length, room, hasher, read).await
+}
 
-    fn add_field(&mut self, name: &str, is_file: bool, bytes: &[u8]) -> Result<(), ApiError> {
-        let refused = |reason| ApiError::invalid_param(extract::clip(name), reason);
-        let text = || String::from_utf8(bytes.to_vec()).map_err(|_| refused("must be text in UTF-8"));
-        let file = |param| if is_file { Ok(bytes.to_vec()) } else { uploads::from_text(param, &text()?) };
-        match name {
-            "image" | "image[]" => self.images.push(file("image")?),
-            "mask" => self.masks.push(file("mask")?),
-            _ => {
-                let value = match text() {
-                    Ok(text) => value(name, text),
-                    // No field takes an object: one with a meaning refuses it, and any other is named as ignored.
-                    Err(_) if is_file && !TEXTS.contains(&name) => Value::Object(Map::new()),
-                    Err(error) => return Err(error),
-                };
-                if self.fields.insert(name.to_owned(), value).is_some() {
-                    return Err(refused("must be given once"));
+impl Edit {
+    fn from_form(fields: Vec<FormField>) -> Result<Self, ApiError> {
+        let (mut pictures, mut settings, mut length) = (Pictures::default(), Vec::new(), 0);
+        for field in fields {
+            match &*field.name {
+                name if is_image(name) => pictures.images.push(field.picture("image")?),
+                name if is_mask(name) => pictures.masks.push(field.picture("mask")?),
+                _ => {
+                    length += field.bytes.len();
+                    if length > MAX_BODY_BYTES {
+                        return Err(ApiError::invalid_param(extract::clip(&field.name), "is too long for a field that is no picture"));
+                    }
+                    settings.push(field.setting()?);
                 }
             }
         }
-        Ok(())
+        let settings = settings.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
+        Self::new(ImagesRequest::from_fields(settings)?, pictures)
     }
 
-    /// All of a JSON object.
-    fn from_object(mut fields: Map<String, Value>) -> Result<Self, ApiError> {
-        let mut take = |name: &str| fields.remove(name).filter(|value| !value.is_null());
-        let list = |value| match value {
-            Some(Value::Array(values)) => values,
-            other => other.into_iter().collect(),
-        };
-        let images = [take("image"), take("image[]"), take("images")].into_iter().flat_map(list).collect::<Vec<_>>();
-        let masks = list(take("mask"));
-        let read = |param, values: Vec<Value>| values.iter().map(|value| uploads::from_json(param, value)).collect::<Result<_, _>>();
-        Ok(Self { images: read("image", images)?, masks: read("mask", masks)?, fields })
-    }
-
-    fn into_request(self) -> Result<(ImagesRequest, InputFiles), ApiError> {
-        let request = extract::from_value(Value::Object(self.fields))?;
-        let image = one("image", self.images)?.ok_or_else(|| ApiError::missing_param("image"))?;
-        let mask = one("mask", self.masks)?;
+    fn new(request: ImagesRequest, Pictures { images, masks }: Pictures) -> Result<Self, ApiError> {
+        let image = one("image", images)?.ok_or_else(|| ApiError::missing_param("image"))?;
+        let mask = one("mask", masks)?;
         let mask = mask.map(|bytes| ImageFile::open("mask", bytes)).transpose()?;
-        Ok((request, InputFiles { image: ImageFile::open("image", image)?, mask }))
+        Ok(Self { request, files: InputFiles { image: ImageFile::open("image", image)?, mask } })
+    }
+}
+
+/// `image`, `image[]`, `image[0]`, `images`, and so on.
+fn is_image(name: &str) -> bool {
+    matches!(list_name(name), "image" | "images")
+}
+
+/// `mask`, `mask[]`, `mask[0]`.
+fn is_mask(name: &str) -> bool {
+    list_name(name) == "mask"
+}
+
+/// A field's name without `[]` or the number of an entry at its end.
+fn list_name(name: &str) -> &str {
+    let entry = |name: &str| Some(name.strip_suffix(']')?.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix('[')?.len());
+    &name[..entry(name).unwrap_or(name.len())]
+}
+
+impl FormField {
+    async fn read(mut field: Field<'_>, room: &mut Room) -> Result<Self, ApiError> {
+        let name = field.name().unwrap_or_default().to_owned();
+        let is_file = field.file_name().is_some() || field.content_type().is_some_and(|kind| !kind.starts_with("text/"));
+        let mut bytes = Vec::new();
+        while let Some(more) = field.chunk().await.map_err(|error| unreadable(&error))? {
+            room.grow(more.len()).await?;
+            body_bytes::append(&mut bytes, &more)?;
+        }
+        Ok(Self { name, is_file, bytes })
+    }
+
+    fn text(&self) -> Result<&str, ApiError> {
+        str::from_utf8(&self.bytes).map_err(|_| ApiError::invalid_param(extract::clip(&self.name), "must be text in UTF-8"))
+    }
+
+    fn picture(self, param: &str) -> Result<Vec<u8>, ApiError> {
+        if self.is_file { Ok(self.bytes) } else { uploads::from_text(param, self.text()?) }
+    }
+
+    /// In the words of JSON.
+    fn setting(self) -> Result<(String, Box<RawValue>), ApiError> {
+        let value = match self.text() {
+            Ok(text) => value(&self.name, text),
+            // No field takes an object: one with a meaning refuses it, and any other is named as ignored.
+            Err(_) if self.is_file && !TEXTS.contains(&&*self.name) => Value::Object(Map::new()),
+            Err(error) => return Err(error),
+        };
+        let value = to_raw_value(&value).map_err(|error| ApiError::unreadable_body(&error.to_string()))?;
+        Ok((self.name, value))
     }
 }
 
@@ -209,10 +268,10 @@ fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError
 }
 
 /// Forms know nothing but text. What reads as a number, as a list or as true or false is one, but in [`TEXTS`].
-fn value(name: &str, text: String) -> Value {
+fn value(name: &str, text: &str) -> Value {
     match serde_json::from_str(text.trim()) {
         Ok(value @ (Value::Number(_) | Value::Bool(_) | Value::Null | Value::Array(_))) if !TEXTS.contains(&name) => value,
-        _ => Value::String(text),
+        _ => Value::String(text.to_owned()),
     }
 }
 
@@ -220,8 +279,5 @@ fn unreadable(error: &MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return ApiError::body_too_large(MAX_UPLOAD_BYTES);
     }
-    if extract::is_timeout(error) {
-        return ApiError::body_timed_out();
-    }
-    ApiError::unreadable_body(&error.body_text())
+    if body_bytes::is_timeout(error) { ApiError::body_timed_out() } else { ApiError::unreadable_body(&error.body_text()) }
 }

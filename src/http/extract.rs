@@ -1,49 +1,52 @@
 //! JSON bodies, with errors that name the field.
 
-use std::{
-    error::Error,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::hash::{DefaultHasher, Hash};
 
 use axum::{
-    body::Bytes,
-    extract::{FromRequest, Request, rejection::BytesRejection},
+    extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
-use serde::de::DeserializeOwned;
-use serde_json::{Value, error::Category};
-use serde_path_to_error::Segment;
-use tower_http::timeout::TimeoutError;
+use serde_json::error::Category;
+use serde_path_to_error::{Path, Segment};
 
-use super::{ApiError, MAX_BODY_BYTES};
+use super::{
+    ApiError, AppState, MAX_BODY_BYTES,
+    body_bytes::{self, Digested, Room},
+    fields::Fields,
+};
 
 /// As many bytes of a name that a client chose are repeated to it.
 const MAX_NAME_BYTES: usize = 64;
 
 /// A JSON body of at most `LIMIT` bytes, where the route allows as many.
-pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES> {
-    pub(super) value: T,
-    /// Bodies that differ, or their routes, have, as good as always, different ones.
-    pub(super) fingerprint: u64,
+pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES>(pub(super) Digested<T>);
+
+/// What is read from a JSON object.
+pub(super) trait FromFields: Sized + Send + 'static {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Names the field whose value is wrong.
+    fn from_fields(fields: Fields) -> Result<Self, ApiError>;
 }
 
-impl<S: Send + Sync, T: DeserializeOwned, const LIMIT: usize> FromRequest<S> for JsonBody<T, LIMIT> {
+impl<T: FromFields, const LIMIT: usize> FromRequest<AppState> for JsonBody<T, LIMIT> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         // Asking for the header is not pedantry: it keeps web pages from posting here behind their visitor's back.
         if media_type(request.headers()) != "application/json" {
             return Err(ApiError::not_json());
         }
         check_length(request.headers(), LIMIT)?;
-        let mut hasher = route_hasher(&request);
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
-            BytesRejection::FailedToBufferBody(error) if error.status() == 413 => ApiError::body_too_large(LIMIT),
-            other if is_timeout(&other) => ApiError::body_timed_out(),
-            other => ApiError::unreadable_body(&other.body_text()),
-        })?;
-        bytes.hash(&mut hasher);
-        Ok(Self { value: parse(&bytes)?, fingerprint: hasher.finish() })
+        let (hasher, mut room) = (route_hasher(&request), Room::new(state.client_timeout));
+        let bytes = body_bytes::collect(request.into_body(), LIMIT, &mut room).await?;
+        let length = bytes.len();
+        let read = move |hasher: &mut DefaultHasher| {
+            bytes.hash(hasher);
+            T::from_fields(Fields::parse(&bytes)?)
+        };
+        Ok(Self(body_bytes::digest(length, room, hasher, read).await?))
     }
 }
 
@@ -70,23 +73,6 @@ pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), ApiE
     if length(headers).is_some_and(|length| length > limit) { Err(ApiError::body_too_large(limit)) } else { Ok(()) }
 }
 
-/// Whether the client stopped in the middle.
-pub(super) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
-    error.is::<TimeoutError>() || error.source().is_some_and(is_timeout)
-}
-
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| explain(&error))?;
-    deserializer.end().map_err(|error| ApiError::broken_json(&error.to_string()))?;
-    Ok(value)
-}
-
-/// The same from what has been taken apart already.
-pub(super) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(value).map_err(|error| explain(&error))
-}
-
 /// A field's name as errors repeat it.
 pub(super) fn clip(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
@@ -102,13 +88,14 @@ fn shortened(reason: &str) -> String {
     format!("{}…{}", &reason[..start], &reason[end..])
 }
 
-fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
-    let (inner, text) = (error.inner(), error.inner().to_string());
+/// An error of the parser, or of a type. `path` leads to the value that is to blame.
+pub(super) fn explain(error: &serde_json::Error, path: Option<&Path>) -> ApiError {
+    let text = error.to_string();
     // The field is known; where it stands in the text helps nobody.
-    let place = format!(" at line {} column {}", inner.line(), inner.column());
+    let place = format!(" at line {} column {}", error.line(), error.column());
     let reason = text.strip_suffix(place.as_str()).unwrap_or(&text);
     // JSON knows numbers of any size.
-    if inner.classify() != Category::Data && reason != "number out of range" {
+    if error.classify() != Category::Data && reason != "number out of range" {
         return ApiError::broken_json(&text);
     }
     // serde speaks of Rust's types.
@@ -117,7 +104,7 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
         .replace("expected u32", "expected a whole number from 0")
         .replace("expected f64", "expected a number");
     let named = |what: &str| reason.strip_prefix(what)?.strip_suffix('`');
-    match (named("missing field `"), named("duplicate field `"), error.path().iter().next()) {
+    match (named("missing field `"), named("duplicate field `"), path.and_then(|path| path.iter().next())) {
         (Some(field), ..) => ApiError::missing_param(field),
         (_, Some(field), _) => ApiError::invalid_param(field, "must be given once"),
         // The field alone, whatever part of its value is to blame.

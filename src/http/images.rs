@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use axum::{
-    Extension, Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{Extension, extract::State, response::Response};
 
 use super::{
     ApiError, AppState,
@@ -37,7 +33,7 @@ pub(super) async fn generations(
     wishes: ClientWishes,
     body: Result<JsonBody<ImagesRequest>, ApiError>,
 ) -> Result<Response, ApiError> {
-    let accepted = body.and_then(|body| {
+    let accepted = body.and_then(|JsonBody(body)| {
         let info = state.model()?;
         let order = body.value.into_order(&info, None)?;
         start(&state, &id, wishes, order, body.fingerprint, &info)
@@ -51,7 +47,7 @@ pub(super) async fn answer(mut follower: Follower) -> Result<Response, ApiError>
         return Ok(image_stream::respond(ImageStream::new(follower)));
     }
     let pictures = follower.pictures().await?;
-    Ok(Json(ImagesResponse::new(&follower.run, &pictures)).into_response())
+    ImagesResponse::respond(&follower.run, pictures).await
 }
 
 /// Queues an order, all of which is known to be right by now, or follows the run of the same.

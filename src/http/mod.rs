@@ -3,12 +3,15 @@
 mod access;
 mod admission;
 mod api_error;
+mod body_bytes;
 mod client_wishes;
 mod connections;
+mod delivery;
 mod discovery;
 mod docs;
 mod edits;
 mod extract;
+mod fields;
 mod image_events;
 mod image_stream;
 mod images;
@@ -17,6 +20,7 @@ mod lifecycle;
 mod metrics_endpoint;
 mod models;
 mod openapi;
+mod paced_body;
 mod probes;
 mod request_context;
 mod run;
@@ -33,7 +37,7 @@ use std::{
 };
 
 pub use access::ApiKey;
-pub use admission::{Admission, Demand, Permit};
+pub use admission::{Admission, Demand, MEGAPIXEL, Permit};
 use api_error::ApiError;
 use axum::{
     Extension, Router,
@@ -41,7 +45,7 @@ use axum::{
     http::{HeaderValue, Method, Uri, header},
     middleware,
 };
-pub use connections::serve;
+pub use connections::{ConnectionLimits, serve};
 pub use lifecycle::Lifecycle;
 pub use metrics_endpoint::install_recorder;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -50,10 +54,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use tower::util::option_layer;
-use tower_http::{
-    cors::{AllowHeaders, CorsLayer},
-    timeout::RequestBodyTimeoutLayer,
-};
+use tower_http::cors::{AllowHeaders, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt},
@@ -105,7 +106,6 @@ pub struct AppState {
 /// All routes.
 pub fn router(state: AppState) -> Router {
     let upload_limit = DefaultBodyLimit::max(MAX_UPLOAD_BYTES);
-    let upload_room = middleware::from_fn_with_state(state.client_timeout, uploads::make_room);
     let (router, api) = OpenApiRouter::with_openapi(openapi::Frame::openapi())
         .routes(routes!(probes::root))
         .routes(routes!(probes::livez))
@@ -120,8 +120,8 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(models::list))
         .routes(routes!(models::show))
         .routes(routes!(images::generations))
-        .routes(routes!(edits::edits).layer(upload_limit).layer(upload_room.clone()))
-        .routes(routes!(jobs::submit).layer(upload_limit).layer(upload_room))
+        .routes(routes!(edits::edits).layer(upload_limit))
+        .routes(routes!(jobs::submit).layer(upload_limit))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(jobs::stream))
         .routes(routes!(jobs::result))
@@ -131,7 +131,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(RequestBodyTimeoutLayer::new(state.client_timeout))
+        .layer(middleware::from_fn_with_state(state.client_timeout, paced_body::pace))
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
         .layer(option_layer(cors(&state)))
         .layer(middleware::from_fn(request_context::attach))

@@ -26,6 +26,8 @@ use crate::{
 
 /// More progress than this is not kept: what is new makes it old.
 const MAX_PROGRESS: usize = 256;
+/// No more previews than of so many bytes are kept, for the same reason.
+const MAX_PREVIEW_BYTES: usize = 64 << 20;
 
 /// Some pictures, from the queue to the last of them.
 #[derive(Debug)]
@@ -102,17 +104,56 @@ impl Status {
     }
 }
 
+impl Entry {
+    /// What it takes in memory: a picture's file is nearly all of that.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Progress(_) | Self::Failed(_) => 0,
+            Self::Preview { image, .. } => image.bytes.len(),
+            Self::Complete(complete) => complete.image.bytes.len() + complete.warnings.iter().map(String::len).sum::<usize>(),
+        }
+    }
+
+    fn is_progress(&self) -> bool {
+        matches!(self, Self::Progress(_))
+    }
+
+    fn is_preview(&self) -> bool {
+        matches!(self, Self::Preview { .. })
+    }
+}
+
 impl Log {
     fn push(&mut self, entry: Entry) {
         if let Entry::Progress(progress) = &entry {
             self.progress = Some(*progress);
-            let is_progress = |(_, entry): &(u64, Entry)| matches!(entry, Entry::Progress(_));
-            if self.entries.iter().filter(|entry| is_progress(entry)).count() >= MAX_PROGRESS {
-                self.entries.iter().position(is_progress).map(|oldest| self.entries.remove(oldest));
+            if self.entries.iter().filter(|(_, entry)| entry.is_progress()).count() >= MAX_PROGRESS {
+                self.forget_oldest(Entry::is_progress);
             }
+        }
+        if entry.is_preview() {
+            let room = MAX_PREVIEW_BYTES.saturating_sub(entry.bytes());
+            while self.preview_bytes() > room && self.forget_oldest(Entry::is_preview) {}
         }
         self.entries.push_back((self.next_id, entry));
         self.next_id += 1;
+    }
+
+    fn preview_bytes(&self) -> usize {
+        self.entries.iter().map(|(_, entry)| entry).filter(|entry| entry.is_preview()).map(Entry::bytes).sum()
+    }
+
+    /// Whether there was one.
+    fn forget_oldest(&mut self, is_one: fn(&Entry) -> bool) -> bool {
+        let oldest = self.entries.iter().position(|(_, entry)| is_one(entry));
+        oldest.and_then(|oldest| self.entries.remove(oldest)).is_some()
+    }
+
+    /// Who comes when all is over wants the pictures.
+    fn forget_previews(&mut self) {
+        if self.followers == 0 && self.ended_at.is_some() {
+            self.entries.retain(|(_, entry)| !entry.is_preview());
+        }
     }
 
     /// Only the first end counts. Says whether this was it.
@@ -127,6 +168,7 @@ impl Log {
         }
         self.status = status;
         self.ended_at = Some(Instant::now());
+        self.forget_previews();
         true
     }
 
@@ -141,7 +183,7 @@ impl Run {
     pub(super) fn start(
         state: &AppState,
         id: &RequestId,
-        order: ImagesOrder,
+        mut order: ImagesOrder,
         model: String,
         deadline: Option<Duration>,
         patience: Patience,
@@ -154,6 +196,7 @@ impl Run {
         let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
         let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
         let cancellation = state.stop.child_token();
+        let input = order.input.take();
         let mut pictures = VecDeque::new();
         for index in 0..order.count {
             let (response_tx, response_rx) = mpsc::unbounded_channel();
@@ -161,7 +204,7 @@ impl Run {
                 request_id: id.clone(),
                 prompt: order.prompt.clone(),
                 negative_prompt: order.negative_prompt.clone(),
-                input: order.input.clone(),
+                input: input.clone(),
                 config: SamplingConfig { seed: order.config.seed.offset(index.into()), ..order.config },
                 output: order.output,
                 cancellation: cancellation.clone(),
@@ -212,13 +255,27 @@ impl Run {
                     pictures.pop_front();
                     Entry::Complete(Arc::from(complete))
                 }
-                GenerationResponse::Error(error) => return self.end(Status::Failed(error.into())),
+                GenerationResponse::Error(error) => {
+                    let is_of_engine = !matches!(self.status(), Status::Queued) && !stop.is_cancelled();
+                    return self.fail(error, is_of_engine.then_some(pictures), permit).await;
+                }
             };
             self.log.send_modify(|log| log.push(entry));
         }
         // The pictures' places are free before anybody hears of the end.
         drop(permit);
         self.end(Status::Completed);
+    }
+
+    /// Ends the run. Where its turn had come, so has that of its other `pictures`: the engine gives back their places at once, and before
+    /// anybody hears of the end.
+    async fn fail(&self, error: GenerationError, pictures: Option<VecDeque<UnboundedReceiver<GenerationResponse>>>, permit: Permit) {
+        self.cancellation.cancel();
+        for mut responses in pictures.into_iter().flatten() {
+            while responses.recv().await.is_some() {}
+        }
+        drop(permit);
+        self.end(Status::Failed(error.into()));
     }
 
     fn end(&self, status: Status) {
@@ -253,6 +310,14 @@ impl Run {
     /// Steps done and steps in all, once there are any.
     pub(super) fn progress(&self) -> Option<Progress> {
         self.log.borrow().progress
+    }
+
+    /// What is kept of it, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let order = &self.order;
+        let texts =
+            order.prompt.as_str().len() + order.negative_prompt.as_str().len() + order.ignored.iter().map(String::len).sum::<usize>();
+        texts + self.log.borrow().entries.iter().map(|(_, entry)| entry.bytes()).sum::<usize>()
     }
 
     /// How long ago it ended, if it has.
@@ -333,6 +398,7 @@ impl Drop for Follower {
             log.followers -= 1;
             log.departures += 1;
             departure = log.departures;
+            log.forget_previews();
             false
         });
         match self.run.patience {
@@ -369,7 +435,7 @@ mod tests {
             queue,
             lifecycle: watch::channel(lifecycle).1,
             admission: Admission::new(1),
-            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10 }),
+            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 20 }),
             api_key: None,
             cors_origins: Vec::new(),
             client_timeout: Duration::from_mins(1),
@@ -397,6 +463,8 @@ mod tests {
             prompt: "a fox".to_owned().try_into().unwrap(),
             negative_prompt: crate::common::NegativePrompt::default(),
             input: None,
+            is_edit: false,
+            mask: None,
             config,
             evaluations: 2,
             samples: 1,

@@ -18,13 +18,15 @@ pub struct Runs {
     limits: RunLimits,
 }
 
-/// How long, and how many.
+/// How long, how many, and how much.
 #[derive(Debug, Clone, Copy)]
 pub struct RunLimits {
     /// How long results are kept.
     pub keep: Duration,
     /// How many results are kept; the oldest go first.
     pub most: usize,
+    /// How many bytes they have together; the oldest go first, the newest never.
+    pub bytes: usize,
 }
 
 /// What a run is found by.
@@ -93,10 +95,15 @@ impl Runs {
         // What is behind the lock is whole after every line.
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.retain(|_, kept| kept.run.ended().is_none_or(|ago| ago < self.limits.keep));
-        let mut ended: Vec<(Duration, Key)> = runs.iter().filter_map(|(key, kept)| Some((kept.run.ended()?, key.clone()))).collect();
-        ended.sort_by_key(|(ago, _)| *ago);
-        for (_, key) in ended.iter().skip(self.limits.most) {
-            runs.remove(key);
+        let ended = |(key, kept): (&Key, &Kept)| Some((kept.run.ended()?, kept.run.bytes(), key.clone()));
+        let mut ended: Vec<(Duration, usize, Key)> = runs.iter().filter_map(ended).collect();
+        ended.sort_by_key(|(ago, ..)| *ago);
+        let mut total = 0;
+        for (i, (_, bytes, key)) in ended.iter().enumerate() {
+            total += bytes;
+            if i >= self.limits.most || (i > 0 && total > self.limits.bytes) {
+                runs.remove(key);
+            }
         }
         runs
     }

@@ -1,24 +1,16 @@
 //! Pictures inside requests: from text to files, and from files to pixels.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc};
 
-use axum::{
-    extract::{Request, State},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
 use base64::{
-    Engine, alphabet,
+    DecodeSliceError, Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use serde_json::Value;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    task::JoinError,
-    time::timeout,
-};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::{sync::Semaphore, task::JoinError};
 
-use super::{ApiError, MAX_UPLOAD_BYTES, extract};
+use super::ApiError;
 use crate::{
     backend::InputFiles,
     common::{ImageSize, InputImage},
@@ -26,32 +18,6 @@ use crate::{
 
 /// Pictures are decoded by so many at a time, so that their memory has a bound.
 static DECODERS: Semaphore = Semaphore::const_new(2);
-
-const KIB: usize = 1 << 10;
-
-/// KiB of bodies that are taken in at a time, for the same reason: eight of the largest, or thousands of usual ones.
-static ROOM: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
-
-/// Room for the body of a request, until its pictures are decoded and all of this is dropped.
-#[derive(Debug, Clone)]
-pub(super) struct Room {
-    _permit: Arc<SemaphorePermit<'static>>,
-}
-
-/// Lets a request wait for room for its body before any of that is read, so that its client waits with it.
-pub(super) async fn make_room(State(patience): State<Duration>, mut request: Request, next: Next) -> Response {
-    // One that is too long is refused unread, and needs none.
-    let length = extract::length(request.headers()).unwrap_or(MAX_UPLOAD_BYTES);
-    if length <= MAX_UPLOAD_BYTES {
-        let Ok(Ok(permit)) = timeout(patience, ROOM.acquire_many(length.div_ceil(KIB) as u32)).await else {
-            let refused = ApiError::too_many_uploads();
-            refused.count_rejection();
-            return refused.into_response();
-        };
-        request.extensions_mut().insert(Room { _permit: Arc::new(permit) });
-    }
-    next.run(request).await
-}
 
 /// As clients write it, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -61,32 +27,85 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// How a picture in text is to be written, for error messages.
 const AS_TEXT: &str = "must be a picture in base64, or a data: URL with one";
+/// Base64 is decoded by so many letters at a time, a multiple of 4.
+const LETTERS: usize = 4096;
 
-/// A picture in JSON: text, or an object with text as `OpenAI`'s API has it.
-pub(super) fn from_json(param: &str, value: &Value) -> Result<Vec<u8>, ApiError> {
-    let text = match value {
-        Value::String(text) => Some(text.as_str()),
-        Value::Object(object) => ["image_url", "b64_json"].iter().find_map(|name| object.get(*name)?.as_str()),
-        _ => None,
-    };
-    from_text(param, text.ok_or_else(|| ApiError::invalid_param(param, AS_TEXT))?)
+/// A picture in an object, as `OpenAI`'s API has it.
+#[derive(Deserialize)]
+struct Linked<'a> {
+    #[serde(borrow, alias = "b64_json")]
+    image_url: Option<&'a RawValue>,
+}
+
+/// A picture in JSON: text, or an object with text.
+pub(super) fn from_json(param: &str, value: &RawValue) -> Result<Vec<u8>, ApiError> {
+    let text = value.get();
+    if let Some(text) = quoted(text) {
+        return from_text(param, &unescaped(param, text)?);
+    }
+    let linked = serde_json::from_str(text).ok().and_then(|linked: Linked| quoted(linked.image_url?.get()));
+    from_text(param, &unescaped(param, linked.ok_or_else(|| ApiError::invalid_param(param, AS_TEXT))?)?)
+}
+
+/// What stands between quotes.
+fn quoted(text: &str) -> Option<&str> {
+    text.strip_prefix('"')?.strip_suffix('"')
+}
+
+/// What JSON text stands for, as far as base64 and URLs have it: some encoders write `\/` for a slash, and none writes `\u0041` for an A.
+fn unescaped<'a>(param: &str, text: &'a str) -> Result<Cow<'a, str>, ApiError> {
+    let Some(first) = text.find('\\') else { return Ok(Cow::Borrowed(text)) };
+    let mut plain = String::new();
+    plain.try_reserve_exact(text.len()).map_err(|_| ApiError::no_memory_for_body())?;
+    plain.push_str(&text[..first]);
+    let mut letters = text[first..].chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => match letters.next() {
+                Some('/') => plain.push('/'),
+                Some('n' | 'r' | 't') => plain.push(' '),
+                _ => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has an escape sequence in it"))),
+            },
+            letter => plain.push(letter),
+        }
+    }
+    Ok(Cow::Owned(plain))
 }
 
 /// A picture in base64, alone or in a `data:` URL. Other URLs are not opened.
 pub(super) fn from_text(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     let text = text.trim();
-    let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
-    let encoded = match scheme.as_deref() {
+    let encoded = match text.split_once(':') {
         None => text,
-        Some("data") => match text.split_once(";base64,") {
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("data") => match text.split_once(";base64,") {
             Some((_, encoded)) => encoded,
             None => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has no ;base64, in it"))),
         },
         Some(_) => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}: this worker opens no links and no files"))),
     };
-    // Some encoders break lines.
-    let encoded: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    BASE64.decode(encoded).map_err(|error| ApiError::invalid_param(param, &format!("{AS_TEXT}; it cannot be decoded: {error}")))
+    decode_base64(param, encoded)
+}
+
+/// Bytes from text in which there may be line breaks, in memory that is asked for first.
+fn decode_base64(param: &str, encoded: &str) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(encoded.len() / 4 * 3 + LETTERS).map_err(|_| ApiError::no_memory_for_body())?;
+    let mut letters = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace());
+    let mut lot = [0; LETTERS];
+    loop {
+        let count = lot.iter_mut().zip(&mut letters).map(|(place, letter)| *place = letter).count();
+        let start = bytes.len();
+        bytes.resize(start + LETTERS / 4 * 3, 0);
+        let decoded = BASE64.decode_slice(&lot[..count], &mut bytes[start..]);
+        let decoded = decoded.map_err(|error| {
+            let reason = if let DecodeSliceError::DecodeError(reason) = error { reason.to_string() } else { error.to_string() };
+            ApiError::invalid_param(param, &format!("{AS_TEXT}; it cannot be decoded: {reason}"))
+        });
+        bytes.truncate(start + decoded?);
+        if count < LETTERS {
+            return Ok(bytes);
+        }
+    }
 }
 
 /// Decodes pictures whose headers are known to be right, off the runtime's threads.
@@ -120,8 +139,34 @@ mod tests {
         for text in ["AAEC/w==", "AAEC/w", " AAEC\r\n/w==\n", "data:image/png;base64,AAEC/w==", "DATA:;base64,AAEC/w"] {
             assert_eq!(from_text("image", text).unwrap(), [0, 1, 2, 255], "{text}");
         }
-        let object = serde_json::json!({ "image_url": "data:image/png;base64,AAEC/w==" });
-        assert_eq!(from_json("image", &object).unwrap(), [0, 1, 2, 255]);
+        for json in [
+            r#""AAEC/w==""#,
+            r#""AAEC\/w==""#,
+            r#""\r\nAAEC\n/w""#,
+            r#"{"image_url": "data:image\/png;base64,AAEC\/w=="}"#,
+            r#"{"b64_json": "AAEC/w"}"#,
+        ] {
+            assert_eq!(from_json("image", &raw(json)).unwrap(), [0, 1, 2, 255], "{json}");
+        }
+    }
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.to_owned()).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+        #[test]
+        fn bytes_of_any_length_come_back(bytes in prop::collection::vec(any::<u8>(), 0..3 * LETTERS), every in 1usize..200) {
+            use base64::prelude::BASE64_STANDARD;
+            let mut text = BASE64_STANDARD.encode(&bytes);
+            prop_assert_eq!(&from_text("image", &text).unwrap(), &bytes);
+            for at in (0..text.len()).step_by(every).rev() {
+                text.insert(at, '\n');
+            }
+            prop_assert_eq!(from_text("image", &text).unwrap(), bytes);
+        }
     }
 
     #[test]
@@ -133,8 +178,8 @@ mod tests {
             assert!(error(path).contains("cannot be decoded"), "{path}: {}", error(path));
         }
         assert!(error("data:image/png,AAEC").contains("has no ;base64,"));
-        for value in [serde_json::json!({ "file_id": "file-1" }), serde_json::json!(7), serde_json::json!([])] {
-            assert!(from_json("image", &value).is_err(), "{value}");
+        for json in [r#"{"file_id": "file-1"}"#, r#"{"image_url": 7}"#, "7", "[]", "null", r#""\u0041AEC""#] {
+            assert!(from_json("image", &raw(json)).is_err(), "{json}");
         }
     }
 

@@ -2,15 +2,23 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::{
+    http::header,
+    response::{IntoResponse, Response},
+};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 
-use super::{ApiError, Demand, run::Run};
+use super::{
+    ApiError, Demand, body_bytes,
+    extract::{self, FromFields},
+    fields::Fields,
+    run::Run,
+};
 use crate::{
     backend::{Complete, EncodedImage, InputFiles, ModelInfo, PromptText, Timings},
     common::{
@@ -24,6 +32,9 @@ pub(super) const MAX_N: i64 = 10;
 
 /// What a side may be is said of both of them together.
 pub(super) const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
+
+/// What an answer has beside its pictures, in bytes, as a rule.
+const SMALL_ANSWER: usize = 4096;
 
 /// The one `response_format`, and why.
 const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
@@ -98,9 +109,16 @@ pub(super) struct ImagesRequest {
     /// What becomes of the work when the client goes away.
     pub(super) on_disconnect: Option<OnDisconnect>,
 
-    /// Everything else. A part of it means something to `OpenAI` and nothing here; the rest means nothing to anybody.
-    #[serde(flatten)]
-    pub(super) others: Map<String, Value>,
+    /// The names of all other fields with a value. Some mean something to `OpenAI` and nothing here; the rest mean nothing to anybody.
+    #[serde(skip)]
+    pub(super) others: Vec<String>,
+}
+
+impl FromFields for ImagesRequest {
+    fn from_fields(fields: Fields) -> Result<Self, ApiError> {
+        let (request, others) = fields.read()?;
+        Ok(Self { others, ..request })
+    }
 }
 
 /// What becomes of a request whose client goes away.
@@ -160,8 +178,12 @@ impl ToSchema for WireSeed {}
 pub(super) struct ImagesOrder {
     pub(super) prompt: Prompt,
     pub(super) negative_prompt: NegativePrompt,
-    /// What the pictures begin with, if not with noise alone.
+    /// What the pictures begin with, if not with noise alone. It goes with the requests to the engine.
     pub(super) input: Option<Arc<InputImage>>,
+    /// Whether there is such a picture,
+    pub(super) is_edit: bool,
+    /// and what of its mask was taken for the part to be painted anew, if there is one.
+    pub(super) mask: Option<MaskMeaning>,
     /// Of the first picture; the others have the seeds that follow.
     pub(super) config: SamplingConfig,
     /// How often the network is evaluated for a picture.
@@ -185,7 +207,9 @@ impl ImagesRequest {
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
-        let config = self.sampling_config(info, files)?;
+        let asked = self.image_size(info, files)?;
+        info.check_size(asked)?;
+        let config = self.sampling_config(info, info.drawing_size(asked, files.is_some()), files)?;
         let evaluations = info.plan(&config)?.stages.len();
         let prompt = PromptText::Positive(self.prompt.as_str());
         prompt.check()?;
@@ -194,15 +218,14 @@ impl ImagesRequest {
 
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
-        let mut ignored: Vec<String> =
-            self.others.into_iter().filter(|(name, value)| has_meaning(name, value)).map(|(name, _)| name).collect();
+        let mut ignored: Vec<String> = self.others.iter().map(|name| extract::clip(name).to_owned()).collect();
         let mut ignore_if = |given: bool, name: &str| {
             if given {
                 ignored.push(name.to_owned());
             }
         };
         ignore_if(self.model.is_some_and(|model| model != info.id), "model");
-        ignore_if(self.size.is_some_and(|size| size != "auto" && size.parse() != Ok(config.size)), "size");
+        ignore_if(self.size.is_some_and(|size| size != "auto" && size.parse() != Ok(asked)), "size");
         ignore_if(self.output_compression.is_some() && format != ImageFormat::Jpeg, "output_compression");
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.strength.is_some() && files.is_none(), "strength");
@@ -217,6 +240,8 @@ impl ImagesRequest {
             prompt: self.prompt,
             negative_prompt,
             input: None,
+            is_edit: false,
+            mask: None,
             config,
             evaluations,
             samples,
@@ -224,6 +249,7 @@ impl ImagesRequest {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),
                 previews: self.partial_images.filter(|_| stream).map_or(0, |n| n.0 as u8),
+                enlarged_to: Some(asked).filter(|asked| *asked != config.size),
             },
             count: self.n.map_or(1, |n| n.0 as u32),
             stream,
@@ -244,12 +270,12 @@ impl ImagesRequest {
         Ok(ImageSize::new(side(self.width, size.width()), side(self.height, size.height()))?)
     }
 
-    /// How the pictures are sampled.
-    fn sampling_config(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
+    /// How the pictures are sampled, at this size.
+    fn sampling_config(&self, info: &ModelInfo, size: ImageSize, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
         let defaults = info.defaults;
         let sampler = self.sampler.unwrap_or(defaults.sampler);
         Ok(SamplingConfig {
-            size: self.image_size(info, files)?,
+            size,
             steps: self.num_inference_steps.unwrap_or(defaults.steps),
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
@@ -268,6 +294,17 @@ impl ImagesRequest {
 }
 
 impl ImagesOrder {
+    /// The size of the pictures.
+    pub(super) fn size(&self) -> ImageSize {
+        self.output.size(self.config.size)
+    }
+
+    /// The same order for pictures that begin with a picture.
+    pub(super) fn beginning_with(self, input: Arc<InputImage>) -> Self {
+        let mask = input.mask.as_ref().map(|mask| mask.meaning);
+        Self { input: Some(input), is_edit: true, mask, ..self }
+    }
+
     /// What it costs. `deadline` is how long the client waits, if it says so.
     pub(super) fn demand(&self, deadline: Option<Duration>) -> Demand {
         let pixels = self.config.size.pixels() * self.samples as u64;
@@ -285,11 +322,6 @@ fn options_without_effect(config: &SamplingConfig, is_guided: bool) -> impl Iter
         ("zero_snr", zero_snr == Some(true) && !config.sampler.knows_zero_snr()),
     ];
     without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
-}
-
-/// Whether a field that is not looked at asks for something else than what happens anyway.
-fn has_meaning(name: &str, value: &Value) -> bool {
-    !value.is_null() && value != "auto" && !(name == "background" && value == "opaque")
 }
 
 /// The pictures, and how they were made.
@@ -351,12 +383,19 @@ pub(super) struct Parameters {
     /// What of the mask was taken for the part to be painted anew, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<MaskMeaning>,
+    /// The size at which the picture was drawn before it was enlarged, if it was,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drawn_size: Option<String>,
+    /// and by what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upscaler: Option<&'static str>,
 }
 
 impl Parameters {
     /// Of one of a run's pictures.
     pub(super) fn new(run: &Run, config: SamplingConfig) -> Self {
-        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = config;
+        let SamplingConfig { size: drawn, steps, guidance_scale, seed, sampler, schedule, options } = config;
+        let (size, enlarged_to) = (run.order.size(), run.order.output.enlarged_to);
         Self {
             model: run.model.clone(),
             seed,
@@ -367,7 +406,9 @@ impl Parameters {
             width: size.width(),
             height: size.height(),
             options,
-            mask: run.order.input.as_ref().and_then(|input| Some(input.mask.as_ref()?.meaning)),
+            mask: run.order.mask,
+            drawn_size: enlarged_to.map(|_| drawn.to_string()),
+            upscaler: enlarged_to.map(|_| "lanczos"),
         }
     }
 }
@@ -398,8 +439,25 @@ impl WireTimings {
 }
 
 impl ImagesResponse {
+    /// The answer with finished pictures.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub(super) async fn respond(run: &Arc<Run>, pictures: Vec<Arc<Complete>>) -> Result<Response, ApiError> {
+        let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
+        let write = move || {
+            // As base64, and that once more as a part of the answer.
+            let mut answer = Vec::new();
+            answer.try_reserve_exact(length * 3 + SMALL_ANSWER).map_err(|_| ApiError::no_memory_for_answer())?;
+            serde_json::to_writer(&mut answer, &Self::new(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
+            Ok(answer)
+        };
+        let answer = body_bytes::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
+        Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+    }
+
     /// Puts finished pictures together.
-    pub(super) fn new(run: &Run, pictures: &[Arc<Complete>]) -> Self {
+    fn new(run: &Run, pictures: &[Arc<Complete>]) -> Self {
         let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
         let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
         warnings.dedup();
@@ -409,7 +467,7 @@ impl ImagesResponse {
             data: pictures.iter().map(|picture| ImageData { b64_json: base64(&picture.image), seed: picture.config.seed }).collect(),
             background: "opaque",
             output_format: run.order.output.format,
-            size: run.order.config.size.to_string(),
+            size: run.order.size().to_string(),
             quality: "auto",
             usage: Usage::default(),
             parameters,

@@ -1,14 +1,21 @@
-//! The process's memory, with large blocks kept for reuse.
+//! The process's memory, with large blocks kept for reuse, and some kept back for when the system has no more.
 //!
 //! Every operation makes a new tensor, and most are many megabytes. Taken from the system each time, they are cleared page by page
 //! before they are written: a fifth of the time of a step. Here the blocks that one step gave back serve the next, on huge pages.
+//!
+//! Large blocks are asked for by code that can do without: what needs one ends in an error. Small ones are asked for everywhere, and
+//! without one the process ends. So a large block is refused while there is no spare for small ones.
 
 #![allow(unsafe_code)]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
     ptr,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI32, AtomicUsize, Ordering},
+    },
 };
 
 /// Blocks from this size on are kept, in bytes.
@@ -21,12 +28,26 @@ const HUGE: usize = 64 << 20;
 /// Blocks that are kept at most.
 const KEPT_BLOCKS: usize = 256;
 const PAGE: usize = 4096;
+/// What is kept back for small blocks, in bytes of addresses: nothing is ever written there.
+const SPARE: usize = 16 << 20;
+/// No address.
+const NONE: usize = 0;
 
 /// The system's allocator, except that large blocks that were given back are handed out again.
 #[derive(Debug)]
 pub struct ReusingAllocator {
     kept: Mutex<Kept>,
+    /// Where the spare is, if there is one.
+    spare: AtomicUsize,
 }
+
+thread_local! {
+    /// Whether this thread was refused a block last.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What the process ends with when memory that it cannot do without is refused.
+static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
 
 #[derive(Debug)]
 struct Kept {
@@ -53,7 +74,71 @@ impl ReusingAllocator {
     /// With nothing kept.
     #[must_use]
     pub const fn new() -> Self {
-        Self { kept: Mutex::new(Kept { blocks: [Block { address: 0, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 }) }
+        let kept = Kept { blocks: [Block { address: NONE, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
+        Self { kept: Mutex::new(kept), spare: AtomicUsize::new(NONE) }
+    }
+
+    /// Gives everything that is kept back to the system. The next step takes it anew, which costs it some of its time.
+    pub fn give_back(&self) {
+        while let Some(block) = self.with_kept(Kept::largest) {
+            unmap(block);
+        }
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: it takes what nobody uses.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+
+    /// Has the process end with this code, and the reason as the last line of stderr, when memory that it cannot do without is refused:
+    /// else that is an abort, which looks like a bug.
+    pub fn exit_when_refused(code: u8) {
+        EXIT_CODE.store(code.into(), Ordering::Relaxed);
+        let handler = exit_if_refused as extern "C" fn(libc::c_int);
+        // SAFETY: the handler does nothing but what a signal handler may do.
+        unsafe {
+            libc::signal(libc::SIGABRT, handler as libc::sighandler_t);
+        }
+    }
+
+    /// A block of the system's, from the spare if there is no other.
+    ///
+    /// # Safety
+    /// That of the system's allocator.
+    unsafe fn small(&self, layout: Layout, alloc: unsafe fn(&System, Layout) -> *mut u8) -> *mut u8 {
+        // SAFETY: by the caller's word.
+        let address = unsafe { alloc(&System, layout) };
+        if !address.is_null() {
+            return address;
+        }
+        let spare = self.spare.swap(NONE, Ordering::Relaxed);
+        if spare != NONE {
+            unmap(Block { address: spare, size: SPARE });
+        }
+        // Another thread may have given it up just now.
+        // SAFETY: by the caller's word.
+        told(unsafe { alloc(&System, layout) })
+    }
+
+    /// Whether there is a spare, or room for one.
+    fn has_spare(&self) -> bool {
+        if self.spare.load(Ordering::Relaxed) != NONE {
+            return true;
+        }
+        let address = map(SPARE);
+        if address.is_null() {
+            return false;
+        }
+        let address = address.expose_provenance();
+        if self.spare.compare_exchange(NONE, address, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            unmap(Block { address, size: SPARE });
+        }
+        true
+    }
+
+    /// A new block, unless that would leave nothing to spare.
+    fn map_or_refuse(&self, size: usize) -> *mut u8 {
+        told(if self.has_spare() { self.map(size) } else { ptr::null_mut() })
     }
 
     /// A new block.
@@ -134,6 +219,27 @@ impl Kept {
     }
 }
 
+/// Takes note of it where a block is refused.
+fn told(address: *mut u8) -> *mut u8 {
+    if address.is_null() {
+        REFUSED.set(true);
+    }
+    address
+}
+
+/// Handles the signal of an abort. Where memory was refused, that is the reason.
+extern "C" fn exit_if_refused(_: libc::c_int) {
+    const WHY: &[u8] = b"error: out of memory\n";
+    // The system's own library ends the process, too, when it is refused memory.
+    if REFUSED.get() || map(SPARE).is_null() {
+        // SAFETY: both may be called while a signal is handled.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, WHY.as_ptr().cast(), WHY.len());
+            libc::_exit(EXIT_CODE.load(Ordering::Relaxed));
+        }
+    }
+}
+
 /// The size of the block for a request, which depends on nothing else: whole pages.
 fn block_size(size: usize) -> usize {
     size.next_multiple_of(PAGE)
@@ -171,19 +277,20 @@ unsafe impl GlobalAlloc for ReusingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !is_large(layout) {
             // SAFETY: by the caller's word.
-            return unsafe { System.alloc(layout) };
+            return unsafe { self.small(layout, System::alloc) };
         }
         let size = block_size(layout.size());
-        self.with_kept(|kept| kept.take(size)).map_or_else(|| self.map(size), |block| ptr::with_exposed_provenance_mut(block.address))
+        self.with_kept(|kept| kept.take(size))
+            .map_or_else(|| self.map_or_refuse(size), |block| ptr::with_exposed_provenance_mut(block.address))
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if !is_large(layout) {
             // SAFETY: by the caller's word.
-            return unsafe { System.alloc_zeroed(layout) };
+            return unsafe { self.small(layout, System::alloc_zeroed) };
         }
         let size = block_size(layout.size());
-        let Some(block) = self.with_kept(|kept| kept.take(size)) else { return self.map(size) };
+        let Some(block) = self.with_kept(|kept| kept.take(size)) else { return self.map_or_refuse(size) };
         let address = ptr::with_exposed_provenance_mut::<u8>(block.address);
         // SAFETY: the block is at least as large.
         unsafe { address.write_bytes(0, layout.size()) };
@@ -238,6 +345,22 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "it maps no memory")]
+    fn everything_that_is_kept_is_given_back() {
+        let allocator = ReusingAllocator::new();
+        let layout = Layout::from_size_align(LARGE, 64).unwrap();
+        // SAFETY: the block is given back once, with its layout.
+        unsafe {
+            let block = allocator.alloc(layout);
+            allocator.dealloc(block, layout);
+        }
+        assert_eq!(allocator.with_kept(|kept| kept.bytes), LARGE);
+        assert_ne!(allocator.spare.load(Ordering::Relaxed), NONE);
+        allocator.give_back();
+        assert_eq!(allocator.with_kept(|kept| (kept.count, kept.bytes)), (0, 0));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "it maps no memory")]
     fn no_more_is_kept_than_may_be() {
         let allocator = ReusingAllocator::new();
         let layout = |size| Layout::from_size_align(size, 4).unwrap();
@@ -263,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_kept_block_is_cut_to_size_and_put_together_again() {
-        let mut kept = Kept { blocks: [Block { address: 0, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
+        let mut kept = Kept { blocks: [Block { address: NONE, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
         let addresses = |kept: &Kept| kept.blocks[..kept.count].iter().map(|block| (block.address, block.size)).collect::<Vec<_>>();
         kept.keep(Block { address: 90 * PAGE, size: 10 * PAGE });
         kept.keep(Block { address: 10 * PAGE, size: 40 * PAGE });
@@ -282,7 +405,7 @@ mod tests {
 
     #[test]
     fn no_more_blocks_are_kept_than_there_is_room_for() {
-        let mut kept = Kept { blocks: [Block { address: 0, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
+        let mut kept = Kept { blocks: [Block { address: NONE, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
         for i in 0..KEPT_BLOCKS {
             assert!(kept.evict(PAGE).is_none());
             kept.keep(Block { address: 2 * i * LARGE, size: LARGE });

@@ -27,7 +27,7 @@ pub use allocator::ReusingAllocator;
 pub use attention::attention;
 pub use concat::{concat_channels, concat_rows};
 pub use conv::{Added, Conv2d, Conv2dConfig};
-pub use cpu::{GroupStatistics, zeroed};
+pub use cpu::{GroupStatistics, check_free, zeroed};
 pub use device::prepare;
 pub use embedding::Embedding;
 pub use linear::{Geglu, Linear};

@@ -77,6 +77,49 @@ async fn who_does_not_read_is_disconnected() {
     worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
 }
 
+/// One that answers pings all the while, and takes nothing of one answer.
+#[tokio::test]
+async fn who_does_not_take_a_stream_loses_it() {
+    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
+    let (mut client, connection) = h2::client::Builder::new().initial_window_size(1000).handshake::<_, bytes::Bytes>(socket).await.unwrap();
+    tokio::spawn(connection);
+    let mut get = async |path: &str| {
+        let request = axum::http::Request::get(worker.url(path)).body(()).unwrap();
+        client.send_request(request, true).unwrap().0.await.unwrap().into_body()
+    };
+    let mut unread = get("/openapi.json").await;
+    let first = unread.data().await.unwrap().unwrap();
+    assert_eq!(first.len(), 1000);
+    // What is read meanwhile comes to its end.
+    let (mut read, mut length) = (get("/openapi.json").await, 0);
+    while let Some(piece) = read.data().await {
+        let piece = piece.unwrap();
+        length += piece.len();
+        read.flow_control().release_capacity(piece.len()).unwrap();
+    }
+    assert!(length > 20_000);
+    let lost = tokio::time::timeout(Duration::from_mins(1), unread.data()).await.expect("it is let go");
+    assert!(lost.unwrap().unwrap_err().is_reset());
+    assert!(get("/livez").await.data().await.unwrap().is_ok(), "the connection is there for others");
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_others() {
+    let worker = Worker::ready(&["--max-connections", "4"]);
+    let idle: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let mut socket = TcpStream::connect(worker.address()).unwrap();
+            socket.write_all(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").unwrap();
+            socket.read_exact(&mut [0; 12]).unwrap();
+            socket
+        })
+        .collect();
+    // Its patience is a minute, but not while others wait.
+    assert_eq!(worker.get("/livez").await.status(), 200);
+    drop(idle);
+}
+
 /// That a client is gone without a word is found out by the system's own probes.
 #[cfg(target_os = "linux")]
 #[tokio::test]

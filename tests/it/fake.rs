@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
     backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, ModelDefaults, ModelInfo, Pipeline, Pulse, RequestQueue},
     common::{ModelFamily, ModelVariant, Sampler, Schedule},
-    http::{self, Admission, AppState, Lifecycle, RunLimits, Runs},
+    http::{self, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
     schedulers::SchedulerConfig,
 };
 use serde_json::Value;
@@ -110,7 +110,7 @@ impl FakeWorker {
             queue,
             lifecycle,
             admission: admission.clone(),
-            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10 }),
+            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 30 }),
             api_key: None,
             cors_origins: Vec::new(),
             client_timeout: Duration::from_mins(10),
@@ -123,7 +123,8 @@ impl FakeWorker {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(http::serve(listener, http::router(state), Duration::from_mins(10), CancellationToken::new()));
+        let limits = ConnectionLimits { patience: Duration::from_mins(10), most: 100 };
+        tokio::spawn(http::serve(listener, http::router(state), limits, CancellationToken::new()));
         Self { address, pipeline, admission }
     }
 
@@ -157,6 +158,7 @@ fn recorder() -> PrometheusHandle {
 
 fn info() -> ModelInfo {
     let defaults = ModelDefaults {
+        own_size_only: false,
         size: "64x64".parse().unwrap(),
         steps: "2".parse().unwrap(),
         guidance_scale: "4".parse().unwrap(),

@@ -181,6 +181,13 @@ async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
     assert_eq!(worker.generate(&request).await["ignored"], json!([]), "parts of a prompt lead away from it at any scale");
 }
 
+/// A small request at the size that the models of these tests were made for.
+fn at_own_size(prompt: &str) -> Value {
+    let mut request = small(prompt);
+    request["size"] = "auto".into();
+    request
+}
+
 #[tokio::test]
 async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
     let worker = Worker::ready(&[]);
@@ -193,7 +200,7 @@ async fn a_prompt_that_is_too_long_is_cut_with_a_warning() {
 #[tokio::test]
 async fn networks_are_left_out_of_a_prompt_with_a_warning() {
     let worker = Worker::ready(&[]);
-    let mut request = small("a <lora:Film Grain:0.8>fox<hypernet:zyx:1>");
+    let mut request = at_own_size("a <lora:Film Grain:0.8>fox<hypernet:zyx:1>");
     request["negative_prompt"] = "a <lora:Film Grain:1>owl <lyco:zyx>".into();
     let named = ["LoRA \"Film Grain\"", "hypernetwork \"zyx\"", "LyCORIS \"zyx\""];
     let answer = worker.generate(&request).await;
@@ -203,7 +210,7 @@ async fn networks_are_left_out_of_a_prompt_with_a_warning() {
     right.sort();
     assert_eq!(warnings, right);
     // The rest of the prompt is what it would be without them, and what is kept of one is not taken for the other.
-    let mut plain = small("a fox");
+    let mut plain = at_own_size("a fox");
     plain["negative_prompt"] = "a owl ".into();
     let without = worker.generate(&plain).await;
     assert_eq!(without["warnings"], json!([]));
@@ -214,29 +221,29 @@ async fn networks_are_left_out_of_a_prompt_with_a_warning() {
 #[tokio::test]
 async fn words_that_the_model_was_not_taught_are_named() {
     let worker = Worker::ready(&[]);
-    let mut request = small("A (zyx:1.2) t-rex, Blorb — on a blue-ish background 🦀 AND zyx");
+    let mut request = at_own_size("A (zyx:1.2) t-rex, Blorb — on a blue-ish background 🦀 AND zyx");
     request["negative_prompt"] = "blorb, a red quux".into();
     let answer = worker.generate(&request).await;
     let warning = answer["warnings"][0].as_str().unwrap();
     assert!(warning.starts_with("unknown words: blorb, quux, zyx, ish, 🦀 ("), "{warning}");
     assert_eq!(answer["warnings"].as_array().unwrap().len(), 1);
     assert_eq!(worker.generate(&request).await["warnings"], answer["warnings"], "the same where the prompt is kept");
-    assert_eq!(worker.generate(&small("a small red fox and a piñata on yellow!")).await["warnings"], json!([]));
+    assert_eq!(worker.generate(&at_own_size("a small red fox and a piñata on yellow!")).await["warnings"], json!([]));
 
     // A model without such a list is taken to know everything.
     let model = copy_of_tiny();
     let path = model.path().to_str().unwrap();
-    assert_eq!(Worker::ready(&["--model", path]).generate(&small("zyx")).await["warnings"], json!([]));
+    assert_eq!(Worker::ready(&["--model", path]).generate(&at_own_size("zyx")).await["warnings"], json!([]));
     fs::write(model.path().join("known_words.json"), r#"["fox"]"#).unwrap();
-    let answer = Worker::ready(&["--model", path]).generate(&small("zyx fox")).await;
+    let answer = Worker::ready(&["--model", path]).generate(&at_own_size("zyx fox")).await;
     assert!(answer["warnings"][0].as_str().unwrap().starts_with("unknown words: zyx ("), "{answer}");
 }
 
 #[tokio::test]
 async fn words_that_mean_nothing_else_are_taken_for_taught_ones() {
     let worker = Worker::ready(&[]);
-    let taught = worker.generate(&small("a picture of a red fox on a blue background")).await;
-    let said = worker.generate(&small("The photo of my red fox on the blue wall")).await;
+    let taught = worker.generate(&at_own_size("a picture of a red fox on a blue background")).await;
+    let said = worker.generate(&at_own_size("The photo of my red fox on the blue wall")).await;
     assert_eq!(said["warnings"], json!([]));
     assert_eq!(picture(&said["data"][0]), picture(&taught["data"][0]));
 }
@@ -398,7 +405,7 @@ async fn more_pictures_than_the_queue_takes_are_refused_for_good() {
 
 #[tokio::test]
 async fn requests_that_nobody_waits_for_still_count_until_the_engine_drops_them() {
-    let worker = Worker::ready(&["--queue-capacity", "3"]);
+    let worker = Worker::unlimited(&["--queue-capacity", "3"]);
     let mut slow = long("slow");
     slow["size"] = "1024x1024".into();
     let running = worker.start(&slow).await;
@@ -436,4 +443,81 @@ async fn a_full_queue_refuses_and_a_client_that_goes_makes_room() {
     // The place is free when the engine has let go of the request, which is after it has counted it.
     while worker.post(&small("room again")).await.status() == 429 {}
     assert!(worker.metric("sdw_step_seconds_count").await < 1000.0, "the request that nobody waits for was not finished");
+}
+
+/// Clients ask for them by themselves. The built-in model draws at one size only; others are told that theirs is far from their own.
+#[tokio::test]
+async fn sizes_that_a_model_was_not_made_for_are_made_the_best_of() {
+    let worker = Worker::ready(&[]);
+    let mut body = json!({ "prompt": "a fox on a blue background", "seed": 3, "steps": 4 });
+    let own = picture(&worker.generate(&body).await["data"][0]).to_rgb8();
+    for size in ["1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792"] {
+        body["size"] = size.into();
+        let answer = worker.generate(&body).await;
+        let made = picture(&answer["data"][0]).to_rgb8();
+        let (width, height) = made.dimensions();
+        let parameters = &answer["parameters"];
+        assert_eq!((&answer["size"], format!("{width}x{height}").as_str()), (&size.into(), size));
+        assert_eq!((&parameters["width"], &parameters["height"]), (&width.into(), &height.into()));
+        assert_eq!((&parameters["drawn_size"], &parameters["upscaler"]), (&"128x128".into(), &"lanczos".into()));
+        assert!(answer["warnings"][0].as_str().unwrap().contains("was drawn at 128x128 and enlarged"), "{}", answer["warnings"]);
+        assert_eq!(answer["ignored"], json!([]));
+        // What was drawn is in the middle.
+        let side = width.min(height);
+        let middle = image::imageops::crop_imm(&made, (width - side) / 2, (height - side) / 2, side, side).to_image();
+        let small = image::imageops::resize(&middle, 128, 128, image::imageops::FilterType::Triangle);
+        let off: u64 = small.as_raw().iter().zip(own.as_raw()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        assert!(off / (own.as_raw().len() as u64) < 3, "{size}");
+    }
+    body["size"] = "4096x4096".into();
+    let refused = worker.post(&body).await.json::<Value>().await.unwrap();
+    assert!(refused["error"]["message"].as_str().unwrap().contains("2097152 pixels on this worker (its --max-pixels)"), "{refused}");
+
+    let other = Worker::unlimited(&[]);
+    for (size, warning) in [
+        ("96x96", None),
+        ("64x64", Some("it may be blurred")),
+        ("256x128", None),
+        ("264x64", Some("several times")),
+        ("192x192", Some("several times")),
+    ] {
+        body["size"] = size.into();
+        let answer = other.generate(&body).await;
+        let warnings = answer["warnings"].as_array().unwrap();
+        assert_eq!(warnings.len(), usize::from(warning.is_some()), "{size}: {warnings:?}");
+        assert!(warning.is_none_or(|warning| warnings[0].as_str().unwrap().contains(warning)), "{size}: {warnings:?}");
+        assert_eq!(answer["parameters"]["drawn_size"], Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn one_request_has_a_limit_of_work() {
+    let worker = Worker::ready(&["--max-work", "1"]);
+    let mut body = small("a fox");
+    body["steps"] = 128.into();
+    assert_eq!(worker.post(&body).await.status(), 200);
+    for (name, value) in [("steps", json!(129)), ("n", json!(2)), ("prompt", json!("a fox AND a pizza")), ("size", json!("64x72"))] {
+        let mut more = body.clone();
+        more[name] = value;
+        let response = worker.post(&more).await;
+        assert_eq!(response.status(), 400, "{name}");
+        let error = response.json::<Value>().await.unwrap()["error"].clone();
+        assert_eq!(error["code"], "too_much_work");
+        assert!(error["message"].as_str().unwrap().contains("--max-work is 1;"), "{error}");
+    }
+    body["guidance_scale"] = 1.into();
+    body["steps"] = 256.into();
+    assert_eq!(worker.post(&body).await.status(), 200, "without guidance it is half");
+}
+
+/// Who has an answer has his place back: not even the next request of the same client finds it taken.
+#[tokio::test]
+async fn a_place_is_free_when_its_answer_is_there() {
+    let worker = Worker::ready(&["--queue-capacity", "2"]);
+    for i in 0..60 {
+        let mut body = small("a fox");
+        body["steps"] = 1.into();
+        body["n"] = 2.into();
+        assert_eq!(worker.post(&body).await.status(), 200, "request {i}");
+    }
 }

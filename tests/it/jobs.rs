@@ -3,7 +3,7 @@
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 
-use crate::support::{Worker, picture, small};
+use crate::support::{Worker, bytes, picture, small};
 
 /// A job that takes long enough to be met while it runs.
 fn long_job() -> Value {
@@ -82,11 +82,12 @@ async fn a_job_is_followed_left_and_found_again() {
     assert!(complete["timings"]["total_ms"].is_u64());
     assert_eq!(complete["ignored"], json!([]));
 
-    // The same again from its beginning, and from where a client was.
-    assert_eq!(stream(&worker, &id).await.1, data);
+    // The same again from its beginning, without the preview, which nobody needs any more; and from where a client was.
+    let without_preview = |data: &[String]| data.iter().filter(|event| !event.contains("\"preview\"")).cloned().collect::<Vec<_>>();
+    assert_eq!(stream(&worker, &id).await.1, without_preview(&data));
     let url = worker.url(&format!("/v1/jobs/{id}/stream"));
     let back = |last: &'static str| Client::new().get(&url).header("last-event-id", last).send();
-    assert_eq!(lines(back("1").await.unwrap()).await, (vec![2, 3], data[2..].to_vec()));
+    assert_eq!(lines(back("1").await.unwrap()).await, (vec![2, 3], data[2..].to_vec()), "the preview has the number 1");
     assert_eq!(lines(back("3").await.unwrap()).await, (vec![], vec!["[DONE]".to_owned()]));
 
     // And the answer that the other way of asking gives.
@@ -181,6 +182,35 @@ async fn results_are_kept_for_a_time_and_only_so_many() {
     cancel(&forgetful, &id).await;
     assert_eq!(lines(open).await.1.last().unwrap(), "[CANCELLED]", "a stream that is open is not cut");
     assert_eq!(forgetful.get(&format!("/v1/jobs/{id}")).await.status(), 404);
+}
+
+#[tokio::test]
+async fn results_are_kept_as_long_as_they_have_so_many_bytes_and_no_more() {
+    let mut job = short_job();
+    (job["width"], job["height"], job["partial_images"]) = (128.into(), 128.into(), 3.into());
+    let worker = Worker::ready(&[]);
+    let id = submit(&worker, &job).await;
+    stream(&worker, &id).await;
+    let result: Value = worker.get(&format!("/v1/jobs/{id}/result")).await.json().await.unwrap();
+    // Without the previews, of which each is as large as the picture.
+    let limit = bytes(&result["data"][0]).len() * 5 / 2;
+
+    let worker = Worker::ready(&["--max-result-bytes", &limit.to_string()]);
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let id = submit(&worker, &job).await;
+        stream(&worker, &id).await;
+        ids.push(id);
+    }
+    let mut kept = Vec::new();
+    for id in &ids {
+        kept.push(worker.get(&format!("/v1/jobs/{id}/result")).await.status().as_u16());
+    }
+    assert_eq!(kept, [404, 404, 200, 200]);
+    let worker = Worker::ready(&["--max-result-bytes", "0"]);
+    let id = submit(&worker, &job).await;
+    stream(&worker, &id).await;
+    assert_eq!(worker.get(&format!("/v1/jobs/{id}/result")).await.status(), 200, "the newest is kept whatever it has");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 mod access;
 mod architecture;
 mod batches;
+mod bodies;
 mod cli;
 mod connections;
 mod edits;

@@ -53,7 +53,7 @@ async fn with_low_memory_what_does_not_work_is_not_in_memory() {
 
 #[tokio::test]
 async fn pictures_in_strips_are_the_same() {
-    let (whole, strips) = (Worker::ready(&["--vae-tiling", "off"]), Worker::ready(&["--vae-tiling", "on"]));
+    let (whole, strips) = (Worker::unlimited(&["--vae-tiling", "off"]), Worker::unlimited(&["--vae-tiling", "on"]));
     let mut body = steps("a fox on a blue background", 4);
     for size in ["128x128", "192x136"] {
         body["size"] = json!(size);

@@ -159,7 +159,7 @@ async fn probes_answer_before_the_model_is_loaded() {
 #[tokio::test]
 async fn streams_end_with_an_error_even_if_a_step_does_not() {
     // A step of a large picture takes longer than the drain; the request behind it never has its turn.
-    let mut worker = Worker::ready(&["--drain-timeout", "0"]);
+    let mut worker = Worker::unlimited(&["--drain-timeout", "0"]);
     let mut slow = long("slow");
     slow["size"] = "1024x1024".into();
     slow["stream"] = true.into();

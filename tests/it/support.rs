@@ -18,6 +18,16 @@ pub(crate) struct Worker {
     port: u16,
     /// Keeps its connections: waiting for a metric asks often.
     client: reqwest::Client,
+    /// The files of its model, if they are its own.
+    model: Option<tempfile::TempDir>,
+}
+
+/// The built-in model without the limit of what it draws, so that large pictures take long.
+pub(crate) fn unlimited_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(Path::new("src/builtin_model/model"), folder.path());
+    edit(&folder.path().join("generation_config.json"), |json| json["own_size_only"] = false.into());
+    folder
 }
 
 /// A copy of the small test model, to be changed.
@@ -63,6 +73,14 @@ impl Worker {
         worker
     }
 
+    /// Starts a worker of the [`unlimited_model`] and waits until it is ready.
+    pub(crate) fn unlimited(args: &[&str]) -> Self {
+        let model = unlimited_model();
+        let mut worker = Self::ready(&[args, &["--model", model.path().to_str().unwrap()]].concat());
+        worker.model = Some(model);
+        worker
+    }
+
     /// Starts a worker and waits until its socket is bound.
     pub(crate) fn listening(args: &[&str]) -> Self {
         Self::listening_as(binary(), args)
@@ -72,7 +90,7 @@ impl Worker {
     pub(crate) fn listening_as(mut command: Command, args: &[&str]) -> Self {
         let mut child = command.args(["serve", "--port", "0"]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut worker = Self { child, stdout, port: 0, client: reqwest::Client::new() };
+        let mut worker = Self { child, stdout, port: 0, client: reqwest::Client::new(), model: None };
         let event = worker.event();
         assert_eq!(event["event"], "listening");
         worker.port = event["port"].as_u64().unwrap().try_into().unwrap();

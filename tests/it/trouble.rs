@@ -1,10 +1,15 @@
 //! What goes wrong in one request costs that request, and is told for what it is.
 
+#[cfg(target_os = "linux")]
+use reqwest::{
+    Client, Response,
+    multipart::{Form, Part},
+};
 use serde_json::{Value, json};
 
 use crate::fake::FakeWorker;
 #[cfg(target_os = "linux")]
-use crate::support::{Worker, binary, long, small};
+use crate::support::{Worker, binary, long, small, unlimited_model};
 
 #[tokio::test]
 async fn every_fault_is_a_typed_error_and_the_next_request_is_served() {
@@ -56,12 +61,9 @@ async fn an_engine_that_does_not_move_is_found_out() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn memory_that_is_not_there_costs_the_request_that_needs_it() {
-    let worker = Worker::ready(&[]);
+    let worker = Worker::unlimited(&[]);
     worker.generate(&small("what a worker takes when it works")).await;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
-    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap();
-    let limit = format!("--as={}", (size + (200 << 10)) << 10);
-    assert!(std::process::Command::new("prlimit").args(["--pid", &worker.pid().to_string(), &limit]).status().unwrap().success());
+    limit_room(&worker, 200);
 
     let mut large = long("more than there is");
     (large["steps"], large["size"]) = (1.into(), "1024x1024".into());
@@ -79,13 +81,86 @@ async fn memory_that_is_not_there_costs_the_request_that_needs_it() {
     assert_eq!(worker.metric("sdw_requests_total{outcome=\"error\"}").await as u32, 3);
 }
 
+/// Nor does what a body asks for, however it comes: the system refuses it, and the worker goes on.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn memory_that_is_not_there_costs_the_upload_that_needs_it() {
+    let mut flat = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_pixel(6000, 5500, image::Rgb([9, 9, 9])).write_to(&mut flat, image::ImageFormat::Png).unwrap();
+    let (flat, large) = (flat.into_inner(), vec![b'A'; 40 << 20]);
+    for room in [64, 160] {
+        let worker = Worker::ready(&[]);
+        worker.generate(&small("what a worker takes when it works")).await;
+        limit_room(&worker, room);
+        for round in 0..3 {
+            let text = String::from_utf8(large.clone()).unwrap();
+            let edit = json!({ "prompt": "a", "image": text });
+            let job = json!({ "operation": "image_transform", "prompt": "a", "input_image": text });
+            let file = |bytes: &[u8]| Part::bytes(bytes.to_vec()).file_name("x.png").mime_str("image/png").unwrap();
+            let form = |bytes: &[u8]| Form::new().text("prompt", "a").text("strength", "0.5").part("image", file(bytes));
+            let request = |path: &str| Client::new().post(worker.url(path));
+            let (a, b, c, d) = tokio::join!(
+                request("/v1/images/edits").json(&edit).send(),
+                request("/v1/jobs").json(&job).send(),
+                request("/v1/images/edits").multipart(form(&large)).send(),
+                request("/v1/images/edits").multipart(form(&flat)).send()
+            );
+            for answer in [a, b, c, d] {
+                let (status, body) = read(answer.unwrap()).await;
+                let code = body["error"]["code"].as_str().unwrap_or_default();
+                let is_told =
+                    (status, code) == (500, "out_of_memory") || (status, code.starts_with("invalid_")) == (400, true) || status == 200;
+                assert!(is_told, "{room} MiB, round {round}: {status} {body}");
+            }
+            worker.generate(&small("the next one")).await;
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+async fn read(answer: Response) -> (u16, Value) {
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+/// Leaves a worker so many MiB beyond what it has.
+#[cfg(target_os = "linux")]
+fn limit_room(worker: &Worker, room: u64) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap();
+    let limit = format!("--as={}", (size + (room << 10)) << 10);
+    assert!(std::process::Command::new("prlimit").args(["--pid", &worker.pid().to_string(), &limit]).status().unwrap().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn whatever_is_refused_the_code_is_75() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut codes = std::collections::BTreeSet::new();
+    for megabytes in (40..400).step_by(12) {
+        let mut limited = std::process::Command::new("prlimit");
+        limited.arg(format!("--as={megabytes}000000")).arg(binary().get_program()).args(["generate", "a", "--steps", "1", "-o"]);
+        let output = limited.arg(folder.path().join("x.png")).output().unwrap();
+        let (code, stderr) = (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned());
+        // Below that, the system's own loader has no room for the binary.
+        if code == Some(127) || stderr.contains("error while loading") || output.status.code().is_none() && stderr.is_empty() {
+            continue;
+        }
+        assert!(matches!(code, Some(0 | 75)), "{megabytes} MB: {:?} {stderr}", output.status);
+        codes.insert(code);
+    }
+    assert_eq!(codes.len(), 2, "some are too little, some are enough");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_that_is_not_there_is_code_75() {
-    let (folder, binary) = (tempfile::tempdir().unwrap(), binary());
+    let (folder, binary, model) = (tempfile::tempdir().unwrap(), binary(), unlimited_model());
     let mut limited = std::process::Command::new("prlimit");
-    limited.arg("--as=520000000").arg(binary.get_program()).args(["generate", "a", "--steps", "1", "--width", "1024", "--height", "1024"]);
-    let output = limited.arg("-o").arg(folder.path().join("x.png")).output().unwrap();
+    limited
+        .arg("--as=520000000")
+        .arg(binary.get_program())
+        .args(["generate", "a", "--steps", "1", "--width", "1024", "--height", "1024", "--model"]);
+    let output = limited.arg(model.path()).arg("-o").arg(folder.path().join("x.png")).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(75), "{stderr}");
     assert!(

@@ -65,7 +65,7 @@ async fn work_is_counted_by_what_the_network_is_asked() {
 
 #[tokio::test]
 async fn what_has_not_begun_when_its_client_stops_waiting_is_dropped() {
-    let worker = Worker::ready(&[]);
+    let worker = Worker::unlimited(&[]);
     let mut slow = long("slow");
     slow["size"] = "1024x1024".into();
     // Until its first step is done, nothing is known of how long others take.
@@ -147,7 +147,7 @@ async fn a_client_that_goes_may_want_its_work_finished() {
 /// How long the pipeline goes on when it is told to stop in the middle of a step that takes much longer.
 #[tokio::test]
 async fn a_cancelled_step_does_not_run_to_its_end() {
-    let worker = Worker::ready(&[]);
+    let worker = Worker::unlimited(&[]);
     let mut slow = long("a fox");
     slow["size"] = "1024x1024".into();
     let mut waits = Vec::new();

@@ -144,7 +144,7 @@ fn request(prompt: &str, steps: i64, previews: u8) -> (GenerationRequest, Unboun
         schedule: Schedule::Default,
         options: SamplingOptions::default(),
     };
-    let output = OutputConfig { format: ImageFormat::Png, quality: 90, previews };
+    let output = OutputConfig { format: ImageFormat::Png, quality: 90, previews, enlarged_to: None };
     let request = GenerationRequest { output, response_tx, ..GenerationRequest::unheard(prompt.parse().unwrap(), config) };
     (request, responses)
 }

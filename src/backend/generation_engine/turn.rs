@@ -65,7 +65,7 @@ impl Turn {
     /// All that comes after the last step.
     pub(super) fn finish(&self, generation: impl Generation, mut timings: Timings, model_id: &str) -> Result<Complete, GenerationError> {
         self.check_wanted()?;
-        let warnings = generation.warnings();
+        let warnings = generation.warnings().into_iter().map(shortened).collect();
         let started = Instant::now();
         let picture = generation.finish()?;
         timings.decode = started.elapsed();
@@ -78,8 +78,9 @@ impl Turn {
     }
 
     /// The last response, and what is remembered of the request.
-    pub(super) fn conclude(&self, outcome: Result<Complete, GenerationError>) {
-        let _entered = self.span.enter();
+    pub(super) fn conclude(mut self, outcome: Result<Complete, GenerationError>) {
+        let span = self.span.clone();
+        let _entered = span.enter();
         let outcome = outcome.map_err(|error| match error {
             GenerationError::TooLate => error,
             error if self.request.is_wanted() => error,
@@ -109,6 +110,8 @@ impl Turn {
             }
         };
         metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
+        // Whoever hears the answer may ask again at once.
+        drop(self.request.place.take());
         self.respond(response);
     }
 
@@ -152,7 +155,8 @@ impl<G: Generation> Picture<G> {
         self.turn.respond(GenerationResponse::Progress(Progress { step, total, step_time, batch_size }));
 
         // The nth of p previews comes after n / (p + 1) of the steps, none after the last: that is the picture itself.
-        let (output, size) = (self.turn.request.output, self.turn.request.config.size);
+        let output = self.turn.request.output;
+        let size = output.size(self.turn.request.config.size);
         let due = step * (usize::from(output.previews) + 1) / total;
         while usize::from(self.previews.start) < due && step < total {
             let Some(index) = self.previews.next() else { break };
@@ -166,6 +170,16 @@ impl<G: Generation> Picture<G> {
             }
         }
     }
+}
+
+/// A warning without its end, where it repeats more of a request than anybody reads.
+fn shortened(mut warning: String) -> String {
+    const MOST: usize = 1000;
+    if warning.len() > MOST {
+        warning.truncate(warning.floor_char_boundary(MOST));
+        warning.push('…');
+    }
+    warning
 }
 
 /// A preview at the picture's own size, so that a client can show it in the picture's place.

@@ -61,7 +61,8 @@ impl InferencePipeline {
         rng: &mut TorchRng,
     ) -> Result<InitialLatents, GenerationError> {
         let shape = self.latent_shape(request.config.size);
-        let input = request.input.as_deref();
+        let input = request.input.as_deref().map(|input| image_utils::at_size(input, request.config.size));
+        let input = input.as_deref();
         let mask = input.and_then(|input| input.mask.as_ref());
         // With a mask, full strength leaves nothing of the picture under it; without one, diffusers leaves a little.
         let is_noise_alone = mask.is_some() && request.config.options.strength.is_none_or(|strength| strength.get() >= 1.0);

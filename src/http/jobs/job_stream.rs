@@ -1,7 +1,7 @@
 //! A job as server-sent events, with numbers, so that a client can come back where it was. The last line is a marker for clients
 //! that read lines and not JSON.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::response::{
     IntoResponse, Response,
@@ -11,8 +11,8 @@ use futures::stream;
 
 use super::job_wire::JobEvent;
 use crate::http::{
-    KEEP_ALIVE,
-    run::{Entry, Follower, Status},
+    KEEP_ALIVE, body_bytes,
+    run::{Entry, Follower, Run, Status},
 };
 
 /// Turns the stream into an answer.
@@ -20,7 +20,11 @@ pub(super) fn respond(follower: Follower) -> Response {
     let events = stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
         let (event, rest) = match follower.next().await {
-            Some((id, entry)) => (event(&follower, id, entry), Some(follower)),
+            Some((id, entry)) => {
+                let run = Arc::clone(&follower.run);
+                let event = body_bytes::offload(entry.bytes(), move || event(&run, id, entry)).await;
+                (event.unwrap_or_else(lost), Some(follower))
+            }
             None => (Event::default().data(marker(&follower.run.status())), None),
         };
         Some((Ok::<_, Infallible>(event), rest))
@@ -28,11 +32,15 @@ pub(super) fn respond(follower: Follower) -> Response {
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
-fn event(follower: &Follower, id: u64, entry: Entry) -> Event {
-    let event = JobEvent::new(&follower.run, entry);
+fn event(run: &Run, id: u64, entry: Entry) -> Event {
+    let event = JobEvent::new(run, entry);
     let numbered = Event::default().id(id.to_string()).event(event.name());
-    // Numbers and strings always serialise; if not, the marker still ends the stream.
-    numbered.json_data(&event).unwrap_or_else(|_| Event::default().comment("an event could not be written"))
+    numbered.json_data(&event).unwrap_or_else(lost)
+}
+
+/// An event that cannot be written. The marker still ends the stream.
+fn lost<E>(_: E) -> Event {
+    Event::default().comment("an event could not be written")
 }
 
 fn marker(status: &Status) -> String {

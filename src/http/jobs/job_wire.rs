@@ -1,7 +1,6 @@
 //! Jobs as they travel, with the names that orchestrators use.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use utoipa::ToSchema;
 
 use crate::{
@@ -13,6 +12,8 @@ use crate::{
     http::{
         ApiError,
         api_error::ErrorBody,
+        extract::FromFields,
+        fields::Fields,
         run::{Entry, Run, Status},
         uploads,
         wire::{self, Bounded, ImagesRequest, MAX_SIDE, Parameters, WireSeed, WireTimings},
@@ -50,19 +51,28 @@ pub(in crate::http) struct JobRequest {
     #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
     height: Option<Bounded<0, MAX_SIDE>>,
     /// None: this worker applies no `LoRAs`.
-    #[schema(max_items = 0)]
-    loras: Option<Vec<Value>>,
+    #[schema(max_items = 0, value_type = Option<Vec<Object>>)]
+    loras: Option<Vec<IgnoredAny>>,
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     strength: Option<Strength>,
     /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
-    input_image: Option<String>,
+    #[serde(skip)]
+    #[schema(value_type = Option<String>)]
+    #[allow(dead_code, reason = "a description")]
+    input_image: (),
     /// The picture that `image_inpaint` begins with. Also `input_image`.
-    init_image: Option<String>,
+    #[serde(skip)]
+    #[schema(value_type = Option<String>)]
+    #[allow(dead_code, reason = "a description")]
+    init_image: (),
     /// What `image_inpaint` paints anew: where it is transparent, or, if it is opaque everywhere, white.
-    mask_image: Option<String>,
+    #[serde(skip)]
+    #[schema(value_type = Option<String>)]
+    #[allow(dead_code, reason = "a description")]
+    mask_image: (),
 
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
@@ -91,9 +101,15 @@ pub(in crate::http) struct JobRequest {
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 3)]
     partial_images: Option<Bounded<0, 3>>,
 
-    /// Everything else, and what speaks to the orchestrator: which hive and which worker.
-    #[serde(flatten)]
-    others: Map<String, Value>,
+    /// The names of all other fields with a value.
+    #[serde(skip)]
+    others: Vec<String>,
+}
+
+/// The request, and files of which the headers are right.
+pub(in crate::http) struct JobBody {
+    pub(super) request: JobRequest,
+    pub(super) files: Option<InputFiles>,
 }
 
 /// What a job does.
@@ -114,37 +130,40 @@ impl Operation {
     }
 }
 
-impl JobRequest {
-    /// The pictures that the operation begins with, if it does. Others are named as ignored.
-    pub(super) fn take_files(&mut self) -> Result<Option<InputFiles>, ApiError> {
-        let open = |name: &'static str, text: String| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_text(name, &text)?)?);
-        let mut image = None;
-        let mut mask = None;
-        if !matches!(self.operation, Operation::Generation) {
-            let named = self.input_image.take().map(|text| ("input_image", text));
-            let (name, text) = named
-                .or_else(|| self.init_image.take().map(|text| ("init_image", text)))
-                .ok_or_else(|| ApiError::missing_param(self.operation.image_name()))?;
-            image = Some(open(name, text)?);
-        }
-        if matches!(self.operation, Operation::Inpaint) {
-            let text = self.mask_image.take().ok_or_else(|| ApiError::missing_param("mask_image"))?;
-            mask = Some(open("mask_image", text)?);
-        }
-        let unused = [("input_image", &self.input_image), ("init_image", &self.init_image), ("mask_image", &self.mask_image)];
-        let unused = unused.into_iter().filter(|(_, text)| text.is_some()).map(|(name, _)| (name.to_owned(), Value::Bool(true)));
-        self.others.extend(unused);
-        Ok(image.map(|image| InputFiles { image, mask }))
-    }
+impl FromFields for JobBody {
+    /// The pictures that the operation begins with are read. Others are named as ignored, but a mask that has no effect is an error.
+    fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
+        let mut take = |name: &'static str| fields.take(|other| other == name).pop().map(|(_, value)| (name, value));
+        let (input, init, mask) = (take("input_image"), take("init_image"), take("mask_image"));
+        let (mut request, others): (JobRequest, _) = fields.read()?;
+        request.others = others;
+        // They have had their effect: the job is here.
+        request.others.retain(|name| !["hive_id", "worker_id"].contains(&name.as_str()));
 
+        let open = |(name, value)| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_json(name, value)?)?);
+        let operation = request.operation;
+        let (image, unused) =
+            if matches!(operation, Operation::Generation) { (None, [input, init]) } else { (input.or(init), [input.and(init), None]) };
+        request.others.extend(unused.into_iter().flatten().map(|(name, _)| name.to_owned()));
+        let files = match (operation, image, mask) {
+            (Operation::Generation | Operation::Transform, _, Some(_)) => {
+                return Err(ApiError::invalid_param("mask_image", "has no effect in this operation; image_inpaint has one"));
+            }
+            (Operation::Generation, ..) => None,
+            (_, None, _) => return Err(ApiError::missing_param(operation.image_name())),
+            (Operation::Transform, Some(image), None) => Some(InputFiles { image: open(image)?, mask: None }),
+            (Operation::Inpaint, _, None) => return Err(ApiError::missing_param("mask_image")),
+            (Operation::Inpaint, Some(image), Some(mask)) => Some(InputFiles { image: open(image)?, mask: Some(open(mask)?) }),
+        };
+        Ok(Self { request, files })
+    }
+}
+
+impl JobRequest {
     /// The same in the words of `/v1/images/generations`.
-    pub(super) fn into_images_request(mut self, info: &ModelInfo) -> Result<ImagesRequest, ApiError> {
+    pub(super) fn into_images_request(self, info: &ModelInfo) -> Result<ImagesRequest, ApiError> {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
-        }
-        // They have had their effect: the job is here.
-        for address in ["hive_id", "worker_id"] {
-            self.others.remove(address);
         }
         let steps = i64::try_from(info.max_steps).map_or(STEPS, |most| most.min(STEPS));
         Ok(ImagesRequest {

@@ -12,16 +12,17 @@ use axum::{
     response::Response,
 };
 pub(super) use job_wire::JobEvent;
-use job_wire::{Cancelled, JobRequest, JobState, Submitted};
+use job_wire::{Cancelled, JobBody, JobRequest, JobState, Submitted};
 use tracing::info;
 
 use super::{
     ApiError, AppState, MAX_UPLOAD_BYTES,
+    body_bytes::Digested,
     client_wishes::{ClientWishes, WaitHeaders},
     extract::JsonBody,
     openapi::{Gone, JOBS, JobItem, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
-    uploads::{self, Room},
+    uploads,
     wire::ImagesResponse,
 };
 use crate::common::RequestId;
@@ -55,20 +56,19 @@ pub(super) async fn submit(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     wishes: ClientWishes,
-    room: Option<Extension<Room>>,
-    body: Result<JsonBody<JobRequest, MAX_UPLOAD_BYTES>, ApiError>,
+    body: Result<JsonBody<JobBody, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Json<Submitted>, ApiError> {
     let accepted = async {
-        let _until_decoded = room;
-        let (body, info) = (body?, state.model()?);
-        let mut job = body.value;
-        let files = job.take_files()?;
-        let mut order = job.into_images_request(&info)?.into_order(&info, files.as_ref())?;
+        let JsonBody(Digested { value: JobBody { request, files }, fingerprint, room }) = body?;
+        let info = state.model()?;
+        let mut order = request.into_images_request(&info)?.into_order(&info, files.as_ref())?;
         if let Some(files) = files {
-            order.input = Some(uploads::decode(files, order.config.size).await?);
+            let input = uploads::decode(files, order.size()).await?;
+            order = order.beginning_with(input);
         }
+        drop(room);
         let start = || Run::start(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever);
-        state.runs.join_or_start(wishes.retry_key, body.fingerprint, start)
+        state.runs.join_or_start(wishes.retry_key, fingerprint, start)
     };
     let run = Arc::clone(&accepted.await.inspect_err(ApiError::count_rejection)?.run);
     let job_id = run.job_id.clone();
@@ -123,13 +123,13 @@ pub(super) async fn stream(State(state): State<AppState>, headers: HeaderMap, id
     params(("id" = String, Path, description = "The job's `job_id`")),
     responses((status = 200, description = "What `/v1/images/generations` would have answered", body = ImagesResponse), Unreadable, KeyMissing, NotFound, NotDone, Gone, NotReady, WentWrong, TooLate)
 )]
-pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<Json<ImagesResponse>, ApiError> {
+pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<Response, ApiError> {
     let (_, run) = find(&state, id)?;
     match run.status() {
         status @ (Status::Queued | Status::Running) => Err(ApiError::job_not_done(status.name())),
         Status::Completed | Status::Failed(_) | Status::Cancelled => {
             let pictures = run.follow(0).pictures().await?;
-            Ok(Json(ImagesResponse::new(&run, &pictures)))
+            ImagesResponse::respond(&run, pictures).await
         }
     }
 }

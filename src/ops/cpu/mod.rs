@@ -31,7 +31,7 @@ pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::PackedLinear;
 pub(super) use machine::Machine;
-pub use memory::zeroed;
+pub use memory::{check_free, zeroed};
 pub(super) use memory::{check_room, fallible};
 pub use norm::GroupStatistics;
 pub(super) use norm::{GroupNormConfig, Normalization, group_norm, layer_norm};

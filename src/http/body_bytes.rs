@@ -1,0 +1,141 @@
+//! The bytes of bodies, in memory that there is: as much as all of them together may take, and as much as the system gives.
+
+use std::{
+    error::Error,
+    hash::{DefaultHasher, Hasher},
+    time::Duration,
+};
+
+use axum::body::Body;
+use futures::StreamExt;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::{JoinError, spawn_blocking},
+    time::timeout,
+};
+
+use super::{ApiError, MAX_UPLOAD_BYTES, paced_body::BodyTimedOut};
+
+const KIB: usize = 1 << 10;
+/// What a body may have without [`Room`]: as much as prompts take, and less than a connection's own buffers.
+const SMALL: usize = 64 * KIB;
+
+/// KiB of bodies that are taken in at a time: eight of the largest.
+static ROOM: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
+/// One body may go beyond that, so that bodies which have all the room between them do not wait for each other.
+static BEYOND: Semaphore = Semaphore::const_new(1);
+
+/// The room of what has arrived of a body. Given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// How long a body waits for more of it.
+    patience: Duration,
+    arrived: usize,
+    permit: Option<SemaphorePermit<'static>>,
+    beyond: Option<SemaphorePermit<'static>>,
+}
+
+impl Room {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, arrived: 0, permit: None, beyond: None }
+    }
+
+    /// Waits until there is room for so many bytes more.
+    ///
+    /// # Errors
+    /// When others have it for too long.
+    pub(super) async fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.arrived += bytes;
+        let held = self.permit.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let missing = self.arrived.saturating_sub(SMALL).div_ceil(KIB).saturating_sub(held) as u32;
+        if missing == 0 || self.beyond.is_some() {
+            return Ok(());
+        }
+        // Neither is ever closed.
+        let more = async {
+            tokio::select! {
+                biased;
+                permit = ROOM.acquire_many(missing) => (permit.ok(), None),
+                permit = BEYOND.acquire() => (None, permit.ok()),
+            }
+        };
+        let Ok((permit, beyond)) = timeout(self.patience, more).await else { return Err(ApiError::too_many_uploads()) };
+        self.beyond = beyond;
+        match (&mut self.permit, permit) {
+            (Some(held), Some(permit)) => held.merge(permit),
+            (held, permit) => *held = held.take().or(permit),
+        }
+        Ok(())
+    }
+}
+
+/// A body of which all is read.
+pub(super) struct Digested<T> {
+    pub(super) value: T,
+    /// Bodies that differ, or their routes, have, as good as always, different ones.
+    pub(super) fingerprint: u64,
+    /// Kept until what was read of the body has become smaller, too.
+    pub(super) room: Room,
+}
+
+/// Puts bytes behind others.
+///
+/// # Errors
+/// When there is no memory for them.
+pub(super) fn append(all: &mut Vec<u8>, more: &[u8]) -> Result<(), ApiError> {
+    all.try_reserve(more.len()).map_err(|_| ApiError::no_memory_for_body())?;
+    all.extend_from_slice(more);
+    Ok(())
+}
+
+/// All of a body of at most `limit` bytes.
+///
+/// # Errors
+/// When it is longer, does not come to its end, or there is no room for it.
+pub(super) async fn collect(body: Body, limit: usize, room: &mut Room) -> Result<Vec<u8>, ApiError> {
+    let (mut stream, mut all) = (body.into_data_stream(), Vec::new());
+    while let Some(bytes) = stream.next().await {
+        let bytes = bytes.map_err(|error| unreadable(&error))?;
+        if all.len() + bytes.len() > limit {
+            return Err(ApiError::body_too_large(limit));
+        }
+        room.grow(bytes.len()).await?;
+        append(&mut all, &bytes)?;
+    }
+    Ok(all)
+}
+
+/// Why a body did not come to its end.
+pub(super) fn unreadable(error: &(dyn Error + 'static)) -> ApiError {
+    if is_timeout(error) { ApiError::body_timed_out() } else { ApiError::unreadable_body(&error.to_string()) }
+}
+
+/// Whether the client stopped in the middle, or nearly did.
+pub(super) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    error.is::<BodyTimedOut>() || error.source().is_some_and(is_timeout)
+}
+
+/// Takes a body of `length` bytes apart, off the runtime's threads if that takes long. `work` tells the hasher all of it.
+///
+/// # Errors
+/// Those of `work`.
+pub(super) async fn digest<T: Send + 'static>(
+    length: usize,
+    room: Room,
+    mut hasher: DefaultHasher,
+    work: impl FnOnce(&mut DefaultHasher) -> Result<T, ApiError> + Send + 'static,
+) -> Result<Digested<T>, ApiError> {
+    let work = move || {
+        let value = work(&mut hasher)?;
+        Ok(Digested { value, fingerprint: hasher.finish(), room })
+    };
+    offload(length, work).await.unwrap_or_else(|_| Err(ApiError::unreadable_body("it cannot be taken apart")))
+}
+
+/// Does work that takes as long as so many bytes, off the runtime's threads if that is long.
+///
+/// # Errors
+/// When the work panics.
+pub(super) async fn offload<T: Send + 'static>(length: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    if length <= SMALL { Ok(work()) } else { spawn_blocking(work).await }
+}

@@ -1,0 +1,159 @@
+//! Bodies that come slowly, that are large, or that are made to cost more than they weigh.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::mpsc::RecvTimeoutError,
+    time::Duration,
+};
+
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+
+use crate::support::{Worker, small};
+
+const HEAD: &str = "POST /v1/images/edits HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n";
+
+/// A connection on which so much of a large body has come.
+fn begun(worker: &Worker, bytes: usize) -> TcpStream {
+    let mut socket = TcpStream::connect(worker.address()).unwrap();
+    socket.write_all(format!("{HEAD}content-length: {}\r\n\r\n", 50 << 20).as_bytes()).unwrap();
+    let mebibyte = vec![b' '; 1 << 20];
+    for start in (0..bytes).step_by(1 << 20) {
+        socket.write_all(&mebibyte[..(bytes - start).min(1 << 20)]).unwrap();
+    }
+    socket
+}
+
+async fn post(worker: &Worker, path: &str, body: impl Into<reqwest::Body>) -> Response {
+    Client::new().post(worker.url(path)).header("content-type", "application/json").body(body).send().await.unwrap()
+}
+
+/// An edit whose picture has no end, so that it is refused; but it is read before it is.
+async fn refusal(worker: &Worker) -> (u16, Value) {
+    let picture = format!("{{\"prompt\": \"a\", \"image\": \"{}\"}}", "A".repeat(1 << 20));
+    let response = post(worker, "/v1/images/edits", picture).await;
+    (response.status().as_u16(), response.json::<Value>().await.unwrap()["error"]["code"].clone())
+}
+
+/// Silence is not the measure: somebody sends one byte of each, again and again.
+#[tokio::test]
+async fn slow_bodies_keep_nobody_out_and_come_to_an_end() {
+    let worker = Worker::ready(&["--client-timeout", "3"]);
+    let mut sockets: Vec<TcpStream> = (0..8).map(|_| begun(&worker, 0)).collect();
+    let dripping = std::thread::spawn(move || {
+        let mut answers = Vec::new();
+        for mut socket in sockets.drain(..) {
+            socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            let mut answer = Vec::new();
+            // Until the worker has had enough, and has said so.
+            while !String::from_utf8_lossy(&answer).contains("body_timed_out") {
+                let _ = socket.write_all(b" ");
+                let mut piece = [0; 1024];
+                if let Ok(length) = socket.read(&mut piece) {
+                    assert!(length > 0, "closed without a word");
+                    answer.extend_from_slice(&piece[..length]);
+                }
+            }
+            answers.push(String::from_utf8_lossy(&answer).into_owned());
+        }
+        answers
+    });
+    assert_eq!(refusal(&worker).await, (400, "invalid_image".into()), "it is read, and refused for what it is");
+    let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 });
+    assert_eq!(post(&worker, "/v1/jobs", job.to_string()).await.status(), 200);
+    let answers = dripping.join().unwrap();
+    assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408 ")), "{answers:?}");
+}
+
+/// Eight of the largest have all the room there is, and one may go beyond it.
+#[tokio::test]
+async fn bodies_have_room_for_so_many_bytes_in_all() {
+    let worker = Worker::ready(&["--client-timeout", "4"]);
+    let mut sockets: Vec<TcpStream> = (0..9).map(|_| begun(&worker, (50 << 20) - (1 << 10))).collect();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let keeping_on = std::thread::spawn(move || {
+        while stopped.recv_timeout(Duration::from_millis(250)) == Err(RecvTimeoutError::Timeout) {
+            sockets.iter_mut().for_each(|socket| drop(socket.write_all(b" ")));
+        }
+    });
+    // What was sent is not yet read, at first.
+    while refusal(&worker).await != (429, "too_many_uploads".into()) {}
+    assert_eq!(worker.metric("sdw_rejected_total{reason=\"too_many_uploads\"}").await.to_bits(), 1f64.to_bits());
+    assert_eq!(worker.post(&small("a fox")).await.status(), 200, "what is small needs no room");
+    drop(stop);
+    keeping_on.join().unwrap();
+    while refusal(&worker).await.0 == 429 {}
+}
+
+/// Bodies that have all the room between them, none of which is done, do not wait for each other.
+#[tokio::test]
+async fn bodies_that_share_the_room_all_come_to_their_end() {
+    let worker = Worker::ready(&[]);
+    let length = 50 << 20;
+    let clients: Vec<_> = (0..12)
+        .map(|_| {
+            let mut socket = begun(&worker, length / 2);
+            std::thread::spawn(move || {
+                let mebibyte = vec![b' '; 1 << 20];
+                (0..length / 2).step_by(1 << 20).for_each(|_| socket.write_all(&mebibyte).unwrap());
+                let mut answer = [0; 12];
+                socket.read_exact(&mut answer).unwrap();
+                String::from_utf8_lossy(&answer).into_owned()
+            })
+        })
+        .collect();
+    let answers: Vec<String> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    assert!(answers.iter().all(|answer| answer == "HTTP/1.1 400"), "nothing but spaces: {answers:?}");
+}
+
+/// Most that a worker has had in memory, in MiB.
+#[cfg(target_os = "linux")]
+fn peak(worker: &Worker) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_body_costs_little_more_than_it_weighs() {
+    let worker = Worker::ready(&[]);
+    worker.generate(&small("what a worker takes when it works")).await;
+    let before = peak(&worker);
+    let long = |text: &str| text.repeat((49 << 20) / text.len());
+    for (path, body, code) in [
+        ("/v1/images/edits", format!("{{\"prompt\": \"a\", \"numbers\": [{}0]}}", long("1,")), "invalid_numbers"),
+        ("/v1/images/edits", format!("{{\"prompt\": \"a\", \"image\": [{}0]}}", long("1,")), "invalid_body"),
+        ("/v1/images/edits", format!("{{{}\"prompt\": \"a\"}}", long("\"a\":1,")), "invalid_body"),
+        ("/v1/images/edits", long("["), "invalid_json"),
+        ("/v1/images/edits", format!("{{\"{}\": 1}}", long(r"\n")), "invalid_json"),
+        ("/v1/jobs", format!("{{\"operation\": \"image_generation\", \"loras\": [{}0]}}", long("1,")), "invalid_loras"),
+        ("/v1/jobs", format!("{{\"operation\": \"image_generation\", \"prompt\": \"{}\"}}", long(r"\n")), "invalid_prompt"),
+    ] {
+        let response = post(&worker, path, body).await;
+        assert_eq!(response.status(), 400);
+        assert_eq!(response.json::<Value>().await.unwrap()["error"]["code"], code);
+    }
+    let more = peak(&worker) - before;
+    assert!(more < 250, "{more} MiB for bodies of 49");
+}
+
+/// A form of a name as long as that is refused; of many, each is named in a few letters.
+#[tokio::test]
+async fn what_is_repeated_of_a_request_is_cut() {
+    let worker = Worker::ready(&[]);
+    let mut body = small("a fox");
+    for i in 0..100 {
+        body[format!("{i}{}", "x".repeat(900))] = 1.into();
+    }
+    let ignored = worker.generate(&body).await["ignored"].clone();
+    let ignored = ignored.as_array().unwrap();
+    assert_eq!(ignored.len(), 100);
+    assert!(ignored.iter().all(|name| name.as_str().unwrap().len() <= 64));
+    let mut body = small(&"a ".repeat(15_999));
+    body["negative_prompt"] = "b ".repeat(15_999).into();
+    let warnings = worker.generate(&body).await["warnings"].clone();
+    assert!(!warnings.as_array().unwrap().is_empty());
+    assert!(warnings.as_array().unwrap().iter().all(|warning| warning.as_str().unwrap().len() <= 1003), "{warnings}");
+}
