@@ -6,6 +6,7 @@ mod image_format;
 mod input_image;
 mod model_family;
 mod prompt;
+mod regular_file;
 mod request_id;
 mod sampler;
 mod sampling_config;
@@ -18,6 +19,7 @@ pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
 pub use model_family::{ModelFamily, ModelVariant};
 pub use prompt::{NegativePrompt, Prompt};
+pub use regular_file::{open_regular, read_regular};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
 pub use sampling_config::{
