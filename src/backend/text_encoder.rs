@@ -84,7 +84,7 @@ impl TextEncoder {
         self.state.depth(self.model.depth())
     }
 
-    /// Reads parts of prompts in one batch.
+    /// Reads parts of prompts in one batch. Layers are skipped where the last one is looked at, and nowhere else.
     ///
     /// # Errors
     /// When the tokenizer or the device fails.
@@ -102,7 +102,7 @@ impl TextEncoder {
             HiddenState::Last => (self.model.forward(&ids, skipped_layers)?, None),
             HiddenState::Penultimate => {
                 let ends: Vec<usize> = all.iter().map(|chunk| self.tokenizer.end_of(chunk)).collect();
-                self.model.forward_penultimate(&ids, &ends, skipped_layers)?
+                self.model.forward_penultimate(&ids, &ends)?
             }
         };
         let stressed: Vec<Tensor> =

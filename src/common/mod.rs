@@ -1,5 +1,6 @@
 //! Plain data that every room of the crate speaks: settings of a generation, identifiers, the noise of torch.
 
+mod edit_defaults;
 mod error_chain;
 mod guidance_interval;
 mod image_format;
@@ -9,6 +10,7 @@ mod prompt;
 mod regular_file;
 mod request_id;
 mod sampler;
+mod sampler_names;
 mod sampling_config;
 mod torch_rng;
 mod whole_number;
@@ -22,6 +24,7 @@ pub use prompt::{NegativePrompt, Prompt};
 pub use regular_file::{open_regular, read_regular};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
+pub use sampler_names::{NamedSampler, NamedSchedule};
 pub use sampling_config::{
     ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };

@@ -89,6 +89,8 @@ pub(super) fn truncate(timestep: f64) -> f64 {
 fn timesteps(config: &SchedulerConfig, schedule: Schedule, steps: usize) -> Vec<f64> {
     let spacing = sigmas::spacing(config, schedule, TimestepSpacing::Linspace);
     let spaced = match (schedule, spacing) {
+        // Those of other programs, which leave none out and round none.
+        (Schedule::Normal, _) => return sigmas::timesteps(config, spacing, steps),
         (Schedule::Simple, _) => sigmas::simple_timesteps(config, steps),
         (_, TimestepSpacing::Trailing) => sigmas::timesteps(config, spacing, steps),
         (_, TimestepSpacing::Leading | TimestepSpacing::Linspace) => {

@@ -119,6 +119,7 @@ impl SigmaSchedule {
 /// The spacing of timesteps: by request, or as the checkpoint says, or as the sampler's class in diffusers has it.
 pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing) -> TimestepSpacing {
     match schedule {
+        Schedule::Normal => TimestepSpacing::Linspace,
         Schedule::SgmUniform | Schedule::Simple => TimestepSpacing::Trailing,
         _ => config.timestep_spacing.unwrap_or(default),
     }
@@ -127,7 +128,7 @@ pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: Tim
 /// `steps` noise levels from `max` to `min` on a curve, if the schedule is one.
 pub(super) fn curve(config: &SchedulerConfig, schedule: Schedule, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
     let curve = match schedule {
-        Schedule::Default | Schedule::SgmUniform | Schedule::Simple => return None,
+        Schedule::Default | Schedule::Normal | Schedule::SgmUniform | Schedule::Simple => return None,
         Schedule::Karras => {
             const RHO: f64 = 7.0;
             linspace(max.powf(1.0 / RHO), min.powf(1.0 / RHO), steps).into_iter().map(|root| root.powf(RHO)).collect()

@@ -6,6 +6,7 @@ mod architecture;
 mod batches;
 mod cli;
 mod connections;
+mod damaged;
 mod edits;
 mod fake;
 mod families;

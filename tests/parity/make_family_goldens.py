@@ -114,7 +114,6 @@ def networks(name, pipe, tensors):
     embeddings, pooled, extra = conditions(pipe, OWL, 64, 72)
     tensors[f"{name}.text_embeddings"] = embeddings
     if pooled is not None:
-        tensors[f"{name}.skipped"] = pipe.encode_prompt(OWL["prompt"], device="cpu", do_classifier_free_guidance=False, clip_skip=1)[0]
         tensors[f"{name}.pooled"] = pooled
         tensors[f"{name}.added"] = pipe.unet.get_aug_embed(emb=torch.zeros(2, 1), encoder_hidden_states=embeddings, added_cond_kwargs=extra["added_cond_kwargs"])
     sample = 2 * made_up("latents", [1, pipe.unet.config.in_channels, 8, 9])
