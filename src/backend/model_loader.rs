@@ -62,7 +62,8 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let known_words = KnownWords::load(files)?;
     let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
     let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
-    let learned: Vec<LearnedVectors> = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most)).collect();
+    let learned = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most).transpose());
+    let learned: Vec<LearnedVectors> = learned.collect::<Result<_, _>>()?;
     let state = if configs.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
     let max_clip_skip = if configs.family == ModelFamily::Sd1 { configs.text[0].config.num_hidden_layers } else { 1 };
     let info = ModelInfo {
@@ -75,7 +76,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
-        embeddings: learned.iter().map(|word| word.name.clone()).collect(),
+        embeddings: learned.iter().filter_map(|word| word.names.first().cloned()).collect(),
         max_clip_skip,
         defaults: configs.defaults,
         scheduler: configs.scheduler,
@@ -91,7 +92,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));
     }
     for (i, encoder) in encoders.iter_mut().enumerate() {
-        let words: Vec<_> = learned.iter().map(|word| (word.name.as_str(), &word.vectors[i])).collect();
+        let words: Vec<_> = learned.iter().map(|word| (word.names.as_slice(), &word.vectors[i])).collect();
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet.clone(), vb))?;

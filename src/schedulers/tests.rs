@@ -161,7 +161,7 @@ proptest! {
 fn a_schedule_that_the_sampler_does_not_have_is_refused() {
     let error =
         SamplingPlan::new(&SchedulerConfig::default(), Sampler::Ddim, Schedule::Karras, Steps::try_from(5).unwrap(), 0, None).unwrap_err();
-    assert_eq!(error.to_string(), "must be one of default, sgm_uniform with the sampler ddim, not karras");
+    assert_eq!(error.to_string(), "must be one of default, normal, sgm_uniform with the sampler ddim, not karras");
 }
 
 #[test]

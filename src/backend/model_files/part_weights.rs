@@ -65,9 +65,10 @@ impl PartWeights {
         let survey = Survey::new(Arc::clone(&self.files), Arc::clone(&self.locate));
         // Of a type that no kernel packs, so that there is nothing but shapes in memory.
         let vb = VarBuilder::from_backend(Box::new(survey.clone()), DType::F64, Device::Cpu);
-        match (new(&Weights::new(vb, Storage::F32)).map(drop), survey.wrong()) {
-            (Ok(()), Some(wrong)) => LoadError::MissingWeights { path: self.path.clone(), owner: self.owner, wrong },
-            _ => LoadError::WrongWeights { path: self.path.clone(), source },
+        let _ = new(&Weights::new(vb, Storage::F32));
+        match survey.wrong() {
+            Some(wrong) => LoadError::MissingWeights { path: self.path.clone(), owner: self.owner, wrong },
+            None => LoadError::WrongWeights { path: self.path.clone(), source },
         }
     }
 

@@ -9,6 +9,8 @@ use super::tensor_files::{Locate, Place, TensorFiles};
 
 /// How many of many tensors are named.
 const NAMED: usize = 5;
+/// After so many that are missing it ends: a configuration may ask for a million layers.
+const MOST: usize = 1000;
 
 /// Gives a network tensors of the shapes that it asks for, without any numbers, and writes down what the files lack.
 #[derive(Clone)]
@@ -35,7 +37,8 @@ impl Survey {
         let Found { missing, misshapen } = &*self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let list = |what: &str, all: &[String]| {
             let more = if all.len() > NAMED { ", …" } else { "" };
-            (!all.is_empty()).then(|| format!("{} {what}: {}{more}", all.len(), all[..all.len().min(NAMED)].join(", ")))
+            let or_more = if all.len() >= MOST { " or more" } else { "" };
+            (!all.is_empty()).then(|| format!("{}{or_more} {what}: {}{more}", all.len(), all[..all.len().min(NAMED)].join(", ")))
         };
         let lists = [list("are missing", missing), list("have another shape", misshapen)];
         let wrong: Vec<String> = lists.into_iter().flatten().collect();
@@ -54,6 +57,9 @@ impl SimpleBackend for Survey {
                 found.misshapen.push(format!("{} is {shape:?} and should be {expected:?}", place.name));
             }
             Some(_) => {}
+        }
+        if found.missing.len() >= MOST {
+            candle_core::bail!("nothing of this network is there");
         }
         // One number that stands for all.
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)
