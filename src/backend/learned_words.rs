@@ -86,9 +86,11 @@ impl LearnedWord {
         let goes_on = |outside: Option<char>, inside: Option<char>| is_letter(outside) && is_letter(inside);
         let cut_before = goes_on(text[..at].chars().next_back(), self.name.chars().next());
         let after = rest.as_str();
-        let ends_in_full = after.get(..ENDING.len()).is_some_and(|end| end.eq_ignore_ascii_case(ENDING));
-        let after = if ends_in_full { &after[ENDING.len()..] } else { after };
-        let cut_after = goes_on(after.chars().next(), if ends_in_full { ENDING } else { &self.name }.chars().next_back());
+        let ending = after.split_at_checked(ENDING.len()).filter(|(end, _)| end.eq_ignore_ascii_case(ENDING));
+        if let Some((_, after)) = ending.filter(|(_, after)| !cut_before && !is_letter(after.chars().next())) {
+            return Some(text.len() - after.len());
+        }
+        let cut_after = goes_on(after.chars().next(), self.name.chars().next_back());
         (!cut_before && !cut_after).then_some(text.len() - after.len())
     }
 }

@@ -120,12 +120,14 @@ impl TextualInversion {
             _ => return Err(Misfit::Other(format!("it has {} tensors, and none of them is {A1111}", names.len()))),
         };
         let vectors = wanted.iter().zip(widths).map(|(name, width)| {
-            let tensor = files.tensor(name)?;
-            let rows = if tensor.dims().len() == 1 { tensor.unsqueeze(0)? } else { tensor };
-            match rows.dims() {
-                [count, found] if found == width && (1..=most).contains(count) => Ok(rows),
-                [_, found] if found != width => Err(Misfit::Other(format!("its vectors are {found} wide, and those of the model {width}"))),
-                shape => Err(Misfit::Other(format!("{name} is of the shape {shape:?}, which is not 1 to {most} vectors"))),
+            let shape = files.shape(name).unwrap_or_default();
+            match shape {
+                [found] | [_, found] if found != width => {
+                    Err(Misfit::Other(format!("its vectors are {found} wide, and those of the model {width}")))
+                }
+                [_] => Ok(files.tensor(name)?.unsqueeze(0)?),
+                [count, _] if (1..=most).contains(count) => Ok(files.tensor(name)?),
+                _ => Err(Misfit::Other(format!("{name} is of the shape {shape:?}, which is not 1 to {most} vectors"))),
             }
         });
         let vectors = vectors.collect::<Result<Vec<Tensor>, Misfit>>()?;

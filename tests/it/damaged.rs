@@ -85,7 +85,7 @@ fn a_part_that_is_missing_is_named() {
         ("sd1", "first_stage_model.encoder.down.3.", "first_stage_model.encoder.down.3.block.0.norm1.weight"),
         ("sd1", "model.diffusion_model.input_blocks.4.1.", "model.diffusion_model.input_blocks.4.1.norm.weight"),
         ("sd1", "model.diffusion_model.output_blocks.8.1.", "model.diffusion_model.output_blocks.8.1.norm.weight"),
-        ("sd1", "model.diffusion_model.middle_block.", "model.diffusion_model.middle_block.0.in_layers.0.weight"),
+        ("sd1", "model.diffusion_model.middle_block.", "model.diffusion_model.middle_block.1.norm.weight"),
         ("sd1", "model.diffusion_model.output_blocks.2.1.conv.", "model.diffusion_model.output_blocks.2.2.conv.weight"),
         ("sd2", "cond_stage_model.model.transformer.resblocks.", "cond_stage_model.model.transformer.resblocks.0.ln_1.weight"),
         ("sd2", "cond_stage_model.model.transformer.resblocks.2.", "cond_stage_model.model.transformer.resblocks.2.ln_1.weight"),
@@ -173,7 +173,9 @@ fn weights_that_are_no_numbers_are_named() {
 
 /// Both commands end with 66 and these words.
 pub(crate) fn fails(model: &[&str], words: &str) {
-    for command in [&["generate", "a", "-o", "/dev/null"][..], &["serve", "--port", "0"]] {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("x.png").to_str().unwrap().to_owned();
+    for command in [&["generate", "a", "-o", &picture][..], &["serve", "--port", "0"]] {
         let output = binary().args(command).args(model).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(66), "{command:?}: {log}");

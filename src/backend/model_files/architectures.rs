@@ -235,11 +235,12 @@ impl Architecture {
         config
     }
 
-    /// `text_encoder/config.json`, or that of SDXL's second one, as transformers has it.
-    pub(super) fn text_encoder(&self, index: usize) -> Option<Value> {
+    /// `text_encoder/config.json`, or that of SDXL's second one, as transformers has it. There may be more words than CLIP's own, which
+    /// training added.
+    pub(super) fn text_encoder(&self, index: usize, vocab_size: Option<usize>) -> Option<Value> {
         let text = self.text.get(index)?;
         Some(json!({
-            "vocab_size": 49408,
+            "vocab_size": vocab_size.unwrap_or(49_408),
             "hidden_size": text.hidden_size,
             "intermediate_size": text.intermediate_size,
             "num_hidden_layers": text.layers,

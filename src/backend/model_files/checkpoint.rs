@@ -2,7 +2,6 @@
 //! diffusers'.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,11 +10,15 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::{
+    MAX_TEXT_BYTES,
     architectures::{Architecture, UNET},
     clip_vocabulary, ldm_names,
     tensor_files::{Locate, Place, TensorFiles},
 };
-use crate::{backend::LoadError, common::ModelFamily};
+use crate::{
+    backend::LoadError,
+    common::{ModelFamily, read_regular},
+};
 
 const VAE: &str = "first_stage_model.";
 /// The text encoders of Stable Diffusion 1, 2, and the two of XL.
@@ -112,8 +115,8 @@ impl Checkpoint {
             "unet/config.json" => json(self.unet()),
             "vae/config.json" => json(self.architecture.vae()),
             "scheduler/scheduler_config.json" => json(self.scheduler()),
-            "text_encoder/config.json" => self.architecture.text_encoder(0).and_then(json),
-            "text_encoder_2/config.json" => self.architecture.text_encoder(1).and_then(json),
+            "text_encoder/config.json" => self.text_encoder("text_encoder", 0).and_then(json),
+            "text_encoder_2/config.json" => self.text_encoder("text_encoder_2", 1).and_then(json),
             "tokenizer/vocab.json" | "tokenizer_2/vocab.json" => json(clip_vocabulary::vocab()),
             "tokenizer/merges.txt" | "tokenizer_2/merges.txt" => Some(clip_vocabulary::merges().into_bytes()),
             "tokenizer/tokenizer_config.json" if self.architecture.family != ModelFamily::Sd2 => {
@@ -177,6 +180,10 @@ impl Checkpoint {
         self.architecture.unet(sample_size, self.in_channels(), self.guidance_dim())
     }
 
+    fn text_encoder(&self, part: &str, index: usize) -> Option<Value> {
+        self.architecture.text_encoder(index, vocab_size(&self.files, &self.locate(part)))
+    }
+
     /// Channels of the UNet's input, which tell inpainting models from others.
     fn in_channels(&self) -> usize {
         let shape = self.files.shape(&format!("{UNET}input_blocks.0.0.weight"));
@@ -234,7 +241,8 @@ impl Checkpoint {
         if let Some(prediction) = said {
             return prediction.starts_with('v');
         }
-        if let Ok(settings) = fs::read_to_string(self.path.with_extension("yaml")) {
+        if let Ok(settings) = read_regular(&self.path.with_extension("yaml"), MAX_TEXT_BYTES) {
+            let settings = String::from_utf8_lossy(&settings);
             return settings.contains("parameterization: \"v\"") || settings.contains("parameterization: v");
         }
         self.architecture.family == ModelFamily::Sd2 && !self.is_turbo() && self.has_bias_of_velocity()
@@ -269,6 +277,13 @@ pub(super) fn locate_vae(prefix: &'static str) -> Locate {
 pub(super) fn locate_open_clip(prefix: &'static str, files: Arc<TensorFiles>) -> Locate {
     let exists = move |name: &str| files.shape(&format!("{prefix}{name}")).is_some();
     Arc::new(move |name| below(prefix, ldm_names::open_clip(name, &exists)))
+}
+
+/// How many words the text encoder knows whose tensors are there.
+pub(super) fn vocab_size(files: &TensorFiles, locate: &Locate) -> Option<usize> {
+    // The oldest checkpoints have no such word in front.
+    let names = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+    names.iter().find_map(|name| files.shape(&locate(name).name)?.first().copied())
 }
 
 /// How the names begin of the layer of Stable Diffusion 2's `OpenCLIP` that nobody looks at. Files that were made of diffusers' layout have

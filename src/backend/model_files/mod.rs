@@ -28,6 +28,7 @@ use super::{
     LoadError,
     textual_inversion::{self, TextualInversion},
 };
+use crate::common::read_regular;
 
 /// A model, read as one in the layout of diffusers' `save_pretrained`, whatever it is.
 #[derive(Debug, Clone)]
@@ -67,6 +68,8 @@ const PICKLES: [&str; 4] =
     ["diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.fp16.bin", "pytorch_model.fp16.bin"];
 /// How the names of pickled checkpoints end.
 const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+/// No configuration or vocabulary is larger: that of CLIP has 4 MB.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// The text encoder whose pooled text is looked at.
 pub(super) const POOLING: &str = "text_encoder_2";
 /// For messages.
@@ -241,7 +244,7 @@ impl ModelFiles {
             },
             Place::Directory(_) | Place::PartDirectory(_) => {
                 let path = self.path(name);
-                match std::fs::read(&path) {
+                match read_regular(&path, MAX_TEXT_BYTES) {
                     Ok(bytes) => Some(Cow::Owned(bytes)),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
                     Err(source) => return Err(LoadError::Unreadable { path, source }),

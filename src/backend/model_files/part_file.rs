@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     architectures::{known_open_clip, known_vae},
-    checkpoint::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP, locate_open_clip, locate_vae, unused_layer},
+    checkpoint::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP, locate_open_clip, locate_vae, unused_layer, vocab_size},
     tensor_files::{Locate, TensorFiles},
 };
 use crate::backend::LoadError;
@@ -93,13 +93,17 @@ impl PartFile {
         &self.files
     }
 
-    /// The configuration of the part: that of the model's own, with the network of a known VAE where this is one.
+    /// The configuration of the part: that of the model's own, with the network of a known VAE where this is one, and with as many words as
+    /// a text encoder has.
     pub(super) fn config(&self, part: &str, own: &[u8]) -> Vec<u8> {
-        let finest = |name: &str| self.files.shape(&format!("{}{name}", self.prefix())).and_then(|shape| shape.first());
-        let known = if part == "vae" { finest("encoder.conv_in.weight").and_then(|channels| known_vae(*channels)) } else { None };
+        let finest = self.files.shape(&format!("{}encoder.conv_in.weight", self.prefix())).and_then(|shape| shape.first());
+        let known = match part {
+            "vae" => finest.and_then(|channels| known_vae(*channels)),
+            _ => vocab_size(&self.files, &self.locate()).map(|vocab_size| json!({ "vocab_size": vocab_size })),
+        };
         match (serde_json::from_slice::<Value>(own), known) {
-            (Ok(Value::Object(mut config)), Some(Value::Object(network))) => {
-                config.extend(network);
+            (Ok(Value::Object(mut config)), Some(Value::Object(known))) => {
+                config.extend(known);
                 Value::Object(config).to_string().into_bytes()
             }
             // Whoever reads it says what is wrong with it.

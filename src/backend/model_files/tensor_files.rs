@@ -138,7 +138,7 @@ impl TensorFiles {
     }
 
     /// The shape of a tensor, if there is one of that name.
-    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(in crate::backend) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.find(name).ok().map(|(_, info)| info.shape.as_slice())
     }
 
