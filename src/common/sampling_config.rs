@@ -74,7 +74,7 @@ pub struct SamplingOptions {
 }
 
 /// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
-/// before it (which diffusers calls 1).
+/// before it (which diffusers calls 1). In Stable Diffusion 2 and XL it has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "WholeNumber")]
 #[schema(minimum = 1, maximum = 12)]
