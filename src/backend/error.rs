@@ -76,8 +76,18 @@ pub enum LoadError {
         #[source]
         source: candle_core::Error,
     },
-    /// The weights do not fit the configuration beside them.
-    #[error("{path} has not the weights that its configuration asks for", path = .path.display())]
+    /// Not all weights of a network are there.
+    #[error("{path} has not all weights of {owner}; {wrong}", path = .path.display())]
+    MissingWeights {
+        /// The file.
+        path: PathBuf,
+        /// What asks for them: the name of a variant of Stable Diffusion, or a configuration.
+        owner: &'static str,
+        /// The tensors that are missing or have another shape.
+        wrong: String,
+    },
+    /// The weights cannot be used.
+    #[error("{path} has weights that cannot be used", path = .path.display())]
     WrongWeights {
         /// The file.
         path: PathBuf,

@@ -115,7 +115,7 @@ impl Pipeline for InferencePipeline {
         let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
         let is_guided = self.shape(request).1 > 1;
         let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
-        let encoded = self.prompt_encoder.encode(prompts, options.clip_skip)?;
+        let encoded = self.prompt_encoder.encode(prompts, options.clip_skip.filter(|_| self.info.has_clip_skip()))?;
         let part_weights = if is_guided { encoded.weights[1..].to_vec() } else { Vec::new() };
         let conditions = Conditions {
             text: &encoded.embeddings,

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 /// What `ComfyUI`'s users write in front of such words.
 const PREFIX: &str = "embedding:";
+/// How the names of their files end, which is no part of the word.
+const ENDING: &str = ".safetensors";
 
 /// Learned words, by name.
 #[derive(Debug, Default)]
@@ -23,9 +25,12 @@ pub(super) enum Piece<'a> {
     Plain(usize, &'a str),
     /// A learned word, at this place of the text.
     Learned(usize, Range<u32>),
+    /// What is called a learned word, and is none.
+    Unknown(&'a str),
 }
 
 impl LearnedWords {
+    /// Learns a word under a name. It may have several.
     pub(super) fn add(&mut self, name: &str, ids: Range<u32>) {
         self.0.push(LearnedWord { name: name.to_owned(), ids });
         // Of two that begin in the same place, the longer one is meant.
@@ -40,33 +45,58 @@ impl LearnedWords {
             if at < start {
                 continue;
             }
-            if let Some((length, ids)) = self.0.iter().find_map(|word| Some((word.length_at(text, at)?, word.ids.clone()))) {
-                let before = &text[start..at];
-                pieces.push(Piece::Plain(start, before.strip_suffix(PREFIX).unwrap_or(before)));
-                pieces.push(Piece::Learned(at, ids));
-                start = at + length;
+            if let Some((piece, end)) = self.called(text, at).or_else(|| self.word(text, at, 0)) {
+                pieces.extend([Piece::Plain(start, &text[start..at]), piece]);
+                start = end;
             }
         }
         pieces.push(Piece::Plain(start, &text[start..]));
         pieces.retain(|piece| !matches!(piece, Piece::Plain(_, "")));
         pieces
     }
+
+    /// The word at a place, if it takes the text up to `least` or more, and where it ends.
+    fn word<'a>(&self, text: &str, at: usize, least: usize) -> Option<(Piece<'a>, usize)> {
+        let ends = self.0.iter().filter_map(|word| Some((word.end_at(text, at)?, &word.ids)));
+        ends.into_iter().find(|(end, _)| *end >= least).map(|(end, ids)| (Piece::Learned(at, ids.clone()), end))
+    }
+
+    /// What is called a learned word at a place: all of the name, or nothing of it.
+    fn called<'a>(&self, text: &'a str, at: usize) -> Option<(Piece<'a>, usize)> {
+        let name = text[at..].strip_prefix(PREFIX)?;
+        if is_letter(text[..at].chars().next_back()) {
+            return None;
+        }
+        let begin = at + PREFIX.len();
+        let is_end = |c: char| c.is_whitespace() || ",;:()[]{}<>|\"".contains(c);
+        let name = name.split(is_end).next().unwrap_or_default().trim_end_matches(['.', '!', '?']);
+        let end = begin + name.len();
+        self.word(text, begin, end).or_else(|| (!name.is_empty()).then_some((Piece::Unknown(name), end)))
+    }
 }
 
 impl LearnedWord {
-    /// How many bytes of the text the word takes, if it stands there.
-    fn length_at(&self, text: &str, at: usize) -> Option<usize> {
+    /// Where the word ends that begins at a place of the text, if it stands there.
+    fn end_at(&self, text: &str, at: usize) -> Option<usize> {
         let mut rest = text[at..].chars();
-        if !self.name.chars().all(|c| rest.next().is_some_and(|other| c.to_lowercase().eq(other.to_lowercase()))) {
+        let is_same = |c: char, other: char| c.to_lowercase().eq(other.to_lowercase()) || (c == '/' && other == '\\');
+        if !self.name.chars().all(|c| rest.next().is_some_and(|other| is_same(c, other))) {
             return None;
         }
-        let end = text.len() - rest.as_str().len();
-        let is_letter = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
         let goes_on = |outside: Option<char>, inside: Option<char>| is_letter(outside) && is_letter(inside);
         let cut_before = goes_on(text[..at].chars().next_back(), self.name.chars().next());
-        let cut_after = goes_on(rest.next(), self.name.chars().next_back());
-        (!cut_before && !cut_after).then_some(end - at)
+        let after = rest.as_str();
+        let ending = after.split_at_checked(ENDING.len()).filter(|(end, _)| end.eq_ignore_ascii_case(ENDING));
+        if let Some((_, after)) = ending.filter(|(_, after)| !cut_before && !is_letter(after.chars().next())) {
+            return Some(text.len() - after.len());
+        }
+        let cut_after = goes_on(after.chars().next(), self.name.chars().next_back());
+        (!cut_before && !cut_after).then_some(text.len() - after.len())
     }
+}
+
+fn is_letter(c: Option<char>) -> bool {
+    c.is_some_and(|c| c.is_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]
@@ -77,7 +107,7 @@ mod tests {
 
     fn words() -> LearnedWords {
         let mut words = LearnedWords::default();
-        for (name, ids) in [("bad", 0..1), ("bad-hands-5", 1..6), ("<cat-toy>", 6..7), ("Straße", 7..8)] {
+        for (name, ids) in [("bad", 0..1), ("bad-hands-5", 1..6), ("<cat-toy>", 6..7), ("Straße", 7..8), ("x", 8..9), ("people/x", 8..9)] {
             words.add(name, ids);
         }
         words
@@ -97,9 +127,32 @@ mod tests {
             ("a embedding:bad", vec![Plain(0, "a "), Learned(12, 0..1)]),
             ("STRAßE", vec![Learned(0, 7..8)]),
             ("bad-hands-55", vec![Learned(0, 0..1), Plain(3, "-hands-55")]),
+            ("bad.safetensors, fox", vec![Learned(0, 0..1), Plain(15, ", fox")]),
+            ("bad.safetensorsy", vec![Learned(0, 0..1), Plain(3, ".safetensorsy")]),
+            ("a people/x", vec![Plain(0, "a "), Learned(2, 8..9)]),
         ] {
             assert_eq!(words().pieces(text), pieces, "{text}");
         }
+    }
+
+    /// One name, one meaning: the vectors, or a warning, and never a part of the name as words.
+    #[test]
+    fn what_is_called_a_learned_word_is_one_or_unknown() {
+        use Piece::{Learned, Plain, Unknown};
+        let whole = |call: &str| vec![Plain(0, "a "), Learned(12, 8..9), Plain(12 + call.len(), ", b")];
+        for call in ["x", "X", "x.safetensors", "people/x", "people\\x", "people/x.safetensors", "PEOPLE/X.SAFETENSORS"] {
+            let text = format!("a embedding:{call}, b");
+            let pieces = words().pieces(&text).into_iter().map(|piece| format!("{piece:?}")).collect::<Vec<_>>();
+            assert_eq!(pieces, whole(call).into_iter().map(|piece| format!("{piece:?}")).collect::<Vec<_>>(), "{call}");
+        }
+        for call in ["y", "animals/x", "x/y", "x-y", "x.pt", "bad-hands-4", "people", "people/"] {
+            let text = format!("a embedding:{call}, b");
+            assert_eq!(words().pieces(&text), [Plain(0, "a "), Unknown(call), Plain(12 + call.len(), ", b")], "{call}");
+        }
+        assert_eq!(words().pieces("embedding:<cat-toy>!"), [Learned(10, 6..7), Plain(19, "!")]);
+        assert_eq!(words().pieces("embedding:x."), [Learned(10, 8..9), Plain(11, ".")]);
+        assert_eq!(words().pieces("an embedding: x"), [Plain(0, "an embedding: "), Learned(14, 8..9)]);
+        assert_eq!(LearnedWords::default().pieces("embedding:y fox"), [Unknown("y"), Plain(11, " fox")]);
     }
 
     proptest! {
@@ -109,7 +162,7 @@ mod tests {
         fn nothing_is_lost_but_names(text in r"(bad|-hands-5|<cat-toy>| |embedding:|ß|\PC){0,20}") {
             let mut end = 0;
             for piece in words().pieces(&text) {
-                let (Piece::Plain(at, _) | Piece::Learned(at, _)) = piece;
+                let (Piece::Plain(at, _) | Piece::Learned(at, _)) = piece else { continue };
                 prop_assert!(at >= end && text.is_char_boundary(at));
                 if let Piece::Plain(at, plain) = piece {
                     prop_assert_eq!(&text[at..at + plain.len()], plain);

@@ -133,9 +133,9 @@ impl TextConfigs {
         config.projection_dim = config.projection_dim.filter(|_| folder == POOLING);
         let tokenizer_path = files.path(tokenizer);
         let tokenizer = PromptTokenizer::load(files, tokenizer, config.max_position_embeddings)?;
-        let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size);
-        if tokens > vocab {
-            let reason = format!("it has {tokens} tokens, but the text encoder knows {vocab}");
+        let vocab_size = config.vocab_size;
+        if let Some((token, id)) = tokenizer.last_token().filter(|(_, id)| *id as usize >= vocab_size) {
+            let reason = format!("the token \"{token}\" has the id {id}, but the text encoder's vocab_size is {vocab_size}");
             return Err(LoadError::BadConfig { path: tokenizer_path, reason });
         }
         Ok(Self { folder, config, tokenizer })

@@ -4,7 +4,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    common::{GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, Sampler, SamplingConfig, Schedule, Steps},
+    common::{
+        GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler, SamplingConfig, Schedule,
+        Steps, Strength,
+    },
     schedulers::{SamplingPlan, SchedulerConfig},
 };
 
@@ -34,7 +37,7 @@ pub struct ModelInfo {
     /// Words that prompts may use beyond those of the model's own vocabulary.
     #[serde(skip)]
     pub embeddings: Vec<String>,
-    /// The largest `clip_skip`: as many as the text encoder has layers.
+    /// The largest `clip_skip`: as many as the text encoder has layers, or 1 in families in which it has no effect.
     pub max_clip_skip: usize,
     /// Settings of a request that leaves them out.
     #[serde(skip)]
@@ -109,6 +112,44 @@ impl ModelInfo {
         scale.is_guided() && !self.embeds_guidance
     }
 
+    /// Whether `clip_skip` has an effect: as in A1111, in Stable Diffusion 1 alone. The text encoder of 2 and those of XL are looked at in
+    /// one layer, whatever it is.
+    #[must_use]
+    pub fn has_clip_skip(&self) -> bool {
+        self.family == ModelFamily::Sd1
+    }
+
+    /// The sampler and the schedule of a request that may leave them out: the checkpoint's own.
+    ///
+    /// # Errors
+    /// When the name of the sampler and the schedule beside it do not agree.
+    pub fn sampler(&self, sampler: Option<NamedSampler>, schedule: Option<NamedSchedule>) -> Result<(Sampler, Schedule), InvalidValue> {
+        let named = sampler.unwrap_or_else(|| self.defaults.sampler.into());
+        let schedule = named.schedule(schedule)?.unwrap_or_else(|| self.scheduler.own_schedule(named.sampler));
+        Ok((named.sampler, schedule))
+    }
+
+    /// The most steps that a sampler can take.
+    #[must_use]
+    pub fn most_steps(&self, sampler: Sampler) -> usize {
+        self.scheduler.most_steps(sampler)
+    }
+
+    /// How many steps a request has that may leave them out, and its strength, where it begins with a picture: `edit` is the strength that
+    /// it asks for, and whether there is a mask. What is left out never excludes what is given, or what else is left out.
+    #[must_use]
+    pub fn steps(&self, sampler: Sampler, given: Option<Steps>, edit: Option<(Option<Strength>, bool)>) -> (Steps, Option<Strength>) {
+        let most = i64::try_from(self.most_steps(sampler)).ok().and_then(|most| most.try_into().ok());
+        let own = most.filter(|most: &Steps| most.get() < self.defaults.steps.get()).unwrap_or(self.defaults.steps);
+        match edit {
+            Some((strength, has_mask)) => {
+                let (steps, strength) = Strength::with_steps((given, strength), own, has_mask);
+                (steps, Some(strength))
+            }
+            None => (given.unwrap_or(own), None),
+        }
+    }
+
     /// How the model does what is asked: whatever it cannot do is found out here, before anything is spent on it.
     ///
     /// # Errors
@@ -116,7 +157,7 @@ impl ModelInfo {
     pub fn plan(&self, config: &SamplingConfig) -> Result<SamplingPlan, InvalidValue> {
         let options = config.options;
         self.check_size(config.size)?;
-        if let Some(skip) = options.clip_skip.filter(|skip| skip.layers() >= self.max_clip_skip) {
+        if let Some(skip) = options.clip_skip.filter(|skip| self.has_clip_skip() && skip.layers() >= self.max_clip_skip) {
             return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {} for this model", self.max_clip_skip)));
         }
         config.check_strength()?;

@@ -67,9 +67,10 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let known_words = KnownWords::load(files)?;
     let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
     let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
-    let learned: Vec<LearnedVectors> = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most)).collect();
+    let learned = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most).transpose());
+    let learned: Vec<LearnedVectors> = learned.collect::<Result<_, _>>()?;
     let state = if configs.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
-    let depths = configs.text.iter().map(|text| state.depth(text.config.num_hidden_layers));
+    let max_clip_skip = if configs.family == ModelFamily::Sd1 { configs.text[0].config.num_hidden_layers } else { 1 };
     let info = ModelInfo {
         id: files.id().to_owned(),
         family: configs.family,
@@ -80,8 +81,8 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
-        embeddings: learned.iter().map(|word| word.name.clone()).collect(),
-        max_clip_skip: depths.min().unwrap_or_default(),
+        embeddings: learned.iter().filter_map(|word| word.names.first().cloned()).collect(),
+        max_clip_skip,
         defaults: configs.defaults,
         scheduler: configs.scheduler,
     };
@@ -96,12 +97,12 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));
     }
     for (i, encoder) in encoders.iter_mut().enumerate() {
-        let words: Vec<_> = learned.iter().map(|word| (word.name.as_str(), &word.vectors[i])).collect();
+        let words: Vec<_> = learned.iter().map(|word| (word.names.as_slice(), &word.vectors[i])).collect();
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
-    let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet, vb))?;
+    let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet.clone(), vb))?;
     let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), options));
-    let vae = builder.build("vae", |vb| AutoencoderKl::new(vae, vb))?.with_tiling(options.vae_tiling);
+    let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     let networks = Networks { unet, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
@@ -128,10 +129,10 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn build<T>(&mut self, part: &str, new: impl FnOnce(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
+    fn build<T>(&mut self, part: &str, new: impl Fn(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
         let weights = self.files.weights(part, self.dtype, self.device)?;
         let network = new(&Weights::new(weights.vb.clone(), self.storage).freed_after_use(self.low_memory))
-            .map_err(|source| LoadError::WrongWeights { path: weights.path.clone(), source })?;
+            .map_err(|source| weights.failure(source, &new))?;
         self.opened.push(weights);
         Ok(network)
     }

@@ -80,6 +80,8 @@ struct EncodedPrompt {
     cut: Option<String>,
     /// Words that the model was not taught.
     unknown: Vec<String>,
+    /// Learned words that it calls, and that nobody gave to this worker.
+    embeddings: Vec<String>,
     /// Networks that it names, which this worker does not apply.
     networks: Vec<String>,
 }
@@ -199,11 +201,15 @@ impl PromptEncoder {
         let mut read = read.collect::<Result<Vec<_>, _>>()?.into_iter().map(Vec::into_iter).collect::<Vec<_>>();
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prompt, parts) in prompts.iter().zip(parts) {
-            let (mut cuts, mut unknown, mut joined) = (Vec::new(), Vec::new(), Vec::with_capacity(parts.len()));
+            let (mut cuts, mut unknown, mut embeddings, mut joined) = (Vec::new(), Vec::new(), Vec::new(), Vec::with_capacity(parts.len()));
             let (text, networks) = prompt_syntax::without_networks(&prompt.text);
             let is_zero = self.force_zeros_for_empty_prompt && prompt.is_negative && text.trim().is_empty();
             for part in parts {
-                unknown.extend(part.sections.iter().flatten().flat_map(|span| self.known_words.missing_in(&span.text)));
+                for span in part.sections.iter().flatten() {
+                    unknown.extend(self.known_words.missing_in(&span.text));
+                    // The encoders have the same.
+                    embeddings.extend(self.encoders.first().map(|encoder| encoder.unknown_embeddings(&span.text)).unwrap_or_default());
+                }
                 let readings: Vec<ReadPart> = read.iter_mut().filter_map(Iterator::next).collect();
                 let chunks: Vec<&Tensor> = readings.iter().map(|reading| &reading.chunks).collect();
                 let (chunks, weight) = (Tensor::cat(&chunks, 2)?, part.weight);
@@ -212,7 +218,7 @@ impl PromptEncoder {
                 let pooled = readings.into_iter().rev().find_map(|reading| reading.pooled);
                 joined.push(EncodedPart { weight, chunks, pooled, is_zero });
             }
-            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")), unknown, networks });
+            encoded.push(EncodedPrompt { parts: joined, cut: (!cuts.is_empty()).then(|| cuts.join(" ")), unknown, embeddings, networks });
         }
         Ok(encoded)
     }
@@ -232,6 +238,9 @@ fn warnings(prompts: &[EncodedPrompt]) -> Vec<String> {
     if !unknown.is_empty() {
         warnings.push(format!("unknown words: {} (the model was not taught them: what they draw is chance)", unknown.join(", ")));
     }
+    let embeddings = each_once(prompts.iter().flat_map(|prompt| &prompt.embeddings));
+    let no_such = "was left out: there is no such file below the folder of --embeddings";
+    warnings.extend(embeddings.into_iter().map(|name| format!("the embedding \"{name}\" {no_such}")));
     let networks = each_once(prompts.iter().flat_map(|prompt| &prompt.networks));
     warnings.extend(networks.into_iter().map(|name| format!("{name} was left out: not supported by this worker")));
     warnings
@@ -288,7 +297,7 @@ mod tests {
         let tensor = |shape: &[usize]| Tensor::zeros(shape, DType::U8, &Device::Cpu).unwrap();
         let pooled = bytes.min(1);
         let part = EncodedPart { weight: 1.0, chunks: tensor(&[1, 1, bytes - pooled]), pooled: Some(tensor(&[1, pooled])), is_zero: false };
-        EncodedPrompt { parts: vec![part], cut: None, unknown: Vec::new(), networks: Vec::new() }
+        EncodedPrompt { parts: vec![part], cut: None, unknown: Vec::new(), embeddings: Vec::new(), networks: Vec::new() }
     }
 
     #[test]

@@ -21,6 +21,10 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 const ADDED_TOKENS: &str = "added_tokens.json";
 /// A comma that stands by itself.
 const COMMA: &str = ",</w>";
+/// The deepest that lists and objects of `tokenizer.json` are in one another; those of CLIP have 5.
+const MAX_NESTING: usize = 16;
+/// What a tokenizer has to read before it is taken for one.
+const TRIAL: &str = "A fox's 2 <|endoftext|> ünder,  🍓!";
 /// The most chunks that a prompt becomes. Each costs time and memory in every step.
 const MAX_CHUNKS: usize = 16;
 
@@ -47,8 +51,8 @@ pub(super) struct Chunk {
     pub(super) weights: Vec<f32>,
 }
 
-/// Of `tokenizer_config.json`, and of `special_tokens_map.json`.
-#[derive(Deserialize)]
+/// Of `tokenizer_config.json`, and of `special_tokens_map.json`. What they leave out is as in transformers' `CLIPTokenizer`.
+#[derive(Default, Deserialize)]
 struct TokenizerConfig {
     bos_token: Option<TokenName>,
     pad_token: Option<TokenName>,
@@ -65,7 +69,8 @@ impl TokenizerConfig {
             let path = format!("{folder}/{name}");
             serde_json::from_slice(&files.read(&path)?).map_err(|e| LoadError::BadConfig { path: files.path(&path), reason: e.to_string() })
         };
-        let config = read("tokenizer_config.json")?;
+        let name = "tokenizer_config.json";
+        let config = if files.exists(&format!("{folder}/{name}")) { read(name)? } else { Self::default() };
         let map = "special_tokens_map.json";
         if config.added_tokens_decoder.is_some() || !files.exists(&format!("{folder}/{map}")) {
             return Ok(config);
@@ -120,8 +125,8 @@ impl TokenName {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and `tokenizer_config.json` in a folder of a model, and
-    /// `added_tokens.json` if there is one; prompts become chunks of `length` tokens.
+    /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, in a folder of a model, and `tokenizer_config.json` and
+    /// `added_tokens.json` if they are there; prompts become chunks of `length` tokens.
     ///
     /// # Errors
     /// When a file is missing or broken, names a token that the vocabulary does not have, or adds one with an id that is not free.
@@ -129,7 +134,7 @@ impl PromptTokenizer {
         let path = &format!("{folder}/tokenizer.json");
         let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
         let mut tokenizer = if files.exists(path) || !files.exists(&format!("{folder}/vocab.json")) {
-            Tokenizer::from_bytes(files.read(path)?).map_err(|e| bad(path, e.to_string()))?
+            from_json(&files.read(path)?).map_err(|reason| bad(path, reason))?
         } else {
             from_vocab_and_merges(files, folder)?
         };
@@ -161,15 +166,21 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, length, start, end, pad, comma, learned: LearnedWords::default() })
     }
 
-    /// The largest id that can come out, for checking it against an embedding.
+    /// The token with the largest id that can come out, for checking it against an embedding.
     #[must_use]
-    pub fn vocab_size(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+    pub fn last_token(&self) -> Option<(String, u32)> {
+        self.tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
     }
 
-    /// Makes `name` a word of the token ids `ids`.
-    pub(super) fn learn(&mut self, name: &str, ids: Range<u32>) {
-        self.learned.add(name, ids);
+    /// Makes each of these names a word of the token ids `ids`.
+    pub(super) fn learn(&mut self, names: &[String], ids: &Range<u32>) {
+        names.iter().for_each(|name| self.learned.add(name, ids.clone()));
+    }
+
+    /// What a text calls learned words that are none, and are left out.
+    pub(super) fn unknown_embeddings(&self, text: &str) -> Vec<String> {
+        let unknown = |piece| if let Piece::Unknown(name) = piece { Some(name.to_owned()) } else { None };
+        self.learned.pieces(text).into_iter().filter_map(unknown).collect()
     }
 
     /// The most vectors that a learned word may have: it is not cut.
@@ -212,6 +223,7 @@ impl PromptTokenizer {
         for piece in self.learned.pieces(&span.text) {
             match piece {
                 Piece::Learned(at, ids) => push(ids, at),
+                Piece::Unknown(_) => {}
                 Piece::Plain(at, plain) => {
                     let encoding = self.tokenizer.encode(plain, false).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
                     // Places are in bytes of the text that was given.
@@ -234,6 +246,38 @@ impl PromptTokenizer {
         chunk.weights.resize(self.length, 1.0);
         chunk
     }
+}
+
+/// The tokenizer that a file describes, if it is one that works. The crate panics for some that are none, and overflows the stack for what
+/// is nested too deep.
+fn from_json(json: &[u8]) -> Result<Tokenizer, String> {
+    let depth = nesting(json);
+    if depth > MAX_NESTING {
+        return Err(format!("it is nested {depth} deep, and a tokenizer at most {MAX_NESTING}"));
+    }
+    let built = std::panic::catch_unwind(|| {
+        let tokenizer = Tokenizer::from_bytes(json).map_err(|error| error.to_string())?;
+        tokenizer.encode(TRIAL, false).map_err(|error| format!("it cannot read \"{TRIAL}\": {error}"))?;
+        Ok(tokenizer)
+    });
+    built.unwrap_or_else(|_| Err("it describes no tokenizer that works".to_owned()))
+}
+
+/// How deep lists and objects are in one another.
+fn nesting(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut is_escaped) = (0usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 /// The tokenizer of a model from before there was `tokenizer.json`, as transformers' `CLIPConverter` makes that of these files.

@@ -55,19 +55,19 @@ impl TextEncoder {
         Self { tokenizer, model, state }
     }
 
-    /// Learns words, each with its vectors, `(vectors, hidden_size)`.
+    /// Learns words, each with its names and its vectors, `(vectors, hidden_size)`.
     ///
     /// # Errors
     /// When they have another width, or the device fails.
-    pub(super) fn learn(&mut self, words: &[(&str, &Tensor)]) -> candle_core::Result<()> {
+    pub(super) fn learn(&mut self, words: &[(&[String], &Tensor)]) -> candle_core::Result<()> {
         if words.is_empty() {
             return Ok(());
         }
         let vectors: Vec<&Tensor> = words.iter().map(|(_, vectors)| *vectors).collect();
         let mut id = self.model.learn(&Tensor::cat(&vectors, 0)?)?;
-        for (name, vectors) in words {
+        for (names, vectors) in words {
             let end = id + vectors.dim(0)? as u32;
-            self.tokenizer.learn(name, id..end);
+            self.tokenizer.learn(names, &(id..end));
             id = end;
         }
         Ok(())
@@ -79,12 +79,17 @@ impl TextEncoder {
         &self.model
     }
 
+    /// What a text calls learned words that are none.
+    pub(super) fn unknown_embeddings(&self, text: &str) -> Vec<String> {
+        self.tokenizer.unknown_embeddings(text)
+    }
+
     /// How many layers a text goes through if none is skipped.
     pub(super) fn depth(&self) -> usize {
         self.state.depth(self.model.depth())
     }
 
-    /// Reads parts of prompts in one batch.
+    /// Reads parts of prompts in one batch. Layers are skipped where the last one is looked at, and nowhere else.
     ///
     /// # Errors
     /// When the tokenizer or the device fails.
@@ -102,7 +107,7 @@ impl TextEncoder {
             HiddenState::Last => (self.model.forward(&ids, skipped_layers)?, None),
             HiddenState::Penultimate => {
                 let ends: Vec<usize> = all.iter().map(|chunk| self.tokenizer.end_of(chunk)).collect();
-                self.model.forward_penultimate(&ids, &ends, skipped_layers)?
+                self.model.forward_penultimate(&ids, &ends)?
             }
         };
         let stressed: Vec<Tensor> =

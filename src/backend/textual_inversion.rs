@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::Tensor;
+use candle_core::{Error, Tensor};
 use tracing::warn;
 
 use super::{LoadError, model_files::TensorFiles};
@@ -20,13 +20,16 @@ const SDXL: [&str; 2] = ["clip_l", "clip_g"];
 #[derive(Debug, Clone)]
 pub(super) struct TextualInversion {
     pub(super) name: String,
+    /// Its path below the folder of all, without the ending, as `ComfyUI` calls it.
+    call: String,
     path: PathBuf,
 }
 
 /// A word with its vectors for each text encoder of a model, `(vectors, hidden_size)`, as many for each.
 #[derive(Debug)]
 pub(super) struct LearnedVectors {
-    pub(super) name: String,
+    /// The word's own name, and others for it.
+    pub(super) names: Vec<String>,
     pub(super) vectors: Vec<Tensor>,
 }
 
@@ -49,7 +52,10 @@ pub(super) fn read_folder(folder: &Path) -> Result<Vec<TextualInversion>, LoadEr
             warn!("{}: left out, since {} has the same name", path.display(), other.path.display());
         } else {
             match TensorFiles::open(std::slice::from_ref(&path)) {
-                Ok(_) => words.push(TextualInversion { name, path }),
+                Ok(_) => {
+                    let call = path.strip_prefix(folder).unwrap_or(&path).with_extension("").to_string_lossy().into_owned();
+                    words.push(TextualInversion { name, call, path });
+                }
                 Err((path, error)) => warn!("{}: left out: {error}", path.display()),
             }
         }
@@ -67,42 +73,66 @@ fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Why a word is not learned.
+enum Misfit {
+    /// Its numbers cannot be read.
+    Unreadable(Error),
+    /// It is of another model, or no word at all.
+    Other(String),
+}
+
+impl From<Error> for Misfit {
+    fn from(error: Error) -> Self {
+        Self::Unreadable(error)
+    }
+}
+
 impl TextualInversion {
     /// Its vectors for text encoders of these widths, if it was made for such. Otherwise a warning says why not.
-    pub(super) fn vectors(&self, widths: &[usize], most: usize) -> Option<LearnedVectors> {
+    ///
+    /// # Errors
+    /// When its numbers cannot be read, or are none.
+    pub(super) fn vectors(&self, widths: &[usize], most: usize) -> Result<Option<LearnedVectors>, LoadError> {
         match self.fitting(widths, most) {
-            Ok(vectors) => Some(LearnedVectors { name: self.name.clone(), vectors }),
-            Err(reason) => {
+            Ok(vectors) => {
+                let mut names = vec![self.name.clone(), self.call.clone()];
+                names.dedup();
+                Ok(Some(LearnedVectors { names, vectors }))
+            }
+            Err(Misfit::Unreadable(source)) => Err(LoadError::WrongWeights { path: self.path.clone(), source }),
+            Err(Misfit::Other(reason)) => {
                 warn!("{}: the embedding is left out: {reason}", self.path.display());
-                None
+                Ok(None)
             }
         }
     }
 
-    fn fitting(&self, widths: &[usize], most: usize) -> Result<Vec<Tensor>, String> {
-        let files = TensorFiles::open(std::slice::from_ref(&self.path)).map_err(|(_, error)| error.to_string())?;
+    fn fitting(&self, widths: &[usize], most: usize) -> Result<Vec<Tensor>, Misfit> {
+        let files = TensorFiles::open(std::slice::from_ref(&self.path)).map_err(|(_, error)| error)?;
         let names: Vec<String> = files.names().collect();
         let has = |name: &str| names.iter().any(|other| other == name);
         let wanted: Vec<&str> = match (widths.len(), &names[..]) {
             (2, _) if SDXL.iter().all(|name| has(name)) => SDXL.to_vec(),
-            (2, _) => return Err(format!("SDXL needs {} and {} in it", SDXL[0], SDXL[1])),
+            (2, _) => return Err(Misfit::Other(format!("SDXL needs {} and {} in it", SDXL[0], SDXL[1]))),
             _ if has(A1111) => vec![A1111],
             // diffusers' name for it is the word itself.
             (_, [only]) => vec![only],
-            _ => return Err(format!("it has {} tensors, and none of them is {A1111}", names.len())),
+            _ => return Err(Misfit::Other(format!("it has {} tensors, and none of them is {A1111}", names.len()))),
         };
         let vectors = wanted.iter().zip(widths).map(|(name, width)| {
-            let tensor = files.tensor(name).map_err(|error| error.to_string())?;
-            let rows = if tensor.dims().len() == 1 { tensor.unsqueeze(0).map_err(|error| error.to_string())? } else { tensor };
-            match rows.dims() {
-                [count, found] if found == width && (1..=most).contains(count) => Ok(rows),
-                [_, found] if found != width => Err(format!("its vectors are {found} wide, and those of the model {width}")),
-                other => Err(format!("{name} is of the shape {other:?}, which is not 1 to {most} vectors")),
+            let shape = files.shape(name).unwrap_or_default();
+            match shape {
+                [found] | [_, found] if found != width => {
+                    Err(Misfit::Other(format!("its vectors are {found} wide, and those of the model {width}")))
+                }
+                [_] => Ok(files.tensor(name)?.unsqueeze(0)?),
+                [count, _] if (1..=most).contains(count) => Ok(files.tensor(name)?),
+                _ => Err(Misfit::Other(format!("{name} is of the shape {shape:?}, which is not 1 to {most} vectors"))),
             }
         });
-        let vectors = vectors.collect::<Result<Vec<Tensor>, String>>()?;
+        let vectors = vectors.collect::<Result<Vec<Tensor>, Misfit>>()?;
         let same = vectors.windows(2).all(|pair| pair[0].dims()[0] == pair[1].dims()[0]);
-        if same { Ok(vectors) } else { Err("it has not as many vectors for one text encoder as for the other".to_owned()) }
+        if same { Ok(vectors) } else { Err(Misfit::Other("it has not as many vectors for one text encoder as for the other".to_owned())) }
     }
 }
 
@@ -131,10 +161,10 @@ mod tests {
         drop(file);
         let words = read_folder(&place).unwrap();
         assert_eq!(open(), 0);
-        let learned: Vec<LearnedVectors> = words.iter().filter_map(|word| word.vectors(&[4], 75)).collect();
+        let learned: Vec<LearnedVectors> = words.iter().filter_map(|word| word.vectors(&[4], 75).unwrap()).collect();
         assert_eq!(open(), 0);
         assert_eq!(
-            learned.iter().map(|word| (word.name.as_str(), word.vectors[0].dims())).collect::<Vec<_>>(),
+            learned.iter().map(|word| (word.names[0].as_str(), word.vectors[0].dims())).collect::<Vec<_>>(),
             [("a", &[2, 4][..]), ("b", &[2, 4]), ("c", &[2, 4])]
         );
     }

@@ -84,6 +84,7 @@ impl Failure {
                 | LoadError::MissingFile(_)
                 | LoadError::Unreadable { .. }
                 | LoadError::BadWeights { .. }
+                | LoadError::MissingWeights { .. }
                 | LoadError::WrongWeights { .. }
                 | LoadError::BadConfig { .. }
                 | LoadError::Download { .. }

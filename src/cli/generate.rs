@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Failure, GenerateArgs};
 use crate::{
     backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, ModelInfo, Pipeline},
-    common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, SamplingOptions, Seed, Strength},
+    common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, SamplingOptions, Seed},
 };
 
 /// Makes the picture, with a progress bar if somebody watches.
@@ -96,17 +96,17 @@ fn input_files(args: &GenerateArgs) -> Result<Option<InputFiles>, Failure> {
 fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig, info: &ModelInfo) -> Result<GenerationRequest, Failure> {
     let defaults = info.defaults;
     let size = input.as_ref().map_or(defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
-    let strength = input.as_ref().map(|files| args.strength.unwrap_or(Strength::default_for(files.mask.is_some())));
-    let sampler = args.sampler.unwrap_or(defaults.sampler);
+    let (sampler, schedule) = info.sampler(args.sampler, args.schedule)?;
+    let (steps, strength) = info.steps(sampler, args.steps, input.as_ref().map(|files| (args.strength, files.mask.is_some())));
     let asked = args.size(size)?;
     info.check_size(asked)?;
     let config = SamplingConfig {
         size: info.drawing_size(asked, input.is_some()),
-        steps: args.steps.unwrap_or(defaults.steps),
+        steps,
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler,
-        schedule: args.schedule.unwrap_or_else(|| info.scheduler.own_schedule(sampler)),
+        schedule,
         options: SamplingOptions { strength, guidance_interval: args.guidance_interval, ..SamplingOptions::default() },
     };
     // Before the pictures are decoded.

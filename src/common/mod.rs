@@ -1,13 +1,16 @@
 //! Plain data that every room of the crate speaks: settings of a generation, identifiers, the noise of torch.
 
+mod edit_defaults;
 mod error_chain;
 mod guidance_interval;
 mod image_format;
 mod input_image;
 mod model_family;
 mod prompt;
+mod regular_file;
 mod request_id;
 mod sampler;
+mod sampler_names;
 mod sampling_config;
 mod torch_rng;
 mod whole_number;
@@ -18,8 +21,10 @@ pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
 pub use model_family::{ModelFamily, ModelVariant};
 pub use prompt::{NegativePrompt, Prompt};
+pub use regular_file::{open_regular, read_regular};
 pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
+pub use sampler_names::{NamedSampler, NamedSchedule};
 pub use sampling_config::{
     ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };

@@ -1,4 +1,4 @@
-//! Names of samplers and schedules, as people who come from diffusers, A1111 or stable-diffusion.cpp write them.
+//! Samplers and schedules. What other tools call them is in [`super::sampler_names`].
 
 use std::{fmt, str::FromStr};
 
@@ -8,7 +8,10 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 
-use super::InvalidValue;
+use super::{
+    InvalidValue,
+    sampler_names::{self, NamedSampler},
+};
 
 /// The solver that turns predictions of the network into the next latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,34 +77,38 @@ impl Sampler {
         Self::Tcd,
     ];
 
-    /// The name that the API shows, the one that A1111 shows, then the other aliases that it understands: those of diffusers,
-    /// `ComfyUI` and stable-diffusion.cpp.
-    fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Ddim => &["ddim", "DDIM", "DDIMScheduler", "ddim_trailing"],
-            Self::Ddpm => &["ddpm", "DDPM", "DDPMScheduler"],
-            Self::Pndm => &["pndm", "PLMS", "PNDMScheduler"],
-            Self::Lms => &["lms", "LMS", "LMSDiscreteScheduler", "k_lms"],
-            Self::Heun => &["heun", "Heun", "HeunDiscreteScheduler", "k_heun"],
-            Self::Euler => &["euler", "Euler", "EulerDiscreteScheduler", "k_euler"],
-            Self::EulerAncestral => &["euler_a", "Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", "k_euler_a"],
-            Self::Dpm2 => &["dpm2", "DPM2", "dpm_2", "KDPM2DiscreteScheduler", "k_dpm_2"],
-            Self::Dpm2Ancestral => &["dpm2_a", "DPM2 a", "dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler", "k_dpm_2_a"],
-            Self::Dpmpp2m => &["dpmpp_2m", "DPM++ 2M", "DPMSolverMultistepScheduler"],
-            Self::Dpmpp2mSde => &["dpmpp_2m_sde", "DPM++ 2M SDE"],
-            Self::Dpmpp2sAncestral => &["dpmpp_2s_a", "DPM++ 2S a", "dpmpp_2s_ancestral"],
-            Self::DpmppSde => &["dpmpp_sde", "DPM++ SDE", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"],
-            Self::UniPc => &["unipc", "UniPC", "uni_pc", "UniPCMultistepScheduler"],
-            Self::Deis => &["deis", "DEIS", "DEISMultistepScheduler"],
-            Self::Lcm => &["lcm", "LCM", "LCMScheduler"],
-            Self::Tcd => &["tcd", "TCD", "TCDScheduler"],
-        }
-    }
-
     /// The name that the API shows.
     #[must_use]
     pub fn name(self) -> &'static str {
-        self.names()[0]
+        self.names().0
+    }
+
+    /// The name that A1111 writes into its PNG files.
+    #[must_use]
+    pub fn a1111_name(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Ddim => ("ddim", "DDIM"),
+            Self::Ddpm => ("ddpm", "DDPM"),
+            Self::Pndm => ("pndm", "PLMS"),
+            Self::Lms => ("lms", "LMS"),
+            Self::Heun => ("heun", "Heun"),
+            Self::Euler => ("euler", "Euler"),
+            Self::EulerAncestral => ("euler_a", "Euler a"),
+            Self::Dpm2 => ("dpm2", "DPM2"),
+            Self::Dpm2Ancestral => ("dpm2_a", "DPM2 a"),
+            Self::Dpmpp2m => ("dpmpp_2m", "DPM++ 2M"),
+            Self::Dpmpp2mSde => ("dpmpp_2m_sde", "DPM++ 2M SDE"),
+            Self::Dpmpp2sAncestral => ("dpmpp_2s_a", "DPM++ 2S a"),
+            Self::DpmppSde => ("dpmpp_sde", "DPM++ SDE"),
+            Self::UniPc => ("unipc", "UniPC"),
+            Self::Deis => ("deis", "DEIS"),
+            Self::Lcm => ("lcm", "LCM"),
+            Self::Tcd => ("tcd", "TCD"),
+        }
     }
 
     /// The schedules that it can be run with.
@@ -109,7 +116,7 @@ impl Sampler {
     pub fn schedules(self) -> &'static [Schedule] {
         match self {
             // They count in whole training timesteps.
-            Self::Ddim | Self::Ddpm | Self::Pndm => &[Schedule::Default, Schedule::SgmUniform],
+            Self::Ddim | Self::Ddpm | Self::Pndm => &[Schedule::Default, Schedule::Normal, Schedule::SgmUniform],
             Self::Lcm | Self::Tcd => &[Schedule::Default],
             _ => &Schedule::ALL,
         }
@@ -146,12 +153,6 @@ impl Sampler {
         }
         Err(InvalidValue::new("schedule", schedule, format!("{} with the sampler {self}", one_of(self.schedules()))))
     }
-
-    /// The name that A1111 writes into its PNG files.
-    #[must_use]
-    pub fn a1111_name(self) -> &'static str {
-        self.names()[1]
-    }
 }
 
 impl From<Sampler> for &'static str {
@@ -164,7 +165,8 @@ impl FromStr for Sampler {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        find(text, &Self::ALL, Self::names).ok_or_else(|| InvalidValue::new("sampler", format_args!("\"{text}\""), one_of(&Self::ALL)))
+        let named: NamedSampler = text.parse()?;
+        if named.schedule.is_none() { Ok(named.sampler) } else { Err(sampler_names::unknown("sampler", text, &Self::ALL)) }
     }
 }
 
@@ -189,6 +191,9 @@ pub enum Schedule {
     /// As the checkpoint's `scheduler_config.json` says (`timestep_spacing`, `use_karras_sigmas` and their like).
     #[default]
     Default,
+    /// As many timesteps as steps, evenly from the last to the first, whatever the checkpoint says; diffusers'
+    /// `timestep_spacing="linspace"` with Euler.
+    Normal,
     /// The sigmas of [Karras et al.](https://arxiv.org/abs/2206.00364), equation 5, with rho 7.
     Karras,
     /// Sigmas that fall exponentially.
@@ -205,31 +210,32 @@ pub enum Schedule {
 
 impl Schedule {
     /// Every schedule, in the order in which they are offered.
-    pub const ALL: [Self; 7] =
-        [Self::Default, Self::Karras, Self::Exponential, Self::Beta, Self::SgmUniform, Self::Simple, Self::AlignYourSteps];
-
-    fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Default => &["default", "Automatic", "normal", "discrete"],
-            Self::Karras => &["karras", "Karras"],
-            Self::Exponential => &["exponential", "Exponential"],
-            Self::Beta => &["beta", "Beta"],
-            Self::SgmUniform => &["sgm_uniform", "SGM Uniform", "trailing"],
-            Self::Simple => &["simple", "Simple"],
-            Self::AlignYourSteps => &["ays", "Align Your Steps", "align_your_steps"],
-        }
-    }
-
-    /// The name that A1111 writes into its PNG files.
-    #[must_use]
-    pub fn a1111_name(self) -> &'static str {
-        self.names()[1]
-    }
+    pub const ALL: [Self; 8] =
+        [Self::Default, Self::Normal, Self::Karras, Self::Exponential, Self::Beta, Self::SgmUniform, Self::Simple, Self::AlignYourSteps];
 
     /// The name that the API shows.
     #[must_use]
     pub fn name(self) -> &'static str {
-        self.names()[0]
+        self.names().0
+    }
+
+    /// The name that A1111 writes into its PNG files, which has none for what is the checkpoint's own.
+    #[must_use]
+    pub fn a1111_name(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Default => ("default", "Default"),
+            Self::Normal => ("normal", "Normal"),
+            Self::Karras => ("karras", "Karras"),
+            Self::Exponential => ("exponential", "Exponential"),
+            Self::Beta => ("beta", "Beta"),
+            Self::SgmUniform => ("sgm_uniform", "SGM Uniform"),
+            Self::Simple => ("simple", "Simple"),
+            Self::AlignYourSteps => ("ays", "Align Your Steps"),
+        }
     }
 }
 
@@ -243,7 +249,7 @@ impl FromStr for Schedule {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        find(text, &Self::ALL, Self::names).ok_or_else(|| InvalidValue::new("schedule", format_args!("\"{text}\""), one_of(&Self::ALL)))
+        sampler_names::schedule(text).ok_or_else(|| sampler_names::unknown("schedule", text, &Self::ALL))
     }
 }
 
@@ -282,69 +288,10 @@ fn names_schema<T: fmt::Display>(description: &str, all: &[T]) -> RefOr<Schema> 
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).description(Some(description)).into()
 }
 
-/// Finds `text` among the names of `all`, whatever its case, with blanks and hyphens read as underscores.
-fn find<T: Copy>(text: &str, all: &[T], names: impl Fn(T) -> &'static [&'static str]) -> Option<T> {
-    let plain = |name: &str| name.trim().to_lowercase().replace([' ', '-'], "_").replace("++_", "++");
-    all.iter().copied().find(|&item| names(item).iter().any(|name| plain(name) == plain(text)))
-}
-
-fn one_of<T: fmt::Display>(all: &[T]) -> String {
+pub(super) fn one_of<T: fmt::Display>(all: &[T]) -> String {
     let names: Vec<String> = all.iter().map(ToString::to_string).collect();
     match names.as_slice() {
         [only] => only.clone(),
         _ => format!("one of {}", names.join(", ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn aliases_of_other_tools_are_understood() {
-        for (alias, sampler) in [
-            ("DDIM", Sampler::Ddim),
-            ("Euler a", Sampler::EulerAncestral),
-            ("euler_ancestral", Sampler::EulerAncestral),
-            ("EulerAncestralDiscreteScheduler", Sampler::EulerAncestral),
-            ("DPM++ 2M", Sampler::Dpmpp2m),
-            ("dpm++2m", Sampler::Dpmpp2m),
-            ("dpmpp-2m", Sampler::Dpmpp2m),
-            ("DPM++ 2M SDE", Sampler::Dpmpp2mSde),
-            ("dpm++2s_a", Sampler::Dpmpp2sAncestral),
-            ("dpm++_sde", Sampler::DpmppSde),
-            ("PLMS", Sampler::Pndm),
-            ("PNDMScheduler", Sampler::Pndm),
-            ("uni_pc", Sampler::UniPc),
-            ("dpm_2_ancestral", Sampler::Dpm2Ancestral),
-        ] {
-            assert_eq!(alias.parse(), Ok(sampler), "{alias}");
-        }
-        for (alias, schedule) in
-            [("Karras", Schedule::Karras), ("SGM Uniform", Schedule::SgmUniform), ("Align Your Steps", Schedule::AlignYourSteps)]
-        {
-            assert_eq!(alias.parse(), Ok(schedule), "{alias}");
-        }
-    }
-
-    #[test]
-    fn every_name_leads_back_to_its_sampler() {
-        for sampler in Sampler::ALL {
-            assert_eq!(sampler.to_string().parse(), Ok(sampler));
-            assert_eq!(sampler.a1111_name().parse(), Ok(sampler));
-        }
-        for schedule in Schedule::ALL {
-            assert_eq!(schedule.to_string().parse(), Ok(schedule));
-            assert_eq!(schedule.a1111_name().parse(), Ok(schedule));
-        }
-    }
-
-    #[test]
-    fn an_unknown_sampler_is_answered_with_the_known_ones() {
-        let error = "plms2".parse::<Sampler>().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "must be one of ddim, ddpm, pndm, lms, heun, euler, euler_a, dpm2, dpm2_a, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s_a, dpmpp_sde, unipc, deis, lcm, tcd, not \"plms2\""
-        );
     }
 }

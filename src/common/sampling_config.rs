@@ -30,8 +30,7 @@ impl SamplingConfig {
     /// How many of the steps are taken: all, or of those that begin with a picture a share. Rounded down, as in diffusers.
     #[must_use]
     pub fn steps_taken(&self) -> usize {
-        let steps = self.steps.get();
-        self.options.strength.map_or(steps, |strength| ((steps as f64 * strength.get()) as usize).min(steps))
+        self.options.strength.map_or(self.steps.get(), |strength| strength.of_steps(self.steps))
     }
 
     /// Makes sure that at least one step is taken.
@@ -75,7 +74,7 @@ pub struct SamplingOptions {
 }
 
 /// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
-/// before it (which diffusers calls 1).
+/// before it (which diffusers calls 1). In Stable Diffusion 2 and XL it has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "WholeNumber")]
 #[schema(minimum = 1, maximum = 12)]
@@ -126,6 +125,12 @@ macro_rules! share {
         pub struct $type(f64);
 
         impl $type {
+            /// One of the range.
+            #[allow(dead_code, reason = "not every one has a default")]
+            pub(super) const fn of(share: f64) -> Self {
+                Self(share)
+            }
+
             /// The number.
             #[must_use]
             pub fn get(self) -> f64 {
@@ -166,14 +171,6 @@ share! {
     /// How far a picture to begin with is changed, 0 to 1: that share of the steps is taken, from the noise level at which they begin
     /// ([Meng et al.](https://arxiv.org/abs/2108.01073)).
     Strength, "strength"
-}
-
-impl Strength {
-    /// That of diffusers: with a mask, what is under it is painted anew altogether.
-    #[must_use]
-    pub fn default_for(has_mask: bool) -> Self {
-        Self(if has_mask { 1.0 } else { 0.8 })
-    }
 }
 
 /// How much of a wrong value is said again: whoever sent it knows the rest.

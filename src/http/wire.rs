@@ -23,7 +23,8 @@ use crate::{
     backend::{Complete, EncodedImage, InputFiles, ModelInfo, PromptText, Timings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InputImage, InvalidValue, MaskMeaning,
-        NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, WholeNumber,
+        NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+        Strength, WholeNumber,
     },
 };
 
@@ -86,10 +87,10 @@ pub(super) struct ImagesRequest {
     pub(super) guidance_scale: Option<GuidanceScale>,
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
-    pub(super) sampler: Option<Sampler>,
+    pub(super) sampler: Option<NamedSampler>,
     /// How noise levels are spaced. Also `scheduler`.
     #[serde(alias = "scheduler")]
-    pub(super) schedule: Option<Schedule>,
+    pub(super) schedule: Option<NamedSchedule>,
     /// How much fresh noise samplers with an `eta` add.
     pub(super) eta: Option<Eta>,
     /// How far guidance is kept from changing the contrast.
@@ -230,6 +231,7 @@ impl ImagesRequest {
         ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
         ignore_if(self.strength.is_some() && files.is_none(), "strength");
         ignore_if(self.progress == Some(true) && !stream, "progress");
+        ignore_if(self.clip_skip.is_some() && !info.has_clip_skip(), "clip_skip");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
         ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
         ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
@@ -273,21 +275,23 @@ impl ImagesRequest {
     /// How the pictures are sampled, at this size.
     fn sampling_config(&self, info: &ModelInfo, size: ImageSize, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
         let defaults = info.defaults;
-        let sampler = self.sampler.unwrap_or(defaults.sampler);
+        let (sampler, schedule) = info.sampler(self.sampler, self.schedule)?;
+        let has_mask = files.map(|files| files.mask.is_some());
+        let (steps, strength) = info.steps(sampler, self.num_inference_steps, has_mask.map(|has_mask| (self.strength, has_mask)));
         Ok(SamplingConfig {
             size,
-            steps: self.num_inference_steps.unwrap_or(defaults.steps),
+            steps,
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
             sampler,
-            schedule: self.schedule.unwrap_or_else(|| info.scheduler.own_schedule(sampler)),
+            schedule,
             options: SamplingOptions {
                 eta: self.eta,
                 guidance_rescale: self.guidance_rescale,
                 guidance_interval: self.guidance_interval,
                 zero_snr: self.zero_snr,
-                clip_skip: self.clip_skip,
-                strength: files.map(|files| self.strength.unwrap_or(Strength::default_for(files.mask.is_some()))),
+                clip_skip: self.clip_skip.filter(|_| info.has_clip_skip()),
+                strength,
             },
         })
     }

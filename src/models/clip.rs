@@ -2,12 +2,14 @@
 
 use candle_core::{Result, Tensor};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::ConfigError;
 use crate::ops::{Activation, Embedding, LayerNorm, Linear, OnDemand, Weights, attention};
 
-/// `text_encoder/config.json`.
+/// `text_encoder/config.json`. What it leaves out, or has as null, is as in transformers' `CLIPTextConfig`.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 pub struct ClipTextConfig {
     /// Number of tokens known.
     pub vocab_size: usize,
@@ -29,13 +31,29 @@ pub struct ClipTextConfig {
     pub projection_dim: Option<usize>,
 }
 
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49_408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            projection_dim: Some(512),
+        }
+    }
+}
+
 impl ClipTextConfig {
     /// Reads and checks `config.json`.
     ///
     /// # Errors
     /// When it is no valid JSON, or describes no network.
     pub fn from_json(json: &[u8]) -> std::result::Result<Self, ConfigError> {
-        let config: Self = serde_json::from_slice(json)?;
+        let config: Self = ConfigError::read(Value::Object(ConfigError::read_fields(json, &[])?))?;
         let heads = config.num_attention_heads;
         ConfigError::unless(heads > 0 && config.hidden_size > 0 && config.hidden_size.is_multiple_of(heads), || {
             format!("hidden_size {} does not fall into {heads} attention heads", config.hidden_size)
@@ -62,7 +80,9 @@ impl ClipTextModel {
     /// When a tensor is missing or has another shape.
     pub fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
         let text_projection = config.projection_dim.map(|dim| Linear::no_bias(config.hidden_size, dim, &vb.pp("text_projection")));
-        let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
+        // One that is missing must not hide the other.
+        let beginnings = ["text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.weight"];
+        let prefixed = beginnings.iter().any(|name| vb.contains_tensor(name));
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
         let embeddings = vb.pp("embeddings");
         let layer = |i: usize| {
@@ -102,14 +122,14 @@ impl ClipTextModel {
         self.final_layer_norm.forward(&run(layers, self.embed(ids)?)?)
     }
 
-    /// Token ids `(batch, tokens)` to the hidden state that goes into the last layer, or that many layers before it, without any norm
-    /// after it, `(batch, tokens, hidden_size)`, and to the pooled text, `(batch, projection_dim)`, if the model has a projection to it.
-    /// `ends` says where each text ends, which is where it is pooled, after all layers whatever is skipped.
+    /// Token ids `(batch, tokens)` to the hidden state that goes into the last layer, without any norm after it,
+    /// `(batch, tokens, hidden_size)`, and to the pooled text, `(batch, projection_dim)`, if the model has a projection to it. `ends` says
+    /// where each text ends, which is where it is pooled, after all layers.
     ///
     /// # Errors
     /// As [`ClipTextModel::forward`].
-    pub fn forward_penultimate(&self, ids: &Tensor, ends: &[usize], skipped_layers: usize) -> Result<(Tensor, Option<Tensor>)> {
-        let (first, rest) = self.layers.split_at(self.layers.len().saturating_sub(1 + skipped_layers));
+    pub fn forward_penultimate(&self, ids: &Tensor, ends: &[usize]) -> Result<(Tensor, Option<Tensor>)> {
+        let (first, rest) = self.layers.split_at(self.layers.len().saturating_sub(1));
         let penultimate = run(first, self.embed(ids)?)?;
         let Some(projection) = &self.text_projection else { return Ok((penultimate, None)) };
         let last = run(rest, penultimate.clone())?;

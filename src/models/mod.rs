@@ -8,6 +8,9 @@ mod resnet;
 mod unet;
 mod vae;
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 pub use clip::{ClipTextConfig, ClipTextModel};
 pub use interrupt::{Interrupt, interruptible};
 pub use unet::{Conditions, UNet2DConditionConfig, UNet2DConditionModel, UNetContext};
@@ -23,14 +26,20 @@ impl ConfigError {
         if condition { Ok(()) } else { Err(Self(message())) }
     }
 
-    /// A field that is a list in some checkpoints must have one value for each block.
-    fn unless_one_each<T>(name: &str, values: &[T], blocks: usize) -> Result<(), Self> {
-        Self::unless(values.len() == blocks, || format!("{name} has {} entries, but there are {blocks} blocks", values.len()))
+    /// A field that is a list in some checkpoints must have one value for each of so many `what`.
+    fn unless_one_each<T>(name: &str, values: &[T], count: usize, what: &str) -> Result<(), Self> {
+        Self::unless(values.len() == count, || format!("{name} has {} entries, but there are {count} {what}", values.len()))
     }
-}
 
-impl From<serde_json::Error> for ConfigError {
-    fn from(error: serde_json::Error) -> Self {
-        Self(error.to_string())
+    /// The fields of a file. Null is as if a field were left out, unless it has a meaning in that field.
+    fn read_fields(json: &[u8], meaningful_nulls: &[&str]) -> Result<serde_json::Map<String, Value>, Self> {
+        let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(json).map_err(|error| Self(error.to_string()))?;
+        fields.retain(|name, value| !value.is_null() || meaningful_nulls.contains(&name.as_str()));
+        Ok(fields)
+    }
+
+    /// What fields say. An error names the field.
+    fn read<T: DeserializeOwned>(fields: Value) -> Result<T, Self> {
+        serde_path_to_error::deserialize(fields).map_err(|error| Self(error.to_string()))
     }
 }

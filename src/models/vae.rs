@@ -6,6 +6,7 @@ mod strips;
 use candle_core::{DType, Result, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 
 use super::{
     ConfigError,
@@ -19,8 +20,9 @@ const NORM_EPS: f64 = 1e-6;
 /// The logarithm of a variance is clamped to this range.
 const LOG_VARIANCES: (f64, f64) = (-30.0, 20.0);
 
-/// `vae/config.json`.
+/// `vae/config.json`. What it leaves out, or has as null, is as in diffusers' `AutoencoderKL`.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 pub struct AutoencoderKlConfig {
     /// Channels of the image.
     pub in_channels: usize,
@@ -33,37 +35,38 @@ pub struct AutoencoderKlConfig {
     /// Channels of the latents.
     pub latent_channels: usize,
     /// Groups of the group norms.
-    #[serde(default = "groups")]
     pub norm_num_groups: usize,
     /// What the latents are multiplied with, so that the UNet sees a variance of about 1.
-    #[serde(default = "sd1_scaling_factor")]
     pub scaling_factor: f64,
     /// What is subtracted from the latents first. Stable Diffusion has none.
     pub shift_factor: Option<f64>,
     /// A mean for each channel, which no Stable Diffusion has either: refused.
     latents_mean: Option<IgnoredAny>,
     /// Whether there is attention at the coarsest level.
-    #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
     /// Whether a 1 x 1 convolution follows the encoder.
-    #[serde(default = "yes")]
     pub use_quant_conv: bool,
     /// Whether a 1 x 1 convolution precedes the decoder.
-    #[serde(default = "yes")]
     pub use_post_quant_conv: bool,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn groups() -> usize {
-    32
-}
-
-/// Checkpoints from before the field was introduced are Stable Diffusion 1.
-fn sd1_scaling_factor() -> f64 {
-    0.18215
+impl Default for AutoencoderKlConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            latent_channels: 4,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            latents_mean: None,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+        }
+    }
 }
 
 impl AutoencoderKlConfig {
@@ -72,7 +75,7 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// When it is no valid JSON, or describes no network.
     pub fn from_json(json: &[u8]) -> std::result::Result<Self, ConfigError> {
-        let config: Self = serde_json::from_slice(json)?;
+        let config: Self = ConfigError::read(Value::Object(ConfigError::read_fields(json, &[])?))?;
         ConfigError::unless((1..=6).contains(&config.block_out_channels.len()), || {
             "block_out_channels must have 1 to 6 entries".to_owned()
         })?;

@@ -40,15 +40,6 @@ impl Linear {
         Self::pack(vb, &vb.get((out_features, in_features), "weight")?, None)
     }
 
-    /// Reads a 1 x 1 convolution, `weight` `(out_features, in_features, 1, 1)`, which is the same thing to a sequence of pixels.
-    ///
-    /// # Errors
-    /// As [`Linear::new`].
-    pub fn pointwise(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
-        let weight = vb.get((out_features, in_features, 1, 1), "weight")?.reshape((out_features, in_features))?;
-        Self::pack(vb, &weight, Some(&vb.get(out_features, "bias")?))
-    }
-
     fn pack(vb: &Weights, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let Some(storage) = vb.packed(weight) else {
             return Ok(Self(Layer::plain(weight.clone(), bias.cloned())));

@@ -4,7 +4,6 @@ use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpa
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let alphas = Alphas::new(config, true, true);
-    let spacing = sigmas::spacing(config, request.schedule, TimestepSpacing::Leading);
     let width = (config.num_train_timesteps / request.steps) as f64;
     let eta = request.eta.unwrap_or(0.0);
     let stage = |timestep: f64| {
@@ -21,6 +20,6 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         }
         Stage { timestep, level: alphas.level(timestep), input_scale: 1.0, denoised: alphas.denoised(timestep), update }
     };
-    let timesteps = sigmas::timesteps(config, spacing, request.steps);
+    let timesteps = sigmas::spaced(config, request.schedule, TimestepSpacing::Leading, request.steps);
     SamplingPlan { init_noise_sigma: 1.0, stages: timesteps.into_iter().skip(request.start).map(stage).collect() }
 }

@@ -9,8 +9,8 @@ const MIN_VARIANCE: f64 = 1e-20;
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let config = &SchedulerConfig { set_alpha_to_one: Some(true), ..config.clone() };
     let alphas = Alphas::new(config, true, true);
-    let spacing = sigmas::spacing(config, request.schedule, TimestepSpacing::Leading);
-    let timesteps: Vec<f64> = sigmas::timesteps(config, spacing, request.steps).into_iter().map(f64::round_ties_even).collect();
+    let timesteps: Vec<f64> =
+        sigmas::spaced(config, request.schedule, TimestepSpacing::Leading, request.steps).into_iter().map(f64::round_ties_even).collect();
     let stage = |i: usize| {
         let timestep = timesteps[i];
         let (from, to) = (alphas.at(timestep), alphas.at(timesteps.get(i + 1).copied().unwrap_or(-1.0)));

@@ -89,8 +89,9 @@ pub(super) fn truncate(timestep: f64) -> f64 {
 fn timesteps(config: &SchedulerConfig, schedule: Schedule, steps: usize) -> Vec<f64> {
     let spacing = sigmas::spacing(config, schedule, TimestepSpacing::Linspace);
     let spaced = match (schedule, spacing) {
-        (Schedule::Simple, _) => sigmas::simple_timesteps(config, steps),
-        (_, TimestepSpacing::Trailing) => sigmas::timesteps(config, spacing, steps),
+        // Those of other programs, which leave none out and round none.
+        (Schedule::Normal, _) => return sigmas::spaced(config, schedule, spacing, steps),
+        (Schedule::Simple, _) | (_, TimestepSpacing::Trailing) => sigmas::spaced(config, schedule, spacing, steps),
         (_, TimestepSpacing::Leading | TimestepSpacing::Linspace) => {
             let mut timesteps = sigmas::timesteps(config, spacing, steps + 1);
             timesteps.truncate(steps);

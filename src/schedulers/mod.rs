@@ -106,7 +106,7 @@ impl SamplingPlan {
         start: usize,
         eta: Option<Eta>,
     ) -> Result<Self, InvalidValue> {
-        let most = if sampler.is_distilled() { config.teacher_steps() } else { config.num_train_timesteps };
+        let most = config.most_steps(sampler);
         if steps.get() > most {
             return Err(InvalidValue::new("steps", steps, format!("a whole number from 1 to {most} for this model with {sampler}")));
         }

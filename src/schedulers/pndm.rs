@@ -14,9 +14,9 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     // Its x0 is but for previews.
     let config = &SchedulerConfig { clip_sample: Some(false), ..config.clone() };
     let alphas = Alphas::new(config, false, false);
-    let spacing = sigmas::spacing(config, request.schedule, TimestepSpacing::Leading);
     let width = (config.num_train_timesteps / request.steps) as f64;
-    let mut timesteps: Vec<f64> = sigmas::timesteps(config, spacing, request.steps).into_iter().map(f64::round_ties_even).collect();
+    let mut timesteps: Vec<f64> =
+        sigmas::spaced(config, request.schedule, TimestepSpacing::Leading, request.steps).into_iter().map(f64::round_ties_even).collect();
     if let Some(second) = timesteps.get(1).copied() {
         timesteps.insert(1, second);
     }

@@ -190,11 +190,11 @@ impl SchedulerConfig {
     /// The checkpoint's own sampler, unless it is one that is not known here.
     #[must_use]
     pub fn own_sampler(&self) -> Option<Sampler> {
-        match (self.class_name.parse(), self.algorithm_type.as_deref()) {
-            (Ok(Sampler::Dpmpp2m), Some("sde-dpmsolver++")) => Some(Sampler::Dpmpp2mSde),
+        match (self.class_name.as_str(), self.algorithm_type.as_deref()) {
+            ("DPMSolverMultistepScheduler", Some("sde-dpmsolver++")) => Some(Sampler::Dpmpp2mSde),
             // Otherwise this class solves an ODE.
-            (Ok(Sampler::DpmppSde), algorithm) if algorithm != Some("sde-dpmsolver++") => None,
-            (sampler, _) => sampler.ok(),
+            ("DPMSolverSinglestepScheduler", Some("sde-dpmsolver++")) => Some(Sampler::DpmppSde),
+            (class, _) => class.parse().ok(),
         }
     }
 
@@ -208,6 +208,12 @@ impl SchedulerConfig {
             _ => Schedule::Default,
         };
         if sampler == Sampler::EulerAncestral || sampler.check_schedule(own).is_err() { Schedule::Default } else { own }
+    }
+
+    /// The most steps that a sampler can take.
+    #[must_use]
+    pub fn most_steps(&self, sampler: Sampler) -> usize {
+        if sampler.is_distilled() { self.teacher_steps() } else { self.num_train_timesteps }
     }
 
     /// The most steps of a distilled model.

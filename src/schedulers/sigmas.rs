@@ -95,10 +95,7 @@ impl SigmaSchedule {
     pub(super) fn new(config: &SchedulerConfig, schedule: Schedule, steps: usize, end: FinalSigmas) -> Self {
         let table = SigmaTable::new(config);
         let spacing = spacing(config, schedule, TimestepSpacing::Linspace);
-        let mut timesteps = match schedule {
-            Schedule::Simple => simple_timesteps(config, steps),
-            _ => timesteps(config, spacing, steps),
-        };
+        let mut timesteps = spaced(config, schedule, TimestepSpacing::Linspace, steps);
         let mut sigmas: Vec<f64> = timesteps.iter().map(|t| table.at(*t)).collect();
         if let Some(curve) = curve(config, schedule, sigmas[0], sigmas[steps - 1], steps) {
             timesteps = curve.iter().map(|sigma| table.timestep_of(*sigma)).collect();
@@ -119,15 +116,26 @@ impl SigmaSchedule {
 /// The spacing of timesteps: by request, or as the checkpoint says, or as the sampler's class in diffusers has it.
 pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing) -> TimestepSpacing {
     match schedule {
+        Schedule::Normal => TimestepSpacing::Linspace,
         Schedule::SgmUniform | Schedule::Simple => TimestepSpacing::Trailing,
         _ => config.timestep_spacing.unwrap_or(default),
+    }
+}
+
+/// The timesteps of a run with that spacing, the noisiest first.
+pub(super) fn spaced(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing, steps: usize) -> Vec<f64> {
+    match schedule {
+        Schedule::Simple => simple_timesteps(config, steps),
+        // As in other programs. numpy's one number of many is the first, in which there is no noise left.
+        Schedule::Normal if steps == 1 => vec![(config.num_train_timesteps - 1) as f64],
+        _ => timesteps(config, spacing(config, schedule, default), steps),
     }
 }
 
 /// `steps` noise levels from `max` to `min` on a curve, if the schedule is one.
 pub(super) fn curve(config: &SchedulerConfig, schedule: Schedule, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
     let curve = match schedule {
-        Schedule::Default | Schedule::SgmUniform | Schedule::Simple => return None,
+        Schedule::Default | Schedule::Normal | Schedule::SgmUniform | Schedule::Simple => return None,
         Schedule::Karras => {
             const RHO: f64 = 7.0;
             linspace(max.powf(1.0 / RHO), min.powf(1.0 / RHO), steps).into_iter().map(|root| root.powf(RHO)).collect()
@@ -156,7 +164,7 @@ fn align_your_steps(is_xl: bool, steps: usize) -> Vec<f64> {
 }
 
 /// As `ComfyUI` spaces them: every so many of the training timesteps, back from the last, rounded up.
-pub(super) fn simple_timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
+fn simple_timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
     (0..steps).map(|i| (train - 1 - i * train / steps) as f64).collect()
 }

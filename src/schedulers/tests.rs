@@ -161,7 +161,7 @@ proptest! {
 fn a_schedule_that_the_sampler_does_not_have_is_refused() {
     let error =
         SamplingPlan::new(&SchedulerConfig::default(), Sampler::Ddim, Schedule::Karras, Steps::try_from(5).unwrap(), 0, None).unwrap_err();
-    assert_eq!(error.to_string(), "must be one of default, sgm_uniform with the sampler ddim, not karras");
+    assert_eq!(error.to_string(), "must be one of default, normal, sgm_uniform with the sampler ddim, not karras");
 }
 
 #[test]
@@ -258,4 +258,34 @@ fn a_distilled_model_has_no_more_steps_than_its_teacher() {
     let config = SchedulerConfig { original_inference_steps: 8, ..SchedulerConfig::default() };
     let error = SamplingPlan::new(&config, Sampler::Lcm, Schedule::Default, Steps::try_from(9).unwrap(), 0, None).unwrap_err();
     assert_eq!(error.to_string(), "must be a whole number from 1 to 8 for this model with lcm, not 9");
+}
+
+/// `normal` of `ComfyUI` is evenly spaced whatever the checkpoint says, from the last timestep to the first: in Stable Diffusion 1, noise
+/// begins at a standard deviation of 14.6146.
+#[test]
+fn normal_is_evenly_spaced_from_the_last_timestep_to_the_first() {
+    let of = |spacing| SchedulerConfig {
+        timestep_spacing: Some(spacing),
+        beta_start: 0.00085,
+        beta_end: 0.012,
+        beta_schedule: BetaSchedule::ScaledLinear,
+        steps_offset: 1,
+        ..SchedulerConfig::default()
+    };
+    for sampler in Sampler::ALL.into_iter().filter(|sampler| sampler.schedules().contains(&Schedule::Normal)) {
+        for steps in [1i64, 4, 20] {
+            let plan = |config: &SchedulerConfig, schedule| {
+                SamplingPlan::new(config, sampler, schedule, Steps::try_from(steps).unwrap(), 0, None).unwrap()
+            };
+            let normal = plan(&of(TimestepSpacing::Leading), Schedule::Normal);
+            assert_eq!(normal, plan(&of(TimestepSpacing::Trailing), Schedule::Normal), "{sampler}");
+            let timesteps: Vec<f64> = normal.stages.iter().map(|stage| stage.timestep).collect();
+            assert_eq!(timesteps.first(), Some(&999.0), "{sampler}: {timesteps:?}");
+            let is_of_karras = [Sampler::Euler, Sampler::EulerAncestral, Sampler::Heun, Sampler::Lms].contains(&sampler);
+            if is_of_karras && steps > 1 {
+                assert!((normal.init_noise_sigma - 14.6146).abs() < 1e-3, "{sampler}: {}", normal.init_noise_sigma);
+                assert_eq!(normal, plan(&of(TimestepSpacing::Linspace), Schedule::Default), "{sampler}");
+            }
+        }
+    }
 }

@@ -144,6 +144,11 @@ fn an_exported_model_makes_the_same_picture() {
     let tensors = tensors.unwrap();
     assert!(tensors.values().all(|tensor| tensor.dtype() == candle_core::DType::F16));
     assert!(tensors.contains_key("decoder.conv_in.weight") && !tensors.keys().any(|name| name.ends_with("_scale")));
+    // transformers loads the text encoder in the type that its configuration says, and diffusers the other parts in f32: one and the same,
+    // or no call works.
+    let config = std::fs::read(Path::new(&model).join("text_encoder/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["dtype"], "float32");
     let (code, message) = failure(&["models", "export", "builtin", &model]);
     assert_eq!(code, 78);
     assert!(message.ends_with("model is not empty"), "{message}");
@@ -194,7 +199,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (
             vec!["generate", "a", "--sampler", "ddim", "--schedule", "karras"],
             64,
-            "error: schedule must be one of default, sgm_uniform with the sampler ddim, not karras",
+            "error: schedule must be one of default, normal, sgm_uniform with the sampler ddim, not karras",
         ),
         (
             vec!["generate", "a", "-o", "fox.gif"],

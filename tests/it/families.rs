@@ -57,7 +57,7 @@ fn every_family_agrees_with_diffusers() {
     let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/families.json").unwrap()).unwrap();
     let mut seen = 0;
-    for model in ["sd1", "sd1-inpainting", "sd2", "sdxl", "lcm"] {
+    for model in ["sd1", "sd1-inpainting", "sd2", "sdxl", "ssd-1b", "vega", "lcm"] {
         let mut errors = Errors::new();
         let folder = made_up::model(model);
         networks(model, &load(folder.path()), &goldens, &mut errors);
@@ -74,7 +74,12 @@ fn every_family_agrees_with_diffusers() {
 /// Each network by itself.
 fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String, Tensor>, errors: &mut Errors) {
     // Those that have the UNet alone of their own are kept once.
-    let owner = |part: &str| if part != "unet" && ["sd1-inpainting", "lcm"].contains(&model) { "sd1" } else { model };
+    let is_xl = ["sdxl", "ssd-1b", "vega"].contains(&model);
+    let owner = |part: &str| match model {
+        "sd1-inpainting" | "lcm" if part != "unet" => "sd1",
+        "ssd-1b" | "vega" if part != "unet" => "sdxl",
+        _ => model,
+    };
     let golden = |part: &str| &goldens[&format!("{}.{part}", owner(part))];
     let mut check = |stage, ours: &Tensor| check(errors, stage, NETWORK_LIMIT, ours, golden(stage), model);
     let prompts = [PromptText::Negative("red, blurry"), PromptText::Positive("An owl's PIZZA, ünder 3 🍓 skies!")];
@@ -85,11 +90,8 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
     let unet = &networks.unet;
     let pooled = encoded.pooled.as_ref();
     let context = unet.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5 }).unwrap();
-    assert_eq!(pooled.is_some(), model == "sdxl");
-    assert_eq!(context.added().is_some(), model == "sdxl");
+    assert_eq!((pooled.is_some(), context.added().is_some()), (is_xl, is_xl));
     if let (Some(pooled), Some(added)) = (pooled, context.added()) {
-        let skip_one = Some(2.try_into().unwrap());
-        check("skipped", &pipeline.prompt_encoder().encode(&prompts[1..], skip_one).unwrap().embeddings);
         check("pooled", pooled);
         check("added", added);
     }
@@ -273,6 +275,68 @@ fn words_that_were_saved_with_a_model_agree_with_diffusers() {
     let decoder: serde_json::Map<String, Value> = ids().zip(tokens).map(|(id, token): (u32, _)| (id.to_string(), entry(token))).collect();
     edit(&inside("tokenizer/tokenizer_config.json"), |config| config["added_tokens_decoder"] = decoder.into());
     assert!(error() < NETWORK_LIMIT, "off by {}", error());
+}
+
+/// As in A1111: in Stable Diffusion 2 and XL, whose text encoders are looked at in one layer whatever is asked for, nothing changes, and
+/// the answer says so.
+#[tokio::test]
+async fn clip_skip_has_an_effect_in_stable_diffusion_1_alone() {
+    for model in ["sd1", "sd2", "sdxl"] {
+        let directory = made_up::model(model);
+        let worker = Worker::ready(&["--model", directory.path().to_str().unwrap()]);
+        let mut pictures = Vec::new();
+        for skip in [json!(null), json!(1), json!(2), json!(12)] {
+            let is_beyond = model == "sd1" && skip == 12;
+            let body = json!({ "prompt": "a fox", "steps": 1, "seed": 3, "size": "64x64", "clip_skip": skip });
+            if is_beyond {
+                assert_eq!(worker.post(&body).await.status(), 400);
+                continue;
+            }
+            let answer = worker.generate(&body).await;
+            let is_ignored = model != "sd1" && !skip.is_null();
+            assert_eq!(answer["ignored"], if is_ignored { json!(["clip_skip"]) } else { json!([]) }, "{model} {skip}");
+            assert_eq!(answer["parameters"].get("clip_skip").is_some(), model == "sd1" && !skip.is_null(), "{model} {skip}");
+            pictures.push(crate::support::picture(&answer["data"][0]).into_rgb8().into_raw());
+        }
+        assert!(pictures[0] == pictures[1], "{model}: 1 skips nothing");
+        assert_eq!(pictures[0] == pictures[2], model != "sd1", "{model}");
+    }
+}
+
+/// Whoever calls a word gets its vectors or is told; a NaN in it is said at the start.
+#[tokio::test]
+async fn a_call_of_a_learned_word_is_the_word_or_a_warning() {
+    let (directory, folder) = (made_up::model("sd1"), words("sd1"));
+    let [model, embeddings] = [directory.path(), folder.path()].map(|path| path.to_str().unwrap().to_owned());
+    let worker = Worker::ready(&["--model", &model, "--embeddings", &embeddings]);
+    let ask = async |prompt: &str| {
+        let answer = worker.generate(&json!({ "prompt": prompt, "steps": 1, "seed": 3, "size": "64x64" })).await;
+        (crate::support::picture(&answer["data"][0]).into_rgb8().into_raw(), answer["warnings"].clone())
+    };
+    let (right, _) = ask("a easy-negative, fox").await;
+    for call in [
+        "embedding:easy-negative",
+        "embedding:negative/easy-negative",
+        "easy-negative.safetensors",
+        "(embedding:negative/easy-negative.safetensors:1.0)",
+    ] {
+        let (picture, warnings) = ask(&format!("a {call}, fox")).await;
+        assert!(picture == right && warnings == json!([]), "{call}: {warnings}");
+    }
+    let (without, _) = ask("a , fox").await;
+    for call in ["embedding:people/easy-negative", "embedding:nobody"] {
+        let (picture, warnings) = ask(&format!("a {call}, fox")).await;
+        let name = call.strip_prefix("embedding:").unwrap();
+        assert!(picture == without, "{call}");
+        assert_eq!(
+            warnings,
+            json!([format!("the embedding \"{name}\" was left out: there is no such file below the folder of --embeddings")])
+        );
+    }
+
+    let broken = made_up::made_up("", &[1, 64]).affine(f64::NAN, 0.0).unwrap();
+    candle_core::safetensors::save(&HashMap::from([("emb_params".to_owned(), broken)]), folder.path().join("nan.safetensors")).unwrap();
+    crate::damaged::fails(&["--model", &model, "--embeddings", &embeddings], "emb_params has a value that is not a number (NaN)");
 }
 
 #[tokio::test]

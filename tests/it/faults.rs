@@ -80,7 +80,7 @@ fn impossible_configurations_are_errors() {
         ("unet/config.json", "block_out_channels", json!([]), "1 to 8 entries"),
         ("unet/config.json", "block_out_channels", json!([16, 24]), "down_block_types has 3 entries"),
         ("unet/config.json", "block_out_channels", json!([16, 24, 33]), "33 channels"),
-        ("unet/config.json", "block_out_channels", json!([32, 48, 64]), "shape mismatch"),
+        ("unet/config.json", "block_out_channels", json!([32, 48, 64]), "have another shape"),
         ("unet/config.json", "attention_head_dim", json!(0), "0 attention heads"),
         ("unet/config.json", "norm_num_groups", json!(0), "0 groups"),
         ("unet/config.json", "norm_num_groups", json!(5), "do not fall into 5 groups"),
@@ -88,14 +88,14 @@ fn impossible_configurations_are_errors() {
         ("unet/config.json", "cross_attention_dim", json!(33), "cross_attention_dim is 33"),
         ("unet/config.json", "in_channels", json!(5), "the UNet takes 5 channels"),
         ("unet/config.json", "class_embed_type", json!("timestep"), "class_embed_type = \"timestep\" is not supported"),
-        ("unet/config.json", "layers_per_block", json!(1_000_000), "cannot find tensor"),
+        ("unet/config.json", "layers_per_block", json!(1_000_000), "1000 or more are missing"),
         ("vae/config.json", "block_out_channels", json!([]), "1 to 6 entries"),
         ("vae/config.json", "scaling_factor", json!(0), "scaling_factor must not be 0"),
         ("vae/config.json", "norm_num_groups", json!(0), "0 groups"),
         ("vae/config.json", "latents_mean", json!([0.1, 0.2, 0.3, 0.4]), "latents_mean is not supported"),
         ("text_encoder/config.json", "num_attention_heads", json!(3), "3 attention heads"),
         ("text_encoder/config.json", "max_position_embeddings", json!(1), "max_position_embeddings"),
-        ("text_encoder/config.json", "vocab_size", json!(10), "the text encoder knows 10"),
+        ("text_encoder/config.json", "vocab_size", json!(10), "but the text encoder's vocab_size is 10"),
         ("text_encoder/config.json", "hidden_act", json!("relu7"), "relu7"),
         ("scheduler/scheduler_config.json", "num_train_timesteps", json!(0), "num_train_timesteps"),
         ("scheduler/scheduler_config.json", "beta_end", json!(7), "between 0 and 1"),
@@ -132,7 +132,7 @@ fn weights_that_nobody_reads_are_named() {
     assert!(warnings.contains(right), "{warnings}");
 
     edit(&model.path().join("unet/config.json"), |json| json["block_out_channels"] = json!([16, 24, 48]));
-    assert!(failure(model.path()).contains("has not the weights that its configuration asks for: shape mismatch for "));
+    assert!(failure(model.path()).contains(" have another shape: "));
 }
 
 #[test]
@@ -191,5 +191,61 @@ fn families_and_kinds_that_are_not_supported_are_named() {
         fs::write(&file, "").unwrap();
         let error = failure(&file);
         assert!(error.contains(name) && error.contains(message), "{error}");
+    }
+}
+
+/// A FIFO waits for a writer, and a device may have no end.
+#[test]
+fn what_is_no_file_is_not_opened_as_one() {
+    for (file, reason) in [
+        ("model_index.json", "model_index.json is missing"),
+        ("unet/config.json", "it is a directory, a FIFO or a device"),
+        ("scheduler/scheduler_config.json", "it is a directory, a FIFO or a device"),
+        ("vae/diffusion_pytorch_model.safetensors", " is missing"),
+    ] {
+        let model = copy();
+        fs::remove_file(model.path().join(file)).unwrap();
+        make_fifo(&model.path().join(file));
+        let message = failure(model.path());
+        assert!(message.contains(reason), "{file}: {message}");
+        fs::remove_file(model.path().join(file)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", model.path().join(file)).unwrap();
+        failure(model.path());
+    }
+    // Before a size is known, nothing of it is read.
+    let model = copy();
+    let config = fs::OpenOptions::new().write(true).open(model.path().join("unet/config.json")).unwrap();
+    config.set_len(1 << 40).unwrap();
+    assert!(failure(model.path()).contains("it has 1099511627776 bytes; at most 67108864 are read"));
+
+    let words = tempfile::tempdir().unwrap();
+    make_fifo(&words.path().join("a.safetensors"));
+    let picture = words.path().join("x.png");
+    let output = binary().args(["generate", "a", "--steps", "1", "-o"]).arg(picture).arg("--embeddings").arg(words.path()).output();
+    let log = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(log.contains("a.safetensors: left out: it is a directory, a FIFO or a device"), "{log}");
+}
+
+fn make_fifo(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// The crate that reads it panics for the first two and runs out of stack for the third.
+#[test]
+fn a_tokenizer_that_cannot_work_is_a_broken_file() {
+    let nested = (0..60).fold(json!({ "type": "Lowercase" }), |inside, _| json!({ "type": "Sequence", "normalizers": [inside] }));
+    for (place, value, reason) in [
+        ("/normalizer", json!({ "type": "Replace", "pattern": { "String": "" }, "content": "x" }), "it describes no tokenizer that works"),
+        ("/model/continuing_subword_prefix", json!("##########"), "it describes no tokenizer that works"),
+        ("/normalizer", nested, "it is nested 121 deep, and a tokenizer at most 16"),
+        ("/model", json!({ "type": "WordLevel", "vocab": {}, "unk_token": "x" }), "it cannot read \"A fox"),
+        ("/model/vocab/abcdefg", json!(70_000), "the token \"abcdefg\" has the id 70000, but the text encoder's vocab_size is "),
+    ] {
+        let model = copy();
+        edit(&model.path().join("tokenizer/tokenizer.json"), |json| {
+            let (parent, key) = place.rsplit_once('/').unwrap();
+            json.pointer_mut(parent).unwrap()[key] = value.clone();
+        });
+        crate::damaged::fails(&["--model", model.path().to_str().unwrap()], reason);
     }
 }

@@ -1,4 +1,4 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `families`, `family_samplers`, `layouts`, `parity`, `parts`, `sharing` and `single_file` look inside.
+//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `damaged`, `families`, `family_samplers`, `layouts`, `parity`, `parts`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -7,6 +7,8 @@ mod batches;
 mod bodies;
 mod cli;
 mod connections;
+mod damaged;
+mod defaults;
 mod edits;
 mod fake;
 mod families;

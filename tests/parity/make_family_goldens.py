@@ -16,6 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 HERE = pathlib.Path(__file__).parent
 MERGES = HERE.parent.parent / "src/backend/model_files/clip_vocabulary/merges.txt.gz"
+SD1_PARTS, XL_PARTS = ["text_embeddings", "encoded", "decoded"], ["text_embeddings", "pooled", "added", "encoded", "decoded"]
+OWNERS = {"sd1-inpainting": ("sd1", SD1_PARTS), "lcm": ("sd1", SD1_PARTS), "ssd-1b": ("sdxl", XL_PARTS), "vega": ("sdxl", XL_PARTS)}
 FOX = dict(prompt="a fox on a blue background", negative_prompt="")
 OWL = dict(prompt="An owl's PIZZA, ünder 3 🍓 skies!", negative_prompt="red, blurry")
 BETAS = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", steps_offset=1)
@@ -84,10 +86,15 @@ def make(folder):
     yield "lcm", LatentConsistencyModelPipeline(unet=unet((32, 64), 8, 64, time_cond_proj_dim=32), **sd1 | dict(scheduler=LCMScheduler(**BETAS)), **plain)
     sd2 = dict(text_encoder=text(CLIPTextModel, 128, "gelu"), tokenizer=tokenizer(folder / "2", bang), vae=vae(.18215), scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **BETAS))
     yield "sd2", StableDiffusionPipeline(unet=unet((64, 128), (1, 2), 128, use_linear_projection=True), **sd2, **plain)
-    xl = dict(down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], transformer_layers_per_block=[1, 2], use_linear_projection=True, addition_embed_type="text_time",
+    xl = dict(down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], use_linear_projection=True, addition_embed_type="text_time",
               addition_time_embed_dim=32, projection_class_embeddings_input_dim=128 + 6 * 32)
-    yield "sdxl", StableDiffusionXLPipeline(text_encoder=text(CLIPTextModel, 64, "quick_gelu"), tokenizer=tokenizer(folder / "3"), text_encoder_2=text(CLIPTextModelWithProjection, 128, "gelu", projection_dim=128),
-                                            tokenizer_2=tokenizer(folder / "4", bang), unet=unet((64, 128), (1, 2), 192, **xl), vae=vae(.13025), scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **BETAS), force_zeros_for_empty_prompt=True)
+    both = dict(text_encoder=text(CLIPTextModel, 64, "quick_gelu"), tokenizer=tokenizer(folder / "3"), text_encoder_2=text(CLIPTextModelWithProjection, 128, "gelu", projection_dim=128),
+                tokenizer_2=tokenizer(folder / "4", bang), vae=vae(.13025), scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **BETAS), force_zeros_for_empty_prompt=True)
+    yield "sdxl", StableDiffusionXLPipeline(unet=unet((64, 128), (1, 2), 192, transformer_layers_per_block=[1, 2], **xl), **both)
+    # Distilled to fewer blocks: no transformer in the middle, and another number of blocks in each transformer on the way up.
+    for name, down, up in ("ssd-1b", [1, [2, 2]], [[2, 2, 3], 1]), ("vega", [1, [1, 1]], [[1, 1, 1], 1]):
+        few = dict(transformer_layers_per_block=down, reverse_transformer_layers_per_block=up, mid_block_type="UNetMidBlock2D")
+        yield name, StableDiffusionXLPipeline(unet=unet((64, 128), (1, 2), 192, **few, **xl), **both)
 
 
 def kept(path):
@@ -114,7 +121,6 @@ def networks(name, pipe, tensors):
     embeddings, pooled, extra = conditions(pipe, OWL, 64, 72)
     tensors[f"{name}.text_embeddings"] = embeddings
     if pooled is not None:
-        tensors[f"{name}.skipped"] = pipe.encode_prompt(OWL["prompt"], device="cpu", do_classifier_free_guidance=False, clip_skip=1)[0]
         tensors[f"{name}.pooled"] = pooled
         tensors[f"{name}.added"] = pipe.unet.get_aug_embed(emb=torch.zeros(2, 1), encoder_hidden_states=embeddings, added_cond_kwargs=extra["added_cond_kwargs"])
     sample = 2 * made_up("latents", [1, pipe.unet.config.in_channels, 8, 9])
@@ -160,7 +166,7 @@ def runs(name):
     if name == "lcm":
         yield LCMScheduler, {}, dict(base, **FOX, steps=4, guidance_scale=8.5)
         yield LCMScheduler, {}, dict(base, **OWL, steps=1, guidance_scale=1.)
-    elif name != "sd1-inpainting":
+    elif name in ("sd1", "sd2", "sdxl"):
         for prediction in "epsilon", "v_prediction":
             own = {"sd1": PNDMScheduler, "sd2": DDIMScheduler, "sdxl": EulerDiscreteScheduler}[name]
             for steps, words in (1, FOX), (2, OWL), (20, FOX):
@@ -189,8 +195,9 @@ def main():
             (HERE / "families" / name / "tensors.json").write_text("{\n" + lines + "\n}\n")
             pipe.set_progress_bar_config(disable=True)
             networks(name, pipe, tensors)
-            for part in ["text_embeddings", "encoded", "decoded"] if name in ("sd1-inpainting", "lcm") else []:
-                assert torch.equal(tensors.pop(f"{name}.{part}"), tensors[f"sd1.{part}"])   # the same networks: kept once
+            owner, parts = OWNERS.get(name, (None, []))
+            for part in parts:
+                assert torch.equal(tensors.pop(f"{name}.{part}"), tensors[f"{owner}.{part}"])   # the same networks: kept once
             own = pipe.scheduler.config
             for scheduler, changes, request in runs(name):
                 pipe.scheduler = scheduler.from_config(own, **changes)

@@ -2,7 +2,6 @@
 //! diffusers'.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,14 +10,16 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::{
-    clip_vocabulary,
-    ldm_configs::{self, Network},
-    ldm_names,
+    MAX_TEXT_BYTES,
+    architectures::{Architecture, UNET},
+    clip_vocabulary, ldm_names,
     tensor_files::{Locate, Place, TensorFiles},
 };
-use crate::{backend::LoadError, common::ModelFamily};
+use crate::{
+    backend::LoadError,
+    common::{ModelFamily, read_regular},
+};
 
-const UNET: &str = "model.diffusion_model.";
 const VAE: &str = "first_stage_model.";
 /// The text encoders of Stable Diffusion 1, 2, and the two of XL.
 const CLIP: &str = "cond_stage_model.transformer.";
@@ -60,7 +61,7 @@ const UNSUPPORTED: [(&str, &str); 16] = [
 pub(super) struct Checkpoint {
     path: PathBuf,
     files: Arc<TensorFiles>,
-    family: ModelFamily,
+    architecture: &'static Architecture,
 }
 
 impl Checkpoint {
@@ -70,7 +71,7 @@ impl Checkpoint {
     /// When it is no whole safetensors file, or no checkpoint of a family that is supported.
     pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, source)| LoadError::BadWeights { path, source })?;
-        let family = family(&files).map_err(|reason| LoadError::BadConfig { path: path.to_owned(), reason })?;
+        let architecture = architecture(&files).map_err(|reason| LoadError::BadConfig { path: path.to_owned(), reason })?;
         let averages = files.names().filter(|name| name.starts_with(EMA)).count();
         if averages > EMA_COUNTERS {
             info!(
@@ -78,17 +79,24 @@ impl Checkpoint {
                 path.display()
             );
         }
-        Ok(Self { path: path.to_owned(), files, family })
+        Ok(Self { path: path.to_owned(), files, architecture })
     }
 
     /// The parts that it has not, by their folders in diffusers' layout: some are spread without.
     pub(super) fn missing(&self) -> impl Iterator<Item = &'static str> {
         let has = |prefix: &str| self.files.names().any(|name| name.starts_with(prefix));
-        let is_xl = self.family == ModelFamily::Sdxl;
-        let has_vae = ldm_configs::vae_levels(&self.network(VAE)) > 0;
-        let has_text = has(self.prefix("text_encoder"));
-        let parts = [("vae", has_vae), ("text_encoder", has_text), ("text_encoder_2", !is_xl || has(XL_OPEN_CLIP))];
+        let is_xl = self.architecture.family == ModelFamily::Sdxl;
+        let parts = [
+            ("vae", ["encoder.", "decoder."].iter().any(|side| has(&format!("{VAE}{side}")))),
+            ("text_encoder", has(self.prefix("text_encoder"))),
+            ("text_encoder_2", !is_xl || has(XL_OPEN_CLIP)),
+        ];
         parts.into_iter().filter_map(|(part, is_there)| (!is_there).then_some(part))
+    }
+
+    /// What the networks are of, for messages.
+    pub(super) fn variant(&self) -> &'static str {
+        self.architecture.name
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -102,17 +110,18 @@ impl Checkpoint {
     /// What a file of a directory in diffusers' layout would say, if there were one.
     pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
         let json = |value: Value| Some(value.to_string().into_bytes());
-        let is_xl = self.family == ModelFamily::Sdxl;
         match name {
             "model_index.json" => json(self.index()),
-            "unet/config.json" => json(self.unet(ldm_configs::projection_dim(&self.network(XL_OPEN_CLIP)))),
-            "vae/config.json" => json(self.vae()),
+            "unet/config.json" => json(self.unet()),
+            "vae/config.json" => json(self.architecture.vae()),
             "scheduler/scheduler_config.json" => json(self.scheduler()),
-            "text_encoder/config.json" => json(self.text_encoder()),
-            "text_encoder_2/config.json" if is_xl => json(ldm_configs::open_clip(&self.network(XL_OPEN_CLIP))),
+            "text_encoder/config.json" => self.text_encoder("text_encoder", 0).and_then(json),
+            "text_encoder_2/config.json" => self.text_encoder("text_encoder_2", 1).and_then(json),
             "tokenizer/vocab.json" | "tokenizer_2/vocab.json" => json(clip_vocabulary::vocab()),
             "tokenizer/merges.txt" | "tokenizer_2/merges.txt" => Some(clip_vocabulary::merges().into_bytes()),
-            "tokenizer/tokenizer_config.json" if self.family != ModelFamily::Sd2 => json(clip_vocabulary::config("<|endoftext|>")),
+            "tokenizer/tokenizer_config.json" if self.architecture.family != ModelFamily::Sd2 => {
+                json(clip_vocabulary::config("<|endoftext|>"))
+            }
             "tokenizer/tokenizer_config.json" | "tokenizer_2/tokenizer_config.json" => json(clip_vocabulary::config("!")),
             _ => None,
         }
@@ -121,30 +130,29 @@ impl Checkpoint {
     /// Where the tensors of a part are.
     pub(super) fn locate(&self, part: &str) -> Locate {
         let (files, prefix) = (Arc::clone(&self.files), self.prefix(part));
-        match (part, self.family) {
+        match (part, self.architecture.family) {
             ("unet", _) => {
-                let layers = ldm_configs::layers_per_block(&self.network(UNET));
-                let name = move |name: &str| ldm_names::unet(name, layers, |name| files.shape(&format!("{UNET}{name}")).is_some());
-                Box::new(move |of| format!("{UNET}{}", name(of)).into())
+                let exists = move |name: &str| files.shape(&format!("{UNET}{name}")).is_some();
+                Arc::new(move |name| format!("{UNET}{}", ldm_names::unet(name, &exists)).into())
             }
-            ("vae", _) => locate_vae(prefix, ldm_configs::vae_levels(&self.network(prefix))),
-            ("text_encoder", ModelFamily::Sd1 | ModelFamily::Sdxl) => Box::new(move |name| format!("{prefix}{name}").into()),
-            _ => Box::new(move |name| below(prefix, ldm_names::open_clip(name))),
+            ("vae", _) => locate_vae(prefix),
+            ("text_encoder", ModelFamily::Sd1 | ModelFamily::Sdxl) => Arc::new(move |name| format!("{prefix}{name}").into()),
+            _ => locate_open_clip(prefix, files),
         }
     }
 
     /// How the names begin of tensors that are there and are looked at by nobody, where these parts are taken from elsewhere.
     pub(super) fn needless<'a>(&self, elsewhere: impl Iterator<Item = &'a str>) -> Vec<String> {
-        let unused = match self.family {
-            ModelFamily::Sd2 => ldm_configs::sd2_unused_layers(&self.network(self.prefix("text_encoder"))),
-            _ => Vec::new(),
+        let unused = match self.architecture.family {
+            ModelFamily::Sd2 => Some(unused_layer(self.prefix("text_encoder"), self.architecture.text_layers())),
+            _ => None,
         };
         elsewhere.map(|part| self.prefix(part).to_owned()).chain(unused).collect()
     }
 
     /// How the names of a part's tensors begin.
     fn prefix(&self, part: &str) -> &'static str {
-        match (part, self.family) {
+        match (part, self.architecture.family) {
             ("unet", _) => UNET,
             ("vae", _) => VAE,
             ("text_encoder", ModelFamily::Sd1) => CLIP,
@@ -155,50 +163,43 @@ impl Checkpoint {
         }
     }
 
-    fn network(&self, prefix: &str) -> Network<'_> {
-        Network { files: &self.files, prefix: prefix.to_owned() }
-    }
-
     fn index(&self) -> Value {
-        let is_xl = self.family == ModelFamily::Sdxl;
+        let is_xl = self.architecture.family == ModelFamily::Sdxl;
         json!({
             "_class_name": if is_xl { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" },
             "force_zeros_for_empty_prompt": is_xl,
         })
     }
 
-    fn text_encoder(&self) -> Value {
-        let network = self.network(self.prefix("text_encoder"));
-        match self.family {
-            ModelFamily::Sd1 | ModelFamily::Sdxl => ldm_configs::clip(&network),
-            ModelFamily::Sd2 => ldm_configs::sd2_open_clip(&network),
-        }
-    }
-
-    /// `pooled_dim` is the width of SDXL's pooled text.
-    pub(super) fn unet(&self, pooled_dim: usize) -> Value {
-        let pooled = (self.family == ModelFamily::Sdxl).then_some(pooled_dim);
-        let sample_size = match self.family {
+    fn unet(&self) -> Value {
+        let sample_size = match self.architecture.family {
             ModelFamily::Sdxl if !self.is_turbo() => 128,
             ModelFamily::Sd2 if self.predicts_velocity() => 96,
             _ => 64,
         };
-        ldm_configs::unet(&self.network(UNET), sample_size, pooled)
+        self.architecture.unet(sample_size, self.in_channels(), self.guidance_dim())
     }
 
-    fn vae(&self) -> Value {
-        let network = self.network(VAE);
-        let levels = ldm_configs::vae_levels(&network);
-        let mut config = ldm_configs::vae(&network, |name| ldm_names::vae(name, levels));
-        config["scaling_factor"] = if self.family == ModelFamily::Sdxl { 0.13025 } else { 0.18215 }.into();
-        config
+    fn text_encoder(&self, part: &str, index: usize) -> Option<Value> {
+        self.architecture.text_encoder(index, vocab_size(&self.files, &self.locate(part)))
+    }
+
+    /// Channels of the UNet's input, which tell inpainting models from others.
+    fn in_channels(&self) -> usize {
+        let shape = self.files.shape(&format!("{UNET}input_blocks.0.0.weight"));
+        shape.and_then(|shape| shape.get(1)).copied().unwrap_or(LATENT_CHANNELS)
+    }
+
+    /// Width of the embedding of the guidance scale, in models that were distilled to know it: LCM.
+    fn guidance_dim(&self) -> Option<usize> {
+        self.files.shape(&format!("{UNET}time_embed.cond_proj.weight"))?.get(1).copied()
     }
 
     /// The schedulers that the families have in diffusers' layout.
     fn scheduler(&self) -> Value {
         let velocity = self.predicts_velocity();
-        let is_lcm = ldm_configs::guidance_dim(&self.network(UNET)).is_some();
-        let class = match self.family {
+        let is_lcm = self.guidance_dim().is_some();
+        let class = match self.architecture.family {
             _ if is_lcm => "LCMScheduler",
             ModelFamily::Sdxl if self.is_turbo() => "EulerAncestralDiscreteScheduler",
             ModelFamily::Sd2 if self.is_turbo() => "EulerDiscreteScheduler",
@@ -225,7 +226,7 @@ impl Checkpoint {
     /// Distilled for few steps. Nothing in the file tells it from what it was distilled from but its name.
     fn is_turbo(&self) -> bool {
         let name = self.path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
-        self.family != ModelFamily::Sd1
+        self.architecture.family != ModelFamily::Sd1
             && (name.contains("turbo") || self.metadata("modelspec.title").is_some_and(|title| title.contains("turbo")))
     }
 
@@ -240,10 +241,11 @@ impl Checkpoint {
         if let Some(prediction) = said {
             return prediction.starts_with('v');
         }
-        if let Ok(settings) = fs::read_to_string(self.path.with_extension("yaml")) {
+        if let Ok(settings) = read_regular(&self.path.with_extension("yaml"), MAX_TEXT_BYTES) {
+            let settings = String::from_utf8_lossy(&settings);
             return settings.contains("parameterization: \"v\"") || settings.contains("parameterization: v");
         }
-        self.family == ModelFamily::Sd2 && !self.is_turbo() && self.has_bias_of_velocity()
+        self.architecture.family == ModelFamily::Sd2 && !self.is_turbo() && self.has_bias_of_velocity()
     }
 
     fn metadata(&self, key: &str) -> Option<String> {
@@ -253,11 +255,10 @@ impl Checkpoint {
     /// As `ComfyUI` tells them: the first bias of the last transformer varies more. Inpainting models of the family predict noise.
     fn has_bias_of_velocity(&self) -> bool {
         const LIMIT: f32 = 0.09;
-        let network = self.network(UNET);
-        if network.shape("input_blocks.0.0.weight").is_none_or(|shape| shape.get(1) != Some(&LATENT_CHANNELS)) {
+        if self.in_channels() != LATENT_CHANNELS {
             return false;
         }
-        let last = network.count(|i| format!("output_blocks.{i}.0.in_layers.0.weight")).saturating_sub(1);
+        let last = self.architecture.last_output_block();
         let name = format!("{UNET}output_blocks.{last}.1.transformer_blocks.0.norm1.bias");
         let deviation = |tensor: candle_core::Tensor| -> candle_core::Result<f32> {
             let centered = tensor.broadcast_sub(&tensor.mean_keepdim(0)?)?;
@@ -268,18 +269,36 @@ impl Checkpoint {
 }
 
 /// Where a VAE's tensors are that is kept below `prefix` in the layout of checkpoints.
-pub(super) fn locate_vae(prefix: &str, levels: usize) -> Locate {
-    let prefix = prefix.to_owned();
-    Box::new(move |name| format!("{prefix}{}", ldm_names::vae(name, levels)).into())
+pub(super) fn locate_vae(prefix: &'static str) -> Locate {
+    Arc::new(move |name| format!("{prefix}{}", ldm_names::vae(name)).into())
 }
 
-pub(super) fn below(prefix: &str, mut place: Place) -> Place {
+/// Where an `OpenCLIP`'s tensors are that is kept below `prefix`.
+pub(super) fn locate_open_clip(prefix: &'static str, files: Arc<TensorFiles>) -> Locate {
+    let exists = move |name: &str| files.shape(&format!("{prefix}{name}")).is_some();
+    Arc::new(move |name| below(prefix, ldm_names::open_clip(name, &exists)))
+}
+
+/// How many words the text encoder knows whose tensors are there.
+pub(super) fn vocab_size(files: &TensorFiles, locate: &Locate) -> Option<usize> {
+    // The oldest checkpoints have no such word in front.
+    let names = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+    names.iter().find_map(|name| files.shape(&locate(name).name)?.first().copied())
+}
+
+/// How the names begin of the layer of Stable Diffusion 2's `OpenCLIP` that nobody looks at. Files that were made of diffusers' layout have
+/// it no more.
+pub(super) fn unused_layer(prefix: &str, layers: usize) -> String {
+    format!("{prefix}transformer.resblocks.{layers}.")
+}
+
+fn below(prefix: &str, mut place: Place) -> Place {
     place.name.insert_str(0, prefix);
     place
 }
 
 /// What a file holds, by its tensors' names.
-fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
+fn architecture(files: &TensorFiles) -> Result<&'static Architecture, String> {
     let names: Vec<String> = files.names().collect();
     let supported = super::SUPPORTED;
     let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
@@ -297,16 +316,14 @@ fn family(files: &TensorFiles) -> Result<ModelFamily, String> {
             first.join(", ")
         ));
     }
-    // Where the text encoders are not in the file, the UNet tells: XL's looks at pooled text, and that of 2 has linear projections.
-    let is_linear = files.shape(&format!("{UNET}middle_block.1.proj_in.weight")).is_some_and(|shape| shape.len() == 2);
+    // Where the text encoders are not in the file, the UNet tells: XL's looks at pooled text, and that of 2 at a wider text than that of 1.
     let signs = [
         (has(XL_OPEN_CLIP), ModelFamily::Sdxl),
         (has(OPEN_CLIP) || has(SGM_OPEN_CLIP), ModelFamily::Sd2),
         (has(CLIP), ModelFamily::Sd1),
         (has(LABEL_EMBEDDING), ModelFamily::Sdxl),
-        (is_linear, ModelFamily::Sd2),
     ];
-    Ok(signs.into_iter().find_map(|(is_there, family)| is_there.then_some(family)).unwrap_or(ModelFamily::Sd1))
+    Architecture::of(files, signs.into_iter().find_map(|(is_there, family)| is_there.then_some(family)))
 }
 
 #[cfg(test)]
@@ -316,7 +333,7 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
     use proptest::prelude::*;
 
-    use crate::backend::{ModelFiles, model_configs::ModelConfigs};
+    use crate::backend::{self, LoadOptions, ModelFiles};
 
     /// Names that configurations are read from.
     const NAMES: [&str; 22] = [
@@ -359,7 +376,7 @@ mod tests {
             let path = folder.path().join("x.safetensors");
             candle_core::safetensors::save(&tensors, &path).unwrap();
             if let Ok(files) = ModelFiles::open(path.to_str().unwrap()) {
-                prop_assert!(ModelConfigs::load(&files).is_err(), "there are never all tensors");
+                prop_assert!(backend::load(&files, &LoadOptions::default()).is_err(), "there are never all tensors");
                 for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
                     let vb = files.weights(part, DType::F32, &Device::Cpu).unwrap().vb;
                     prop_assert!(!vb.contains_tensor("no.such"));

@@ -1,7 +1,10 @@
 //! Where checkpoints in one file keep what diffusers and transformers have under other names. After diffusers'
 //! `single_file_utils.py`, the other way round.
 
-use super::tensor_files::Place;
+use super::{
+    architectures::{LAYERS_PER_BLOCK, VAE_LEVELS},
+    tensor_files::Place,
+};
 
 /// A residual block's layers.
 const RESNET: [(&str, &str); 6] = [
@@ -25,9 +28,9 @@ const OPEN_CLIP: [(&str, &str); 5] = [
 
 /// Of the UNet, below `model.diffusion_model.`: blocks are counted through all levels, residual blocks and changes of resolution alike.
 /// `exists` says whether there is a tensor of that name.
-pub(super) fn unet(name: &str, layers_per_block: usize, exists: impl Fn(&str) -> bool) -> String {
+pub(super) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> String {
     let parts: Vec<&str> = name.split('.').collect();
-    let block = |level: &str, i: usize| number(level) * (layers_per_block + 1) + i;
+    let block = |level: &str, i: usize| number(level) * (LAYERS_PER_BLOCK + 1) + i;
     match parts.as_slice() {
         ["conv_in", end] => format!("input_blocks.0.0.{end}"),
         ["conv_norm_out", end] => format!("out.0.{end}"),
@@ -42,7 +45,7 @@ pub(super) fn unet(name: &str, layers_per_block: usize, exists: impl Fn(&str) ->
         }
         ["down_blocks", level, "attentions", i, rest @ ..] => format!("input_blocks.{}.1.{}", block(level, 1 + number(i)), rest.join(".")),
         ["down_blocks", level, "downsamplers", "0", "conv", end] => {
-            format!("input_blocks.{}.0.op.{end}", block(level, 1 + layers_per_block))
+            format!("input_blocks.{}.0.op.{end}", block(level, 1 + LAYERS_PER_BLOCK))
         }
         ["mid_block", "resnets", i, rest @ ..] => format!("middle_block.{}.{}", 2 * number(i), renamed(rest, &RESNET)),
         ["mid_block", "attentions", "0", rest @ ..] => format!("middle_block.1.{}", rest.join(".")),
@@ -50,18 +53,19 @@ pub(super) fn unet(name: &str, layers_per_block: usize, exists: impl Fn(&str) ->
         ["up_blocks", level, "attentions", i, rest @ ..] => format!("output_blocks.{}.1.{}", block(level, number(i)), rest.join(".")),
         ["up_blocks", level, "upsamplers", "0", "conv", end] => {
             // Behind the last transformer of the level, where it has one.
-            let block = format!("output_blocks.{}", block(level, layers_per_block));
-            let place = if exists(&format!("{block}.1.norm.weight")) { 2 } else { 1 };
+            let block = format!("output_blocks.{}", block(level, LAYERS_PER_BLOCK));
+            let is_alone = ["weight", "bias"].iter().any(|end| exists(&format!("{block}.1.conv.{end}")));
+            let place = if is_alone { 1 } else { 2 };
             format!("{block}.{place}.conv.{end}")
         }
         _ => name.to_owned(),
     }
 }
 
-/// Of the VAE, below `first_stage_model.`: its decoder counts its `levels` from the finest.
-pub(super) fn vae(name: &str, levels: usize) -> String {
+/// Of the VAE, below `first_stage_model.`: its decoder counts its levels from the finest.
+pub(super) fn vae(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
-    let up = |level: &str| levels.saturating_sub(1 + number(level));
+    let up = |level: &str| VAE_LEVELS.saturating_sub(1 + number(level));
     let resnet = |rest: &[&str]| renamed(rest, &[("conv_shortcut", "nin_shortcut")]);
     match parts.as_slice() {
         [side, "conv_norm_out", end] => format!("{side}.norm_out.{end}"),
@@ -75,13 +79,16 @@ pub(super) fn vae(name: &str, levels: usize) -> String {
     }
 }
 
-/// Of `OpenCLIP`'s text encoder, below its own prefix: projections of queries, keys and values in one.
-pub(super) fn open_clip(name: &str) -> Place {
+/// Of `OpenCLIP`'s text encoder, below its own prefix: projections of queries, keys and values in one. `exists` says whether there is a
+/// tensor of that name.
+pub(super) fn open_clip(name: &str, exists: impl Fn(&str) -> bool) -> Place {
     let parts: Vec<&str> = name.split('.').collect();
     match parts.as_slice() {
         ["text_model", "embeddings", "token_embedding", "weight"] => "token_embedding.weight".to_owned().into(),
         ["text_model", "embeddings", "position_embedding", "weight"] => "positional_embedding".to_owned().into(),
         ["text_model", "final_layer_norm", end] => format!("ln_final.{end}").into(),
+        // diffusers' converter wrote it as a linear layer until 2024, and SSD-1B has it so.
+        ["text_projection", "weight"] if exists("text_projection.weight") => name.to_owned().into(),
         ["text_projection", "weight"] => Place { name: "text_projection".to_owned(), third: None, is_transposed: true },
         ["text_model", "encoder", "layers", i, "self_attn", projection @ ("q_proj" | "k_proj" | "v_proj"), end] => Place {
             name: format!("transformer.resblocks.{i}.attn.in_proj_{end}"),
@@ -112,7 +119,7 @@ mod tests {
     /// The pairs are of Stable Diffusion 1.5, from diffusers' converter.
     #[test]
     fn names_are_those_of_the_first_checkpoints() {
-        let has_attention = |name: &str| name != "output_blocks.2.1.norm.weight";
+        let exists = |name: &str| name == "output_blocks.2.1.conv.bias";
         for (ours, theirs) in [
             ("conv_in.weight", "input_blocks.0.0.weight"),
             ("time_embedding.linear_2.bias", "time_embed.2.bias"),
@@ -130,7 +137,7 @@ mod tests {
             ("up_blocks.3.resnets.2.time_emb_proj.weight", "output_blocks.11.0.emb_layers.1.weight"),
             ("conv_norm_out.weight", "out.0.weight"),
         ] {
-            assert_eq!(unet(ours, 2, has_attention), theirs);
+            assert_eq!(unet(ours, exists), theirs);
         }
         for (ours, theirs) in [
             ("encoder.down_blocks.1.resnets.0.conv_shortcut.bias", "encoder.down.1.block.0.nin_shortcut.bias"),
@@ -139,10 +146,10 @@ mod tests {
             ("decoder.mid_block.attentions.0.to_out.0.bias", "decoder.mid.attn_1.proj_out.bias"),
             ("quant_conv.weight", "quant_conv.weight"),
         ] {
-            assert_eq!(vae(ours, 4), theirs);
+            assert_eq!(vae(ours), theirs);
         }
-        let place = open_clip("text_model.encoder.layers.3.self_attn.v_proj.bias");
+        let place = open_clip("text_model.encoder.layers.3.self_attn.v_proj.bias", |_| false);
         assert_eq!(place, Place { name: "transformer.resblocks.3.attn.in_proj_bias".to_owned(), third: Some(2), is_transposed: false });
-        assert_eq!(open_clip("text_model.encoder.layers.3.mlp.fc2.weight").name, "transformer.resblocks.3.mlp.c_proj.weight");
+        assert_eq!(open_clip("text_model.encoder.layers.3.mlp.fc2.weight", |_| false).name, "transformer.resblocks.3.mlp.c_proj.weight");
     }
 }

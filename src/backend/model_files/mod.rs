@@ -1,11 +1,13 @@
 //! The files of a model, wherever they are.
 
+mod architectures;
 mod checkpoint;
 mod clip_vocabulary;
 mod hub;
-mod ldm_configs;
 mod ldm_names;
 mod part_file;
+mod part_weights;
+mod survey;
 mod tensor_files;
 
 use std::{
@@ -17,16 +19,16 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 pub(super) use self::tensor_files::TensorFiles;
-pub use self::tensor_files::dequantized;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
+pub use self::{part_weights::PartWeights, tensor_files::dequantized};
 use super::{
     LoadError,
     textual_inversion::{self, TextualInversion},
 };
+use crate::common::read_regular;
 
 /// A model, read as one in the layout of diffusers' `save_pretrained`, whatever it is.
 #[derive(Debug, Clone)]
@@ -51,57 +53,6 @@ enum Place {
     PartFile(Arc<PartFile>),
 }
 
-/// The weights of a part.
-pub struct PartWeights {
-    /// Where they are, for messages.
-    pub path: PathBuf,
-    /// Gives tensors by diffusers' names, read as they are asked for.
-    pub vb: VarBuilder<'static>,
-    /// The files that they are in.
-    files: Arc<TensorFiles>,
-    /// How the names begin of tensors that nobody asks for, and nobody misses.
-    needless: Vec<String>,
-}
-
-/// How the names of such tensors begin in any checkpoint: the schedule of training, averages of weights, marks.
-const NEEDLESS: [&str; 13] = [
-    "model_ema.",
-    "first_stage_model.loss.",
-    "denoiser.",
-    "betas",
-    "alphas_cumprod",
-    "sqrt_",
-    "log_one_minus_",
-    "posterior_",
-    "logvar",
-    "v_pred",
-    "ztsnr",
-    "scale_factor",
-    "scaled_fp8",
-];
-/// And how they end: numbers from 0 to 76, what CLIP compared pictures with, what its projection is to where it is not looked at, and how
-/// `ComfyUI` made 8 bits of weights and would make them of what they are multiplied with.
-const NEEDLESS_ENDS: [&str; 8] = [
-    "position_ids",
-    "logit_scale",
-    "attn_mask",
-    "text_projection",
-    "text_projection.weight",
-    ".scale_input",
-    ".input_scale",
-    ".comfy_quant",
-];
-
-impl PartWeights {
-    /// The names of tensors that no network asked for, though they look like parts of one, in order.
-    pub(super) fn unread(&self) -> Vec<String> {
-        let begins =
-            |name: &str| NEEDLESS.iter().any(|start| name.starts_with(start)) || self.needless.iter().any(|start| name.starts_with(start));
-        let is_needless = |name: &String| begins(name) || NEEDLESS_ENDS.iter().any(|end| name.ends_with(end));
-        self.files.unread().into_iter().filter(|name| !is_needless(name)).collect()
-    }
-}
-
 /// Names under which weights are looked for, in this order.
 pub(super) const WEIGHTS: [&str; 4] =
     ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors"];
@@ -117,6 +68,8 @@ const PICKLES: [&str; 4] =
     ["diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.fp16.bin", "pytorch_model.fp16.bin"];
 /// How the names of pickled checkpoints end.
 const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+/// No configuration or vocabulary is larger: that of CLIP has 4 MB.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// The text encoder whose pooled text is looked at.
 pub(super) const POOLING: &str = "text_encoder_2";
 /// For messages.
@@ -280,12 +233,6 @@ impl ModelFiles {
     fn find(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
         Ok(match self.place_of(name) {
             Place::Embedded(files) => files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| Cow::Borrowed(*bytes)),
-            // How much of what it looks at is pooled text is known from what makes it.
-            Place::Checkpoint(checkpoint) if name == "unet/config.json" && checkpoint.missing().any(|part| part == POOLING) => {
-                let pooling: PoolingConfig = serde_json::from_slice(&self.read(&format!("{POOLING}/config.json"))?)
-                    .map_err(|error| LoadError::BadConfig { path: self.path(POOLING), reason: error.to_string() })?;
-                Some(Cow::Owned(checkpoint.unet(pooling.projection_dim).to_string().into_bytes()))
-            }
             Place::Checkpoint(checkpoint) => checkpoint.read(name).map(Cow::Owned),
             Place::PartFile(file) => match (name.split_once('/'), &self.place) {
                 (Some((part, "config.json")), Place::Checkpoint(own)) => own.read(name).map(|own| Cow::Owned(file.config(part, &own))),
@@ -297,7 +244,7 @@ impl ModelFiles {
             },
             Place::Directory(_) | Place::PartDirectory(_) => {
                 let path = self.path(name);
-                match std::fs::read(&path) {
+                match read_regular(&path, MAX_TEXT_BYTES) {
                     Ok(bytes) => Some(Cow::Owned(bytes)),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
                     Err(source) => return Err(LoadError::Unreadable { path, source }),
@@ -318,10 +265,15 @@ impl ModelFiles {
             Place::PartFile(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(), it.needless(part)),
             _ => {
                 let (path, files) = self.part_files(part)?;
-                (path, files, Box::new(|name| name.to_owned().into()), Vec::new())
+                (path, files, Arc::new(|name| name.to_owned().into()), Vec::new())
             }
         };
-        Ok(PartWeights { path, vb: files.reader(dtype, device, locate), files, needless })
+        let owner = match &self.place {
+            Place::Checkpoint(checkpoint) => checkpoint.variant(),
+            _ => "its configuration",
+        };
+        let vb = files.reader(dtype, device, Arc::clone(&locate));
+        Ok(PartWeights { path, vb, files, locate, owner, needless })
     }
 
     /// The file or the files of a part's directory.
@@ -380,12 +332,6 @@ fn part_name(part: &str) -> &str {
         "text_encoder" => "text encoder",
         _ => "second text encoder",
     }
-}
-
-/// `text_encoder_2/config.json`.
-#[derive(Deserialize)]
-struct PoolingConfig {
-    projection_dim: usize,
 }
 
 /// `….safetensors.index.json`

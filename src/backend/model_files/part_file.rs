@@ -5,12 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    checkpoint::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP, below, locate_vae},
-    ldm_configs::{self, Network},
-    ldm_names,
+    architectures::{known_open_clip, known_vae},
+    checkpoint::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP, locate_open_clip, locate_vae, unused_layer, vocab_size},
     tensor_files::{Locate, TensorFiles},
 };
 use crate::backend::LoadError;
@@ -38,8 +37,8 @@ pub(super) struct PartFile {
 enum Names {
     /// As in diffusers and transformers, behind a prefix.
     Diffusers(&'static str),
-    /// As a VAE of so many levels in checkpoints, behind a prefix.
-    LdmVae(&'static str, usize),
+    /// As a VAE in checkpoints, behind a prefix.
+    LdmVae(&'static str),
     /// As in `OpenCLIP`, behind a prefix.
     OpenClip(&'static str),
 }
@@ -51,29 +50,30 @@ impl PartFile {
     /// When it is no whole safetensors file, or holds no such part.
     pub(super) fn open(part: &str, path: &Path) -> Result<Self, LoadError> {
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, source)| LoadError::BadWeights { path, source })?;
-        let has = |prefix: &str, name: &str| files.shape(&format!("{prefix}{name}")).is_some();
-        let diffusers = |prefixes: &[&'static str], names: &[&str]| {
-            prefixes.iter().find(|prefix| names.iter().any(|name| has(prefix, name))).map(|prefix| Names::Diffusers(prefix))
-        };
+        // Any one of a part's tensors tells what it is: one that is missing is found out when the part is read.
+        let names: Vec<String> = files.names().collect();
+        let has = |prefix: &str, part: &str| names.iter().any(|name| name.strip_prefix(prefix).is_some_and(|name| name.starts_with(part)));
+        let find =
+            |prefixes: &[&'static str], parts: &[&str]| prefixes.iter().find(|prefix| parts.iter().any(|part| has(prefix, part))).copied();
         let found = if part == "vae" {
-            let ldm = VAE_PREFIXES.iter().find(|prefix| has(prefix, "decoder.norm_out.weight"));
-            let levels = |prefix: &str| ldm_configs::vae_levels(&Network { files: &files, prefix: prefix.to_owned() });
-            diffusers(&VAE_PREFIXES, &["decoder.conv_norm_out.weight"]).or(ldm.map(|prefix| Names::LdmVae(prefix, levels(prefix))))
+            let diffusers = find(&VAE_PREFIXES, &["decoder.up_blocks.", "encoder.down_blocks.", "decoder.conv_norm_out."]);
+            let ldm = || find(&VAE_PREFIXES, &["decoder.up.", "encoder.down.", "decoder.norm_out."]);
+            diffusers.map(Names::Diffusers).or_else(|| ldm().map(Names::LdmVae))
         } else {
             let (clip, open_clip) = match part {
                 "text_encoder" => (&CLIP_PREFIXES[..], &OPEN_CLIP_PREFIXES[..]),
                 _ => (&CLIP_2_PREFIXES[..], &OPEN_CLIP_2_PREFIXES[..]),
             };
-            let open_clip = open_clip.iter().find(|prefix| has(prefix, "ln_final.weight"));
-            diffusers(clip, &["text_model.final_layer_norm.weight", "final_layer_norm.weight"])
-                .or(open_clip.map(|prefix| Names::OpenClip(prefix)))
+            let transformers = find(clip, &["text_model.encoder.", "text_model.final_layer_norm.", "encoder.layers.", "final_layer_norm."]);
+            let open_clip = || find(open_clip, &["transformer.resblocks.", "ln_final."]);
+            transformers.map(Names::Diffusers).or_else(|| open_clip().map(Names::OpenClip))
         };
         let path = path.to_owned();
-        let Some(names) = found else {
+        let Some(found) = found else {
             return Err(LoadError::BadConfig { path, reason: format!("its tensors are those of no {part} that is known here") });
         };
-        let file = Self { path, files, names };
-        if part == "vae" && file.network(file.prefix()).shape("encoder.conv_in.weight").is_none() {
+        let file = Self { path, files: Arc::clone(&files), names: found };
+        if part == "vae" && !has(file.prefix(), "encoder.") {
             let reason = "this is the decoder of a VAE alone; its encoder is needed as well".to_owned();
             return Err(LoadError::BadConfig { path: file.path, reason });
         }
@@ -81,7 +81,7 @@ impl PartFile {
     }
 
     fn prefix(&self) -> &'static str {
-        let (Names::Diffusers(prefix) | Names::LdmVae(prefix, _) | Names::OpenClip(prefix)) = self.names;
+        let (Names::Diffusers(prefix) | Names::LdmVae(prefix) | Names::OpenClip(prefix)) = self.names;
         prefix
     }
 
@@ -93,23 +93,17 @@ impl PartFile {
         &self.files
     }
 
-    /// The configuration of the part: that of the model's own, but what is in the shapes of the tensors for a VAE, and for a text encoder
-    /// of another size than its own, which is that of a model without one too.
+    /// The configuration of the part: that of the model's own, with the network of a known VAE where this is one, and with as many words as
+    /// a text encoder has.
     pub(super) fn config(&self, part: &str, own: &[u8]) -> Vec<u8> {
-        let shapes = match (part, self.names) {
-            ("vae", Names::Diffusers(prefix)) => ldm_configs::vae(&self.network(prefix), str::to_owned),
-            ("vae", Names::LdmVae(prefix, levels)) => ldm_configs::vae(&self.network(prefix), |name| ldm_names::vae(name, levels)),
-            ("text_encoder", Names::OpenClip(prefix)) => ldm_configs::sd2_open_clip(&self.network(prefix)),
-            (_, Names::OpenClip(prefix)) => ldm_configs::open_clip(&self.network(prefix)),
-            (_, Names::Diffusers(prefix) | Names::LdmVae(prefix, _)) => ldm_configs::clip(&self.network(prefix)),
+        let finest = self.files.shape(&format!("{}encoder.conv_in.weight", self.prefix())).and_then(|shape| shape.first());
+        let known = match part {
+            "vae" => finest.and_then(|channels| known_vae(*channels)),
+            _ => vocab_size(&self.files, &self.locate()).map(|vocab_size| json!({ "vocab_size": vocab_size })),
         };
-        match (serde_json::from_slice::<Value>(own), shapes) {
-            (Ok(Value::Object(mut config)), Value::Object(mut shapes)) => {
-                if part != "vae" && config.get("hidden_size") == shapes.get("hidden_size") {
-                    return own.to_owned();
-                }
-                shapes.remove("hidden_act"); // no shape tells
-                config.extend(shapes);
+        match (serde_json::from_slice::<Value>(own), known) {
+            (Ok(Value::Object(mut config)), Some(Value::Object(known))) => {
+                config.extend(known);
                 Value::Object(config).to_string().into_bytes()
             }
             // Whoever reads it says what is wrong with it.
@@ -120,25 +114,25 @@ impl PartFile {
     /// Where the tensors are.
     pub(super) fn locate(&self) -> Locate {
         match self.names {
-            Names::Diffusers(prefix) => Box::new(move |name| format!("{prefix}{name}").into()),
-            Names::LdmVae(prefix, levels) => locate_vae(prefix, levels),
-            Names::OpenClip(prefix) => Box::new(|name| below(prefix, ldm_names::open_clip(name))),
+            Names::Diffusers(prefix) => Arc::new(move |name| format!("{prefix}{name}").into()),
+            Names::LdmVae(prefix) => locate_vae(prefix),
+            Names::OpenClip(prefix) => locate_open_clip(prefix, Arc::clone(&self.files)),
         }
     }
 
-    /// How the names begin of what else may be in the file: the rest of a whole checkpoint, or what trained a VAE.
+    /// How the names begin of what else may be in the file: the rest of a whole checkpoint, the layer of a text encoder that Stable
+    /// Diffusion 2 does not look at, or what trained a VAE.
     pub(super) fn needless(&self, part: &str) -> Vec<String> {
         let prefix = self.prefix();
         let rest = self.files.names().filter(|name| !name.starts_with(prefix));
         let more = match (part, self.names) {
-            ("text_encoder", Names::OpenClip(prefix)) => ldm_configs::sd2_unused_layers(&self.network(prefix)),
-            ("vae", _) => vec![format!("{prefix}loss.")],
-            _ => Vec::new(),
+            ("text_encoder", Names::OpenClip(prefix)) => {
+                let width = self.files.shape(&format!("{prefix}ln_final.weight")).and_then(|shape| shape.first());
+                width.and_then(|width| known_open_clip(*width)).map(|layers| unused_layer(prefix, layers))
+            }
+            ("vae", _) => Some(format!("{prefix}loss.")),
+            _ => None,
         };
         rest.chain(more).collect()
-    }
-
-    fn network(&self, prefix: &str) -> Network<'_> {
-        Network { files: &self.files, prefix: prefix.to_owned() }
     }
 }

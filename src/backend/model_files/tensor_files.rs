@@ -17,7 +17,9 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
-use crate::ops::zeroed;
+use crate::{common::open_regular, ops::zeroed};
+
+mod stored;
 
 /// Bytes before the header, which say how long it is.
 const LENGTH_BYTES: usize = 8;
@@ -81,16 +83,35 @@ impl From<String> for Place {
     }
 }
 
+impl Place {
+    /// The shape that the tensor has there, if the network's has this one.
+    pub(super) fn shape_of(&self, shape: &Shape) -> Vec<usize> {
+        let mut kept = shape.dims().to_vec();
+        if self.third.is_some() && !kept.is_empty() {
+            kept[0] *= 3;
+        }
+        if self.is_transposed {
+            kept.reverse();
+        }
+        kept
+    }
+
+    /// Whether a tensor of this shape is one of the shape that is expected. A 1 x 1 convolution is a linear layer: old checkpoints have one
+    /// where newer ones have the other.
+    pub(super) fn fits(shape: &[usize], expected: &[usize]) -> bool {
+        without_kernel(shape) == without_kernel(expected)
+    }
+}
+
 /// Where a tensor is that the networks ask for under diffusers' name.
-pub(super) type Locate = Box<dyn Fn(&str) -> Place + Send + Sync>;
+pub(super) type Locate = Arc<dyn Fn(&str) -> Place + Send + Sync>;
 
 impl TensorFiles {
     /// # Errors
     /// Names the file that cannot be read, or is no whole safetensors file.
     pub(in crate::backend) fn open(paths: &[PathBuf]) -> std::result::Result<Arc<Self>, (PathBuf, Error)> {
         let open = |path: &Path| -> Result<TensorFile> {
-            let file = File::open(path)?;
-            let length = file.metadata()?.len();
+            let (file, length) = open_regular(path)?;
             TensorFile::new(Source::File(file), length)
         };
         let files = paths.iter().map(|path| open(path).map_err(|error| (path.clone(), error))).collect::<std::result::Result<_, _>>()?;
@@ -111,18 +132,13 @@ impl TensorFiles {
         VarBuilder::from_backend(Box::new(Reader { files: Arc::clone(self), locate }), dtype, device.clone())
     }
 
-    /// How many tensors there are.
-    pub(super) fn len(&self) -> usize {
-        self.names().count()
-    }
-
     /// The names of all tensors.
     pub(in crate::backend) fn names(&self) -> impl Iterator<Item = String> {
         self.files.iter().flat_map(|file| file.header.offset_keys())
     }
 
     /// The shape of a tensor, if there is one of that name.
-    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(in crate::backend) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.find(name).ok().map(|(_, info)| info.shape.as_slice())
     }
 
@@ -155,7 +171,7 @@ impl TensorFiles {
         let before = name.strip_suffix("weight").map(|layer| format!("{layer}scale_weight"));
         match dtype {
             Dtype::I8 => Some(after),
-            Dtype::F8_E4M3 => [Some(after), before].into_iter().flatten().find(|scales| self.shape(scales).is_some()),
+            Dtype::F8_E4M3 | Dtype::F8_E5M2 => [Some(after), before].into_iter().flatten().find(|scales| self.shape(scales).is_some()),
             _ => None,
         }
     }
@@ -224,13 +240,13 @@ impl TensorFile {
             let length = (end - begin) / 3;
             (begin, end) = (begin + third * length, begin + (third + 1) * length);
         }
-        let stored = DType::try_from(info.dtype)?;
-        if stored == DType::F32 {
+        if info.dtype == Dtype::F32 {
             // Straight to where they stay: most of a large model comes this way.
-            Tensor::from_vec(self.numbers::<f32>(name, (begin, end))?, shape, &Device::Cpu)
-        } else {
-            Tensor::from_raw_buffer(&self.numbers::<u8>(name, (begin, end))?, stored, &shape, &Device::Cpu)
+            let numbers = self.numbers::<f32>(name, (begin, end))?;
+            stored::check(name, &numbers, |number| number.is_finite())?;
+            return Tensor::from_vec(numbers, shape, &Device::Cpu);
         }
+        stored::tensor(name, info.dtype, &self.numbers::<u8>(name, (begin, end))?, &shape)
     }
 
     fn numbers<T: bytemuck::Pod>(&self, name: &str, (begin, end): (usize, usize)) -> Result<Vec<T>> {
@@ -274,18 +290,11 @@ impl Reader {
 impl SimpleBackend for Reader {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         let place = (self.locate)(name);
-        let mut kept = shape.dims().to_vec();
-        if place.third.is_some() && !kept.is_empty() {
-            kept[0] *= 3;
-        }
-        if place.is_transposed {
-            kept.reverse();
-        }
+        let expected = place.shape_of(&shape);
         let (_, info) = self.files.find(&place.name)?;
-        // A 1 x 1 convolution is a linear layer: old checkpoints have one where newer ones have the other.
-        if without_kernel(&info.shape) != without_kernel(&kept) {
+        if !Place::fits(&info.shape, &expected) {
             let (msg, got) = (format!("shape mismatch for {}", place.name), Shape::from(info.shape.as_slice()));
-            return Err(Error::UnexpectedShape { msg, expected: Shape::from(kept), got }.bt());
+            return Err(Error::UnexpectedShape { msg, expected: Shape::from(expected), got }.bt());
         }
         self.read(&place, dtype, device)?.reshape(shape)
     }

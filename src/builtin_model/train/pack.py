@@ -65,6 +65,10 @@ if __name__ == "__main__":
         if os.path.isfile(f"{model}/{path}"):
             os.makedirs(os.path.dirname(f"{out}/{path}"), exist_ok=True)
             if path.endswith(".safetensors"): pack(f"{model}/{path}", f"{out}/{path}", tokenizer, known)
+            elif path == "text_encoder/config.json":
+                # transformers loads a model in this type, and diffusers the other parts in f32, if nobody asks for another.
+                config = json.load(open(f"{model}/{path}")) | {"dtype": "float32"}
+                with open(f"{out}/{path}", "w") as f: f.write(json.dumps(config, indent=2) + "\n")
             else: shutil.copyfile(f"{model}/{path}", f"{out}/{path}")
     known = sorted({*known, *" ".join(ALIKE.values()).split()})
     with open(f"{out}/known_words.json", "w") as f: f.write("[\n" + ",\n".join(json.dumps(w, ensure_ascii=False) for w in known) + "\n]\n")

@@ -6,8 +6,8 @@ use utoipa::ToSchema;
 use crate::{
     backend::{Complete, ImageFile, InputFiles, ModelInfo},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NegativePrompt, Prompt, Sampler, Schedule, Seed,
-        Steps, Strength,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NamedSampler, NamedSchedule, NegativePrompt, Prompt,
+        Seed, Steps, Strength,
     },
     http::{
         ApiError,
@@ -76,10 +76,10 @@ pub(in crate::http) struct JobRequest {
 
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
-    sampler: Option<Sampler>,
+    sampler: Option<NamedSampler>,
     /// How noise levels are spaced. Also `scheduler`.
     #[serde(alias = "scheduler")]
-    schedule: Option<Schedule>,
+    schedule: Option<NamedSchedule>,
     /// How much fresh noise samplers with an `eta` add.
     eta: Option<Eta>,
     /// How far guidance is kept from changing the contrast.
@@ -165,7 +165,8 @@ impl JobRequest {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
         }
-        let steps = i64::try_from(info.max_steps).map_or(STEPS, |most| most.min(STEPS));
+        let most = info.most_steps(self.sampler.map_or(info.defaults.sampler, |named| named.sampler));
+        let steps = i64::try_from(most).map_or(STEPS, |most| most.min(STEPS));
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,

@@ -6,7 +6,6 @@ use crate::ops::Weights;
 
 use super::{
     UNet2DConditionConfig,
-    config::{DownBlockType, UpBlockType},
     text_context::{CrossAttention, TextContext},
     transformer::Transformer2DModel,
 };
@@ -49,16 +48,17 @@ pub(super) struct DownBlock {
 impl DownBlock {
     pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
         let channels = &config.block_out_channels;
-        let has_attention = config.down_block_types[level] == DownBlockType::CrossAttention;
+        let layers = config.layers_per_block.at(level);
         let layer = |i: usize| {
             let from = if i == 0 { channels[level.saturating_sub(1)] } else { channels[level] };
-            let attention = has_attention.then(|| Transformer2DModel::new(config, level, &vb.pp("attentions").pp(i)));
+            let transformer = |depth| Transformer2DModel::new(config, level, depth, &vb.pp("attentions").pp(i));
+            let attention = config.down_depth(level, i).map(transformer);
             let resnet = ResnetBlock2D::new(from, channels[level], config.resnet(), &vb.pp("resnets").pp(i))?;
             Ok(Layer { resnet, attention: attention.transpose()? })
         };
         let is_last = level == channels.len() - 1;
         let downsampler = (!is_last).then(|| Downsample2D::new(channels[level], config.downsample_padding, &vb.pp("downsamplers.0")));
-        Ok(Self { layers: (0..config.layers_per_block).map(layer).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
+        Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
     }
 
     pub(super) fn layers(&self) -> &[Layer] {
@@ -80,11 +80,11 @@ impl DownBlock {
     }
 }
 
-/// `UNetMidBlock2DCrossAttn`.
+/// `UNetMidBlock2DCrossAttn`, or `UNetMidBlock2D`, which ends after its first residual block.
 #[derive(Debug, Clone)]
 pub(super) struct MidBlock {
     first: Layer,
-    last: ResnetBlock2D,
+    last: Option<ResnetBlock2D>,
 }
 
 impl MidBlock {
@@ -92,8 +92,9 @@ impl MidBlock {
         let level = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[level];
         let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet(), &vb.pp("resnets").pp(i));
-        let attention = Some(Transformer2DModel::new(config, level, &vb.pp("attentions.0"))?);
-        Ok(Self { first: Layer { resnet: resnet(0)?, attention }, last: resnet(1)? })
+        let depth = config.mid_depth();
+        let attention = depth.map(|depth| Transformer2DModel::new(config, level, depth, &vb.pp("attentions.0"))).transpose()?;
+        Ok(Self { first: Layer { resnet: resnet(0)?, attention }, last: depth.map(|_| resnet(1)).transpose()? })
     }
 
     pub(super) fn layers(&self) -> &[Layer] {
@@ -101,7 +102,8 @@ impl MidBlock {
     }
 
     pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
-        self.last.forward(&self.first.forward(x, temb, context)?, Some(temb))
+        let x = self.first.forward(x, temb, context)?;
+        self.last.as_ref().map_or(Ok(x.clone()), |last| last.forward(&x, Some(temb)))
     }
 }
 
@@ -116,17 +118,18 @@ impl UpBlock {
     pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
         let channels = &config.block_out_channels;
         let coarsest = channels.len() - 1;
-        let has_attention = config.up_block_types[coarsest - level] == UpBlockType::CrossAttention;
+        let layers = config.layers_per_block.at(level);
         let layer = |i: usize| {
             let from = if i == 0 { channels[(level + 1).min(coarsest)] } else { channels[level] };
             // The way down left as many channels as its level has, but began each level with those of the one above.
-            let skip = if i == config.layers_per_block { channels[level.saturating_sub(1)] } else { channels[level] };
-            let attention = has_attention.then(|| Transformer2DModel::new(config, level, &vb.pp("attentions").pp(i)));
+            let skip = if i == layers { channels[level.saturating_sub(1)] } else { channels[level] };
+            let transformer = |depth| Transformer2DModel::new(config, level, depth, &vb.pp("attentions").pp(i));
+            let attention = config.up_depth(level, i).map(transformer);
             let resnet = ResnetBlock2D::new(from + skip, channels[level], config.resnet(), &vb.pp("resnets").pp(i))?;
             Ok(Layer { resnet, attention: attention.transpose()? })
         };
         let upsampler = (level > 0).then(|| Upsample2D::new(channels[level], &vb.pp("upsamplers.0")));
-        Ok(Self { layers: (0..=config.layers_per_block).map(layer).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
+        Ok(Self { layers: (0..=layers).map(layer).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
     pub(super) fn layers(&self) -> &[Layer] {

@@ -1,14 +1,17 @@
 //! `unet/config.json`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::Value;
 
 use crate::{models::ConfigError, ops::Activation};
 
-/// The fields that describe the network; [`UNet2DConditionConfig::from_json`] refuses values of others that would change it.
+/// The fields that describe the network; [`UNet2DConditionConfig::from_json`] refuses values of others that would change it. What a file
+/// leaves out, or has as null, is as in diffusers' `UNet2DConditionModel`.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 pub struct UNet2DConditionConfig {
     /// Side of the latents in training.
+    #[serde(deserialize_with = "the_same")]
     pub sample_size: usize,
     /// Channels of the noisy latents.
     pub in_channels: usize,
@@ -18,22 +21,23 @@ pub struct UNet2DConditionConfig {
     pub block_out_channels: Vec<usize>,
     /// Kind of each block on the way down.
     pub down_block_types: Vec<DownBlockType>,
+    /// Kind of the block in the middle, if there is one.
+    pub mid_block_type: Option<MidBlockType>,
     /// Kind of each block on the way up, the coarsest first.
     pub up_block_types: Vec<UpBlockType>,
     /// Residual blocks to a level on the way down; one more on the way up.
-    pub layers_per_block: usize,
-    /// Transformer blocks after each residual block, by level.
-    #[serde(default = "one")]
-    pub transformer_layers_per_block: OneOrEach,
+    pub layers_per_block: OneOrEach,
+    /// Transformer blocks after each residual block on the way down, by level, for all of its residual blocks or for each.
+    pub transformer_layers_per_block: OneOrEach<OneOrEach>,
+    /// The same on the way up, the coarsest level first, where it differs.
+    pub reverse_transformer_layers_per_block: Option<OneOrEach<OneOrEach>>,
     /// Attention heads by level. diffusers took its own misnomer over: this is the number of heads, not their width.
     pub attention_head_dim: OneOrEach,
     /// The same under its right name, where a checkpoint has it.
     pub num_attention_heads: Option<OneOrEach>,
     /// Width of the text embeddings.
+    #[serde(deserialize_with = "the_same")]
     pub cross_attention_dim: usize,
-    /// Whether the transformers' projections are stored as linear layers (SD 2) or 1 x 1 convolutions (SD 1).
-    #[serde(default)]
-    pub use_linear_projection: bool,
     /// Groups of the group norms.
     pub norm_num_groups: usize,
     /// Epsilon of the group norms.
@@ -54,6 +58,38 @@ pub struct UNet2DConditionConfig {
     pub projection_class_embeddings_input_dim: Option<usize>,
     /// Width of the embedding of the guidance scale, in models that were distilled to know it.
     pub time_cond_proj_dim: Option<usize>,
+}
+
+impl Default for UNet2DConditionConfig {
+    /// That of diffusers, with the latents of Stable Diffusion 1, of which it says nothing.
+    fn default() -> Self {
+        use {DownBlockType::CrossAttention as Down, UpBlockType::CrossAttention as Up};
+        Self {
+            sample_size: 64,
+            in_channels: 4,
+            out_channels: 4,
+            block_out_channels: vec![320, 640, 1280, 1280],
+            down_block_types: vec![Down, Down, Down, DownBlockType::Plain],
+            mid_block_type: Some(MidBlockType::CrossAttention),
+            up_block_types: vec![UpBlockType::Plain, Up, Up, Up],
+            layers_per_block: OneOrEach::One(2),
+            transformer_layers_per_block: OneOrEach::One(OneOrEach::One(1)),
+            reverse_transformer_layers_per_block: None,
+            attention_head_dim: OneOrEach::One(8),
+            num_attention_heads: None,
+            cross_attention_dim: 1280,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            act_fn: Activation::Silu,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            downsample_padding: 1,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
+            time_cond_proj_dim: None,
+        }
+    }
 }
 
 /// The numbers that SDXL is told of a picture: height and width of the original, top and left of the part that was cut out of it,
@@ -77,28 +113,51 @@ pub struct TextTime {
     pub time_dim: usize,
 }
 
-fn one() -> OneOrEach {
-    OneOrEach::One(1)
-}
-
-/// A number for all levels, or one for each.
+/// A value for all, or one for each.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-pub enum OneOrEach {
-    /// For all levels.
-    One(usize),
-    /// For each level, the finest first.
-    Each(Vec<usize>),
+pub enum OneOrEach<T = usize> {
+    /// For each.
+    Each(Vec<T>),
+    /// For all.
+    One(T),
+}
+
+impl<T> OneOrEach<T> {
+    /// That of the one with this index.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&T> {
+        match self {
+            Self::One(one) => Some(one),
+            Self::Each(all) => all.get(index),
+        }
+    }
+
+    /// Makes sure that there is one for each of so many `what`.
+    fn check(&self, field: &str, count: usize, what: &str) -> Result<(), ConfigError> {
+        match self {
+            Self::Each(all) => ConfigError::unless_one_each(field, all, count, what),
+            Self::One(_) => Ok(()),
+        }
+    }
 }
 
 impl OneOrEach {
-    /// The number of a level.
+    /// The number of the one with this index.
     #[must_use]
-    pub fn at(&self, level: usize) -> usize {
-        match self {
-            Self::One(n) => *n,
-            Self::Each(all) => all.get(level).copied().unwrap_or_default(),
-        }
+    pub fn at(&self, index: usize) -> usize {
+        self.get(index).copied().unwrap_or_default()
+    }
+}
+
+/// A number, or a list of it for each block or side. diffusers knows networks in which they differ; no Stable Diffusion is one.
+fn the_same<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    match OneOrEach::deserialize(deserializer)? {
+        OneOrEach::One(number) => Ok(number),
+        OneOrEach::Each(numbers) => match numbers.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|other| other == first) => Ok(*first),
+            _ => Err(D::Error::custom(format_args!("{numbers:?} is not supported: a number, or a list of the same number is"))),
+        },
     }
 }
 
@@ -113,6 +172,17 @@ pub enum DownBlockType {
     CrossAttention,
 }
 
+/// Kinds of block in the middle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum MidBlockType {
+    /// Two residual blocks with a transformer between them.
+    #[serde(rename = "UNetMidBlock2DCrossAttn")]
+    CrossAttention,
+    /// A residual block, in SSD-1B and Vega.
+    #[serde(rename = "UNetMidBlock2D")]
+    Plain,
+}
+
 /// Kinds of block on the way up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum UpBlockType {
@@ -124,28 +194,26 @@ pub enum UpBlockType {
     CrossAttention,
 }
 
-/// Fields that change the network in ways that it is not built for, with the values at which they do not.
-const UNSUPPORTED: [(&str, &[&str]); 21] = [
-    ("addition_embed_type", &["null", "\"text_time\""]),
+/// Fields that change the network in ways that it is not built for, with the values at which they do not. A list has one for each block.
+const UNSUPPORTED: [(&str, &[&str]); 19] = [
+    ("addition_embed_type", &["\"text_time\""]),
     ("attention_type", &["\"default\""]),
     ("center_input_sample", &["false"]),
-    ("class_embed_type", &["null"]),
+    ("class_embed_type", &[]),
     ("conv_in_kernel", &["3"]),
     ("conv_out_kernel", &["3"]),
-    ("cross_attention_norm", &["null"]),
+    ("cross_attention_norm", &[]),
     ("dual_cross_attention", &["false"]),
-    ("encoder_hid_dim", &["null"]),
-    ("encoder_hid_dim_type", &["null"]),
-    ("mid_block_only_cross_attention", &["null", "false"]),
+    ("encoder_hid_dim", &[]),
+    ("encoder_hid_dim_type", &[]),
+    ("mid_block_only_cross_attention", &["false"]),
     ("mid_block_scale_factor", &["1", "1.0"]),
-    ("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
-    ("num_class_embeds", &["null"]),
+    ("num_class_embeds", &[]),
     ("only_cross_attention", &["false"]),
     ("resnet_out_scale_factor", &["1", "1.0"]),
     ("resnet_skip_time_act", &["false"]),
     ("resnet_time_scale_shift", &["\"default\""]),
-    ("reverse_transformer_layers_per_block", &["null"]),
-    ("time_embedding_act_fn", &["null"]),
+    ("time_embedding_act_fn", &[]),
     ("time_embedding_type", &["\"positional\""]),
 ];
 
@@ -155,14 +223,14 @@ impl UNet2DConditionConfig {
     /// # Errors
     /// When it is no valid JSON, or describes a network that cannot be or that is not supported.
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
-        let raw: serde_json::Map<String, Value> = serde_json::from_slice(json)?;
+        let raw = ConfigError::read_fields(json, &["mid_block_type"])?;
         for (field, supported) in UNSUPPORTED {
-            if let Some(value) = raw.get(field) {
-                let value = value.to_string();
-                ConfigError::unless(supported.contains(&value.as_str()), || format!("{field} = {value} is not supported"))?;
-            }
+            let Some(value) = raw.get(field) else { continue };
+            let each = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            let is_supported = each.iter().all(|value| supported.contains(&value.to_string().as_str()));
+            ConfigError::unless(is_supported, || format!("{field} = {value} is not supported"))?;
         }
-        let config: Self = serde_json::from_value(Value::Object(raw))?;
+        let config: Self = ConfigError::read(Value::Object(raw))?;
         config.check()?;
         Ok(config)
     }
@@ -170,15 +238,11 @@ impl UNet2DConditionConfig {
     fn check(&self) -> Result<(), ConfigError> {
         let levels = self.block_out_channels.len();
         ConfigError::unless((1..=8).contains(&levels), || format!("block_out_channels must have 1 to 8 entries, not {levels}"))?;
-        ConfigError::unless_one_each("down_block_types", &self.down_block_types, levels)?;
-        ConfigError::unless_one_each("up_block_types", &self.up_block_types, levels)?;
-        for (name, value) in
-            [("attention_head_dim", self.heads_field()), ("transformer_layers_per_block", &self.transformer_layers_per_block)]
-        {
-            if let OneOrEach::Each(each) = value {
-                ConfigError::unless_one_each(name, each, levels)?;
-            }
-        }
+        ConfigError::unless_one_each("down_block_types", &self.down_block_types, levels, "blocks")?;
+        ConfigError::unless_one_each("up_block_types", &self.up_block_types, levels, "blocks")?;
+        self.layers_per_block.check("layers_per_block", levels, "blocks")?;
+        self.heads_field().check("attention_head_dim", levels, "blocks")?;
+        self.check_transformers()?;
         for (level, channels) in self.block_out_channels.iter().enumerate() {
             let heads = self.heads(level);
             ConfigError::unless(heads > 0 && *channels > 0 && channels.is_multiple_of(heads), || {
@@ -206,6 +270,26 @@ impl UNet2DConditionConfig {
         ConfigError::unless((1..=1024).contains(&self.sample_size), || format!("sample_size must be 1 to 1024, not {}", self.sample_size))
     }
 
+    /// The lists of the transformers are as long as those of the residual blocks that they follow.
+    fn check_transformers(&self) -> Result<(), ConfigError> {
+        let (levels, down) = (self.block_out_channels.len(), &self.transformer_layers_per_block);
+        let up = self.reverse_transformer_layers_per_block.as_ref();
+        let is_uneven = |depth: Option<&OneOrEach>| matches!(depth, Some(OneOrEach::Each(_)));
+        ConfigError::unless(up.is_some() || !(0..levels).any(|level| is_uneven(down.get(level))), || {
+            "transformer_layers_per_block with lists in it needs reverse_transformer_layers_per_block".to_owned()
+        })?;
+        for (name, depths, more) in [("transformer_layers_per_block", Some(down), 0), ("reverse_transformer_layers_per_block", up, 1)] {
+            let Some(depths) = depths else { continue };
+            depths.check(name, levels, "blocks")?;
+            for block in 0..levels {
+                let level = if more == 0 { block } else { levels - 1 - block };
+                let layers = self.layers_per_block.at(level) + more;
+                depths.get(block).map_or(Ok(()), |depth| depth.check(name, layers, "residual blocks"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn heads_field(&self) -> &OneOrEach {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim)
     }
@@ -214,6 +298,33 @@ impl UNet2DConditionConfig {
     #[must_use]
     pub fn heads(&self, level: usize) -> usize {
         self.heads_field().at(level)
+    }
+
+    /// How many blocks the transformer after a residual block of a level on the way down has, if there is one.
+    #[must_use]
+    pub fn down_depth(&self, level: usize, layer: usize) -> Option<usize> {
+        let has_transformer = self.down_block_types[level] == DownBlockType::CrossAttention;
+        has_transformer.then(|| self.transformer_layers_per_block.get(level).map_or(0, |depth| depth.at(layer)))
+    }
+
+    /// The same of the block in the middle, where diffusers has what the coarsest level has after its first residual block.
+    #[must_use]
+    pub fn mid_depth(&self) -> Option<usize> {
+        let coarsest = self.block_out_channels.len() - 1;
+        let has_transformer = self.mid_block_type == Some(MidBlockType::CrossAttention);
+        has_transformer.then(|| self.transformer_layers_per_block.get(coarsest).map_or(0, |depth| depth.at(0)))
+    }
+
+    /// The same of a level on the way up.
+    #[must_use]
+    pub fn up_depth(&self, level: usize, layer: usize) -> Option<usize> {
+        let block = self.block_out_channels.len() - 1 - level;
+        let has_transformer = self.up_block_types[block] == UpBlockType::CrossAttention;
+        let depth = self
+            .reverse_transformer_layers_per_block
+            .as_ref()
+            .map_or_else(|| self.transformer_layers_per_block.get(level), |up| up.get(block));
+        has_transformer.then(|| depth.map_or(0, |depth| depth.at(layer)))
     }
 
     /// The widths of what is added to the time embedding, if anything is.
@@ -255,6 +366,20 @@ mod tests {
             ("[64,128]", "[]", "1 to 8 entries"),
             ("[64,128]", "[64,128,256]", "down_block_types has 2 entries"),
             ("[4,8]", "[4]", "attention_head_dim has 1 entries"),
+            ("\"layers_per_block\":1", "\"layers_per_block\":[1]", "layers_per_block has 1 entries, but there are 2 blocks"),
+            ("\"sample_size\":16", "\"sample_size\":[16,8]", "sample_size: [16, 8] is not supported"),
+            ("\"sample_size\":16", "\"sample_size\":16,\"mid_block_type\":\"None\"", "mid_block_type: unknown variant `None`"),
+            ("\"sample_size\":16", "\"sample_size\":16,\"only_cross_attention\":[false,true]", "only_cross_attention = [false,true]"),
+            (
+                "\"sample_size\":16",
+                "\"sample_size\":16,\"transformer_layers_per_block\":[1,[2]]",
+                "needs reverse_transformer_layers_per_block",
+            ),
+            (
+                "\"sample_size\":16",
+                "\"sample_size\":16,\"reverse_transformer_layers_per_block\":[[2,1,1],1]",
+                "reverse_transformer_layers_per_block has 3 entries, but there are 2 residual blocks",
+            ),
             ("[4,8]", "0", "0 attention heads"),
             ("[4,8]", "7", "do not fall into 7"),
             ("[64,128]", "[63,128]", "do not fall into 4"),

@@ -76,7 +76,7 @@ pub struct UNet2DConditionModel {
     conv_in: Conv2d,
     time_embedding: TimeEmbedding,
     down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
+    mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -97,7 +97,7 @@ impl UNet2DConditionModel {
             conv_in: Conv2d::new(config.in_channels, finest, Conv2dConfig::SAME_3X3, &vb.pp("conv_in"))?,
             time_embedding: TimeEmbedding::new(&config, vb)?,
             down_blocks: (0..levels).map(down_block).collect::<Result<_>>()?,
-            mid_block: MidBlock::new(&config, &vb.pp("mid_block"))?,
+            mid_block: config.mid_block_type.map(|_| MidBlock::new(&config, &vb.pp("mid_block"))).transpose()?,
             up_blocks: (0..levels).map(up_block).collect::<Result<_>>()?,
             conv_norm_out: GroupNorm::new(config.norm_num_groups, finest, config.norm_eps, &vb.pp("conv_norm_out"))?,
             conv_out: Conv2d::new(finest, config.out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv_out"))?,
@@ -118,7 +118,7 @@ impl UNet2DConditionModel {
     pub fn context(&self, conditions: &Conditions) -> Result<UNetContext> {
         let down = self.down_blocks.iter().flat_map(DownBlock::layers);
         let up = self.up_blocks.iter().flat_map(UpBlock::layers);
-        let layers = down.chain(self.mid_block.layers()).chain(up);
+        let layers = down.chain(self.mid_block.iter().flat_map(MidBlock::layers)).chain(up);
         let text = TextContext::new(conditions.text, layers.flat_map(Layer::cross_attentions))?;
         Ok(UNetContext { text, told: self.time_embedding.tell(conditions)? })
     }
@@ -148,7 +148,9 @@ impl UNet2DConditionModel {
         for block in &self.down_blocks {
             x = block.forward(&x, &temb, text, &mut skips)?;
         }
-        x = self.mid_block.forward(&x, &temb, text)?;
+        if let Some(mid_block) = &self.mid_block {
+            x = mid_block.forward(&x, &temb, text)?;
+        }
         for block in &self.up_blocks {
             x = block.forward(&x, &temb, text, &mut skips)?;
         }

@@ -24,17 +24,16 @@ pub(super) struct Transformer2DModel {
 }
 
 impl Transformer2DModel {
-    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, vb: &Weights) -> Result<Self> {
+    /// With so many blocks. Its projections are 1 x 1 convolutions in some checkpoints (`use_linear_projection`), which are the same thing
+    /// to a sequence of pixels.
+    pub(super) fn new(config: &UNet2DConditionConfig, level: usize, depth: usize, vb: &Weights) -> Result<Self> {
         let channels = config.block_out_channels[level];
-        let projection = |name: &str| {
-            let read = if config.use_linear_projection { Linear::new } else { Linear::pointwise };
-            read(channels, channels, &vb.pp(name))
-        };
+        let projection = |name: &str| Linear::new(channels, channels, &vb.pp(name));
         let block = |i: usize| BasicTransformerBlock::new(config, level, &vb.pp("transformer_blocks").pp(i));
         Ok(Self {
             norm: GroupNorm::new(config.norm_num_groups, channels, GROUP_NORM_EPS, &vb.pp("norm"))?,
             proj_in: projection("proj_in")?,
-            transformer_blocks: (0..config.transformer_layers_per_block.at(level)).map(block).collect::<Result<_>>()?,
+            transformer_blocks: (0..depth).map(block).collect::<Result<_>>()?,
             proj_out: projection("proj_out")?,
         })
     }

@@ -6,11 +6,11 @@ const CPU: &Device = &Device::Cpu;
 
 fn from_file(path: &Path, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
     let files = TensorFiles::open(&[path.to_owned()]).map_err(|(_, error)| error)?;
-    Ok(files.reader(dtype, device, Box::new(|name| name.to_owned().into())))
+    Ok(files.reader(dtype, device, Arc::new(|name| name.to_owned().into())))
 }
 
 fn from_slice(bytes: &'static [u8], dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-    Ok(TensorFiles::from_slice(bytes)?.reader(dtype, device, Box::new(|name| name.to_owned().into())))
+    Ok(TensorFiles::from_slice(bytes)?.reader(dtype, device, Arc::new(|name| name.to_owned().into())))
 }
 
 /// Numbers in three types, and one tensor without any.
@@ -79,21 +79,57 @@ fn whole_numbers_are_multiplied_with_the_factors_beside_them() {
     assert!(error.contains("cannot find tensor c.weight_scale"), "{error}");
 }
 
-/// 8-bit floats, as `ComfyUI` scales them: before and now, for all of a tensor or for each output, or not at all.
+/// 8-bit floats of both kinds, as `ComfyUI` scales them: before and now, for all of a tensor or for each output, or not at all.
 #[test]
 fn floats_of_8_bits_are_multiplied_with_the_factors_beside_them() {
-    let numbers = Tensor::new(&[[1f32, -2.0], [0.5, 448.0]], CPU).unwrap().to_dtype(DType::F8E4M3).unwrap();
-    let factors = |values: &[f32]| Tensor::new(values, CPU).unwrap();
-    let tensors = HashMap::from([
-        ("before.weight", numbers.clone()),
-        ("before.scale_weight", factors(&[0.25])),
-        ("now.weight", numbers.clone()),
-        ("now.weight_scale", factors(&[2.0, 3.0]).reshape((2, 1)).unwrap()),
-        ("plain.weight", numbers),
-    ]);
-    let vb = from_slice(safetensors::serialize(tensors, None).unwrap().leak(), DType::F32, CPU).unwrap();
-    for (name, right) in [("before", [0.25, -0.5, 0.125, 112.0]), ("now", [2.0, -4.0, 1.5, 1344.0]), ("plain", [1.0, -2.0, 0.5, 448.0])] {
-        assert_eq!(self::numbers(&vb.get((2, 2), &format!("{name}.weight")).unwrap()), right, "{name}");
+    let factors = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    // 1, -2, 0.5 and the largest number, in torch's float8_e4m3fn and float8_e5m2.
+    for (dtype, bytes, largest) in [(Dtype::F8_E4M3, [0x38, 0xc0, 0x30, 0x7e], 448.0), (Dtype::F8_E5M2, [0x3c, 0xc0, 0x38, 0x7b], 57344.0)]
+    {
+        let view = |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let (one, two) = (factors(&[0.25]), factors(&[2.0, 3.0]));
+        let tensors = [
+            ("before.weight", view(dtype, &[2, 2], &bytes)),
+            ("before.scale_weight", view(Dtype::F32, &[1], &one)),
+            ("now.weight", view(dtype, &[2, 2], &bytes)),
+            ("now.weight_scale", view(Dtype::F32, &[2, 1], &two)),
+            ("plain.weight", view(dtype, &[2, 2], &bytes)),
+        ];
+        let vb = from_slice(safetensors::serialize(tensors, None).unwrap().leak(), DType::F32, CPU).unwrap();
+        let names = ["before", "now", "plain"];
+        for (name, [a, b]) in names.into_iter().zip([[0.25, 0.25], [2.0, 3.0], [1.0, 1.0f32]]) {
+            let right = [a, -2.0 * a, 0.5 * b, largest * b];
+            assert_eq!(self::numbers(&vb.get((2, 2), &format!("{name}.weight")).unwrap()), right, "{name} as {dtype:?}");
+        }
+    }
+}
+
+/// Weights in every type that safetensors knows: those that are none of weights are named, and so are numbers that are not finite.
+#[test]
+fn what_is_stored_is_finite_numbers_of_a_type_of_weights() {
+    let load = |dtype: Dtype, bytes: &[u8]| {
+        let view = safetensors::tensor::TensorView::new(dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes).unwrap();
+        let file = safetensors::serialize([("a.weight", view)], None).unwrap();
+        let vb = from_slice(file.leak(), DType::F32, CPU).unwrap();
+        vb.get(bytes.len() * 8 / dtype.bitsize(), "a.weight").map(|tensor| numbers(&tensor)).map_err(|error| error.to_string())
+    };
+    let of_weights = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2];
+    for dtype in [Dtype::BOOL, Dtype::U8, Dtype::I16, Dtype::U16, Dtype::I32, Dtype::U32, Dtype::I64, Dtype::U64] {
+        let error = load(dtype, &[0; 16]).unwrap_err();
+        assert!(error.contains(&format!("a.weight is stored as {dtype:?}, which is no type of weights")), "{error}");
+    }
+    for dtype in of_weights {
+        assert!(load(dtype, &[0; 16]).unwrap().iter().all(|number| *number == 0.0), "{dtype:?}");
+        // Zeros, and last a number of nothing but ones.
+        let mut bytes = [0; 16];
+        bytes[16 - dtype.bitsize() / 8..].fill(0xff);
+        let error = load(dtype, &bytes).unwrap_err();
+        let place = 16 * 8 / dtype.bitsize() - 1;
+        assert!(error.contains(&format!("a.weight has a value that is not a number (NaN) or is infinite, at place {place} of")), "{error}");
+    }
+    for (dtype, infinite) in [(Dtype::F16, 0x7c00u16), (Dtype::F16, 0xfc00), (Dtype::BF16, 0x7f80), (Dtype::BF16, 0xff80)] {
+        load(dtype, &infinite.to_le_bytes()).unwrap_err();
+        load(dtype, &(infinite - 1).to_le_bytes()).unwrap();
     }
 }
 
@@ -154,7 +190,7 @@ fn tensors_of_another_layout_are_found_in_their_places() {
         Some(("third", i)) => Place { name: "fused".to_owned(), third: i.parse().ok(), is_transposed: false },
         _ => Place { name: name.to_owned(), third: None, is_transposed: name == "turned" },
     };
-    let vb = files.reader(DType::F32, CPU, Box::new(locate));
+    let vb = files.reader(DType::F32, CPU, Arc::new(locate));
     for i in 0..3 {
         let third = vb.get((2, 4), &format!("third.{i}")).unwrap();
         assert_eq!(numbers(&third), numbers(&rows.narrow(0, 2 * i, 2).unwrap()));

@@ -1,0 +1,63 @@
+//! Numbers as safetensors files store them.
+
+use candle_core::{DType, Device, Error, Result, Tensor};
+use half::f16;
+use safetensors::Dtype;
+
+/// Every type that weights may be stored in, for messages.
+const WEIGHTS: &str = "f64, f32, f16, bf16, fp8 (e4m3 or e5m2) and int8 with a weight_scale are";
+
+/// A tensor of weights in a type that numbers are worked with.
+///
+/// # Errors
+/// When they are stored in a type that is none of weights, or one of them is not finite.
+pub(super) fn tensor(name: &str, stored: Dtype, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+    let dtype = match stored {
+        Dtype::F8_E5M2 => {
+            check(name, bytes, |byte| byte & 0x7c != 0x7c)?;
+            // The upper half of an f16, bit by bit.
+            let numbers = bytes.iter().map(|byte| f16::from_bits(u16::from(*byte) << 8)).collect();
+            return Tensor::from_vec(numbers, shape, &Device::Cpu);
+        }
+        Dtype::F8_E4M3 => {
+            check(name, bytes, |byte| byte & 0x7f != 0x7f)?;
+            DType::F8E4M3
+        }
+        // Exponents of nothing but ones are infinite, or no numbers.
+        Dtype::F16 => {
+            check_words(name, bytes, 0x7c00)?;
+            DType::F16
+        }
+        Dtype::BF16 => {
+            check_words(name, bytes, 0x7f80)?;
+            DType::BF16
+        }
+        Dtype::F64 => {
+            let (numbers, _) = bytes.as_chunks();
+            check(name, numbers, |number| f64::from_le_bytes(*number).is_finite())?;
+            DType::F64
+        }
+        other => {
+            return Err(Error::msg(format!("{name} is stored as {other:?}, which is no type of weights; {WEIGHTS}")));
+        }
+    };
+    Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)
+}
+
+/// Makes sure that all numbers are finite. One that is not makes every picture one of no numbers.
+///
+/// # Errors
+/// When one is not: says which.
+pub(super) fn check<T>(name: &str, numbers: &[T], is_finite: impl Fn(&T) -> bool) -> Result<()> {
+    // Without a branch for each number: most files have none.
+    if numbers.iter().fold(true, |all, number| all & is_finite(number)) {
+        return Ok(());
+    }
+    let place = numbers.iter().position(|number| !is_finite(number)).unwrap_or_default();
+    Err(Error::msg(format!("{name} has a value that is not a number (NaN) or is infinite, at place {place} of {}", numbers.len())))
+}
+
+fn check_words(name: &str, bytes: &[u8], exponent: u16) -> Result<()> {
+    let (words, _) = bytes.as_chunks();
+    check(name, words, |word| u16::from_le_bytes(*word) & exponent != exponent)
+}

@@ -1,0 +1,70 @@
+//! What a request that begins with a picture leaves out.
+
+use super::{Steps, Strength};
+
+/// diffusers' own strength where there is no mask. With one, what is under it is painted anew altogether.
+const STRENGTH: f64 = 0.8;
+
+impl Strength {
+    /// Steps and strength of an edit, of which a request may leave out either. What is left out gives way to what is given, and `steps`,
+    /// those of the model, to the strength, so that at least one step is taken: a Turbo has one step, of which 0.8 is none.
+    #[must_use]
+    pub fn with_steps(given: (Option<Steps>, Option<Self>), steps: Steps, has_mask: bool) -> (Steps, Self) {
+        let whole = Self::of(1.0);
+        let strength = given.1.unwrap_or(if has_mask { whole } else { Self::of(STRENGTH) });
+        match given {
+            (Some(steps), None) if strength.of_steps(steps) == 0 => (steps, whole),
+            (None, _) if strength.of_steps(steps) == 0 => {
+                // There is none for a strength of next to nothing, which is refused with what would do.
+                let enough = (steps.get() as i64..=Steps::MAX).filter_map(|steps| Steps::try_from(steps).ok());
+                (enough.into_iter().find(|steps| strength.of_steps(*steps) > 0).unwrap_or(steps), strength)
+            }
+            _ => (given.0.unwrap_or(steps), strength),
+        }
+    }
+
+    /// How many of so many steps are taken. Rounded down, as in diffusers.
+    pub(super) fn of_steps(self, steps: Steps) -> usize {
+        ((steps.get() as f64 * self.get()) as usize).min(steps.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn steps(steps: i64) -> Steps {
+        steps.try_into().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_is_left_out_never_leaves_no_step(
+            own in 1i64..60,
+            given_steps in proptest::option::of(1i64..60),
+            given_strength in proptest::option::of(0.001f64..=1.0),
+            has_mask: bool,
+        ) {
+            let given = (given_steps.map(steps), given_strength.map(|strength| Strength::try_from(strength).unwrap()));
+            let (steps, strength) = Strength::with_steps(given, steps(own), has_mask);
+            prop_assert!(given.0.is_none_or(|given| given == steps) && given.1.is_none_or(|given| given == strength), "what is given stays");
+            prop_assert!(given.0.is_some() && given.1.is_some() || strength.of_steps(steps) > 0);
+            // And nothing changes for models of many steps.
+            if own > 1 && given == (None, None) {
+                prop_assert_eq!((steps.get() as i64, strength.get()), (own, if has_mask { 1.0 } else { 0.8 }));
+            }
+        }
+    }
+
+    #[test]
+    fn a_turbo_takes_one_step_of_two() {
+        let (two, strength) = Strength::with_steps((None, None), steps(1), false);
+        assert_eq!((two.get(), strength.get(), strength.of_steps(two)), (2, 0.8, 1));
+        let (one, all) = Strength::with_steps((Some(steps(1)), None), steps(1), false);
+        assert_eq!((one.get(), all.get()), (1, 1.0));
+    }
+}

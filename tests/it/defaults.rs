@@ -1,0 +1,103 @@
+//! What a request leaves out never stands in the way of what it says, or of what else it leaves out: in every family, on every route.
+
+use std::{fs, path::Path};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use crate::{
+    made_up,
+    single_file::{checkpoint, write},
+    support::{Worker, binary},
+};
+
+/// Every family, and the Turbos, which the name of a file tells.
+fn models(folder: &Path) -> Vec<String> {
+    let mut models = Vec::new();
+    for (name, model) in [
+        ("sd1", "sd1"),
+        ("sd1-inpainting", "sd1-inpainting"),
+        ("sd2", "sd2"),
+        ("sdxl", "sdxl"),
+        ("lcm", "lcm"),
+        ("ssd-1b", "ssd-1b"),
+        ("sd_turbo", "sd2"),
+        ("sd_xl_turbo_1.0", "sdxl"),
+    ] {
+        let file = folder.join(format!("{name}.safetensors"));
+        write(&file, &checkpoint(model), &[]);
+        models.push(file.to_str().unwrap().to_owned());
+    }
+    models
+}
+
+fn gradient(folder: &Path) -> (String, String) {
+    let file = folder.join("a.png");
+    image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 128])).save(&file).unwrap();
+    (BASE64_STANDARD.encode(fs::read(&file).unwrap()), file.to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn defaults_never_exclude_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (picture, file) = gradient(folder.path());
+    for model in models(folder.path()) {
+        let worker = Worker::ready(&["--model", &model]);
+        let post = async |route: &str, body: Value| {
+            let answer = reqwest::Client::new().post(worker.url(route)).json(&body).send().await.unwrap();
+            let (status, answer) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+            assert!(matches!(status, 200 | 202), "{model} {route} {body}: {status} {answer}");
+            answer
+        };
+        post("/v1/images/generations", json!({ "prompt": "a", "size": "64x64" })).await;
+        for more in [json!({}), json!({ "mask": picture }), json!({ "strength": 0.3 }), json!({ "steps": 1 })] {
+            let mut body = json!({ "prompt": "a", "image": picture });
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let answer = post("/v1/images/edits", body).await;
+            if more == json!({}) && model.contains("turbo") {
+                assert_eq!((&answer["parameters"]["steps"], &answer["parameters"]["strength"]), (&json!(2), &json!(0.8)), "{answer}");
+            }
+        }
+        for body in [
+            json!({ "operation": "image_generation", "prompt": "a", "width": 64, "height": 64 }),
+            json!({ "operation": "image_transform", "prompt": "a", "input_image": picture }),
+            json!({ "operation": "image_inpaint", "prompt": "a", "init_image": picture, "mask_image": picture }),
+        ] {
+            let job = post("/v1/jobs", body.clone()).await["job_id"].as_str().unwrap().to_owned();
+            let events = worker.get(&format!("/v1/jobs/{job}/stream")).await.text().await.unwrap();
+            assert!(events.trim().ends_with("data: [DONE]"), "{model} {}: {events}", body["operation"]);
+        }
+        drop(worker);
+        let out = folder.path().join("x.png");
+        for mask in [&[][..], &["--mask", &file]] {
+            let mut command = binary();
+            command.args(["generate", "a", "--model", &model, "--init-image", &file]).args(mask).arg("-o").arg(&out);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{model}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// Names of other tools, from the request to what the picture was made with.
+#[tokio::test]
+async fn a_name_with_a_schedule_in_it_is_both() {
+    let directory = made_up::model("sd1");
+    let worker = Worker::ready(&["--model", directory.path().to_str().unwrap()]);
+    for (sampler, schedule, right) in [
+        ("DPM++ 2M Karras", json!(null), ["dpmpp_2m", "karras"]),
+        ("DPM++ 2M", json!("Automatic"), ["dpmpp_2m", "karras"]),
+        ("Euler", json!("Automatic"), ["euler", "normal"]),
+        ("euler", json!("discrete"), ["euler", "normal"]),
+        ("dpmpp_2m_sde_gpu", json!("exponential"), ["dpmpp_2m_sde", "exponential"]),
+        ("uni_pc_bh2", json!(null), ["unipc", "default"]),
+        ("DDIM", json!("Automatic"), ["ddim", "default"]),
+    ] {
+        let answer =
+            worker.generate(&json!({ "prompt": "a", "steps": 2, "size": "64x64", "sampler": sampler, "schedule": schedule })).await;
+        assert_eq!([&answer["parameters"]["sampler"], &answer["parameters"]["schedule"]], right, "{sampler} {schedule}");
+    }
+    let refused = worker.post(&json!({ "prompt": "a", "sampler": "DPM++ 2M Karras", "schedule": "beta" })).await;
+    assert_eq!(refused.status(), 400);
+    let error = refused.json::<Value>().await.unwrap();
+    assert_eq!(error["error"]["param"], "schedule");
+}
