@@ -139,3 +139,35 @@ pub(super) async fn digest<T: Send + 'static>(
 pub(super) async fn offload<T: Send + 'static>(length: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     if length <= SMALL { Ok(work()) } else { spawn_blocking(work).await }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All in one test: the room is that of the process.
+    #[tokio::test]
+    async fn bodies_have_room_for_so_many_bytes_and_one_may_go_beyond() {
+        let room = || Room::new(Duration::from_millis(50));
+        let mut rooms = Vec::new();
+        for _ in 0..8 {
+            let mut room = room();
+            for _ in 0..MAX_UPLOAD_BYTES / (1 << 20) {
+                room.grow(1 << 20).await.unwrap();
+            }
+            rooms.push(room);
+        }
+        let mut ninth = room();
+        for _ in 0..MAX_UPLOAD_BYTES / (1 << 20) {
+            ninth.grow(1 << 20).await.unwrap();
+        }
+        let mut small = room();
+        small.grow(SMALL).await.unwrap();
+        let refused = room().grow(1 << 20).await.unwrap_err();
+        assert_eq!(refused.body().code, "too_many_uploads");
+        assert!(small.grow(1 << 20).await.is_err(), "it is small no more");
+        rooms.pop();
+        small.grow(0).await.unwrap();
+        drop((rooms, ninth, small));
+        assert_eq!((ROOM.available_permits(), BEYOND.available_permits()), (8 * MAX_UPLOAD_BYTES / KIB, 1));
+    }
+}
