@@ -17,11 +17,7 @@ impl KnownWords {
     /// # Errors
     /// When it is no list of words.
     pub fn load(files: &ModelFiles) -> Result<Self, LoadError> {
-        if !files.exists(FILE) {
-            return Ok(Self(None));
-        }
-        let bad = |error: serde_json::Error| LoadError::BadConfig { path: files.path(FILE), reason: error.to_string() };
-        Ok(Self(Some(serde_json::from_slice(&files.read(FILE)?).map_err(bad)?)))
+        Ok(Self(if files.exists(FILE) { Some(files.json(FILE)?) } else { None }))
     }
 
     /// The words of a text that the model was not taught, in lower case.

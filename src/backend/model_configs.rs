@@ -112,7 +112,7 @@ impl ModelConfigs {
 impl ModelIndex {
     fn load(files: &ModelFiles) -> Result<Self, LoadError> {
         let bad = |reason: String| LoadError::BadConfig { path: files.path(INDEX), reason };
-        let index: Self = serde_json::from_slice(&files.read(INDEX)?).map_err(|error| bad(error.to_string()))?;
+        let index: Self = files.json(INDEX)?;
         let class = &index.class_name;
         let refiner = index.requires_aesthetics_score.then_some("SDXL refiner");
         let other = UNSUPPORTED.iter().find(|(start, _)| class.starts_with(start)).map(|(_, family)| *family);
@@ -209,7 +209,7 @@ fn defaults(
     let side = (unet.sample_size * vae.scale_factor()) as u32;
     let size = ImageSize::new(side, side).map_err(|e| bad(UNET, format!("sample_size: {e}")))?;
     let config = if files.exists(GENERATION) {
-        serde_json::from_slice(&files.read(GENERATION)?).map_err(|e| bad(GENERATION, e.to_string()))?
+        files.json(GENERATION)?
     } else {
         GenerationConfig::default()
     };

@@ -65,10 +65,7 @@ impl TokenizerConfig {
     /// As transformers reads it: where `tokenizer_config.json` is from before it listed the added tokens, the other file overrides it.
     /// In Stable Diffusion 2 they differ in the padding.
     fn load(files: &ModelFiles, folder: &str) -> Result<Self, LoadError> {
-        let read = |name: &str| -> Result<Self, LoadError> {
-            let path = format!("{folder}/{name}");
-            serde_json::from_slice(&files.read(&path)?).map_err(|e| LoadError::BadConfig { path: files.path(&path), reason: e.to_string() })
-        };
+        let read = |name: &str| files.json::<Self>(&format!("{folder}/{name}"));
         let name = "tokenizer_config.json";
         let config = if files.exists(&format!("{folder}/{name}")) { read(name)? } else { Self::default() };
         let map = "special_tokens_map.json";
@@ -174,7 +171,9 @@ impl PromptTokenizer {
 
     /// Makes each of these names a word of the token ids `ids`.
     pub(super) fn learn(&mut self, names: &[String], ids: &Range<u32>) {
-        names.iter().for_each(|name| self.learned.add(name, ids.clone()));
+        for name in names {
+            self.learned.add(name, ids.clone());
+        }
     }
 
     /// What a text calls learned words that are none, and are left out.
@@ -284,7 +283,7 @@ fn nesting(json: &[u8]) -> usize {
 fn from_vocab_and_merges(files: &ModelFiles, folder: &str) -> Result<Tokenizer, LoadError> {
     let [vocab_path, merges_path] = ["vocab.json", "merges.txt"].map(|name| format!("{folder}/{name}"));
     let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
-    let vocab: BTreeMap<String, u32> = serde_json::from_slice(&files.read(&vocab_path)?).map_err(|e| bad(&vocab_path, e.to_string()))?;
+    let vocab: BTreeMap<String, u32> = files.json(&vocab_path)?;
     let merges = files.read(&merges_path)?;
     let merges = str::from_utf8(&merges).map_err(|e| bad(&merges_path, e.to_string()))?.trim_start_matches(BYTE_ORDER_MARK);
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
@@ -316,8 +315,7 @@ fn read_added_tokens(files: &ModelFiles, path: &str, special: [&String; 3]) -> R
     if !files.exists(path) {
         return Ok(Vec::new());
     }
-    let bad = |e: serde_json::Error| LoadError::BadConfig { path: files.path(path), reason: e.to_string() };
-    let ids: BTreeMap<String, u32> = serde_json::from_slice(&files.read(path)?).map_err(bad)?;
+    let ids: BTreeMap<String, u32> = files.json(path)?;
     let token = |(text, id)| {
         let is_special = special.contains(&&text);
         (id, AddedToken::from(text, is_special))

@@ -16,7 +16,7 @@ impl Strength {
             (Some(steps), None) if strength.of_steps(steps) == 0 => (steps, whole),
             (None, _) if strength.of_steps(steps) == 0 => {
                 // There is none for a strength of next to nothing, which is refused with what would do.
-                let enough = (steps.get() as i64..=Steps::MAX).filter_map(|steps| Steps::try_from(steps).ok());
+                let enough = (1..=Steps::MAX).filter_map(|steps| Steps::try_from(steps).ok());
                 (enough.into_iter().find(|steps| strength.of_steps(*steps) > 0).unwrap_or(steps), strength)
             }
             _ => (given.0.unwrap_or(steps), strength),
@@ -55,7 +55,7 @@ mod tests {
             prop_assert!(given.0.is_some() && given.1.is_some() || strength.of_steps(steps) > 0);
             // And nothing changes for models of many steps.
             if own > 1 && given == (None, None) {
-                prop_assert_eq!((steps.get() as i64, strength.get()), (own, if has_mask { 1.0 } else { 0.8 }));
+                prop_assert_eq!((steps, strength.get()), (self::steps(own), if has_mask { 1.0 } else { 0.8 }));
             }
         }
     }

@@ -182,7 +182,7 @@ impl SchedulerConfig {
                 _ => {}
             }
         }
-        let config: Self = serde_json::from_value(raw.into()).map_err(|e| e.to_string())?;
+        let config: Self = serde_path_to_error::deserialize(serde_json::Value::Object(raw)).map_err(|error| error.to_string())?;
         config.check()?;
         Ok(config)
     }

@@ -237,7 +237,7 @@ fn a_tokenizer_that_cannot_work_is_a_broken_file() {
     for (place, value, reason) in [
         ("/normalizer", json!({ "type": "Replace", "pattern": { "String": "" }, "content": "x" }), "it describes no tokenizer that works"),
         ("/model/continuing_subword_prefix", json!("##########"), "it describes no tokenizer that works"),
-        ("/normalizer", nested, "it is nested 121 deep, and a tokenizer at most 16"),
+        ("/normalizer", nested, "it is nested 122 deep, and a tokenizer at most 16"),
         ("/model", json!({ "type": "WordLevel", "vocab": {}, "unk_token": "x" }), "it cannot read \"A fox"),
         ("/model/vocab/abcdefg", json!(70_000), "the token \"abcdefg\" has the id 70000, but the text encoder's vocab_size is "),
     ] {

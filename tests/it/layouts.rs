@@ -48,6 +48,58 @@ fn what_configurations_leave_out_is_as_in_diffusers() {
     assert!(!nothing());
 }
 
+/// Fields that diffusers and transformers take in another form, or do without: the same numbers.
+#[test]
+fn fields_may_be_lists_or_left_out() {
+    let model = made_up::model("sdxl");
+    let numbers = || crate::single_file::numbers(&crate::single_file::load(model.path()).unwrap());
+    let right = numbers();
+    let change = |file: &str, fields: &[(&str, Value)], left_out: &[&str]| {
+        edit(&model.path().join(file), |json| {
+            for (field, value) in fields {
+                json[*field] = value.clone();
+            }
+            for field in left_out {
+                json.as_object_mut().unwrap().remove(*field);
+            }
+        });
+    };
+    let lists = [
+        ("sample_size", json!([8, 8])),
+        ("cross_attention_dim", json!([192, 192])),
+        ("layers_per_block", json!([2, 2])),
+        ("only_cross_attention", json!([false, false])),
+        ("transformer_layers_per_block", json!([1, [2, 2]])),
+        ("reverse_transformer_layers_per_block", json!([[2, 2, 2], 1])),
+        ("num_attention_heads", json!([1, 2])),
+    ];
+    let left_out =
+        ["norm_num_groups", "norm_eps", "act_fn", "flip_sin_to_cos", "freq_shift", "downsample_padding", "in_channels", "out_channels"];
+    change("unet/config.json", &lists, &[&left_out[..], &["attention_head_dim"]].concat());
+    change("unet/config.json", &[("mid_block_scale_factor", json!(null)), ("norm_eps", json!(null))], &[]);
+    change("vae/config.json", &[], &["in_channels", "out_channels", "latent_channels", "norm_num_groups", "use_quant_conv"]);
+    change("text_encoder/config.json", &[], &["hidden_act", "layer_norm_eps", "vocab_size", "max_position_embeddings", "projection_dim"]);
+    // Its padding is that of transformers' CLIPTokenizer.
+    fs::remove_file(model.path().join("tokenizer/tokenizer_config.json")).unwrap();
+    let _ = fs::remove_file(model.path().join("tokenizer/special_tokens_map.json"));
+    assert!(numbers() == right);
+
+    for (file, field, value, reason) in [
+        ("unet/config.json", "block_out_channels", json!([64, "wide"]), "block_out_channels[1]: invalid type: string \"wide\""),
+        ("vae/config.json", "layers_per_block", json!("two"), "layers_per_block: invalid type: string \"two\""),
+        ("text_encoder/config.json", "hidden_size", json!(6.5), "hidden_size: invalid type: floating point"),
+        ("scheduler/scheduler_config.json", "steps_offset", json!("one"), "steps_offset: invalid type: string \"one\""),
+        ("tokenizer_2/tokenizer_config.json", "added_tokens_decoder", json!({ "7": { "content": 1 } }), "added_tokens_decoder.7.content: "),
+        ("model_index.json", "force_zeros_for_empty_prompt", json!("yes"), "force_zeros_for_empty_prompt: invalid type"),
+    ] {
+        let whole = fs::read(model.path().join(file)).unwrap();
+        change(file, &[(field, value)], &[]);
+        let error = crate::single_file::load(model.path()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains(reason), "{file} {field}: {error}");
+        fs::write(model.path().join(file), whole).unwrap();
+    }
+}
+
 /// It is sampled without those steps all the same, and says so.
 #[test]
 fn a_scheduler_with_steps_of_runge_and_kutta_is_warned_of() {

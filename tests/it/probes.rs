@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Worker, long, small, steps};
+use crate::support::{Worker, binary, long, small, steps};
 
 #[tokio::test]
 async fn a_ready_worker_says_so_everywhere() {
@@ -137,14 +137,12 @@ async fn a_stopping_worker_cancels_what_does_not_finish_in_time() {
 
 #[tokio::test]
 async fn probes_answer_before_the_model_is_loaded() {
-    // A model that never finishes loading: its configuration is a pipe that nobody writes to.
+    // A model that never finishes loading: the hub that it comes from never answers.
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("model_index.json"), "{}").unwrap();
-    std::fs::create_dir(folder.path().join("unet")).unwrap();
-    let pipe = folder.path().join("unet/config.json");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-
-    let mut worker = Worker::listening(&["--model", folder.path().to_str().unwrap()]);
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = binary();
+    command.env("HF_ENDPOINT", format!("http://{}", hub.local_addr().unwrap())).env("HF_HOME", folder.path());
+    let mut worker = Worker::listening_as(command, &["--model", "nobody/nothing"]);
     assert_eq!(worker.get("/livez").await.status(), 200);
     assert_eq!(worker.get("/").await.json::<Value>().await.unwrap()["status"], "loading");
     for response in [worker.get("/readyz").await, worker.post(&small("a fox")).await] {

@@ -19,7 +19,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 pub(super) use self::tensor_files::TensorFiles;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
@@ -217,6 +217,16 @@ impl ModelFiles {
         self.find(name)?.ok_or_else(|| LoadError::MissingFile(self.path(name)))
     }
 
+    /// What a file says in JSON.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::read`], and when it says something else: names the field.
+    pub(super) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, LoadError> {
+        let json = self.read(name)?;
+        let found = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&json));
+        found.map_err(|error| LoadError::BadConfig { path: self.path(name), reason: error.to_string() })
+    }
+
     /// Whether there is such a file.
     pub(super) fn exists(&self, name: &str) -> bool {
         match self.place_of(name) {
@@ -299,7 +309,7 @@ impl ModelFiles {
     /// The files that a list names.
     fn shards(&self, part: &str, index: &str) -> Result<Vec<PathBuf>, LoadError> {
         let bad = |reason: String| LoadError::BadConfig { path: self.path(index), reason };
-        let ShardIndex { weight_map } = serde_json::from_slice(&self.read(index)?).map_err(|error| bad(error.to_string()))?;
+        let ShardIndex { weight_map } = self.json(index)?;
         let names: BTreeSet<String> = weight_map.into_values().collect();
         let shard = |name: String| {
             if Path::new(&name).file_name() != Some(OsStr::new(&name)) {
