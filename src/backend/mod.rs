@@ -31,7 +31,7 @@ pub use inference_pipeline::{Comparison, selfcheck};
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use known_words::KnownWords;
 pub use latent_preview::LatentPreview;
-pub use model_files::{ModelFiles, PartWeights, dequantized};
+pub use model_files::{HubError, ModelFiles, PartWeights, dequantized};
 pub use model_info::{ModelDefaults, ModelInfo};
 pub use model_loader::{LoadOptions, load};
 pub use prompt_encoder::{EncodedPrompts, PromptEncoder, PromptText};

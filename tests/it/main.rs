@@ -27,6 +27,7 @@ mod otlp;
 mod parity;
 mod parts;
 mod probes;
+mod proxies;
 mod sharing;
 mod single_file;
 mod sse;

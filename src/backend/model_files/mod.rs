@@ -21,8 +21,8 @@ use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 pub(super) use self::tensor_files::TensorFiles;
-pub use self::tensor_files::dequantized;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
+pub use self::{hub::HubError, tensor_files::dequantized};
 use super::{
     LoadError,
     textual_inversion::{self, TextualInversion},
