@@ -8,7 +8,7 @@ use std::{
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request, rejection::BytesRejection},
-    http::{HeaderMap, header},
+    http::{HeaderMap, HeaderValue, header},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, error::Category};
@@ -32,7 +32,7 @@ impl<S: Send + Sync, T: DeserializeOwned, const LIMIT: usize> FromRequest<S> for
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         // Asking for the header is not pedantry: it keeps web pages from posting here behind their visitor's back.
-        if media_type(request.headers()) != "application/json" {
+        if media_type(request.headers())? != "application/json" {
             return Err(ApiError::not_json());
         }
         check_length(request.headers(), LIMIT)?;
@@ -55,9 +55,16 @@ pub(super) fn route_hasher(request: &Request) -> DefaultHasher {
 }
 
 /// What the body is said to be, without parameters.
-pub(super) fn media_type(headers: &HeaderMap) -> String {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+///
+/// # Errors
+/// When it is said to be compressed: what it then grows to would have no bound.
+pub(super) fn media_type(headers: &HeaderMap) -> Result<String, ApiError> {
+    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+    if let Some(encoding) = headers.get_all(header::CONTENT_ENCODING).iter().map(text).find(|encoding| encoding != "identity") {
+        return Err(ApiError::encoded_body(&encoding));
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).map(text).unwrap_or_default();
+    Ok(content_type.split(';').next().unwrap_or_default().trim().to_owned())
 }
 
 /// How much the client says that it will send.
@@ -76,6 +83,11 @@ pub(super) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Some programs of Windows begin a text with a byte order mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(ApiError::broken_json("it is in UTF-16, and must be in UTF-8"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| explain(&error))?;
     deserializer.end().map_err(|error| ApiError::broken_json(&error.to_string()))?;

@@ -326,8 +326,9 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
         ("/v1/images/edits", "application/json"),
         ("/v1/jobs", "application/json"),
     ] {
-        let head =
-            format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: 60000000\r\n\r\n");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: 60000000\r\n\r\n"
+        );
         let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -348,7 +349,7 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
 #[tokio::test]
 async fn uploads_have_room_for_so_many_bytes_in_all() {
     let worker = Worker::ready(&["--client-timeout", "1"]);
-    let head = "POST /v1/images/edits HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n\
+    let head = "POST /v1/images/edits HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n\
                 content-length: 52428800\r\n\r\n";
     let mut sockets = Vec::new();
     for _ in 0..8 {

@@ -11,6 +11,7 @@ mod fake;
 mod families;
 mod family_samplers;
 mod faults;
+mod generate;
 mod http;
 mod hub;
 mod image_parity;
