@@ -112,6 +112,9 @@ pub fn describe(device: &Device) -> String {
     }
 }
 
+/// How many threads there may be for each CPU that the process may use.
+const MOST_PER_CPU: usize = 8;
+
 /// Starts the threads that share the work on a CPU, so many or as many as this process may use.
 ///
 /// # Errors
@@ -119,8 +122,17 @@ pub fn describe(device: &Device) -> String {
 pub fn start_threads(count: Option<usize>) -> Result<(), ThreadPoolBuildError> {
     // 0 leaves the number to rayon: RAYON_NUM_THREADS where it is set, else `std::thread::available_parallelism`, which minds the
     // CPUs that the process is bound to and the quota of its cgroup, as in a container.
-    let pool = ThreadPoolBuilder::new().num_threads(count.unwrap_or(0));
+    let pool = ThreadPoolBuilder::new().num_threads(count.map_or(0, bounded));
     pool.thread_name(|i| format!("sd-worker-{i}")).build_global()
+}
+
+/// So many threads, and no more than [`MOST_PER_CPU`] allow: with more, they wait for each other.
+fn bounded(count: usize) -> usize {
+    let most = MOST_PER_CPU * std::thread::available_parallelism().map_or(1, Into::into);
+    if count > most {
+        warn!("{count} threads are more than the process' CPUs have work for; there are {most}");
+    }
+    count.min(most)
 }
 
 #[cfg(test)]

@@ -1,23 +1,23 @@
 //! The `sd-worker` binary: reads the arguments and, to serve, wires queue, engine and server together.
 
 use std::{
-    io::Write,
+    backtrace::{Backtrace, BacktraceStatus},
     net::SocketAddr,
+    panic,
     process::ExitCode,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
-use axum::http::HeaderValue;
-use clap::Parser;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
     backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, ModelInfo, Pulse, RequestQueue},
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::error_chain,
-    http::{self, Admission, ApiKey, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
+    http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
     ops::ReusingAllocator,
 };
 use serde_json::json;
@@ -46,55 +46,64 @@ const TICKS_TO_IDLE: u32 = 3;
 /// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
 fn main() -> ExitCode {
     ReusingAllocator::exit_when_refused(Failure::OUT_OF_MEMORY);
-    let cli = match Cli::try_parse_from(cli::with_command(std::env::args_os())) {
-        Ok(cli) => cli,
-        Err(error) if error.use_stderr() => {
-            say(&cli::reason_last(&error.render().to_string()));
-            return ExitCode::from(Failure::USAGE);
-        }
-        Err(help) => {
-            // Help, or the version. If stdout is closed, nobody reads it anyway.
-            let _ = help.print();
-            return ExitCode::SUCCESS;
-        }
+    report_panics();
+    let work = || match cli::parse(std::env::args_os()) {
+        Ok(cli) => run(cli),
+        Err(error) => cli::explain(&error),
     };
+    let code = panic::catch_unwind(work).unwrap_or_else(|panic| {
+        let (reason, code) = Failure::of_panic(panic.as_ref());
+        cli::stderr().line(format!("error: {reason}"));
+        ExitCode::from(code)
+    });
+    // Whoever does not read what is left has had the time to.
+    let _ = (cli::stdout().flush(), cli::stderr().flush());
+    code
+}
+
+fn run(cli: Cli) -> ExitCode {
     // What is still to be logged comes before the last line.
-    let outcome = cli::init_logs(&cli.logs).and_then(|_logs| match cli.command {
-        Command::Serve(args) => run_server(&args, cli.logs.log_format),
-        Command::Generate(args) => cli::generate(&args),
-        Command::Models { command } => cli::models(&command),
-        Command::Selfcheck(args) => cli::selfcheck(&args),
+    let outcome = cli::init_logs(&cli.logs).and_then(|_logs| {
+        for warning in cli::warnings() {
+            warn!("{warning}");
+        }
+        match cli.command {
+            Command::Serve(args) => run_server(&args, cli.logs.log_format),
+            Command::Generate(args) => cli::generate(&args),
+            Command::Models { command } => cli::models(&command),
+            Command::Selfcheck(args) => cli::selfcheck(&args),
+        }
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            say(&format!("error: {}", error_chain(&failure)));
+            cli::stderr().line(format!("error: {}", error_chain(&failure)));
             ExitCode::from(failure.exit_code())
         }
     }
 }
 
-/// How long a line waits for whoever holds stderr to make room for it.
-const READ_GRACE: Duration = Duration::from_secs(1);
-
-/// A line on stderr, for whoever is there to read it: neither a closed stderr nor one that nobody reads may stop a worker.
-fn say(text: &str) {
-    let text = text.to_owned();
-    let (said, heard) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
-        let _ = said.send(());
-    });
-    let _ = heard.recv_timeout(READ_GRACE);
+/// Has panics written where no reader stops them: a request that panics fails alone, and the engine goes on.
+fn report_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        cli::stderr().line(format!("thread '{}' {panic}", thread.name().unwrap_or("unnamed")));
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            cli::stderr().line(backtrace.to_string());
+        }
+        // The process may end at once.
+        let _ = cli::stderr().flush();
+    }));
 }
 
 /// Serves until SIGTERM or SIGINT.
 fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     if args.build_info {
-        let _ = writeln!(std::io::stdout(), "{}", if cfg!(debug_assertions) { "debug" } else { "release" });
-        return Ok(());
+        cli::stdout().line(if cfg!(debug_assertions) { "debug" } else { "release" });
+        return cli::printed();
     }
-    let access = (args.key()?, args.origins()?);
+    let access = args.access()?;
     args.model.start_threads()?;
     let runtime = Runtime::new().context("no runtime").map_err(Failure::Internal)?;
     let outcome = runtime.block_on(serve(args, access, log_format));
@@ -103,7 +112,7 @@ fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     outcome
 }
 
-async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log_format: LogFormat) -> Result<(), Failure> {
+async fn serve(args: &ServeArgs, access: Access, log_format: LogFormat) -> Result<(), Failure> {
     let signals = StopSignals::new()?;
     if args.exit_on_stdin_eof {
         signals.watch_stdin();
@@ -121,14 +130,13 @@ async fn serve(args: &ServeArgs, access: (Option<ApiKey>, Vec<HeaderValue>), log
     let (admission, pulse, stop) =
         (Admission::new(args.queue_capacity).with_max_work(args.max_work), Pulse::default(), CancellationToken::new());
     let watchdog = (args.watchdog > 0).then(|| Duration::from_secs(args.watchdog));
-    let ((api_key, cors_origins), client_timeout) = (access, Duration::from_secs(args.client_timeout));
+    let client_timeout = Duration::from_secs(args.client_timeout);
     let state = AppState {
         queue,
         lifecycle: lifecycle_rx.clone(),
         admission: admission.clone(),
         runs,
-        api_key,
-        cors_origins,
+        access,
         client_timeout,
         max_batch: args.max_batch,
         pulse: pulse.clone(),
@@ -199,7 +207,7 @@ impl Worker<'_> {
         let (load_ms, threads) = (load_time.as_millis(), rayon::current_num_threads());
         info!(model = info.id, device = info.device, threads, load_ms, "ready");
         if self.log_format == LogFormat::Text {
-            say(&format!("Try:\n{}", example(self.address)));
+            cli::stderr().line(format!("Try:\n{}", example(self.address)));
         }
     }
 
@@ -253,7 +261,7 @@ async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
 
 /// One line of JSON for whoever started this process. If nobody reads them, the worker works all the same.
 fn announce(event: &serde_json::Value) {
-    let _ = writeln!(std::io::stdout().lock(), "{event}");
+    cli::stdout().line(event.to_string());
 }
 
 fn example(address: SocketAddr) -> String {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::model_files::HubError;
 use crate::{
     common::{ImageSize, InvalidValue},
     device::DeviceError,
@@ -110,7 +111,7 @@ pub enum LoadError {
         repository: String,
         /// What the hub says.
         #[source]
-        source: Box<hf_hub::api::sync::ApiError>,
+        source: Box<HubError>,
     },
     /// The model's own pictures would be refused.
     #[error("--max-pixels {max_pixels} is less than the model's own {size} needs")]

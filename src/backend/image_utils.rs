@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use candle_core::{DType, Device, Tensor};
 use image::{ExtendedColorType, GrayImage, ImageBuffer, ImageEncoder, Luma, Pixel, RgbImage, codecs, imageops};
 
-use super::{EncodedImage, GenerationError, GenerationRequest};
-use crate::common::{ImageFormat, ImageSize, InputImage, Mask, OutputConfig, SamplingConfig, Schedule};
+use super::{EncodedImage, GenerationError, ImageMetadata};
+use crate::common::{ImageFormat, ImageSize, InputImage, Mask, OutputConfig};
 
 /// The first of a batch of pictures `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
 /// `VaeImageProcessor.postprocess` rounds them.
@@ -108,58 +108,6 @@ pub(super) fn at_size(input: &InputImage, size: ImageSize) -> Cow<'_, InputImage
     }
     let mask = input.mask.as_ref().map(|mask| Mask { pixels: cut_mask(&mask.pixels, of, size), meaning: mask.meaning });
     Cow::Owned(InputImage { image: cut(&input.image, of, size), mask })
-}
-
-/// What a PNG file says of how it was made.
-#[derive(Debug, Clone)]
-pub struct ImageMetadata<'a> {
-    prompt: &'a str,
-    negative_prompt: &'a str,
-    config: SamplingConfig,
-    enlarged_to: Option<ImageSize>,
-    model_id: &'a str,
-}
-
-impl<'a> ImageMetadata<'a> {
-    /// Of a request to a model.
-    #[must_use]
-    pub fn new(request: &'a GenerationRequest, model_id: &'a str) -> Self {
-        Self {
-            prompt: request.prompt.as_str(),
-            negative_prompt: request.negative_prompt.as_str(),
-            config: request.config,
-            enlarged_to: request.output.enlarged_to,
-            model_id,
-        }
-    }
-
-    /// In the form that A1111 writes and many tools read.
-    #[must_use]
-    pub fn to_a1111(&self) -> String {
-        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
-        let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
-        let schedule = match schedule {
-            Schedule::Default => String::new(),
-            other => format!("Schedule type: {}, ", other.a1111_name()),
-        };
-        let eta = options.eta.map_or(String::new(), |eta| format!("Eta: {}, ", eta.get()));
-        let rescale = options.guidance_rescale.map_or(String::new(), |share| format!("CFG Rescale: {}, ", share.get()));
-        let interval = options.guidance_interval.map_or(String::new(), |interval| {
-            let [start, stop] = interval.into();
-            format!("CFG Interval: {start}-{stop}, ")
-        });
-        let clip_skip = options.clip_skip.map_or(String::new(), |skip| format!("Clip skip: {skip}, "));
-        let strength = options.strength.map_or(String::new(), |strength| format!("Denoising strength: {}, ", strength.get()));
-        let enlarged = self.enlarged_to.map_or(String::new(), |size| format!("Hires resize: {size}, Hires upscaler: Lanczos, "));
-        let zero_snr = options.zero_snr.map_or(String::new(), |zero_snr| format!("Zero SNR: {zero_snr}, "));
-        format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, {schedule}CFG scale: {guidance_scale}, {eta}{rescale}{interval}{zero_snr}{clip_skip}{strength}Seed: {seed}, Size: {size}, {enlarged}Model: {}, Version: sd-worker {}",
-            self.prompt,
-            sampler.a1111_name(),
-            self.model_id,
-            env!("CARGO_PKG_VERSION")
-        )
-    }
 }
 
 /// Writes a picture as a file. Only PNG carries the metadata.

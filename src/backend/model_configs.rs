@@ -208,11 +208,7 @@ fn defaults(
     let bad = |name: &str, reason: String| LoadError::BadConfig { path: files.path(name), reason };
     let side = (unet.sample_size * vae.scale_factor()) as u32;
     let size = ImageSize::new(side, side).map_err(|e| bad(UNET, format!("sample_size: {e}")))?;
-    let config = if files.exists(GENERATION) {
-        files.json(GENERATION)?
-    } else {
-        GenerationConfig::default()
-    };
+    let config = if files.exists(GENERATION) { files.json(GENERATION)? } else { GenerationConfig::default() };
     let (steps, guidance_scale) = usual(family, variant, unet.time_cond_proj_dim.is_some());
     let in_range = |e: crate::common::InvalidValue| bad(GENERATION, e.to_string());
     let sampler = scheduler.own_sampler().unwrap_or_else(|| {

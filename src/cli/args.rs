@@ -2,23 +2,19 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help text")]
 
-use std::{borrow::Cow, ffi::OsString, fs, net::IpAddr, path::PathBuf};
+mod generate;
+mod serve;
 
-use axum::http::HeaderValue;
-use clap::{
-    Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum,
-    builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser},
-};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+pub use generate::GenerateArgs;
+pub use serve::{OrchestratorArgs, ServeArgs};
 
 use super::Failure;
 use crate::{
     backend::{LoadError, LoadOptions, ModelFiles, Tiling},
-    common::{
-        GuidanceInterval, GuidanceScale, ImageSize, NamedSampler, NamedSchedule, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
-        Strength,
-    },
     device::{self, DeviceChoice},
-    http::ApiKey,
     ops::Storage,
 };
 
@@ -43,7 +39,7 @@ pub struct Cli {
 pub enum Command {
     /// Answer HTTP requests (the default)
     Serve(Box<ServeArgs>),
-    /// Make one picture and write it to a file
+    /// Make pictures and write them to files
     Generate(Box<GenerateArgs>),
     /// List models, or write the built-in one to a directory
     Models {
@@ -110,7 +106,7 @@ pub struct ModelArgs {
     /// How weights are kept: f32, f16, bf16 or q8_0; on a CPU, less takes less memory and about the same time
     #[arg(long, env = "SD_WORKER_DTYPE", default_value_t, value_name = "TYPE")]
     pub dtype: Storage,
-    /// Threads that work on a CPU, 1 to 1024 [default: as many as the process may use]
+    /// Threads that work on a CPU, 1 to 1024, and at most 8 for each CPU that the process may use [default: one for each]
     #[arg(long, env = "SD_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     pub threads: Option<u16>,
     /// Whether the VAE works on large pictures strip by strip, for less memory and the same picture: auto does so where it would take
@@ -164,200 +160,7 @@ impl ModelArgs {
     /// # Errors
     /// When the system refuses them.
     pub fn start_threads(&self) -> Result<(), Failure> {
-        let refused = |error| Failure::Configuration(format!("the threads cannot be started: {error}"));
-        device::start_threads(self.threads.map(usize::from)).map_err(refused)
-    }
-}
-
-/// How to serve.
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// Which model to serve.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The address to listen on
-    #[arg(long, env = "SD_WORKER_HOST", default_value = "127.0.0.1")]
-    pub host: IpAddr,
-    /// The port to listen on; 0 picks a free one
-    #[arg(long, env = "SD_WORKER_PORT", default_value_t = 8080)]
-    pub port: u16,
-    /// A key that clients must send as a bearer token; better given by the environment, where other users do not see it
-    #[arg(long, env = "SD_WORKER_API_KEY", hide_env_values = true, value_name = "KEY")]
-    pub api_key: Option<String>,
-    /// A file with that key
-    #[arg(long, env = "SD_WORKER_API_KEY_FILE", value_name = "FILE", conflicts_with = "api_key")]
-    pub api_key_file: Option<PathBuf>,
-    /// Web pages that may ask from a browser, such as http://localhost:3000 [default: none]
-    #[arg(long, env = "SD_WORKER_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
-    pub cors_origin: Vec<String>,
-    /// Listen on an address that others can reach, without any authentication
-    #[arg(long, env = "SD_WORKER_INSECURE", value_parser = BoolishValueParser::new())]
-    pub insecure: bool,
-    /// How many pictures may wait or run before requests are refused with 429
-    #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
-    pub queue_capacity: u32,
-    /// How many pictures of one size may take their steps together
-    #[arg(long, env = "SD_WORKER_MAX_BATCH", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "PICTURES")]
-    pub max_batch: u32,
-    /// How long a client may be silent while it sends a request, or leave its answer unread, before it is disconnected
-    #[arg(long, env = "SD_WORKER_CLIENT_TIMEOUT", default_value_t = 60, value_parser = seconds(1), value_name = "SECONDS")]
-    pub client_timeout: u64,
-    /// How many connections there may be at a time; when there are as many, those that are idle make room
-    #[arg(long, env = "SD_WORKER_MAX_CONNECTIONS", default_value_t = 4096, value_parser = connections(), value_name = "CONNECTIONS")]
-    pub max_connections: usize,
-    /// How long the result of a job is kept
-    #[arg(long, env = "SD_WORKER_KEEP_RESULTS", default_value_t = 600, value_parser = seconds(0), value_name = "SECONDS")]
-    pub keep_results: u64,
-    /// How many results of jobs are kept; the oldest go first
-    #[arg(long, env = "SD_WORKER_MAX_RESULTS", default_value_t = 100, value_name = "JOBS")]
-    pub max_results: usize,
-    /// How many bytes the results of jobs have together; the oldest go first
-    #[arg(long, env = "SD_WORKER_MAX_RESULT_BYTES", default_value_t = 256 << 20, value_name = "BYTES")]
-    pub max_result_bytes: usize,
-    /// The most work of one request: pictures x evaluations of the network x samples (2 with guidance) x megapixels of 1024 x 1024
-    #[arg(long, env = "SD_WORKER_MAX_WORK", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..), value_name = "MEGAPIXELS")]
-    pub max_work: u64,
-    /// How long requests may take to finish once the worker is asked to stop
-    #[arg(long, env = "SD_WORKER_DRAIN_TIMEOUT", default_value_t = 20, value_parser = seconds(0), value_name = "SECONDS")]
-    pub drain_timeout: u64,
-    /// How long the engine may not move before /livez fails, 0 for ever
-    #[arg(long, env = "SD_WORKER_WATCHDOG", default_value_t = 300, value_parser = seconds(0), value_name = "SECONDS")]
-    pub watchdog: u64,
-    /// Stop when stdin ends, as it does when the parent process does
-    #[arg(long, env = "SD_WORKER_EXIT_ON_STDIN_EOF", value_parser = BoolishValueParser::new())]
-    pub exit_on_stdin_eof: bool,
-    /// Say how this binary was built, release or debug, and end
-    #[arg(long)]
-    pub build_info: bool,
-    /// Whom to report to.
-    #[command(flatten)]
-    pub orchestrator: OrchestratorArgs,
-}
-
-/// Whom to report to.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Orchestrator")]
-pub struct OrchestratorArgs {
-    /// The worker's name in reports [default: sd-worker and the number of the process]
-    #[arg(long, env = "SD_WORKER_ID", value_name = "ID")]
-    pub worker_id: Option<String>,
-    /// Where the worker posts that it is ready
-    #[arg(long, env = "SD_WORKER_CALLBACK_URL", value_name = "URL")]
-    pub callback_url: Option<String>,
-    /// Whose /v1/worker-heartbeat the worker posts its state to
-    #[arg(long, env = "SD_WORKER_QUEEN_URL", visible_alias = "hive-url", value_name = "URL")]
-    pub queen_url: Option<String>,
-    /// How often it does
-    #[arg(long, env = "SD_WORKER_HEARTBEAT_INTERVAL", default_value_t = 30, value_parser = seconds(1), value_name = "SECONDS")]
-    pub heartbeat_interval: u64,
-}
-
-impl ServeArgs {
-    /// The key that clients must send, if any.
-    ///
-    /// # Errors
-    /// When there is to be one and it is missing, or when others could reach the worker and none is asked for.
-    pub fn key(&self) -> Result<Option<ApiKey>, Failure> {
-        let text = match &self.api_key_file {
-            Some(file) => Some(fs::read_to_string(file).map_err(|error| {
-                let file = file.display();
-                Failure::Configuration(format!("the API key cannot be read from {file}: {error}"))
-            })?),
-            None => self.api_key.clone(),
-        };
-        let key = text.as_deref().and_then(ApiKey::new);
-        if text.is_some() && key.is_none() {
-            return Err(Failure::Configuration("the API key is empty; leave it out if there is to be none".to_owned()));
-        }
-        if key.is_none() && !self.host.is_loopback() && !self.insecure {
-            let host = self.host;
-            return Err(Failure::Configuration(format!(
-                "{host} can be reached by others, and nothing would keep them out; give --api-key, or say --insecure if that is what you want"
-            )));
-        }
-        Ok(key)
-    }
-
-    /// The pages that may ask from a browser.
-    ///
-    /// # Errors
-    /// When one is no origin.
-    pub fn origins(&self) -> Result<Vec<HeaderValue>, Failure> {
-        let origin = |text: &String| match HeaderValue::from_str(text) {
-            Ok(value) if text.starts_with("http://") || text.starts_with("https://") => Ok(value),
-            _ => Err(Failure::Configuration(format!("--cors-origin must be an origin such as http://localhost:3000, not {text}"))),
-        };
-        self.cors_origin.iter().map(origin).collect()
-    }
-}
-
-impl OrchestratorArgs {
-    /// The worker's name in reports.
-    #[must_use]
-    pub fn worker_id(&self) -> String {
-        self.worker_id.clone().unwrap_or_else(|| format!("sd-worker-{}", std::process::id()))
-    }
-}
-
-/// One picture.
-#[derive(Debug, Args)]
-pub struct GenerateArgs {
-    /// What the picture shows
-    pub prompt: Prompt,
-    /// The file to write: .png, .jpg or .webp
-    #[arg(short, long, default_value = "out.png", value_name = "FILE")]
-    pub output: PathBuf,
-    /// What the picture does not show
-    #[arg(long, default_value = "", value_name = "PROMPT")]
-    pub negative_prompt: NegativePrompt,
-    /// The same seed gives the same picture [default: random]
-    #[arg(long)]
-    pub seed: Option<Seed>,
-    /// Denoising steps, 1 to 1000 [default: the model's]
-    #[arg(long)]
-    pub steps: Option<Steps>,
-    /// How strongly the picture follows the prompt, 0 to 50 [default: the model's]
-    #[arg(long, value_name = "SCALE")]
-    pub guidance_scale: Option<GuidanceScale>,
-    /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
-    #[arg(long, value_name = "START,STOP")]
-    pub guidance_interval: Option<GuidanceInterval>,
-    /// The solver.
-    #[arg(long, help = one_of("The solver", &Sampler::ALL.map(Sampler::name)))]
-    pub sampler: Option<NamedSampler>,
-    /// How noise levels are spaced.
-    #[arg(long, help = one_of("How noise levels are spaced", &Schedule::ALL.map(Schedule::name)))]
-    pub schedule: Option<NamedSchedule>,
-    /// Width in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
-    #[arg(long, value_name = "PIXELS")]
-    pub width: Option<u32>,
-    /// Height in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
-    #[arg(long, value_name = "PIXELS")]
-    pub height: Option<u32>,
-    /// A picture to begin with: .png, .jpg or .webp
-    #[arg(long, value_name = "FILE")]
-    pub init_image: Option<PathBuf>,
-    /// How far it is changed, 0 to 1 [default: 0.8, with a mask 1]
-    #[arg(long, requires = "init_image")]
-    pub strength: Option<Strength>,
-    /// What of it is painted anew: white, or transparent if there is anything transparent; the rest is kept
-    #[arg(long, value_name = "FILE", requires = "init_image")]
-    pub mask: Option<PathBuf>,
-    /// Also write the text embeddings and the latents after every step, for comparing with other implementations
-    #[arg(long, value_name = "FILE.safetensors")]
-    pub save_latents: Option<PathBuf>,
-    /// Which model to use.
-    #[command(flatten)]
-    pub model: ModelArgs,
-}
-
-impl GenerateArgs {
-    /// The size asked for; what is left out is the model's.
-    ///
-    /// # Errors
-    /// When it is no valid size.
-    pub fn size(&self, default: ImageSize) -> Result<ImageSize, crate::common::InvalidValue> {
-        ImageSize::new(self.width.unwrap_or(default.width()), self.height.unwrap_or(default.height()))
+        device::start_threads(self.threads.map(usize::from)).map_err(Failure::Threads)
     }
 }
 
@@ -384,82 +187,7 @@ pub enum ModelsCommand {
     },
 }
 
-/// Seconds up to a day: no clock goes as far as a `u64`.
-fn seconds(least: u64) -> RangedU64ValueParser {
-    clap::value_parser!(u64).range(least..=86_400)
-}
-
-/// At least one, and no more than a semaphore can count.
-fn connections() -> impl TypedValueParser<Value = usize> {
-    clap::value_parser!(u32).range(1..=1_000_000).map(|connections| connections as usize)
-}
-
 /// The help of an option that takes one of these names.
 fn one_of(what: &str, names: &[&str]) -> String {
     format!("{what}: {} [default: the model's]", names.join(", "))
-}
-
-/// Adds the command that is meant where none is given, `serve`, so that an orchestrator can start the worker with options alone.
-pub fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut args: Vec<OsString> = args.collect();
-    if means_serve(&args) {
-        args.insert(1.min(args.len()), "serve".into());
-    }
-    args
-}
-
-/// Whether what comes after the options that all commands have is an option, too, or nothing.
-fn means_serve(args: &[OsString]) -> bool {
-    let cli = Cli::command();
-    let is_of_all = |word: &Cow<'_, str>| {
-        let name = word.strip_prefix("--").and_then(|word| word.split('=').next());
-        cli.get_arguments().filter_map(Arg::get_long).any(|long| name == Some(long))
-    };
-    let mut words = args.iter().skip(1).map(|arg| arg.to_string_lossy()).peekable();
-    while let Some(option) = words.next_if(is_of_all) {
-        if !option.contains('=') {
-            words.next();
-        }
-    }
-    words.next().is_none_or(|word| word.starts_with('-') && !matches!(&*word, "-h" | "--help" | "-V" | "--version"))
-}
-
-/// clap's message with its reason moved to the last line, where orchestrators look for it.
-#[must_use]
-pub fn reason_last(message: &str) -> String {
-    let (reasons, rest): (Vec<&str>, Vec<&str>) = message.trim_end().split("\n\n").partition(|part| part.starts_with("error: "));
-    let reason = reasons.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{}\n\n{reason}", rest.join("\n\n"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn completed(args: &str) -> String {
-        let args = args.split(' ').map(OsString::from);
-        with_command(args).iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn options_alone_mean_serve() {
-        assert_eq!(completed("sd-worker"), "sd-worker serve");
-        assert_eq!(completed("sd-worker --port 0"), "sd-worker serve --port 0");
-        assert_eq!(completed("sd-worker --log-level warn --model models"), "sd-worker serve --log-level warn --model models");
-        for same in [
-            "sd-worker --log-level warn models list",
-            "sd-worker --log-level=warn --log-format json models list",
-            "sd-worker --help",
-            "sd-worker -V",
-            "sd-worker generate -o a.png",
-            "sd-worker dance",
-        ] {
-            assert_eq!(completed(same), same);
-        }
-    }
-
-    #[test]
-    fn the_reason_of_a_usage_error_comes_last() {
-        assert_eq!(reason_last("error: a\n  b\n\nUsage: x\n\nFor more\n"), "Usage: x\n\nFor more\n\nerror: a b");
-    }
 }

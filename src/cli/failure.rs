@@ -1,6 +1,8 @@
 //! Why the process ends, and with which code.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{any::Any, net::SocketAddr, path::PathBuf};
+
+use rayon::ThreadPoolBuildError;
 
 use crate::{
     backend::{GenerationError, LoadError},
@@ -59,12 +61,25 @@ pub enum Failure {
         #[source]
         source: std::io::Error,
     },
+    /// The system starts no threads, of which each takes memory.
+    #[error("the threads cannot be started")]
+    Threads(#[source] ThreadPoolBuildError),
     /// The process is not in a state to work.
     #[error(transparent)]
     Internal(anyhow::Error),
 }
 
 impl Failure {
+    /// What a panic that nobody caught was about, and the code for it: the system's refusal of a thread is no bug.
+    #[must_use]
+    pub fn of_panic(panic: &(dyn Any + Send)) -> (&'static str, u8) {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        match text {
+            Some(text) if text.contains("spawn") => ("the system starts no more threads", Self::OUT_OF_MEMORY),
+            _ => ("this is a bug in sd-worker", 70),
+        }
+    }
+
     /// Arguments that cannot be read.
     pub const USAGE: u8 = 64;
     /// The device has too little memory.
@@ -75,7 +90,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Generation(GenerationError::Unsupported(_)) => Self::USAGE,
-            Self::Generation(GenerationError::OutOfMemory(_)) => Self::OUT_OF_MEMORY,
+            Self::Generation(GenerationError::OutOfMemory(_)) | Self::Threads(_) => Self::OUT_OF_MEMORY,
             Self::Model(error) if error.is_out_of_memory() => Self::OUT_OF_MEMORY,
             Self::Model(LoadError::Device(_)) | Self::Port { .. } => 69,
             Self::Input { .. }

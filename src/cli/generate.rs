@@ -1,9 +1,8 @@
-//! `sd-worker generate`: one picture, without a server.
+//! `sd-worker generate`: pictures without a server.
 
 use std::{
     collections::HashMap,
-    fs,
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -12,20 +11,34 @@ use std::{
 use candle_core::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, GenerateArgs};
+use super::{
+    Failure, GenerateArgs,
+    output_file::{self, Output},
+    stderr,
+};
 use crate::{
-    backend::{self, Generation, GenerationRequest, ImageFile, ImageMetadata, InputFiles, ModelInfo, Pipeline},
-    common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, SamplingOptions, Seed},
+    backend::{
+        self, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles, ModelInfo, Pipeline,
+        PromptText,
+    },
+    common::{InvalidValue, OutputConfig, SamplingConfig, Seed, read_regular},
 };
 
-/// Makes the picture, with a progress bar if somebody watches.
+/// A file with a picture is smaller than this: as many pixels as are taken, without compression and in 16 bits.
+const MAX_INPUT_BYTES: u64 = 1 << 28;
+
+/// Makes the pictures, with a progress bar if somebody watches.
 ///
 /// # Errors
-/// When the arguments do not fit the model, the model does not load or work, or a file cannot be written.
+/// When the arguments do not fit the model, the model does not load or work, or a file cannot be read or written.
 pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
-    let output = OutputConfig { format: format_of(&args.output)?, ..OutputConfig::default() };
-    for file in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
-        check_folder(file)?;
+    let output = Output::new(args.output.as_deref(), args.count)?;
+    let format = output.format()?;
+    if let Some(file) = &args.save_latents {
+        output_file::check_folder(file)?;
+        if args.count > 1 {
+            return Err(InvalidValue::new("count", args.count, "1 with --save-latents").into());
+        }
     }
     let input = input_files(args)?;
     args.model.start_threads()?;
@@ -35,13 +48,30 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let pipeline = Arc::new(backend::load(&args.model.files()?, &options)?);
     let load_time = started.elapsed();
 
-    let request = request(args, input, output, pipeline.info())?;
-    let mut record = Record::new(args.save_latents.as_deref());
+    let mut request = request(args, input, OutputConfig { format, ..OutputConfig::default() }, pipeline.info())?;
+    let first = request.config.seed;
+    for index in 0..args.count {
+        request.config.seed = first.offset(index.into());
+        let mut record = Record::new(args.save_latents.as_deref());
+        let (picture, times) = draw(&pipeline, &request, &mut record)?;
+        let path = output.write(index, &picture)?;
+        record.write()?;
+        let loaded = if index == 0 { format!("load {}, ", seconds(load_time)) } else { String::new() };
+        let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = request.config;
+        let path = path.display();
+        // Whoever does not read this has the picture.
+        stderr().line(format!("{path}: {size}, {steps} steps of {sampler} at guidance {guidance_scale}, seed {seed} ({loaded}{times})"));
+    }
+    Ok(())
+}
+
+/// One picture as a file, and the times that it took.
+fn draw(pipeline: &Arc<InferencePipeline>, request: &GenerationRequest, record: &mut Record) -> Result<(Vec<u8>, String), GenerationError> {
     let started = Instant::now();
-    let mut generation = pipeline.begin(&request)?;
+    let mut generation = pipeline.begin(request)?;
     let text_time = started.elapsed();
     for warning in generation.warnings() {
-        let _ = writeln!(io::stderr(), "warning: {warning}");
+        stderr().line(format!("warning: {warning}"));
     }
     record.add("text_embeddings", generation.text_embeddings());
     record.add("latents.0", generation.latents());
@@ -59,38 +89,30 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let picture = generation.finish()?;
     let decode_time = started.elapsed();
-    let image = backend::encode(&picture, request.output, Some(&ImageMetadata::new(&request, pipeline.model_id())))?;
-    write(&args.output, &image.bytes)?;
-    record.write()?;
+    let image = backend::encode(&picture, request.output, Some(&ImageMetadata::new(request, pipeline.model_id())))?;
+    let [text, denoise, decode] = [text_time, denoise_time, decode_time].map(seconds);
+    Ok((image.bytes, format!("text {text}, denoise {denoise}, decode {decode}")))
+}
 
-    let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
-    // Whoever does not read this has the picture.
-    let _ = writeln!(
-        io::stderr(),
-        "{}: {}, {} steps of {} at guidance {}, seed {} (load {}, text {}, denoise {}, decode {})",
-        args.output.display(),
-        request.output.size(request.config.size),
-        request.config.steps,
-        request.config.sampler,
-        request.config.guidance_scale,
-        request.config.seed,
-        seconds(load_time),
-        seconds(text_time),
-        seconds(denoise_time),
-        seconds(decode_time)
-    );
-    Ok(())
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
 }
 
 /// The pictures to begin with, as far as their headers.
 fn input_files(args: &GenerateArgs) -> Result<Option<InputFiles>, Failure> {
     let open = |name: &'static str, path: &PathBuf| -> Result<ImageFile, Failure> {
-        let bytes = fs::read(path).map_err(|source| Failure::Input { path: path.clone(), source })?;
-        Ok(ImageFile::open(name, bytes)?)
+        let bytes = read_regular(path, MAX_INPUT_BYTES).map_err(|source| Failure::Input { path: path.clone(), source })?;
+        ImageFile::open(name, bytes).map_err(|error| no_picture(args, &error))
     };
     let Some(image) = &args.init_image else { return Ok(None) };
     let mask = args.mask.as_ref().map(|path| open("mask", path)).transpose()?;
     Ok(Some(InputFiles { image: open("init-image", image)?, mask }))
+}
+
+/// What is wrong with a picture to begin with.
+fn no_picture(args: &GenerateArgs, error: &InvalidValue) -> Failure {
+    let path = if error.name == "mask" { &args.mask } else { &args.init_image };
+    Failure::Input { path: path.clone().unwrap_or_default(), source: io::Error::other(format!("it {error}")) }
 }
 
 fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig, info: &ModelInfo) -> Result<GenerationRequest, Failure> {
@@ -107,35 +129,26 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
         seed: args.seed.unwrap_or_else(Seed::random),
         sampler,
         schedule,
-        options: SamplingOptions { strength, guidance_interval: args.guidance_interval, ..SamplingOptions::default() },
+        options: args.options(strength),
     };
     // Before the pictures are decoded.
     info.plan(&config)?;
+    let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(args.prompt.as_str()).parts() > 1;
+    for name in config.options_without_effect(is_guided) {
+        stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));
+    }
+    if args.clip_skip.is_some() && !info.has_clip_skip() {
+        stderr().line("warning: clip-skip has no effect in this family".to_owned());
+    }
     let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..output };
-    let input = input.map(|files| files.decode(asked)).transpose()?.map(Arc::new);
+    let input = input.map(|files| files.decode(asked)).transpose();
+    let input = input.map_err(|error| match error {
+        GenerationError::Unsupported(error) => no_picture(args, &error),
+        other => other.into(),
+    })?;
+    let input = input.map(Arc::new);
     let negative_prompt = args.negative_prompt.clone();
     Ok(GenerationRequest { negative_prompt, input, output, ..GenerationRequest::unheard(args.prompt.clone(), config) })
-}
-
-fn format_of(path: &Path) -> Result<ImageFormat, InvalidValue> {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
-    match extension.as_str() {
-        "png" => Ok(ImageFormat::Png),
-        "jpg" | "jpeg" => Ok(ImageFormat::Jpeg),
-        "webp" => Ok(ImageFormat::Webp),
-        _ => Err(InvalidValue::new("output", path.display(), "a file name that ends in .png, .jpg, .jpeg or .webp")),
-    }
-}
-
-/// Says before the work is done that its result could not be kept.
-fn check_folder(path: &Path) -> Result<(), Failure> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::metadata(folder).map(drop).map_err(|source| Failure::Output { path: path.to_owned(), source })
-}
-
-/// Writes into what is there, if it is a link or a device.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    fs::write(path, bytes).map_err(|source| Failure::Output { path: path.to_owned(), source })
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {
@@ -166,6 +179,6 @@ impl<'a> Record<'a> {
     fn write(&self) -> Result<(), Failure> {
         let Some(path) = self.path else { return Ok(()) };
         let failed = |error| Failure::Output { path: path.to_owned(), source: io::Error::other(error) };
-        write(path, &safetensors::serialize(&self.tensors, None).map_err(failed)?)
+        output_file::write(path, &safetensors::serialize(&self.tensors, None).map_err(failed)?)
     }
 }

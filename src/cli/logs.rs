@@ -30,7 +30,7 @@ pub fn init_logs(args: &LogArgs) -> Result<Logs, Failure> {
         LogFormat::Json => layer.json().boxed(),
     };
     // What the HTTP client says of its requests has their URLs, which may let somebody in.
-    let filter = EnvFilter::new(format!("{},ureq=info,hf_hub=info", args.log_level));
+    let filter = EnvFilter::new(format!("{},ureq=info", args.log_level));
     let (spans, export) = args.otlp_endpoint.as_deref().map(otlp::layer).transpose()?.unzip();
     tracing_subscriber::registry().with(layer.with_filter(filter)).with(spans).init();
     if args.otlp_endpoint.is_some() && !otlp::IS_BUILT_IN {

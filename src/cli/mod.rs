@@ -11,17 +11,21 @@ mod otlp;
 #[cfg(not(feature = "otlp"))]
 #[path = "no_otlp.rs"]
 mod otlp;
+mod outlet;
+mod output_file;
+mod raw_args;
 mod selfcheck;
+mod spelling;
 mod stop_signals;
+mod variables;
 
-pub use args::{
-    Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, SelfcheckArgs, ServeArgs, reason_last,
-    with_command,
-};
+pub use args::{Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, SelfcheckArgs, ServeArgs};
 pub use failure::Failure;
 pub use generate::generate;
 pub use logs::{Logs, init_logs};
 pub use models::models;
 pub use orchestrator::{Heartbeat, notify_systemd, pet_watchdog, report_ready};
+pub use outlet::{Outlet, printed, stderr, stdout};
+pub use raw_args::{explain, parse, warnings};
 pub use selfcheck::selfcheck;
 pub use stop_signals::StopSignals;

@@ -12,8 +12,8 @@ pub fn models(command: &ModelsCommand) -> Result<(), Failure> {
     match command {
         ModelsCommand::List => {
             #[cfg(feature = "builtin-model")]
-            let _ = std::io::Write::write_all(&mut std::io::stdout(), b"builtin\n");
-            Ok(())
+            super::stdout().line("builtin");
+            super::printed()
         }
         ModelsCommand::Export { directory, .. } => export(directory),
     }

@@ -15,11 +15,12 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 use tracing::{debug, warn};
+use ureq::Agent;
 
 use super::OrchestratorArgs;
 use crate::{
     backend::{ModelInfo, Pulse},
-    common::error_chain,
+    common::{self, error_chain},
     http::{Admission, Lifecycle},
 };
 
@@ -162,8 +163,10 @@ impl Heart {
 
 async fn post(url: String, body: Value) -> Result<(), String> {
     let send = move || {
-        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).build().into();
-        agent.post(&url).send_json(body).map(drop).map_err(|error| format!("{}: {}", without_secrets(&url), error_chain(&error)))
+        let refused = |error: &dyn std::error::Error| format!("{}: {}", without_secrets(&url), error_chain(error));
+        let address: Uri = url.parse().map_err(|error| refused(&error))?;
+        let agent = common::agent(&address, Agent::config_builder().timeout_global(Some(TIMEOUT))).map_err(|error| refused(&error))?;
+        agent.post(address).send_json(body).map(drop).map_err(|error| refused(&error))
     };
     spawn_blocking(send).await.unwrap_or_else(|error| Err(error.to_string()))
 }

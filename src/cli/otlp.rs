@@ -13,9 +13,10 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::{Level, Subscriber, debug, level_filters::LevelFilter, warn};
 use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
+use ureq::Agent;
 
 use super::Failure;
-use crate::common::error_chain;
+use crate::common::{self, error_chain};
 
 pub(super) const IS_BUILT_IN: bool = true;
 
@@ -59,24 +60,17 @@ where
 }
 
 /// The way to the collector.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Collector {
-    agent: ureq::Agent,
     /// Said once, however long it is not there.
     is_lost: AtomicBool,
 }
 
-impl Default for Collector {
-    fn default() -> Self {
-        let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).http_status_as_error(false);
-        Self { agent: config.build().into(), is_lost: AtomicBool::new(false) }
-    }
-}
-
 impl Collector {
-    fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (parts, body) = request.into_parts();
-        let mut response = self.agent.run(Request::from_parts(parts, &body[..]))?;
+        let agent = common::agent(&parts.uri, Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false))?;
+        let mut response = agent.run(Request::from_parts(parts, &body[..]))?;
         let body = response.body_mut().read_to_vec()?;
         let (parts, _) = response.into_parts();
         Ok(Response::from_parts(parts, body.into()))
@@ -87,7 +81,7 @@ impl Collector {
 impl HttpClient for Collector {
     // Only the exporter's own thread waits for it.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let sent = self.send(request);
+        let sent = Self::send(request);
         let trouble = match &sent {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(response.status().to_string()),

@@ -17,8 +17,7 @@ pub fn selfcheck(_: &SelfcheckArgs) -> Result<(), Failure> {
 /// When the device cannot be used, the model does not work on it, or a stage is off by more than it may be.
 #[cfg(feature = "builtin-model")]
 pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
-    use std::io::Write;
-
+    use super::{printed, stdout};
     use crate::{
         backend::{self, LoadError},
         device,
@@ -26,8 +25,7 @@ pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
     };
 
     let device = args.device.open().map_err(LoadError::from)?;
-    // If nobody reads it, the exit code says the same.
-    let say = |line: String| drop(writeln!(std::io::stdout(), "{line}"));
+    let say = |line: String| stdout().line(line);
     say(format!("{} beside diffusers on a CPU in f32: largest difference / largest value", device::describe(&device)));
     say(format!("{:<6}{:<18}{:>8}{:>10}", "type", "stage", "error", "limit"));
     let (mut wrong, mut all) = (0, 0);
@@ -38,5 +36,6 @@ pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
             (wrong, all) = (wrong + usize::from(!comparison.is_right()), all + 1);
         }
     }
-    if wrong > 0 { Err(Failure::Selfcheck { wrong, all }) } else { Ok(()) }
+    let said = printed();
+    if wrong > 0 { Err(Failure::Selfcheck { wrong, all }) } else { said }
 }

@@ -1,11 +1,13 @@
-//! Plain data that every room of the crate speaks: settings of a generation, identifiers, the noise of torch.
+//! What every room of the crate speaks: settings of a generation, identifiers, the noise of torch; the ways to other hosts.
 
 mod edit_defaults;
 mod error_chain;
 mod guidance_interval;
 mod image_format;
 mod input_image;
+mod loopback;
 mod model_family;
+mod outgoing;
 mod prompt;
 mod regular_file;
 mod request_id;
@@ -19,7 +21,9 @@ pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
+pub use loopback::{is_loopback, normalised_host};
 pub use model_family::{ModelFamily, ModelVariant};
+pub use outgoing::{BadProxy, agent};
 pub use prompt::{NegativePrompt, Prompt};
 pub use regular_file::{open_regular, read_regular};
 pub use request_id::RequestId;

@@ -33,6 +33,18 @@ impl SamplingConfig {
         self.options.strength.map_or(self.steps.get(), |strength| strength.of_steps(self.steps))
     }
 
+    /// Options that the sampler does not have, or that need guidance, by their names in the API.
+    pub fn options_without_effect(&self, is_guided: bool) -> impl Iterator<Item = &'static str> + use<> {
+        let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, .. } = self.options;
+        let without_effect = [
+            ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !is_guided),
+            ("guidance_interval", guidance_interval.is_some_and(|interval| !interval.is_all()) && !is_guided),
+            ("eta", eta.is_some_and(|eta| eta.get() > 0.0) && !self.sampler.has_eta()),
+            ("zero_snr", zero_snr == Some(true) && !self.sampler.knows_zero_snr()),
+        ];
+        without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
+    }
+
     /// Makes sure that at least one step is taken.
     ///
     /// # Errors
@@ -106,6 +118,16 @@ impl TryFrom<i64> for ClipSkip {
             Ok(n) if (1..=Self::MAX).contains(&skip) => Ok(Self(n)),
             _ => Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {}", Self::MAX))),
         }
+    }
+}
+
+impl FromStr for ClipSkip {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let skip: i64 =
+            text.parse().map_err(|_| InvalidValue::new("clip_skip", text, format!("a whole number from 1 to {}", Self::MAX)))?;
+        skip.try_into()
     }
 }
 

@@ -1,14 +1,14 @@
-//! Who may ask: whoever has the key, if there is one.
+//! Who may ask: whoever has the key, if there is one; else whoever knows the worker by a name of its own.
 
 use axum::{
     extract::{Request, State},
-    http::header,
+    http::{HeaderValue, Method, header},
     middleware::Next,
     response::Response,
 };
 use subtle::ConstantTimeEq;
 
-use super::{ApiError, AppState};
+use super::{AllowedHosts, ApiError, AppState};
 
 /// What is answered to anybody: it says nothing but that there is a worker, and what all workers can be asked.
 const OPEN_PATHS: [&str; 6] = ["/", "/livez", "/readyz", "/health", "/openapi.json", "/docs"];
@@ -18,11 +18,22 @@ const OPEN_PATHS: [&str; 6] = ["/", "/livez", "/readyz", "/health", "/openapi.js
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// A key as its owner wrote it; blanks around it do not count. `None` if nothing is left.
-    #[must_use]
-    pub fn new(key: &str) -> Option<Self> {
+    /// A key as its owner wrote it; blanks around it do not count.
+    ///
+    /// # Errors
+    /// When no client could send it, with the reason, to be read on after "the API key".
+    pub fn new(key: &str) -> Result<Self, &'static str> {
         let key = key.trim();
-        (!key.is_empty()).then(|| Self(key.to_owned()))
+        if key.is_empty() {
+            return Err("is empty; leave it out if there is to be none");
+        }
+        if key.contains('\u{feff}') {
+            return Err("has a byte order mark inside, which no client sends; save it without one");
+        }
+        if HeaderValue::from_str(key).is_err() {
+            return Err("has a line end inside, or another character that no client can send in a header; it must be one line");
+        }
+        Ok(Self(key.to_owned()))
     }
 
     /// Takes as long for a key that is nearly right as for one that is all wrong.
@@ -37,17 +48,36 @@ impl std::fmt::Debug for ApiKey {
     }
 }
 
-/// Lets those pass who have the key.
+/// Whom the worker answers.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// What clients must know, if anything.
+    pub api_key: Option<ApiKey>,
+    /// Pages that browsers may ask from.
+    pub cors_origins: Vec<HeaderValue>,
+    /// The only names under which the worker may be asked, if it is for this machine alone.
+    pub allowed_hosts: Option<AllowedHosts>,
+}
+
+/// Lets those pass who may ask.
 pub(super) async fn check(State(state): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
-    if let Some(key) = state.api_key.as_ref().filter(|_| !OPEN_PATHS.contains(&request.uri().path())) {
+    may_ask(&state, &request).inspect_err(ApiError::count_rejection)?;
+    Ok(next.run(request).await)
+}
+
+fn may_ask(state: &AppState, request: &Request) -> Result<(), ApiError> {
+    if let Some(host) = state.access.allowed_hosts.as_ref().and_then(|hosts| hosts.stranger(request)) {
+        return Err(ApiError::unknown_host(host));
+    }
+    // Browsers ask what may be asked without a key.
+    let is_open = OPEN_PATHS.contains(&request.uri().path()) || request.method() == Method::OPTIONS;
+    if let Some(key) = state.access.api_key.as_ref().filter(|_| !is_open) {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         if !given.is_some_and(|given| key.is(given)) {
-            let error = ApiError::unauthorized(given.is_some());
-            error.count_rejection();
-            return Err(error);
+            return Err(ApiError::unauthorized(given.is_some()));
         }
     }
-    Ok(next.run(request).await)
+    Ok(())
 }
 
 /// The key in a header, which may have other bytes than text has.

@@ -10,11 +10,19 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::admission::{MEGAPIXEL, Refusal, retry_after};
+use super::{
+    admission::{MEGAPIXEL, Refusal, retry_after},
+    extract,
+};
 use crate::{backend::GenerationError, common::InvalidValue};
 
-/// Tells `OpenAI`'s clients not to retry by themselves.
+/// Tells `OpenAI`'s clients whether to try again by themselves, where the status alone would tell them otherwise.
 pub(super) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// All fields together, in metrics.
+const INVALID_PARAM: &str = "invalid_param";
+/// All that have no series of their own.
+const OTHER: &str = "other";
 
 /// An error with its status.
 #[derive(Debug, Clone)]
@@ -22,7 +30,9 @@ pub(super) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
     retry_after: Option<Duration>,
-    never_retry: bool,
+    should_retry: Option<bool>,
+    /// Whether the client is to come back on another connection.
+    closes: bool,
 }
 
 /// The body of every error.
@@ -48,10 +58,34 @@ pub(super) struct ErrorBody {
 }
 
 impl ApiError {
+    /// Why requests are refused before they are queued, as metrics have it.
+    pub(super) const REJECTIONS: [&str; 20] = [
+        "body_timed_out",
+        "body_too_large",
+        "forbidden",
+        "host_not_allowed",
+        "idempotency_key_reused",
+        INVALID_PARAM,
+        "invalid_api_key",
+        "invalid_body",
+        "invalid_json",
+        "missing_required_parameter",
+        "model_loading",
+        OTHER,
+        "out_of_memory",
+        "queue_full",
+        "shutting_down",
+        "too_many_uploads",
+        "too_much_work",
+        "unsupported_content_encoding",
+        "unsupported_media_type",
+        "would_time_out",
+    ];
+
     fn new(status: StatusCode, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
         let body = ErrorBody { message: message.into(), kind, param: None, code: code.into() };
-        Self { status, body, retry_after: None, never_retry: false }
+        Self { status, body, retry_after: None, should_retry: None, closes: false }
     }
 
     pub(super) fn no_such_route(path: &str) -> Self {
@@ -73,6 +107,12 @@ impl ApiError {
     pub(super) fn not_json() -> Self {
         let message = "the body must be JSON, with the header content-type: application/json";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+    }
+
+    pub(super) fn encoded_body(encoding: &str) -> Self {
+        let encoding = extract::clip(encoding);
+        let message = format!("the body must be sent as it is, without the header content-encoding, not in the encoding \"{encoding}\"");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", message)
     }
 
     pub(super) fn no_form() -> Self {
@@ -142,6 +182,14 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "a web page may not do this")
     }
 
+    pub(super) fn unknown_host(host: &str) -> Self {
+        let host = extract::clip(host);
+        let message = format!(
+            "this worker is for its own machine, which \"{host}\" may not be: ask for localhost, or start it with --allowed-host {host}, or with a key"
+        );
+        Self::new(StatusCode::FORBIDDEN, "host_not_allowed", message)
+    }
+
     pub(super) fn stalled(silence: Duration) -> Self {
         let message = format!("the engine has not moved for {} s", silence.as_secs());
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stalled", message)
@@ -152,14 +200,15 @@ impl ApiError {
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_loading", "the model is still loading") }
     }
 
+    /// Behind a balancer, the next try goes to another worker, if it does not come on the connection to this one.
     pub(super) fn draining() -> Self {
-        let never_retry = true;
-        Self { never_retry, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "this worker is shutting down") }
+        let (should_retry, closes) = (Some(true), true);
+        Self { should_retry, closes, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "this worker is shutting down") }
     }
 
     pub(super) fn cancelled() -> Self {
-        let never_retry = true;
-        Self { never_retry, ..Self::new(StatusCode::GONE, "cancelled", "the request was cancelled") }
+        let should_retry = Some(false);
+        Self { should_retry, ..Self::new(StatusCode::GONE, "cancelled", "the request was cancelled") }
     }
 
     pub(super) fn key_reused() -> Self {
@@ -182,7 +231,11 @@ impl ApiError {
 
     /// In the metrics, where fields have one name together: clients choose theirs, and metrics forget nothing.
     pub(super) fn count_rejection(&self) {
-        let reason = if let Cow::Borrowed(code) = self.body.code { code } else { "invalid_param" };
+        let reason = match self.body.code {
+            Cow::Borrowed(code) if Self::REJECTIONS.contains(&code) => code,
+            Cow::Borrowed(_) => OTHER,
+            Cow::Owned(_) => INVALID_PARAM,
+        };
         metrics::counter!("sdw_rejected_total", "reason" => reason).increment(1);
     }
 
@@ -215,7 +268,7 @@ impl From<Refusal> for ApiError {
                 );
                 let mut error = Self::busy("would_time_out", message);
                 // Where there is not enough time even without others, trying again is in vain.
-                error.never_retry = own > deadline;
+                error.should_retry = (own > deadline).then_some(false);
                 error.retry_after = (own <= deadline).then(|| retry_after((others + own).saturating_sub(deadline)));
                 error
             }
@@ -236,7 +289,7 @@ impl From<GenerationError> for ApiError {
         let message = error.to_string();
         let internal = |code: &'static str| Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message.clone());
         // Doing the same again would end the same.
-        let hopeless = |code: &'static str| Self { never_retry: true, ..internal(code) };
+        let hopeless = |code: &'static str| Self { should_retry: Some(false), ..internal(code) };
         match error {
             GenerationError::Unsupported(invalid) => invalid.into(),
             // Nobody who asked for it is left to read it, unless it is the worker that cancels.
@@ -264,8 +317,11 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.never_retry {
-            headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+        if let Some(should_retry) = self.should_retry {
+            headers.insert(X_SHOULD_RETRY, HeaderValue::from_static(if should_retry { "true" } else { "false" }));
+        }
+        if self.closes {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -29,8 +29,12 @@ impl Description {
     pub(super) fn new(mut api: OpenApi) -> Self {
         // Names in paths that take slashes are written so for axum, and not for OpenAPI.
         api.paths.paths = std::mem::take(&mut api.paths.paths).into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
-        let api = serde_json::to_value(&api).unwrap_or_default();
-        Self { json: api.to_string(), page: page::render(&api) }
+        // In the order of the router, which a value of JSON forgets.
+        let paths: Vec<&str> = api.paths.paths.keys().map(String::as_str).collect();
+        Self {
+            json: serde_json::to_string(&api).unwrap_or_default(),
+            page: page::render(&serde_json::to_value(&api).unwrap_or_default(), &paths),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use axum::{
         FromRequest, Multipart, Request, State,
         multipart::{Field, MultipartError},
     },
-    http::{HeaderMap, StatusCode, header},
+    http::{StatusCode, header},
     response::Response,
 };
 use serde_json::{
@@ -29,7 +29,7 @@ use super::{
     client_wishes::{ClientWishes, WaitHeaders},
     extract::{self, FromFields, JsonBody},
     fields::{self, Fields},
-    images,
+    hosts, images,
     openapi::{Forbidden, IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
     uploads,
     wire::{ImagesRequest, ImagesResponse},
@@ -91,7 +91,13 @@ pub(super) struct EditsRequest {
     path = "/v1/images/edits",
     tag = IMAGES,
     params(WaitHeaders),
-    request_body(content((EditsRequest = "multipart/form-data"), (EditsRequest = "application/json"))),
+    request_body(content(
+        (EditsRequest = "multipart/form-data"),
+        (EditsRequest = "application/json", example = json!({
+            "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR42mOwidqSErUFk2QYWhIAEEZXgauZLxMAAAAASUVORK5CYII=",
+            "prompt": "an owl on a blue background", "strength": 0.7, "size": "128x128"
+        }))
+    )),
     responses(
         (status = 200, description = "The pictures, or with `stream` the events that lead to them", content((ImagesResponse = "application/json"), ("text/event-stream", item_schema = ImageItem))),
         KeyMissing, Forbidden, Refused, NotReady, WentWrong, TooLate
@@ -119,9 +125,9 @@ impl FromRequest<AppState> for EditsBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        match extract::media_type(request.headers()).as_str() {
+        match extract::media_type(request.headers())?.as_str() {
             "multipart/form-data" => {
-                check_page(request.headers(), state)?;
+                check_page(&request, state)?;
                 extract::check_length(request.headers(), MAX_UPLOAD_BYTES)?;
                 Ok(Self(from_form(request, state).await?))
             }
@@ -147,12 +153,12 @@ impl FromFields for Edit {
 }
 
 /// Browsers send forms to wherever a page says without asking first, but name the page: it must be one that may ask, or our own.
-fn check_page(headers: &HeaderMap, state: &AppState) -> Result<(), ApiError> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+fn check_page(request: &Request, state: &AppState) -> Result<(), ApiError> {
+    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
+    let host = hosts::authority(request);
     let of_page = origin.to_str().ok().and_then(|origin| Some(origin.split_once("://")?.1));
     let is_own = host.is_some() && host == of_page;
-    if is_own || state.cors_origins.contains(origin) { Ok(()) } else { Err(ApiError::not_for_browsers()) }
+    if is_own || state.access.cors_origins.contains(origin) { Ok(()) } else { Err(ApiError::not_for_browsers()) }
 }
 
 /// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash};
 
 use axum::{
     extract::{FromRequest, Request},
-    http::{HeaderMap, header},
+    http::{HeaderMap, HeaderValue, header},
 };
 use serde_json::error::Category;
 use serde_path_to_error::{Path, Segment};
@@ -35,7 +35,7 @@ impl<T: FromFields, const LIMIT: usize> FromRequest<AppState> for JsonBody<T, LI
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         // Asking for the header is not pedantry: it keeps web pages from posting here behind their visitor's back.
-        if media_type(request.headers()) != "application/json" {
+        if media_type(request.headers())? != "application/json" {
             return Err(ApiError::not_json());
         }
         check_length(request.headers(), LIMIT)?;
@@ -44,7 +44,7 @@ impl<T: FromFields, const LIMIT: usize> FromRequest<AppState> for JsonBody<T, LI
         let length = bytes.len();
         let read = move |hasher: &mut DefaultHasher| {
             bytes.hash(hasher);
-            T::from_fields(Fields::parse(&bytes)?)
+            T::from_fields(Fields::parse(in_utf8(&bytes)?)?)
         };
         Ok(Self(body_bytes::digest(length, room, hasher, read).await?))
     }
@@ -58,9 +58,16 @@ pub(super) fn route_hasher(request: &Request) -> DefaultHasher {
 }
 
 /// What the body is said to be, without parameters.
-pub(super) fn media_type(headers: &HeaderMap) -> String {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+///
+/// # Errors
+/// When it is said to be compressed: what it then grows to would have no bound.
+pub(super) fn media_type(headers: &HeaderMap) -> Result<String, ApiError> {
+    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+    if let Some(encoding) = headers.get_all(header::CONTENT_ENCODING).iter().map(text).find(|encoding| encoding != "identity") {
+        return Err(ApiError::encoded_body(&encoding));
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).map(text).unwrap_or_default();
+    Ok(content_type.split(';').next().unwrap_or_default().trim().to_owned())
 }
 
 /// How much the client says that it will send.
@@ -71,6 +78,14 @@ pub(super) fn length(headers: &HeaderMap) -> Option<usize> {
 /// Refuses at once where the client says how much it means to send, so that it need not send it.
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     if length(headers).is_some_and(|length| length > limit) { Err(ApiError::body_too_large(limit)) } else { Ok(()) }
+}
+
+/// Some programs of Windows begin a text with a byte order mark.
+fn in_utf8(bytes: &[u8]) -> Result<&[u8], ApiError> {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(ApiError::broken_json("it is in UTF-16, and must be in UTF-8"));
+    }
+    Ok(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes))
 }
 
 /// A field's name as errors repeat it.

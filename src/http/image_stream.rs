@@ -3,16 +3,13 @@
 //! Shaped by what the official clients do: no `id:` and no `retry:`, progress as comments unless asked for as events, errors
 //! nested as in JSON bodies, and a last event whatever happens, since both clients take a stream that just ends for a success.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
-use axum::response::{
-    IntoResponse, Response,
-    sse::{Event, KeepAlive, Sse},
-};
+use axum::response::{Response, sse::Event};
 use futures::stream;
 
 use super::{
-    KEEP_ALIVE, body_bytes,
+    body_bytes, event_stream,
     image_events::{Completed, ImageEvent, Preview, ProgressEvent},
     run::{Entry, Follower, Run},
     unix_seconds,
@@ -28,11 +25,10 @@ pub(super) struct ImageStream {
 
 /// Turns the stream into an answer.
 pub(super) fn respond(stream: ImageStream) -> Response {
-    let events = stream::unfold(stream, |mut stream| async move {
+    event_stream::respond(stream::unfold(stream, |mut stream| async move {
         let event = stream.next().await?;
-        Some((Ok::<_, Infallible>(event), stream))
-    });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+        Some((event, stream))
+    }))
 }
 
 impl ImageStream {

@@ -21,7 +21,10 @@ use crate::{backend::ModelInfo, common::RequestId};
     path = "/v1/images/generations",
     tag = IMAGES,
     params(WaitHeaders),
-    request_body = ImagesRequest,
+    request_body(
+        content = ImagesRequest,
+        example = json!({ "prompt": "a fox on a blue background", "seed": 7, "steps": 12, "size": "128x128" })
+    ),
     responses(
         (status = 200, description = "The pictures, or with `stream` the events that lead to them", content((ImagesResponse = "application/json"), ("text/event-stream", item_schema = ImageItem))),
         KeyMissing, Refused, NotReady, WentWrong, TooLate

@@ -5,7 +5,7 @@ use metrics::Unit;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::{
-    AppState,
+    ApiError, AppState,
     openapi::{KeyMissing, PROCESS},
 };
 
@@ -25,7 +25,33 @@ pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Full("sdw_batch_size".to_owned()), &BATCH_SIZES)?;
     let handle = builder.install_recorder()?;
     describe();
+    begin();
     Ok(handle)
+}
+
+/// Has every series be there, at zero, from the first scrape: what changes from nothing to one is no increase to Prometheus.
+fn begin() {
+    for (name, label, values) in [
+        ("sdw_requests_total", "outcome", &["ok", "cancelled", "error"][..]),
+        ("sdw_rejected_total", "reason", &ApiError::REJECTIONS),
+        ("sdw_cancelled_total", "reason", &["deadline", "cancelled", "disconnect"]),
+        ("sdw_prompt_cache_total", "outcome", &["hit", "miss"]),
+    ] {
+        for value in values {
+            metrics::counter!(name, label => *value).increment(0);
+        }
+    }
+    metrics::counter!("sdw_images_total").increment(0);
+    for name in ["sdw_requests_waiting", "sdw_requests_running", "sdw_queue_capacity", "sdw_model_loaded"] {
+        metrics::gauge!(name).set(0);
+    }
+    // Those that are asked for are there, with nothing in them.
+    for name in ["sdw_queue_seconds", "sdw_step_seconds", "sdw_batch_size", "sdw_generation_seconds"] {
+        drop(metrics::histogram!(name));
+    }
+    for phase in ["text", "denoise", "decode", "encode"] {
+        drop(metrics::histogram!("sdw_phase_seconds", "phase" => phase));
+    }
 }
 
 fn describe() {

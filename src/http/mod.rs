@@ -6,12 +6,15 @@ mod api_error;
 mod body_bytes;
 mod client_wishes;
 mod connections;
+mod cors;
 mod delivery;
 mod discovery;
 mod docs;
 mod edits;
+mod event_stream;
 mod extract;
 mod fields;
+mod hosts;
 mod image_events;
 mod image_stream;
 mod images;
@@ -20,6 +23,7 @@ mod lifecycle;
 mod metrics_endpoint;
 mod models;
 mod openapi;
+mod origins;
 mod paced_body;
 mod probes;
 mod request_context;
@@ -36,25 +40,26 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use access::ApiKey;
+pub use access::{Access, ApiKey};
 pub use admission::{Admission, Demand, MEGAPIXEL, Permit};
 use api_error::ApiError;
 use axum::{
     Extension, Router,
     extract::DefaultBodyLimit,
-    http::{HeaderValue, Method, Uri, header},
+    http::{Method, StatusCode, Uri},
     middleware,
+    response::{IntoResponse, Response},
 };
 pub use connections::{ConnectionLimits, serve};
+pub use hosts::AllowedHosts;
 pub use lifecycle::Lifecycle;
 pub use metrics_endpoint::install_recorder;
 use metrics_exporter_prometheus::PrometheusHandle;
+pub use origins::origin;
 pub use runs::{RunLimits, Runs};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use tower::util::option_layer;
-use tower_http::cors::{AllowHeaders, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt},
@@ -83,10 +88,8 @@ pub struct AppState {
     pub admission: Admission,
     /// What clients may come back to.
     pub runs: Runs,
-    /// What clients must know, if anything.
-    pub api_key: Option<ApiKey>,
-    /// Pages that browsers may ask from.
-    pub cors_origins: Vec<HeaderValue>,
+    /// Who may ask.
+    pub access: Access,
     /// How long a client may be silent in the middle of a body.
     pub client_timeout: Duration,
     /// How many pictures of one size the engine works on together.
@@ -126,26 +129,22 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(jobs::stream))
         .routes(routes!(jobs::result))
         .split_for_parts();
-    router
+    let router = router
         .layer(Extension(Arc::new(docs::Description::new(api))))
         .fallback(|uri: Uri| async move { ApiError::no_such_route(uri.path()) })
-        .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .method_not_allowed_fallback(other_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(state.client_timeout, paced_body::pace))
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
-        .layer(option_layer(cors(&state)))
+        .with_state(state.clone());
+    cors::open_to(router, state.access.cors_origins.clone())
         .layer(middleware::from_fn(request_context::attach))
-        .layer(middleware::from_fn_with_state(state.clone(), unread_body::forget))
-        .with_state(state)
+        .layer(middleware::from_fn_with_state(state, unread_body::forget))
 }
 
-/// Nothing is allowed to pages that were not named.
-fn cors(state: &AppState) -> Option<CorsLayer> {
-    let origins = &state.cors_origins;
-    let layer = || CorsLayer::new().allow_origin(origins.clone()).allow_methods([Method::GET, Method::POST, Method::DELETE]);
-    // OpenAI's client sends a dozen of its own, and reads when to try again.
-    let read = [request_context::X_REQUEST_ID, header::RETRY_AFTER, api_error::X_SHOULD_RETRY];
-    (!origins.is_empty()).then(|| layer().allow_headers(AllowHeaders::mirror_request()).expose_headers(read))
+/// What a route says where it does not take the method, or is asked which it takes; axum names those in the header `allow`.
+async fn other_method(method: Method) -> Response {
+    if method == Method::OPTIONS { StatusCode::NO_CONTENT.into_response() } else { ApiError::method_not_allowed().into_response() }
 }
 
 /// Seconds since 1970.

@@ -89,10 +89,12 @@ errors! {
     }
     KeyMissing {
         /// The worker has a key, and the request does not
-        Unauthorized = 401
+        Unauthorized = 401,
+        /// The worker does not go by the host that the request names
+        Stranger = 403,
     }
     Forbidden {
-        /// Not for web pages
+        /// Not for web pages, or the worker does not go by the host that the request names
         Forbidden = 403
     }
     NotFound {
@@ -115,7 +117,7 @@ errors! {
         Stopped = 408,
         /// The body is too large
         TooLarge = 413,
-        /// The body is not what the header says it should be
+        /// The body is not what its headers should say that it is
         NotJson = 415,
         /// The idempotency key was sent with another request
         KeyReused = 422,
@@ -127,7 +129,7 @@ errors! {
         Failed = 500
     }
     NotReady {
-        /// The worker loads (`retry-after` says when to come back) or stops (`x-should-retry: false`)
+        /// The worker loads (`retry-after` says when to come back) or stops (`x-should-retry: true`: another worker may take it)
         NotReady = 503
     }
     TooLate {

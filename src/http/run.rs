@@ -425,7 +425,7 @@ mod tests {
     use crate::{
         backend::{Pulse, RequestQueue},
         common::{ImageSize, OutputConfig, Sampler, SamplingOptions, Schedule},
-        http::{Admission, Lifecycle, RunLimits, Runs, wire::OnDisconnect},
+        http::{Access, Admission, Lifecycle, RunLimits, Runs, wire::OnDisconnect},
     };
 
     /// A worker of one place, and what its engine would get.
@@ -436,8 +436,7 @@ mod tests {
             lifecycle: watch::channel(lifecycle).1,
             admission: Admission::new(1),
             runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 20 }),
-            api_key: None,
-            cors_origins: Vec::new(),
+            access: Access::default(),
             client_timeout: Duration::from_mins(1),
             max_batch: 1,
             pulse: Pulse::default(),

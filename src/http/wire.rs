@@ -234,7 +234,7 @@ impl ImagesRequest {
         ignore_if(self.clip_skip.is_some() && !info.has_clip_skip(), "clip_skip");
         let negative_prompt = self.negative_prompt.unwrap_or_default();
         ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
-        ignored.extend(options_without_effect(&config, is_guided).map(str::to_owned));
+        ignored.extend(config.options_without_effect(is_guided).map(str::to_owned));
         ignored.sort();
 
         let default_output = OutputConfig::default();
@@ -314,18 +314,6 @@ impl ImagesOrder {
         let pixels = self.config.size.pixels() * self.samples as u64;
         Demand { pictures: self.count, steps: self.evaluations, pixels, deadline }
     }
-}
-
-/// Options that the sampler does not have, or that need guidance.
-fn options_without_effect(config: &SamplingConfig, is_guided: bool) -> impl Iterator<Item = &'static str> + use<> {
-    let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, .. } = config.options;
-    let without_effect = [
-        ("guidance_rescale", guidance_rescale.is_some_and(|share| share.get() > 0.0) && !is_guided),
-        ("guidance_interval", guidance_interval.is_some_and(|interval| !interval.is_all()) && !is_guided),
-        ("eta", eta.is_some_and(|eta| eta.get() > 0.0) && !config.sampler.has_eta()),
-        ("zero_snr", zero_snr == Some(true) && !config.sampler.knows_zero_snr()),
-    ];
-    without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
 }
 
 /// The pictures, and how they were made.

@@ -61,6 +61,91 @@ async fn help_does_not_show_the_key() {
 }
 
 #[tokio::test]
+async fn a_key_that_no_client_can_send_is_refused_at_the_start() {
+    for (key, reason) in
+        [("a\nb", "has a line end inside"), ("a\u{7f}b", "has a line end inside"), ("\u{feff}abc", "has a byte order mark inside")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, key).unwrap();
+        for output in [
+            binary().args(["--api-key-file", file.to_str().unwrap()]).output().unwrap(),
+            binary().env("SD_WORKER_API_KEY", key).output().unwrap(),
+        ] {
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(78), "{key:?}: {stderr}");
+            assert!(stderr.contains(&format!("error: the API key {reason}")), "{key:?}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn origins_and_hosts_that_no_browser_sends_are_refused_at_the_start() {
+    for (option, value) in [
+        ("--cors-origin", "localhost"),
+        ("--cors-origin", "https://example.org/app"),
+        ("--cors-origin", "http://a,"),
+        ("--cors-origin", "*"),
+        ("--allowed-host", "http://a"),
+        ("--allowed-host", "a/b"),
+    ] {
+        let output = binary().args([option, value]).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{option} {value}: {stderr}");
+        let wrong = value.split(',').next_back().unwrap();
+        assert!(stderr.contains(&format!("error: {option} must be ")) && stderr.contains(&format!(", not \"{wrong}\"")), "{stderr}");
+    }
+}
+
+/// A page in a browser may have a name of its own lead to this machine.
+#[tokio::test]
+async fn on_loopback_without_a_key_a_worker_goes_by_the_names_of_loopback() {
+    // The name is made to lead to the worker, as that page does. HTTP/2 has it in `:authority`.
+    let ask = async |worker: &Worker, is_http2: bool, host: &str| {
+        let port = worker.address().1;
+        let client = Client::builder().resolve(host, std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+        let client = if is_http2 { client.http2_prior_knowledge() } else { client }.build().unwrap();
+        client.get(format!("http://{host}:{port}/v1/models")).send().await.unwrap()
+    };
+    let closed = Worker::ready(&[]);
+    for is_http2 in [false, true] {
+        for host in ["localhost", "LOCALHOST", "sd.localhost", "127.0.0.1"] {
+            assert_eq!(ask(&closed, is_http2, host).await.status(), 200, "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example"] {
+            let refused = ask(&closed, is_http2, host).await;
+            assert_eq!(refused.status(), 403, "{host}");
+            let error = refused.json::<Value>().await.unwrap()["error"].clone();
+            assert_eq!(error["code"], "host_not_allowed");
+            assert!(error["message"].as_str().unwrap().contains(&format!("--allowed-host {host}")), "{error}");
+        }
+    }
+    let page = Client::new().post(closed.url("/v1/images/generations")).header("host", "evil.example").json(&small("a fox"));
+    assert_eq!(page.send().await.unwrap().status(), 403);
+    assert_eq!(closed.metric("sdw_rejected_total{reason=\"host_not_allowed\"}").await.to_bits(), f64::to_bits(7.0));
+    // A client of HTTP/1.0 names no host; a browser always does.
+    assert!(http_1_0(&closed).starts_with("HTTP/1.0 200"));
+
+    let named = Worker::ready(&["--allowed-host", "Worker.example:443,other.example"]);
+    for (host, status) in [("worker.example", 200), ("other.example", 200), ("localhost", 200), ("evil.example", 403)] {
+        assert_eq!(ask(&named, false, host).await.status(), status, "{host}");
+    }
+    let with_key = Worker::ready(&["--api-key", "k"]);
+    assert_eq!(ask(&with_key, false, "worker.example").await.status(), 401, "where there is a key, it decides");
+    let for_others = Worker::ready(&["--host", "0.0.0.0", "--insecure"]);
+    assert_eq!(ask(&for_others, false, "worker.example").await.status(), 200);
+}
+
+fn http_1_0(worker: &Worker) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(worker.address()).unwrap();
+    stream.write_all(b"GET /livez HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test]
 async fn web_pages_may_ask_only_if_they_were_named() {
     let preflight = |worker: &Worker, origin: &'static str| {
         let request = Client::new().request(Method::OPTIONS, worker.url("/v1/images/generations")).header("origin", origin);
@@ -70,14 +155,29 @@ async fn web_pages_may_ask_only_if_they_were_named() {
     let closed = Worker::ready(&[]);
     assert!(!preflight(&closed, "http://localhost:3000").await.unwrap().headers().contains_key("access-control-allow-origin"));
 
-    let open = Worker::ready(&["--cors-origin", "http://localhost:3000,https://example.org", "--api-key", "k"]);
+    let open = Worker::ready(&["--cors-origin", "HTTP://localhost:3000/, https://Example.org:443", "--api-key", "k"]);
     for origin in ["http://localhost:3000", "https://example.org"] {
         let answer = preflight(&open, origin).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (204, &"POST".parse().unwrap()));
         assert_eq!(answer.headers()["access-control-allow-origin"], origin);
         assert_eq!(answer.headers()["access-control-allow-methods"], "GET,POST,DELETE");
         assert_eq!(answer.headers()["access-control-allow-headers"], "authorization,content-type,idempotency-key,x-stainless-lang");
         let refused = Client::new().get(open.url("/v1/models")).header("origin", origin).send().await.unwrap();
         assert_eq!(refused.headers()["access-control-expose-headers"], "x-request-id,retry-after,x-should-retry");
+    }
+    // Some programs ask so whether there is a worker; browsers ask without a key.
+    for (worker, origins) in [(&closed, &[None][..]), (&open, &[None, Some("https://example.org"), Some("https://example.com")])] {
+        for origin in origins {
+            let asked = Client::new().request(Method::OPTIONS, worker.url("/v1/images/generations"));
+            let asked = origin.map_or(asked.try_clone().unwrap(), |origin| asked.header("origin", origin));
+            let answer = asked.send().await.unwrap();
+            assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (204, &"POST".parse().unwrap()), "{origin:?}");
+            assert!(!answer.headers().contains_key("content-length"));
+            let allowed = answer.headers().get("access-control-allow-origin");
+            assert_eq!(allowed.is_some(), *origin == Some("https://example.org"), "{origin:?}");
+        }
+        let other = Client::new().request(Method::OPTIONS, worker.url("/v2")).send().await.unwrap();
+        assert_eq!(other.status(), 404);
     }
     assert!(!preflight(&open, "https://example.com").await.unwrap().headers().contains_key("access-control-allow-origin"));
 }

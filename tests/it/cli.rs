@@ -4,79 +4,19 @@ use std::{fs, path::Path, process::Output};
 
 use crate::support::{binary, copy_of_tiny, edit};
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     binary().args(args).output().unwrap()
 }
 
 /// Exit code and last line of stderr.
-fn failure(args: &[&str]) -> (i32, String) {
+pub(crate) fn failure(args: &[&str]) -> (i32, String) {
     let output = run(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
     (output.status.code().unwrap(), stderr.trim_end().lines().last().unwrap_or_default().to_owned())
 }
 
-fn path(folder: &tempfile::TempDir, name: &str) -> String {
+pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> String {
     folder.path().join(name).to_str().unwrap().to_owned()
-}
-
-#[test]
-fn a_prompt_becomes_a_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (file, latents) = (path(&folder, "fox.png"), path(&folder, "fox.safetensors"));
-    let args = [
-        "generate",
-        "a fox",
-        "-o",
-        &file,
-        "--seed",
-        "1",
-        "--steps",
-        "2",
-        "--width",
-        "72",
-        "--height",
-        "64",
-        "--guidance-scale",
-        "4",
-        "--sampler",
-        "euler a",
-        "--save-latents",
-        &latents,
-    ];
-    let output = run(&args);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{stderr}");
-    assert!(stderr.contains("72x64, 2 steps of euler_a at guidance 4, seed 1 (load "), "{stderr}");
-    assert_eq!(image::open(&file).unwrap().width(), 72);
-
-    let tensors = candle_core::safetensors::load(&latents, &candle_core::Device::Cpu).unwrap();
-    let mut names: Vec<&String> = tensors.keys().collect();
-    names.sort();
-    assert_eq!(names, ["latents.0", "latents.1", "latents.2", "text_embeddings"]);
-    assert_eq!(tensors["latents.2"].dims()[..2], [1, 4]);
-
-    let first = fs::read(&file).unwrap();
-    assert!(run(&args).status.success());
-    assert_eq!(fs::read(&file).unwrap(), first, "the same seed, the same file");
-}
-
-/// A link stays one, whatever is written through it.
-#[cfg(unix)]
-#[test]
-fn files_are_written_through_links() {
-    let folder = tempfile::tempdir().unwrap();
-    let [picture, latents] = ["fox.png", "fox.safetensors"].map(|name| {
-        fs::write(path(&folder, &format!("real {name}")), "old").unwrap();
-        std::os::unix::fs::symlink(format!("real {name}"), path(&folder, name)).unwrap();
-        path(&folder, name)
-    });
-    let files = ["-o", &picture, "--save-latents", &latents];
-    let output = binary().args(["generate", "a fox", "--steps", "1", "--width", "64", "--height", "64"]).args(files).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!([&picture, &latents].iter().all(|file| fs::symlink_metadata(file).unwrap().is_symlink()));
-    assert_eq!(image::open(path(&folder, "real fox.png")).unwrap().width(), 64);
-    let tensors = candle_core::safetensors::load(path(&folder, "real fox.safetensors"), &candle_core::Device::Cpu).unwrap();
-    assert!(tensors.contains_key("latents.1"));
 }
 
 /// A disk that is full and a reader that is gone.
@@ -92,11 +32,58 @@ fn what_cannot_be_said_stops_nothing() {
         let (_, pipe) = std::io::pipe().unwrap();
         [fs::File::options().write(true).open("/dev/full").unwrap().into(), pipe.into()]
     };
-    for args in [&["models", "list"][..], &["--build-info"], &generate] {
-        for (stdout, stderr) in nowhere().into_iter().zip(nowhere()) {
+    for (args, code) in [(&["models", "list"][..], 73), (&["--build-info"], 73), (&["--help"], 73), (&generate, 0)] {
+        // What was printed on a full disk is lost; a reader that is gone has what it wanted.
+        for ((stdout, stderr), code) in nowhere().into_iter().zip(nowhere()).zip([code, 0]) {
             let status = binary().args(args).stdout(stdout).stderr(stderr).status().unwrap();
-            assert_eq!(status.code(), Some(0), "{args:?}");
+            assert_eq!(status.code(), Some(code), "{args:?}");
         }
+    }
+    assert_eq!(image::open(&picture).unwrap().width(), 64);
+}
+
+/// A pipe that somebody holds and does not read, and that is full already.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_pipe_stops_a_command() {
+    use std::{io::Write, os::fd::AsRawFd, process::Stdio, time::Instant};
+
+    fn full_pipe() -> (std::io::PipeReader, Stdio) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        // Only what can be told from the other end makes a pipe full without waiting.
+        let mut file =
+            fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(format!("/proc/self/fd/{}", writer.as_raw_fd())).unwrap();
+        while file.write(&[b'x'; 4096]).is_ok() {}
+        while file.write(b"x").is_ok() {}
+        (reader, writer.into())
+    }
+    use std::os::unix::fs::OpenOptionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let picture = path(&folder, "fox.png");
+    let generate = ["generate", "a fox", "--steps", "1", "--width", "64", "--height", "64", "-o", &picture];
+    for (args, code) in [
+        (&["models", "list"][..], 73),
+        (&["--build-info"], 73),
+        (&["--version"], 73),
+        (&["selfcheck", "--device", "cpu"], 73),
+        (&["dance"], 64),
+        (&["serve", "--port", "0", "--exit-on-stdin-eof"], 0),
+        (&generate, 0),
+    ] {
+        let ((_out, stdout), (_err, stderr)) = (full_pipe(), full_pipe());
+        let mut child = binary().args(args).stdout(stdout).stderr(stderr).spawn().unwrap();
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if started.elapsed().as_secs() > 180 {
+                child.kill().unwrap();
+                panic!("{args:?} hangs");
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        assert_eq!(status.code(), Some(code), "{args:?}");
     }
     assert_eq!(image::open(&picture).unwrap().width(), 64);
 }
@@ -204,7 +191,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (
             vec!["generate", "a", "-o", "fox.gif"],
             64,
-            "error: output must be a file name that ends in .png, .jpg, .jpeg or .webp, not fox.gif",
+            "error: output must be - or a file name that ends in .png, .jpg, .jpeg or .webp, not fox.gif",
         ),
         (
             vec!["generate", "a", "-o", "no/such/folder/fox.png"],
@@ -219,7 +206,6 @@ fn bad_arguments_are_refused_in_one_line() {
         ),
         (vec!["serve", "--api-key", " "], 78, "error: the API key is empty; leave it out if there is to be none"),
         (vec!["serve", "--api-key-file", "no/such/key"], 78, "error: the API key cannot be read from no/such/key: No such file"),
-        (vec!["serve", "--cors-origin", "localhost"], 78, "must be an origin such as http://localhost:3000, not localhost"),
         (vec!["serve", "--queue-capacity", "0"], 64, "0 is not in 1..=1000000"),
         (vec!["generate", "a", "--save-latents", "no/such/folder/x.safetensors"], 73, "cannot write no/such/folder/x.safetensors"),
         (vec!["generate", "a", "--max-pixels", "1000"], 78, "error: --max-pixels 1000 is less than the model's own "),
@@ -264,6 +250,55 @@ fn flags_in_the_environment_are_put_in_many_ways() {
     }
     let (code, message) = outcome("SD_WORKER_INSECURE", "perhaps");
     assert!(code == 64 && message.contains("'perhaps' for '--insecure'"), "{code}: {message}");
+}
+
+#[test]
+fn a_variable_that_is_empty_is_none_and_one_that_is_misspelt_is_named() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = port.local_addr().unwrap().port().to_string();
+    // Where it gets as far as the port, it took the others for what they are.
+    let outcome = |variables: &[(&str, &str)]| {
+        let output =
+            binary().args(["serve", "--log-level", "warn"]).env("SD_WORKER_PORT", &taken).envs(variables.iter().copied()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let empty =
+        ["SD_WORKER_HOST", "SD_WORKER_DEVICE", "SD_WORKER_THREADS", "SD_WORKER_API_KEY", "SD_WORKER_CORS_ORIGIN", "SD_WORKER_INSECURE"];
+    let (code, stderr) = outcome(&empty.map(|name| (name, "")));
+    assert_eq!((code, stderr.lines().count()), (69, 1), "{stderr}");
+    let (code, stderr) = outcome(&[("SD_WORKER_CALBACK_URL", "x"), ("SD_WORKER_WARP", "1"), ("SD_WORKER_NOTHING", "")]);
+    assert_eq!(code, 69, "{stderr}");
+    for said in [
+        "SD_WORKER_CALBACK_URL sets nothing: did you mean SD_WORKER_CALLBACK_URL?",
+        "SD_WORKER_WARP sets nothing: `sd-worker serve --help`",
+    ] {
+        assert_eq!(stderr.matches(said).count(), 1, "{said}: {stderr}");
+    }
+    assert!(!stderr.contains("SD_WORKER_NOTHING"), "{stderr}");
+    // As Kubernetes sets them beside a service of this name.
+    let of_kubernetes =
+        [("SD_WORKER_PORT", "tcp://10.0.0.7:80"), ("SD_WORKER_SERVICE_HOST", "10.0.0.7"), ("SD_WORKER_PORT_80_TCP", "tcp://10.0.0.7:80")];
+    let output = binary().args(["serve", "--log-level", "warn", "--port", &taken]).envs(of_kubernetes).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(69), 1), "{stderr}");
+}
+
+#[test]
+fn tips_name_what_was_meant_or_nothing() {
+    for (args, tip) in [
+        (["generate", "a", "--step", "1"], Some("--steps")),
+        (["generate", "a", "--guidence-scale", "1"], Some("--guidance-scale")),
+        (["generate", "a", "--scale", "1"], None),
+        (["generate", "a", "--name", "1"], None),
+        (["generate", "a", "--weight", "1"], None),
+        (["generate", "a", "--negative", "1"], Some("--negative-prompt")),
+        (["generate", "a", "--strengths", "1"], Some("--strength")),
+    ] {
+        let stderr = String::from_utf8(run(&args).stderr).unwrap();
+        let tips: Vec<&str> = stderr.lines().filter(|line| line.contains("a similar argument exists")).collect();
+        assert_eq!(tips.len(), usize::from(tip.is_some()), "{args:?}: {stderr}");
+        assert!(tip.is_none_or(|tip| tips[0].contains(&format!("'{tip}'"))), "{args:?}: {stderr}");
+    }
 }
 
 #[test]

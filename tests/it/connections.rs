@@ -28,7 +28,7 @@ async fn who_is_silent_is_disconnected() {
         socket.write_all(sent.as_bytes()).unwrap();
         socket
     };
-    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let silent = [
         ("nothing", connect("")),
         ("one letter, as POST and PRI have it", connect("P")),
@@ -36,7 +36,7 @@ async fn who_is_silent_is_disconnected() {
         ("HTTP/2 without a request", connect("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")),
     ];
     let half_a_body = connect(&format!("{head}content-length: 50\r\n\r\n{{\"prompt\":"));
-    let answered = connect("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n");
+    let answered = connect("GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n");
     for (name, socket) in silent {
         let answer = rest(socket);
         assert!(!answer.contains("200 OK"), "{name}: {answer}");
@@ -72,7 +72,7 @@ async fn who_does_not_read_is_disconnected() {
         request[name] = value;
     }
     let body = request.to_string();
-    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     write!(socket, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
     worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
 }
@@ -142,8 +142,9 @@ async fn connections_are_probed() {
 /// A connection on which a body was refused that is still to be sent.
 fn refused(worker: &Worker, length: usize) -> TcpStream {
     let mut socket = TcpStream::connect(worker.address()).unwrap();
-    let head =
-        format!("POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+    let head = format!(
+        "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
     socket.write_all(head.as_bytes()).unwrap();
     let mut start = [0; 12];
     socket.read_exact(&mut start).unwrap();
@@ -159,7 +160,7 @@ async fn a_refused_body_is_read_and_forgotten() {
     for _ in 0..8 {
         socket.write_all(&vec![b' '; 1 << 20]).unwrap();
     }
-    socket.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    socket.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
     let answers = rest(socket);
     assert!(answers.contains("HTTP/1.1 200"), "{answers}");
 }

@@ -359,8 +359,9 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
         ("/v1/images/edits", "application/json"),
         ("/v1/jobs", "application/json"),
     ] {
-        let head =
-            format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: 60000000\r\n\r\n");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: 60000000\r\n\r\n"
+        );
         let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
     backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, ModelDefaults, ModelInfo, Pipeline, Pulse, RequestQueue},
     common::{ModelFamily, ModelVariant, Sampler, Schedule},
-    http::{self, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
+    http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
     schedulers::SchedulerConfig,
 };
 use serde_json::Value;
@@ -111,8 +111,7 @@ impl FakeWorker {
             lifecycle,
             admission: admission.clone(),
             runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 30 }),
-            api_key: None,
-            cors_origins: Vec::new(),
+            access: Access::default(),
             client_timeout: Duration::from_mins(10),
             max_batch: 1,
             pulse,

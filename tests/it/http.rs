@@ -381,10 +381,40 @@ async fn what_is_no_request_is_refused_in_the_same_form() {
     insta::assert_snapshot!(refusals.join("\n"));
 }
 
+/// As programs on Windows and clients that compress send it.
+#[tokio::test]
+async fn a_body_with_a_mark_is_read_and_one_that_is_encoded_is_told_so() {
+    let worker = Worker::ready(&[]);
+    let send = |path: &str, encoding: &str, body: Vec<u8>| {
+        let request = Client::new().post(worker.url(path)).header("content-type", "application/json").body(body);
+        if encoding.is_empty() { request.send() } else { request.header("content-encoding", encoding).send() }
+    };
+    let text = small("a fox").to_string();
+    let marked = [b"\xef\xbb\xbf", text.as_bytes()].concat();
+    assert_eq!(send("/v1/images/generations", "", marked.clone()).await.unwrap().status(), 200);
+    assert_eq!(send("/v1/images/generations", "Identity", marked).await.unwrap().status(), 200);
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let refused = send("/v1/images/generations", "", [&b"\xff\xfe"[..], &utf16].concat()).await.unwrap();
+    assert_eq!(refused.status(), 400);
+    let message = refused.json::<Value>().await.unwrap()["error"]["message"].clone();
+    assert_eq!(message, "the body is not valid JSON: it is in UTF-16, and must be in UTF-8");
+
+    for path in ["/v1/images/generations", "/v1/images/edits", "/v1/jobs"] {
+        let refused = send(path, "gzip", text.clone().into_bytes()).await.unwrap();
+        assert_eq!(refused.status(), 415, "{path}");
+        let error = refused.json::<Value>().await.unwrap()["error"].clone();
+        assert_eq!(error["code"], "unsupported_content_encoding", "{path}");
+        assert!(error["message"].as_str().unwrap().contains("not in the encoding \"gzip\""), "{error}");
+    }
+    let form = reqwest::multipart::Form::new().text("prompt", "a fox");
+    let form = Client::new().post(worker.url("/v1/images/edits")).header("content-encoding", "br").multipart(form).send().await.unwrap();
+    assert_eq!(form.status(), 415);
+}
+
 #[tokio::test]
 async fn a_body_of_20_mb_is_refused_before_it_is_sent() {
     let worker = Worker::ready(&[]);
-    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 20971520\r\n\r\n";
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 20971520\r\n\r\n";
     let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
     socket.write_all(head.as_bytes()).await.unwrap();
     let mut answer = String::new();

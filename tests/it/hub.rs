@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::Path,
     process::Output,
     sync::{
@@ -14,7 +15,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{Path as UrlPath, State},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, Method, StatusCode},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -47,12 +48,26 @@ struct Hub {
     moves: AtomicBool,
     /// A part whose weights are pickled.
     pickled: Option<&'static str>,
+    /// Whether it, or what stands before it, sends all of a file whatever part is asked for.
+    knows_no_ranges: bool,
+    /// Whether it compresses text, for those who take that or for all.
+    compresses: Option<Compresses>,
+    /// Another host, which the weights are on.
+    store: Option<String>,
     /// Where in the weights each request began.
     starts: Mutex<Vec<usize>>,
 }
 
+/// For whom a hub compresses text.
+#[derive(Clone, Copy, PartialEq)]
+enum Compresses {
+    ForThoseWhoTakeIt,
+    ForAll,
+}
+
 impl Hub {
     fn refuses(&self, headers: &HeaderMap) -> bool {
+        assert!(self.token.is_some() || !headers.contains_key("authorization"), "a token is for the hub that it is of");
         let right = self.token.map(|token| format!("Bearer {token}"));
         right.is_some_and(|right| headers.get("authorization").is_none_or(|given| given.to_str().unwrap() != right))
     }
@@ -107,26 +122,49 @@ async fn info(State(hub): State<Arc<Hub>>, UrlPath(revision): UrlPath<String>, h
 }
 
 /// A file, or the part of it that is asked for.
-async fn resolve(State(hub): State<Arc<Hub>>, UrlPath((revision, path)): UrlPath<(String, String)>, headers: HeaderMap) -> Response {
+async fn resolve(
+    State(hub): State<Arc<Hub>>,
+    UrlPath((revision, path)): UrlPath<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
     if hub.refuses(&headers) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
     let Some(commit) = hub.commit(&revision) else { return StatusCode::NOT_FOUND.into_response() };
     let Some(mut bytes) = file(&path, commit) else { return StatusCode::NOT_FOUND.into_response() };
     let hash = format!("{:x}", Sha256::digest(&bytes));
-    let range = headers.get("range").map_or("bytes=0-", |range| range.to_str().unwrap()).trim_start_matches("bytes=").to_owned();
+    let takes_gzip = headers.get("accept-encoding").is_some_and(|value| value.to_str().unwrap().contains("gzip"));
+    let compresses = hub.compresses.is_some_and(|whom| whom == Compresses::ForAll || takes_gzip);
+    if compresses && !path.ends_with(".safetensors") {
+        return compressed(&bytes, &hash, commit);
+    }
+    if let Some(store) = hub.store.as_ref().filter(|_| path.ends_with(".safetensors")) {
+        let size = bytes.len().to_string();
+        let location = format!("{store}/somebody/tiny/resolve/{revision}/{path}");
+        let headers = [
+            ("location", location),
+            ("x-linked-etag", format!("\"{hash}\"")),
+            ("x-linked-size", size),
+            ("x-repo-commit", commit.to_owned()),
+        ];
+        return (StatusCode::FOUND, headers).into_response();
+    }
+    let range = headers.get("range").filter(|_| !hub.knows_no_ranges);
+    let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    let range = range.map_or("bytes=0-", |range| range.to_str().unwrap()).trim_start_matches("bytes=").to_owned();
     let (from, to) = range.split_once('-').unwrap();
     let from: usize = from.parse().unwrap();
     let (is_whole, to) = (to.is_empty(), to.parse().unwrap_or(usize::MAX).min(bytes.len() - 1));
     let linked = path.ends_with(".safetensors").then(|| ("x-linked-etag", format!("\"{hash}\"")));
     let etag = format!("\"{}\"", &hash[..40]);
-    let range = format!("bytes {from}-{to}/{}", bytes.len());
-    let mut response = Response::builder().status(StatusCode::PARTIAL_CONTENT).header("content-length", to + 1 - from);
-    for (name, value) in [("etag", etag), ("x-repo-commit", commit.to_owned()), ("content-range", range)].into_iter().chain(linked) {
+    let range = (status == StatusCode::PARTIAL_CONTENT).then(|| ("content-range", format!("bytes {from}-{to}/{}", bytes.len())));
+    let mut response = Response::builder().status(status).header("content-length", to + 1 - from);
+    for (name, value) in [("etag", etag), ("x-repo-commit", commit.to_owned())].into_iter().chain(range).chain(linked) {
         response = response.header(name, value);
     }
     let mut break_at = None;
-    if path == UNET && is_whole {
+    if path == UNET && is_whole && method == Method::GET {
         hub.starts.lock().unwrap().push(from);
         if hub.lies.load(Ordering::SeqCst) {
             *bytes.last_mut().unwrap() ^= 1;
@@ -144,6 +182,15 @@ async fn resolve(State(hub): State<Arc<Hub>>, UrlPath((revision, path)): UrlPath
         piece
     });
     response.body(Body::from_stream(pieces)).unwrap()
+}
+
+/// All of a file, whatever was asked for of it.
+fn compressed(bytes: &[u8], hash: &str, commit: &str) -> Response {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    let headers =
+        [("etag", format!("W/\"{}\"", &hash[..40])), ("x-repo-commit", commit.to_owned()), ("content-encoding", "gzip".to_owned())];
+    (headers, encoder.finish().unwrap()).into_response()
 }
 
 /// The hub's address.
@@ -221,6 +268,53 @@ async fn a_broken_download_goes_on_where_it_broke() {
     assert!(output.status.success(), "{}", stderr(&output));
     let starts = hub.starts();
     assert!(starts.len() == 7 && starts.is_sorted_by(|a, b| a < b) && starts[5] > size / 2, "{starts:?} of {size}");
+}
+
+/// [RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#section-14.2) lets a server send all of a file whatever part is asked for.
+#[tokio::test]
+async fn hubs_need_neither_ranges_nor_plain_text() {
+    let kinds = [
+        Hub { knows_no_ranges: true, ..Hub::default() },
+        Hub { knows_no_ranges: true, breaks: 2.into(), ..Hub::default() },
+        Hub { compresses: Some(Compresses::ForThoseWhoTakeIt), ..Hub::default() },
+        Hub { compresses: Some(Compresses::ForAll), ..Hub::default() },
+        Hub { compresses: Some(Compresses::ForAll), knows_no_ranges: true, ..Hub::default() },
+    ];
+    for (kind, hub) in kinds.into_iter().enumerate() {
+        let (hub, home) = (Arc::new(hub), tempfile::tempdir().unwrap());
+        let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &start(&hub).await)]).await;
+        assert!(output.status.success(), "{kind}: {}", stderr(&output));
+        let snapshot = home.path().join("hub/models--somebody--tiny/snapshots").join(COMMIT);
+        for path in names(&snapshot, "") {
+            assert!(fs::read(snapshot.join(&path)).unwrap() == file(&path, COMMIT).unwrap(), "{kind}: {path}");
+        }
+        assert_eq!(hub.breaks.load(Ordering::SeqCst), 0);
+    }
+}
+
+/// As huggingface.co has it: what is large is on other hosts, which are not told who asks.
+#[tokio::test]
+async fn weights_may_be_elsewhere() {
+    let (store, home) = (Arc::new(Hub { breaks: 1.into(), ..Hub::default() }), tempfile::tempdir().unwrap());
+    let hub = Hub { token: Some("hf_secret"), store: Some(start(&store).await), ..Hub::default() };
+    let url = start(&Arc::new(hub)).await;
+    let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url), ("HF_TOKEN", "hf_secret")]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let starts = store.starts();
+    assert!(starts.len() == 2 && starts[0] == 0 && starts[1] > 0, "{starts:?}");
+}
+
+/// As several workers do that are started at once on a machine.
+#[tokio::test]
+async fn one_download_is_enough_for_all_who_want_it() {
+    let (hub, home) = (Arc::new(Hub::default()), tempfile::tempdir().unwrap());
+    let url = start(&hub).await;
+    let env = [("HF_ENDPOINT", url.as_str())];
+    let (first, second) = tokio::join!(generate("somebody/tiny", home.path(), &env), generate("somebody/tiny", home.path(), &env));
+    for output in [first, second] {
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_eq!(hub.starts(), [0]);
 }
 
 #[tokio::test]

@@ -195,11 +195,11 @@ async fn bad_company_does_not_stall_others() {
     let connect = || TcpStream::connect(worker.address()).unwrap();
     let mut sockets: Vec<TcpStream> = (0..50).map(|_| connect()).collect();
     for half_open in &mut sockets[..25] {
-        half_open.write_all(b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-le").unwrap();
+        half_open.write_all(b"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-le").unwrap();
     }
     // These ask for more than a socket's buffers hold, and read none of it.
     let body = json!({ "prompt": "a fox", "steps": 2, "size": "256x256", "n": 2, "stream": true, "partial_images": 1 }).to_string();
-    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     for slow in &mut sockets[25..30] {
         write!(slow, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
     }

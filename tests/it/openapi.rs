@@ -97,6 +97,34 @@ async fn a_description_is_whole_and_open_to_all() {
 }
 
 #[tokio::test]
+async fn the_page_shows_every_variant_and_examples_that_work() {
+    let worker = Worker::ready(&[]);
+    let (api, page) = (description(&worker).await, worker.get("/docs").await.text().await.unwrap());
+    let types = page.split("<h2>Types</h2>").nth(1).unwrap();
+    for (name, fields) in [("ImageEvent", "Completed"), ("JobEvent", "Finished")] {
+        let section = types.split(&format!("<h3 id=\"{name}\">")).nth(1).unwrap().split("<h3").next().unwrap();
+        for variant in api["components"]["schemas"][name]["oneOf"].as_array().unwrap() {
+            let mut parts = variant["allOf"].as_array().into_iter().flatten().chain([variant]);
+            let tag = parts.find_map(|part| part["properties"]["type"]["enum"][0].as_str()).unwrap();
+            assert!(section.contains(&format!("<strong><code>{tag}</code></strong>")), "{name} has no {tag}: {section}");
+        }
+        assert!(section.contains(&format!("The fields of <a href=\"#{fields}\">")), "{section}");
+    }
+    let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is not there"));
+    assert!(place("<code>/v1/images/generations</code></h3>") < place("<code>/v1/images/edits</code></h3>"));
+    for (path, item) in api["paths"].as_object().unwrap() {
+        let body = &item["post"]["requestBody"];
+        if body.is_null() {
+            continue;
+        }
+        let example = &body["content"]["application/json"]["example"];
+        let answer = Client::new().post(worker.url(path)).json(example).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}: {example}");
+        assert!(page.contains(&format!("\"prompt\": {}", example["prompt"])), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn the_page_needs_nothing_from_elsewhere() {
     let worker = Worker::ready(&["--api-key", "k"]);
     let answer = worker.get("/docs").await;

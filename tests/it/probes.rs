@@ -64,6 +64,39 @@ async fn clients_name_nothing_in_the_metrics() {
     assert!(!metrics.contains("junk") && !metrics.contains("guidance_interval"), "{metrics}");
 }
 
+/// What metrics have a value for: their names with labels.
+async fn series(worker: &Worker) -> std::collections::BTreeSet<String> {
+    let text = worker.get("/metrics").await.text().await.unwrap();
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+}
+
+/// To Prometheus, what changes from nothing to one has not increased.
+#[tokio::test]
+async fn every_series_is_there_from_the_first_scrape() {
+    let worker = Worker::ready(&[]);
+    let first = series(&worker).await;
+    for name in ["sdw_requests_total{outcome=\"error\"}", "sdw_phase_seconds_count{phase=\"decode\"}", "sdw_images_total"] {
+        assert!(first.contains(name), "{name}: {first:?}");
+    }
+    worker.generate(&small("a fox")).await;
+    worker.start(&long("a fox")).await.abort();
+    worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
+    let client = reqwest::Client::new();
+    let post = |body: &'static str| client.post(worker.url("/v1/images/generations")).header("content-type", "application/json").body(body);
+    for (request, status) in [
+        (post("{}"), 400),
+        (post("{"), 400),
+        (post(r#"{"prompt": "a", "n": 0}"#), 400),
+        (post("{}").header("content-encoding", "br"), 415),
+        (post("{}").header("host", "evil.example"), 403),
+        (client.post(worker.url("/v1/images/edits")), 415),
+        (post(r#"{"prompt": "a", "steps": 1000}"#).header("x-request-timeout-ms", "0"), 429),
+    ] {
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+    assert_eq!(series(&worker).await, first);
+}
+
 #[tokio::test]
 async fn every_metric_is_there_with_its_kind_and_what_it_means() {
     let worker = Worker::ready(&[]);
@@ -114,7 +147,10 @@ async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
         }
     };
     assert_eq!(refused.status(), 503);
-    assert_eq!(refused.headers()["x-should-retry"], "false");
+    // Behind a balancer, another worker waits for them.
+    for name in ["x-should-retry", "connection"] {
+        assert_eq!(refused.headers()[name], if name == "connection" { "close" } else { "true" });
+    }
     let refused = worker.post(&small("too late")).await;
     assert_eq!(refused.status(), 503);
     assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "shutting_down");
@@ -197,6 +233,31 @@ async fn a_worker_whose_stderr_nobody_reads_works_on() {
     }
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
+}
+
+/// Nor does one whose stdout was full before it said where it listens, and that panics besides.
+#[tokio::test]
+async fn a_worker_whose_stdout_nobody_reads_works_on() {
+    use std::io::{PipeReader, Write};
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (reader, mut writer): (PipeReader, _) = std::io::pipe().unwrap();
+    let filler = writer.try_clone().unwrap();
+    // Fills what room there is, and waits for more.
+    std::thread::spawn(move || while writer.write_all(&[b'x'; 4096]).is_ok() {});
+    let mut command = crate::support::binary();
+    let mut child =
+        command.args(["serve", "--port", &port.to_string()]).stdout(filler).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let client = reqwest::Client::new();
+    let url = format!("http://127.0.0.1:{port}");
+    while !client.get(format!("{url}/readyz")).send().await.is_ok_and(|answer| answer.status() == 200) {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let answer = client.post(format!("{url}/v1/images/generations")).json(&small("a fox")).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    drop(reader);
 }
 
 #[tokio::test]

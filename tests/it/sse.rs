@@ -75,6 +75,38 @@ async fn progress_comes_as_events_to_those_who_ask() {
     assert!(first["seconds_per_step"].as_f64().unwrap() > 0.0 && first["eta_ms"].is_u64());
 }
 
+/// nginx, for one, keeps an answer back until its buffers are full, unless the answer says otherwise.
+#[tokio::test]
+async fn no_proxy_keeps_a_stream_back() {
+    let worker = Worker::ready(&[]);
+    let answer = worker.generate(&small("a fox")).await;
+    let edit = streamed(small("an owl"), &json!({ "image": answer["data"][0]["b64_json"] }));
+    let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 });
+    let post = |path: &str, body: &Value| reqwest::Client::new().post(worker.url(path)).json(body).send();
+    let job: Value = post("/v1/jobs", &job).await.unwrap().json().await.unwrap();
+    let streams = [
+        ("/v1/images/generations", post("/v1/images/generations", &streamed(small("a fox"), &json!({}))).await.unwrap()),
+        ("/v1/images/edits", post("/v1/images/edits", &edit).await.unwrap()),
+        ("/v1/jobs/{id}/stream", worker.get(job["sse_url"].as_str().unwrap()).await),
+    ];
+    for (path, stream) in &streams {
+        assert_eq!(stream.status(), 200, "{path}");
+        for (name, value) in
+            [("content-type", "text/event-stream"), ("x-accel-buffering", "no"), ("cache-control", "no-cache, no-transform")]
+        {
+            let values: Vec<_> = stream.headers().get_all(name).iter().collect();
+            assert_eq!(values, [value], "{path}");
+        }
+    }
+    // These are all that there are.
+    let api: Value = worker.get("/openapi.json").await.json().await.unwrap();
+    let paths = api["paths"].as_object().unwrap().iter();
+    let has_stream = |item: &Value| item.to_string().contains("text/event-stream");
+    let described: Vec<&String> = paths.filter(|(_, item)| has_stream(item)).map(|(path, _)| path).collect();
+    assert_eq!(described.len(), streams.len());
+    assert!(streams.iter().all(|(path, _)| described.iter().any(|described| described == path)), "{described:?}");
+}
+
 #[tokio::test]
 async fn several_pictures_end_with_a_completed_each() {
     let worker = Worker::ready(&[]);

@@ -34,6 +34,15 @@ fn a_number_of_threads_can_be_asked_for() {
     assert_eq!(ready(command, &[]).0, 3);
 }
 
+/// More than there is work for would wait for each other.
+#[test]
+fn a_number_far_beyond_the_cpus_is_bounded() {
+    let (count, log) = ready(binary(), &["--threads", "1024"]);
+    let most = 8 * std::thread::available_parallelism().unwrap().get();
+    assert_eq!(count, most.min(1024));
+    assert!(most >= 1024 || log.contains("1024 threads are more than the process' CPUs have work for"), "{log}");
+}
+
 #[test]
 fn without_a_number_there_are_as_many_as_the_process_may_use() {
     let status = fs::read_to_string("/proc/self/status").unwrap();

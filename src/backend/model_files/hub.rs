@@ -1,29 +1,29 @@
 //! Models from the Hugging Face Hub, kept in its usual cache (`HF_HOME`), from its usual address (`HF_ENDPOINT`).
 
+mod cache;
+mod client;
+
 use std::{
     env,
     fs::{self, File},
-    io::{self, IsTerminal},
-    os::unix::fs::symlink,
+    io,
     path::{Path, PathBuf},
 };
 
-use hf_hub::{
-    Cache, Repo, RepoType,
-    api::sync::{Api, ApiBuilder, ApiError},
-};
+use cache::Cache;
+pub use client::HubError;
+use client::{Client, RemoteFile};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::{INDEXES, NO_PICKLES, WEIGHTS, is_pickle};
-use crate::backend::LoadError;
+use crate::{backend::LoadError, common::error_chain};
 
 /// The parts of a Stable Diffusion model, as folders of its repository.
 const PARTS: [&str; 7] = ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"];
 const INDEX: &str = "model_index.json";
 /// How the names of files end that are no repositories, besides those of pickled ones.
 const FILES: [&str; 2] = ["safetensors", "gguf"];
-const RETRIES: usize = 3;
 
 /// Whether `model` has the form of a repository's name, `owner/name`, and is no path: neither into a directory that is here, nor of a file by
 /// its ending, be it there or not.
@@ -43,23 +43,22 @@ pub(super) fn is_repository(model: &str) -> bool {
 /// When the hub cannot be reached, has no such model, has pickled weights alone, or sends something else than it says.
 pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<PathBuf, LoadError> {
     let revision = revision.unwrap_or("main");
-    let at = |revision: &str| Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
-    let (repo, failed) = (at(revision), |error| download_failed(repository, error));
+    let (cache, failed) = (Cache::of(repository), |error| download_failed(repository, error));
     if let Some(name) = offline() {
         let missing = || format!("{repository} at {revision} is not in the cache, and {name} forbids to download it");
-        return cached(&repo).ok_or_else(|| LoadError::NotFound(missing()));
+        return cached(&cache, revision).ok_or_else(|| LoadError::NotFound(missing()));
     }
-    let builder = ApiBuilder::from_env().with_token(token()).with_retries(RETRIES).with_progress(io::stderr().is_terminal());
-    let api = builder.build().map_err(failed)?;
-    let (files, commit) = match (api.repo(repo.clone()).info(), cached(&repo)) {
-        (Ok(info), _) => (info.siblings.into_iter().map(|file| file.rfilename).collect::<Vec<String>>(), info.sha),
+    let hub = Client { endpoint: endpoint(), token: token() };
+    let found = match (hub.revision(repository, revision), cached(&cache, revision)) {
+        (Ok(found), _) => found,
         // The index is fetched last: where it is, all of the model is.
         (Err(error), Some(snapshot)) => {
-            warn!(%error, "the hub does not answer; {repository} is taken from the cache");
+            warn!(error = error_chain(&error), "the hub does not answer; {repository} is taken from the cache");
             return Ok(snapshot);
         }
         (Err(error), None) => return Err(failed(error)),
     };
+    let (files, commit) = (found.files(), found.sha);
     if !files.iter().any(|file| file == INDEX) {
         return Err(LoadError::NotFound(without_index(repository, &files)));
     }
@@ -67,46 +66,74 @@ pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]
         return Err(LoadError::BadConfig { path: Path::new(repository).join(file), reason: NO_PICKLES.to_owned() });
     }
     // All of them at one commit, wherever the revision moves in the meantime.
-    let fixed = at(&commit);
-    let snapshot = Cache::from_env().repo(fixed.clone()).pointer_path(&commit);
+    let snapshot = cache.snapshot(&commit);
     for file in wanted(&files).into_iter().chain([INDEX]).filter(|file| !snapshot.join(file).exists()) {
-        if !link(&api, &fixed, file).map_err(failed)? {
+        let remote = hub.file(repository, &commit, file).map_err(failed)?;
+        let is_here = fs::metadata(cache.blob(&remote.hash)).is_ok_and(|blob| remote.size.is_none_or(|size| blob.len() == size));
+        if !is_here {
             info!(repository, revision, file, "downloading");
-            check(&api.repo(fixed.clone()).download(file).map_err(failed)?)?;
+            download(&hub, &cache, &remote, file, &snapshot, &failed)?;
         }
+        cache.link(&commit, file, &remote.hash).map_err(|error| failed(error.into()))?;
     }
-    if cached(&repo).as_ref() != Some(&snapshot) {
-        Cache::from_env().repo(repo).create_ref(&commit).map_err(|error| failed(error.into()))?;
+    // Python's client keeps no reference from a commit to itself.
+    if revision != commit {
+        cache.set_commit_of(revision, &commit).map_err(|error| failed(error.into()))?;
     }
     Ok(snapshot)
 }
 
-fn download_failed(repository: &str, source: ApiError) -> LoadError {
+fn download_failed(repository: &str, source: HubError) -> LoadError {
     LoadError::Download { repository: repository.to_owned(), source: Box::new(source) }
 }
 
-/// Where the cache has a revision, as far as its index tells.
-fn cached(repo: &Repo) -> Option<PathBuf> {
-    let cache = Cache::from_env().repo(repo.clone());
-    // Python's client keeps no reference from a commit to itself.
-    let is_commit = repo.revision().len() == 40 && repo.revision().bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let at_commit = is_commit.then(|| cache.pointer_path(repo.revision()).join(INDEX)).filter(|index| index.exists());
-    at_commit.or_else(|| cache.get(INDEX))?.parent().map(Path::to_owned)
+/// Brings a file into the cache, and makes sure that it is the one that was meant: the hub names large ones by their SHA-256. What was
+/// resumed after a break need not be.
+fn download(
+    hub: &Client,
+    cache: &Cache,
+    remote: &RemoteFile,
+    file: &str,
+    snapshot: &Path,
+    failed: &impl Fn(HubError) -> LoadError,
+) -> Result<(), LoadError> {
+    let (part, _lock) = cache.incomplete(&remote.hash).map_err(|error| failed(error.into()))?;
+    // Another process may have brought it while this one waited for the lock.
+    let blob = cache.blob(&remote.hash);
+    if fs::metadata(&blob).is_ok_and(|blob| Some(blob.len()) == remote.size) {
+        return Ok(());
+    }
+    hub.download(remote, file, &part).map_err(failed)?;
+    if is_other(&part, &remote.hash).map_err(|source| LoadError::Unreadable { path: part.clone(), source })? {
+        // So that the next start gets it anew.
+        let _ = fs::remove_file(&part);
+        let reason = "what was downloaded is not the file that the hub names; it was removed, and will be downloaded again".to_owned();
+        return Err(LoadError::BadConfig { path: snapshot.join(file), reason });
+    }
+    fs::rename(&part, &blob).map_err(|error| failed(error.into()))
 }
 
-/// Takes a file of a commit from what the cache has of another commit. Whether it was there.
-fn link(api: &Api, commit: &Repo, file: &str) -> Result<bool, ApiError> {
-    let cache = Cache::from_env().repo(commit.clone());
-    let metadata = api.metadata(&api.repo(commit.clone()).url(file))?;
-    if !fs::metadata(cache.blob_path(metadata.etag())).is_ok_and(|blob| blob.len() == metadata.size() as u64) {
+/// Whether a file's SHA-256 is another than its name, if that is one.
+fn is_other(path: &Path, name: &str) -> io::Result<bool> {
+    if name.len() != 2 * Sha256::output_size() || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(false);
     }
-    let path = cache.pointer_path(commit.revision()).join(file);
-    fs::create_dir_all(path.parent().unwrap_or(&path))?;
-    // Out of the folders that the file is in, and of snapshots/COMMIT.
-    let up = "../".repeat(file.split('/').count() + 1);
-    symlink(format!("{up}blobs/{}", metadata.etag()), path)?;
-    Ok(true)
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(format!("{:x}", hash.finalize()) != name)
+}
+
+/// Where the cache has a revision, as far as its index tells.
+fn cached(cache: &Cache, revision: &str) -> Option<PathBuf> {
+    let is_commit = revision.len() == 40 && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let commits = [is_commit.then(|| revision.to_owned()), cache.commit_of(revision)];
+    commits.into_iter().flatten().map(|commit| cache.snapshot(&commit)).find(|snapshot| snapshot.join(INDEX).exists())
+}
+
+/// The hub's address.
+fn endpoint() -> String {
+    let given = variable(&["HF_ENDPOINT"]).map_or("https://huggingface.co".to_owned(), |(_, endpoint)| endpoint);
+    given.trim_end_matches('/').to_owned()
 }
 
 /// The first of some variables that is there and not empty, and its value.
@@ -123,7 +150,7 @@ fn offline() -> Option<&'static str> {
 /// What the user is known by, from the environment or from the file where Python's client puts it.
 fn token() -> Option<String> {
     let clean = |token: String| Some(token.replace(['\r', '\n'], "").trim().to_owned()).filter(|token| !token.is_empty());
-    let file = || variable(&["HF_TOKEN_PATH"]).map_or_else(|| Cache::from_env().token_path(), |(_, path)| path.into());
+    let file = || variable(&["HF_TOKEN_PATH"]).map_or_else(|| cache::home().join("token"), |(_, path)| path.into());
     let given = variable(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).and_then(|(_, token)| clean(token));
     given.or_else(|| fs::read_to_string(file()).ok().and_then(clean))
 }
@@ -133,26 +160,6 @@ fn without_index(repository: &str, files: &[String]) -> String {
     let whole: Vec<&str> = files.iter().map(String::as_str).filter(|file| !file.contains('/') && file.ends_with(".safetensors")).collect();
     let hint = if whole.is_empty() { String::new() } else { format!("; download {} and give it with --model", whole.join(" or ")) };
     format!("{repository} has no {INDEX}, so it is no model in the layout of diffusers{hint}")
-}
-
-/// Makes sure that a file that was downloaded is the one that was meant: the hub names large ones by their SHA-256. What was resumed after
-/// a break need not be.
-fn check(path: &Path) -> Result<(), LoadError> {
-    let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
-    let blob = path.canonicalize().map_err(unreadable)?;
-    let name = blob.file_name().unwrap_or_default().to_string_lossy();
-    if name.len() != 2 * Sha256::output_size() || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(());
-    }
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(&blob).map_err(unreadable)?, &mut hash).map_err(unreadable)?;
-    if format!("{:x}", hash.finalize()) == name {
-        return Ok(());
-    }
-    // So that the next start gets it anew.
-    let _ = (fs::remove_file(path), fs::remove_file(&blob));
-    let reason = "what was downloaded is not the file that the hub names; it was removed, and will be downloaded again".to_owned();
-    Err(LoadError::BadConfig { path: path.to_owned(), reason })
 }
 
 /// Of a repository's files those that this worker reads: small ones, and for each part the weights that come first in its search.

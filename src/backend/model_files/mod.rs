@@ -23,7 +23,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 pub(super) use self::tensor_files::TensorFiles;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
-pub use self::{part_weights::PartWeights, tensor_files::dequantized};
+pub use self::{hub::HubError, part_weights::PartWeights, tensor_files::dequantized};
 use super::{
     LoadError,
     textual_inversion::{self, TextualInversion},

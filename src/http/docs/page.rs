@@ -8,10 +8,11 @@ use serde_json::Value;
 const STYLE: &str = include_str!("page.css");
 const METHODS: [&str; 3] = ["get", "post", "delete"];
 
-pub(super) fn render(api: &Value) -> String {
+/// The page of a description whose `paths` come in this order.
+pub(super) fn render(api: &Value, paths: &[&str]) -> String {
     let mut markdown = String::new();
     // Only a writer that is full can fail.
-    let _ = write_api(&mut markdown, api);
+    let _ = write_api(&mut markdown, api, paths);
     let mut body = String::new();
     html::push_html(&mut body, Parser::new_ext(&markdown, Options::ENABLE_TABLES | Options::ENABLE_HEADING_ATTRIBUTES));
     let title = text(&api["info"]["title"]);
@@ -21,15 +22,15 @@ pub(super) fn render(api: &Value) -> String {
     )
 }
 
-fn write_api(out: &mut String, api: &Value) -> fmt::Result {
+fn write_api(out: &mut String, api: &Value, paths: &[&str]) -> fmt::Result {
     let info = &api["info"];
     writeln!(out, "# {} {}\n\n{}\n", text(&info["title"]), text(&info["version"]), text(&info["description"]))?;
     writeln!(out, "For programs: [openapi.json](openapi.json).\n")?;
     for tag in list(&api["tags"]) {
         writeln!(out, "## {}\n\n{}\n", text(&tag["name"]), text(&tag["description"]))?;
-        for (path, item) in entries(&api["paths"]) {
+        for path in paths {
             for method in METHODS {
-                let operation = &item[method];
+                let operation = &api["paths"][path][method];
                 if list(&operation["tags"]).contains(&tag["name"]) {
                     write_operation(out, &method.to_uppercase(), path, operation)?;
                 }
@@ -52,8 +53,11 @@ fn write_operation(out: &mut String, method: &str, path: &str, operation: &Value
         }
         writeln!(out)?;
     }
-    for (_, content) in entries(&operation["requestBody"]["content"]) {
-        writeln!(out, "Body: {}\n", kind(&content["schema"]))?;
+    for (media_type, content) in entries(&operation["requestBody"]["content"]) {
+        writeln!(out, "Body: `{media_type}` {}\n", kind(&content["schema"]))?;
+        if let Some(example) = content.get("example") {
+            writeln!(out, "```json\n{}\n```\n", serde_json::to_string_pretty(example).unwrap_or_default())?;
+        }
     }
     writeln!(out, "| status | answer | |\n|---|---|---|")?;
     for (status, response) in entries(&operation["responses"]) {
@@ -67,20 +71,38 @@ fn write_operation(out: &mut String, method: &str, path: &str, operation: &Value
 }
 
 fn write_schema(out: &mut String, name: &str, schema: &Value) -> fmt::Result {
-    writeln!(out, "### {name} {{#{name}}}\n\n{}\n", text(&schema["description"]))?;
-    // A sum of types is a table for each, after a line for those that have a name of their own.
-    for part in ["allOf", "oneOf"].iter().flat_map(|sum| list(&schema[sum])) {
-        if part.get("$ref").is_some() {
-            writeln!(out, "The fields of {}.\n", kind(part))?;
-        }
-        writeln!(out, "{}\n", text(&part["description"]))?;
-        write_fields(out, part)?;
-    }
+    writeln!(out, "### {name} {{#{name}}}\n")?;
+    write_type(out, schema)?;
     match schema["type"].as_str() {
-        Some("object") => write_fields(out, schema),
+        Some("object") | None => Ok(()),
         Some(_) => writeln!(out, "{}\n", kind(schema)),
-        None => Ok(()),
     }
+}
+
+/// What there is to say of a type, and of the types that it is one of, or is made of.
+fn write_type(out: &mut String, schema: &Value) -> fmt::Result {
+    writeln!(out, "{}\n", text(&schema["description"]))?;
+    for variant in list(&schema["oneOf"]) {
+        // Events are told from each other by this field.
+        if let Some(tag) = tag(variant) {
+            writeln!(out, "**`{tag}`**\n")?;
+        }
+        write_part(out, variant)?;
+    }
+    for part in list(&schema["allOf"]) {
+        write_part(out, part)?;
+    }
+    write_fields(out, schema)
+}
+
+fn write_part(out: &mut String, part: &Value) -> fmt::Result {
+    if part.get("$ref").is_some() { writeln!(out, "The fields of {}.\n", kind(part)) } else { write_type(out, part) }
+}
+
+/// The only value that `type` has in a variant.
+fn tag(variant: &Value) -> Option<&str> {
+    let own = variant["properties"]["type"]["enum"].as_array().filter(|values| values.len() == 1).and_then(|values| values[0].as_str());
+    own.or_else(|| list(&variant["allOf"]).iter().find_map(tag))
 }
 
 fn write_fields(out: &mut String, schema: &Value) -> fmt::Result {

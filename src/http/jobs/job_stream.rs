@@ -1,23 +1,20 @@
 //! A job as server-sent events, with numbers, so that a client can come back where it was. The last line is a marker for clients
 //! that read lines and not JSON.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
-use axum::response::{
-    IntoResponse, Response,
-    sse::{Event, KeepAlive, Sse},
-};
+use axum::response::{Response, sse::Event};
 use futures::stream;
 
 use super::job_wire::JobEvent;
 use crate::http::{
-    KEEP_ALIVE, body_bytes,
+    body_bytes, event_stream,
     run::{Entry, Follower, Run, Status},
 };
 
 /// Turns the stream into an answer.
 pub(super) fn respond(follower: Follower) -> Response {
-    let events = stream::unfold(Some(follower), |follower| async move {
+    event_stream::respond(stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
         let (event, rest) = match follower.next().await {
             Some((id, entry)) => {
@@ -27,9 +24,8 @@ pub(super) fn respond(follower: Follower) -> Response {
             }
             None => (Event::default().data(marker(&follower.run.status())), None),
         };
-        Some((Ok::<_, Infallible>(event), rest))
-    });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+        Some((event, rest))
+    }))
 }
 
 fn event(run: &Run, id: u64, entry: Entry) -> Event {

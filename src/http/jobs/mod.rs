@@ -36,7 +36,10 @@ type JobId = Result<Path<String>, PathRejection>;
     operation_id = "submit_job",
     tag = JOBS,
     params(WaitHeaders),
-    request_body = JobRequest,
+    request_body(
+        content = JobRequest,
+        example = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 15, "width": 128, "height": 128 })
+    ),
     responses(
         (
             status = 200,

@@ -1,0 +1,161 @@
+//! What a PNG file says of how it was made, in the form of
+//! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
+
+use super::GenerationRequest;
+use crate::common::{ImageSize, SamplingConfig, Schedule};
+
+/// Of one picture.
+#[derive(Debug, Clone)]
+pub struct ImageMetadata<'a> {
+    prompt: &'a str,
+    negative_prompt: &'a str,
+    config: SamplingConfig,
+    enlarged_to: Option<ImageSize>,
+    model_id: &'a str,
+}
+
+impl<'a> ImageMetadata<'a> {
+    /// Of a request to a model.
+    #[must_use]
+    pub fn new(request: &'a GenerationRequest, model_id: &'a str) -> Self {
+        Self {
+            prompt: request.prompt.as_str(),
+            negative_prompt: request.negative_prompt.as_str(),
+            config: request.config,
+            enlarged_to: request.output.enlarged_to,
+            model_id,
+        }
+    }
+
+    /// The prompts, and a line of names and values.
+    #[must_use]
+    pub fn to_a1111(&self) -> String {
+        let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
+        let values = self.values().into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(&value?))));
+        format!("{}\n{negative}{}", self.prompt, values.collect::<Vec<_>>().join(", "))
+    }
+
+    fn values(&self) -> [(&'static str, Option<String>); 16] {
+        let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
+        let interval = options.guidance_interval.map(|interval| {
+            let [start, stop] = interval.into();
+            format!("{start}-{stop}")
+        });
+        [
+            ("Steps", Some(steps.to_string())),
+            ("Sampler", Some(sampler.a1111_name().to_owned())),
+            (
+                "Schedule type",
+                Some(schedule).filter(|schedule| *schedule != Schedule::Default).map(|schedule| schedule.a1111_name().to_owned()),
+            ),
+            ("CFG scale", Some(guidance_scale.to_string())),
+            ("Eta", options.eta.map(|eta| eta.get().to_string())),
+            ("CFG Rescale", options.guidance_rescale.map(|share| share.get().to_string())),
+            ("CFG Interval", interval),
+            ("Zero SNR", options.zero_snr.map(|zero_snr| zero_snr.to_string())),
+            ("Clip skip", options.clip_skip.map(|skip| skip.to_string())),
+            ("Denoising strength", options.strength.map(|strength| strength.get().to_string())),
+            ("Seed", Some(seed.to_string())),
+            ("Size", Some(size.to_string())),
+            ("Hires resize", self.enlarged_to.map(|size| size.to_string())),
+            ("Hires upscaler", self.enlarged_to.map(|_| "Lanczos".to_owned())),
+            ("Model", Some(self.model_id.to_owned())),
+            ("Version", Some(concat!("sd-worker ", env!("CARGO_PKG_VERSION")).to_owned())),
+        ]
+    }
+}
+
+/// A value of which no part can be taken for another value: as it is, or as a string of JSON. In that, commas and colons are escaped as
+/// well, since not all that read these texts know of quotes.
+fn quoted(value: &str) -> String {
+    let is_plain = value == value.trim() && !value.starts_with('"') && !value.contains([',', ':']) && !value.contains(char::is_control);
+    if is_plain { value.to_owned() } else { serde_json::json!(value).to_string().replace(',', "\\u002c").replace(':', "\\u003a") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::common::{Sampler, SamplingOptions};
+
+    /// What A1111 reads (`parse_generation_parameters`): pairs of the last line, each the likes of
+    /// `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)`.
+    fn read(text: &str) -> HashMap<String, String> {
+        let (mut line, mut pairs) = (text.trim().rsplit('\n').next().unwrap(), HashMap::new());
+        while let Some((name, rest)) = line.split_once(':') {
+            let rest = rest.trim_start();
+            let end = if rest.starts_with('"') { end_of_string(rest) } else { rest.find(',').unwrap_or(rest.len()) };
+            let value = &rest[..end];
+            let value = serde_json::from_str(value).ok().filter(|_| value.starts_with('"')).unwrap_or(value.to_owned());
+            pairs.insert(name.trim().to_owned(), value);
+            line = rest[end..].trim_start_matches(',');
+        }
+        pairs
+    }
+
+    fn end_of_string(text: &str) -> usize {
+        let mut is_escaped = false;
+        let end = text.char_indices().skip(1).find(|(_, c)| {
+            let is_end = *c == '"' && !is_escaped;
+            is_escaped = *c == '\\' && !is_escaped;
+            is_end
+        });
+        end.map_or(text.len(), |(end, _)| end + 1)
+    }
+
+    fn text(model_id: &str) -> String {
+        let config = SamplingConfig {
+            size: ImageSize::new(64, 128).unwrap(),
+            steps: "7".parse().unwrap(),
+            guidance_scale: "4.5".parse().unwrap(),
+            seed: 3.into(),
+            sampler: Sampler::EulerAncestral,
+            schedule: Schedule::Karras,
+            options: SamplingOptions { eta: Some("0.5".parse().unwrap()), ..SamplingOptions::default() },
+        };
+        ImageMetadata { prompt: "a fox: red,\nold", negative_prompt: "Seed: 5, dogs", config, enlarged_to: None, model_id }.to_a1111()
+    }
+
+    fn check(model: &str) {
+        let text = text(model);
+        assert_eq!(text.lines().count(), 4, "{text}");
+        let pairs = read(&text);
+        assert_eq!(pairs["Model"], model, "{text}");
+        let rest = [("Steps", "7"), ("CFG scale", "4.5"), ("Seed", "3"), ("Size", "64x128"), ("Eta", "0.5")];
+        for (name, value) in rest.into_iter().chain([("Sampler", "Euler a"), ("Schedule type", "Karras")]) {
+            assert_eq!(pairs[name], value, "{text}");
+        }
+        assert_eq!(pairs.len(), rest.len() + 4, "{text}");
+        // Those that know of no quotes take the same apart at commas.
+        assert_eq!(text.lines().last().unwrap().split(',').filter(|pair| pair.split(':').count() == 2).count(), rest.len() + 4, "{text}");
+    }
+
+    #[test]
+    fn a_model_s_name_writes_no_other_field() {
+        for name in [
+            "plain",
+            "owner/name",
+            "asdf, CFG scale: 12, Seed: 99, x",
+            "two\nlines",
+            "two\r\nSteps: 9, Sampler: x, Seed: 1",
+            "\"Seed",
+            " x ",
+        ] {
+            check(name);
+        }
+        assert!(text("plain").contains(", Model: plain, Version: sd-worker "));
+        assert!(text("a, b").contains(r#", Model: "a\u002c b", "#));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_its_name(name in "(?s).{1,40}|[,:\"\\\\ \n\u{85}a]{1,12}") {
+            check(&name);
+        }
+    }
+}

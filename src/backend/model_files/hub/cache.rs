@@ -1,0 +1,70 @@
+//! The hub's cache on disk, in the
+//! [layout](https://huggingface.co/docs/huggingface_hub/guides/manage-cache) of Python's client: files by their hash in `blobs`, links to
+//! them in `snapshots/COMMIT`, and commits by the names of branches and tags in `refs`.
+
+use std::{
+    env,
+    fs::{self, File},
+    io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+/// Where Python's client keeps all that it keeps.
+pub(super) fn home() -> PathBuf {
+    let given = env::var_os("HF_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    given.unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache/huggingface"))
+}
+
+/// What the cache has of one repository.
+#[derive(Debug)]
+pub(super) struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    pub(super) fn of(repository: &str) -> Self {
+        Self { folder: home().join("hub").join(format!("models--{}", repository.replace('/', "--"))) }
+    }
+
+    /// Where a commit's files are.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// The commit that a branch or a tag stood for when it was last looked at.
+    pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
+        fs::read_to_string(self.folder.join("refs").join(revision)).ok().map(|commit| commit.trim().to_owned())
+    }
+
+    pub(super) fn set_commit_of(&self, revision: &str, commit: &str) -> io::Result<()> {
+        let path = self.folder.join("refs").join(revision);
+        // A branch's name may have slashes.
+        fs::create_dir_all(path.parent().unwrap_or(&path))?;
+        fs::write(path, commit)
+    }
+
+    /// Where a file of this hash is, or is to be.
+    pub(super) fn blob(&self, hash: &str) -> PathBuf {
+        self.folder.join("blobs").join(hash)
+    }
+
+    /// Where it is while it is not whole. Nobody else writes there until the lock is dropped.
+    pub(super) fn incomplete(&self, hash: &str) -> io::Result<(PathBuf, File)> {
+        fs::create_dir_all(self.folder.join("blobs"))?;
+        let lock = File::create(self.blob(&format!("{hash}.lock")))?;
+        lock.lock()?;
+        Ok((self.blob(&format!("{hash}.incomplete")), lock))
+    }
+
+    /// Has a file of a commit be the one of this hash.
+    pub(super) fn link(&self, commit: &str, file: &str, hash: &str) -> io::Result<()> {
+        let path = self.snapshot(commit).join(file);
+        fs::create_dir_all(path.parent().unwrap_or(&path))?;
+        // Out of the folders that the file is in, and of snapshots/COMMIT.
+        let up = "../".repeat(file.split('/').count() + 1);
+        // What is there leads nowhere, or to what is not right.
+        let _ = fs::remove_file(&path);
+        symlink(Path::new(&up).join("blobs").join(hash), path)
+    }
+}

@@ -1,0 +1,102 @@
+//! The options of `generate`.
+
+#![allow(clippy::doc_markdown, reason = "these comments are the help text")]
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{ModelArgs, one_of};
+use crate::common::{
+    ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, Prompt, Sampler,
+    SamplingOptions, Schedule, Seed, Steps, Strength,
+};
+
+/// Pictures of one prompt.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What the picture shows
+    pub prompt: Prompt,
+    /// The file to write, .png, .jpg or .webp, in place of what is there; - is stdout, as PNG [default: out.png, or the first of out-1.png,
+    /// out-2.png, … that is not there yet]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// How many pictures, 1 to 10; their seeds follow each other, and so do the numbers in the names of their files
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=10), value_name = "PICTURES")]
+    pub count: u8,
+    /// What the picture does not show
+    #[arg(long, default_value = "", value_name = "PROMPT")]
+    pub negative_prompt: NegativePrompt,
+    /// The same seed gives the same picture; -1 is a random one [default: random]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
+    pub seed: Option<Seed>,
+    /// Denoising steps, 1 to 1000 [default: the model's]
+    #[arg(long)]
+    pub steps: Option<Steps>,
+    /// How strongly the picture follows the prompt, 0 to 50 [default: the model's]
+    #[arg(long, value_name = "SCALE")]
+    pub guidance_scale: Option<GuidanceScale>,
+    /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
+    #[arg(long, value_name = "START,STOP")]
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// The solver.
+    #[arg(long, help = one_of("The solver", &Sampler::ALL.map(Sampler::name)))]
+    pub sampler: Option<NamedSampler>,
+    /// How noise levels are spaced.
+    #[arg(long, help = one_of("How noise levels are spaced", &Schedule::ALL.map(Schedule::name)))]
+    pub schedule: Option<NamedSchedule>,
+    /// How much fresh noise the samplers ddim and tcd add, 0 to 1 [default: 0; tcd: 0.3]
+    #[arg(long)]
+    pub eta: Option<Eta>,
+    /// Which of the text encoder's layers is the last one, counted from its end, 1 to 12; 1 skips nothing [default: the model's]
+    #[arg(long, value_name = "LAYER")]
+    pub clip_skip: Option<ClipSkip>,
+    /// Width and height in pixels, multiples of 8, such as 512x768 [default: those of the picture to begin with, or the model's]
+    #[arg(long, value_name = "WIDTHxHEIGHT", conflicts_with_all = ["width", "height"])]
+    pub size: Option<ImageSize>,
+    /// Width in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<u32>,
+    /// Height in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<u32>,
+    /// A picture to begin with: .png, .jpg or .webp
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// How far it is changed, 0 to 1 [default: 0.8, with a mask 1]
+    #[arg(long, requires = "init_image")]
+    pub strength: Option<Strength>,
+    /// What of it is painted anew: white, or transparent if there is anything transparent; the rest is kept
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub mask: Option<PathBuf>,
+    /// Also write the text embeddings and the latents after every step, for comparing with other implementations
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub save_latents: Option<PathBuf>,
+    /// Which model to use.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+impl GenerateArgs {
+    /// The size asked for; what is left out is the model's.
+    ///
+    /// # Errors
+    /// When it is no valid size.
+    pub fn size(&self, default: ImageSize) -> Result<ImageSize, InvalidValue> {
+        let default = self.size.unwrap_or(default);
+        ImageSize::new(self.width.unwrap_or(default.width()), self.height.unwrap_or(default.height()))
+    }
+}
+
+impl GenerateArgs {
+    /// What few pictures ask for.
+    pub(in crate::cli) fn options(&self, strength: Option<Strength>) -> SamplingOptions {
+        let Self { eta, clip_skip, guidance_interval, .. } = *self;
+        SamplingOptions { eta, guidance_interval, clip_skip, strength, ..SamplingOptions::default() }
+    }
+}
+
+/// A seed as other tools have it.
+fn seed(text: &str) -> Result<Seed, InvalidValue> {
+    if text == "-1" { Ok(Seed::random()) } else { text.parse() }
+}

@@ -1,0 +1,154 @@
+//! Requests that the worker sends: the way to a host leads through a proxy where the environment says so, as it does for
+//! [curl](https://curl.se/docs/manpage.html#ENVIRONMENT).
+
+mod plain_proxy;
+
+use std::{env, net::IpAddr};
+
+use plain_proxy::{ThroughProxy, ToProxy};
+use ureq::{
+    Agent, Proxy, ProxyProtocol,
+    config::ConfigBuilder,
+    http::Uri,
+    typestate::AgentScope,
+    unversioned::transport::{Connector, TcpConnector},
+};
+
+use super::{is_loopback, normalised_host};
+
+/// A proxy that cannot be used. Its address is not shown: it may have a password.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy in the variable {0} cannot be used; it must be an address such as http://proxy.example.org:3128")]
+pub struct BadProxy(String);
+
+/// An agent that sends requests to the host of `url`, and no other: one for another host may have to go another way. It follows no links
+/// to others by itself.
+///
+/// # Errors
+/// When the environment names a proxy for it that makes no sense.
+pub fn agent(url: &Uri, config: ConfigBuilder<AgentScope>) -> Result<Agent, BadProxy> {
+    let config = config.max_redirects(0);
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    // In place of the one that ureq finds, which is for all schemes.
+    let Some((name, proxy)) = proxy_for(url, variable) else { return Ok(config.proxy(None).build().into()) };
+    let proxy = Proxy::new(&proxy).map_err(|_| BadProxy(name))?;
+    if url.scheme_str() == Some("http") && proxy.protocol() == ProxyProtocol::Http {
+        // Proxies forward plain requests; most refuse to open a tunnel for them.
+        let way = ().chain(TcpConnector::default()).chain(ThroughProxy(proxy.clone()));
+        return Ok(Agent::with_parts(config.proxy(None).build(), way, ToProxy::new(proxy)));
+    }
+    Ok(config.proxy(Some(proxy)).build().into())
+}
+
+/// The proxy for a URL, and the variable that says so.
+fn proxy_for(url: &Uri, variable: impl Fn(&str) -> Option<String>) -> Option<(String, String)> {
+    let host = normalised_host(url.host().unwrap_or_default());
+    let exceptions = variable("no_proxy").or_else(|| variable("NO_PROXY")).unwrap_or_default();
+    if is_loopback(&host) || is_excepted(&host, &exceptions) {
+        return None;
+    }
+    let own = format!("{}_proxy", url.scheme_str().unwrap_or("http"));
+    // A CGI program gets the header `proxy` of its client as HTTP_PROXY, which curl therefore does not read.
+    let capitals = (own != "http_proxy").then(|| own.to_uppercase());
+    let names = [Some(own), capitals, Some("all_proxy".to_owned()), Some("ALL_PROXY".to_owned())];
+    names.into_iter().flatten().find_map(|name| variable(&name).map(|proxy| (name, proxy)))
+}
+
+/// Whether a host is one of those of a `NO_PROXY`: names, which stand for those below them as well, addresses and networks, between commas
+/// or blanks; or all, as `*`.
+fn is_excepted(host: &str, exceptions: &str) -> bool {
+    let address = host.parse::<IpAddr>().ok();
+    exceptions.trim() == "*"
+        || exceptions.split([',', ' ', '\t']).filter(|exception| !exception.is_empty()).any(|exception| match address {
+            Some(address) => is_in_network(address, exception),
+            None => is_below(host, &normalised_host(exception.trim_start_matches('*').trim_start_matches('.'))),
+        })
+}
+
+fn is_below(host: &str, name: &str) -> bool {
+    !name.is_empty() && host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Whether an address is `network`, or in it where it is one of so many bits, as in `10.0.0.0/8`.
+fn is_in_network(address: IpAddr, network: &str) -> bool {
+    let (network, bits) = network.split_once('/').map_or((network, None), |(network, bits)| (network, Some(bits)));
+    let Ok(network) = normalised_host(network).parse::<IpAddr>() else { return false };
+    let (address, network, width) = match (address, network) {
+        (IpAddr::V4(address), IpAddr::V4(network)) => (u128::from(address.to_bits()), u128::from(network.to_bits()), 32),
+        (IpAddr::V6(address), IpAddr::V6(network)) => (address.to_bits(), network.to_bits(), 128),
+        _ => return false,
+    };
+    let bits = bits.map_or(Some(width), |bits| bits.parse::<u32>().ok().filter(|bits| *bits <= width));
+    // Of 0 bits, all are the same.
+    bits.is_some_and(|bits| (address ^ network).checked_shr(width - bits).unwrap_or(0) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxy(url: &str, variables: &[(&str, &str)]) -> Option<String> {
+        let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        proxy_for(&url.parse().unwrap(), variable).map(|(_, proxy)| proxy)
+    }
+
+    /// As curl 7.88 goes, tried with each.
+    #[test]
+    fn a_proxy_is_for_its_scheme() {
+        for (variables, plain, secure) in [
+            (&[][..], None, None),
+            (&[("HTTPS_PROXY", "p")], None, Some("p")),
+            (&[("https_proxy", "p"), ("HTTPS_PROXY", "q")], None, Some("p")),
+            (&[("http_proxy", "p")], Some("p"), None),
+            (&[("HTTP_PROXY", "p")], None, None),
+            (&[("ALL_PROXY", "p")], Some("p"), Some("p")),
+            (&[("all_proxy", "p"), ("ALL_PROXY", "q"), ("http_proxy", "r")], Some("r"), Some("p")),
+            (&[("ALL_PROXY", "p"), ("NO_PROXY", "*")], None, None),
+            (&[("ALL_PROXY", "p"), ("no_proxy", "b.example"), ("NO_PROXY", "*")], Some("p"), Some("p")),
+        ] {
+            assert_eq!(proxy("http://a.example/x", variables).as_deref(), plain, "{variables:?}");
+            assert_eq!(proxy("https://a.example:8443/x", variables).as_deref(), secure, "{variables:?}");
+            for url in ["http://127.0.0.1:1", "http://127.1.2.3", "https://localhost", "http://a.localhost", "http://[::1]:80"] {
+                assert_eq!(proxy(url, variables), None, "{url} is this machine");
+            }
+        }
+    }
+
+    /// As curl 7.88 goes, tried with each, but that it knows neither `*.a.example` nor networks of IPv6 or of no bits.
+    #[test]
+    fn exceptions_are_names_suffixes_and_networks() {
+        for (host, exceptions) in [
+            ("a.example", "a.example"),
+            ("a.example.", "b, A.EXAMPLE."),
+            ("x.a.example", "a.example"),
+            ("x.a.example", ".a.example"),
+            ("a.example", ".a.example"),
+            ("x.a.example", "*.a.example"),
+            ("10.1.2.3", "10.1.2.3"),
+            ("10.1.2.3", "a\t10.0.0.0/8"),
+            ("10.1.2.3", "0.0.0.0/0"),
+            ("192.168.17.9", "192.168.16.0/20"),
+            ("2001:db8::1", "[2001:db8::1]"),
+            ("2001:db8::1", "2001:db8::/32"),
+            ("2001:db8::1", "::/0"),
+        ] {
+            assert!(is_excepted(&normalised_host(host), exceptions), "{host} {exceptions}");
+        }
+        for (host, exceptions) in [
+            ("a.example", ""),
+            ("a.example", " , ."),
+            ("xa.example", "a.example"),
+            ("a.example.org", "a.example"),
+            ("a.example", "x.a.example"),
+            ("a.example", "b,*"),
+            ("10.1.2.3", "11.0.0.0/8"),
+            ("10.1.2.3", "10.0.0.0/33"),
+            ("10.1.2.3", "10.0.0.0/x"),
+            ("10.1.2.3", "::/0"),
+            ("10.1.2.3", "2.3"),
+            ("192.168.32.1", "192.168.16.0/20"),
+        ] {
+            assert!(!is_excepted(&normalised_host(host), exceptions), "{host} {exceptions}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The names under which a worker on loopback is asked.
+//!
+//! A page in a browser can have a name of its own point to loopback ([DNS rebinding](https://en.wikipedia.org/wiki/DNS_rebinding)): its
+//! requests then come from this machine, and are no others' to the browser. What they cannot hide is that name.
+
+use axum::{
+    extract::Request,
+    http::{header, uri::Authority},
+};
+
+use crate::common::{is_loopback, normalised_host};
+
+/// Hosts that requests may be for, besides the names of loopback.
+#[derive(Debug, Clone, Default)]
+pub struct AllowedHosts(Vec<String>);
+
+impl AllowedHosts {
+    /// Of hosts as their owner writes them; a port does not count.
+    ///
+    /// # Errors
+    /// The first that is no host.
+    pub fn new(hosts: &[String]) -> Result<Self, String> {
+        let host = |text: &String| match text.trim().parse::<Authority>() {
+            Ok(authority) if !authority.as_str().contains('@') && !authority.host().is_empty() => Ok(normalised_host(authority.host())),
+            _ => Err(text.clone()),
+        };
+        hosts.iter().map(host).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The host that a request is for, if it is none of these. Browsers always name one; what names none is let in.
+    pub(super) fn stranger<'a>(&self, request: &'a Request) -> Option<&'a str> {
+        authorities(request).find(|authority| !self.allows(authority))
+    }
+
+    fn allows(&self, authority: &str) -> bool {
+        let Ok(authority) = authority.parse::<Authority>() else { return false };
+        let host = normalised_host(authority.host());
+        is_loopback(&host) || self.0.contains(&host)
+    }
+}
+
+/// The host, and port, that a request is for: in HTTP/2 its `:authority`, in HTTP/1 the header `host`.
+pub(super) fn authority(request: &Request) -> Option<&str> {
+    authorities(request).next()
+}
+
+/// All of those: a request may have several. What is no text is none that is known.
+fn authorities(request: &Request) -> impl Iterator<Item = &str> {
+    let named = request.headers().get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    request.uri().authority().map(Authority::as_str).into_iter().chain(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn names_of_loopback_are_known_however_they_are_written() {
+        let hosts = AllowedHosts::new(&["Worker.Example:8080".to_owned(), "[2001:db8::1]".to_owned()]).unwrap();
+        for name in ["localhost", "LOCALHOST:1", "localhost.:80", "a.b.localhost", "127.0.0.1:8080", "127.9.9.9", "[::1]", "[::1]:8080"] {
+            assert!(hosts.allows(name), "{name}");
+        }
+        for name in ["worker.example", "worker.example.:1", "[2001:db8::1]:8080", "[::ffff:127.0.0.1]"] {
+            assert!(hosts.allows(name), "{name}");
+        }
+        for name in
+            ["", "evil.example", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example", "x.worker.example", "10.0.0.1", "a b"]
+        {
+            assert!(!hosts.allows(name), "{name}");
+        }
+        for name in ["", "http://a", "a/b", "user@a", "a b"] {
+            assert_eq!(AllowedHosts::new(&[name.to_owned()]).unwrap_err(), name);
+        }
+    }
+
+    /// Whichever of them a proxy goes by.
+    #[test]
+    fn every_host_of_a_request_counts() {
+        let request = |uri: &str, hosts: &[&str]| {
+            let request = Request::builder().uri(uri);
+            hosts.iter().fold(request, |request, host| request.header("host", *host)).body(Body::empty()).unwrap()
+        };
+        let hosts = AllowedHosts::default();
+        assert_eq!(hosts.stranger(&request("/", &[])), None);
+        assert_eq!(hosts.stranger(&request("http://evil.example/", &["localhost"])), Some("evil.example"));
+        assert_eq!(hosts.stranger(&request("/", &["localhost", "evil.example"])), Some("evil.example"));
+        assert_eq!(hosts.stranger(&request("http://localhost:1/", &["[::1]"])), None);
+    }
+}
