@@ -25,6 +25,7 @@ use utoipa::ToSchema;
 
 use super::{
     ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES,
+    answer::ImagesResponse,
     body_bytes::{self, Digested, Room},
     client_wishes::{ClientWishes, WaitHeaders},
     extract::{self, FromFields, JsonBody},
@@ -32,7 +33,7 @@ use super::{
     hosts, images,
     openapi::{Forbidden, IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
     uploads,
-    wire::{ImagesRequest, ImagesResponse},
+    wire::ImagesRequest,
 };
 use crate::{
     backend::{ImageFile, InputFiles},

@@ -4,8 +4,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
+    answer::{Parameters, Usage, WireTimings},
     api_error::ErrorBody,
-    wire::{Parameters, Usage, WireTimings},
 };
 use crate::common::{ImageFormat, Seed};
 

@@ -9,11 +9,11 @@ use axum::response::{Response, sse::Event};
 use futures::stream;
 
 use super::{
+    answer::{self, Parameters, Usage, WireTimings},
     body_bytes, event_stream,
     image_events::{Completed, ImageEvent, Preview, ProgressEvent},
     run::{Entry, Follower, Run},
     unix_seconds,
-    wire::{self, Parameters, Usage, WireTimings},
 };
 use crate::backend::{Complete, EncodedImage};
 
@@ -69,7 +69,7 @@ fn event(run: &Run, entry: Entry) -> Event {
 
 fn completed(run: &Run, complete: &Complete) -> ImageEvent {
     let completed = Box::new(Completed {
-        b64_json: wire::base64(&complete.image),
+        b64_json: answer::base64(&complete.image),
         created_at: unix_seconds(),
         size: run.order.size().to_string(),
         quality: "auto",
@@ -87,7 +87,7 @@ fn completed(run: &Run, complete: &Complete) -> ImageEvent {
 
 fn partial_image(run: &Run, index: u8, image: &EncodedImage) -> ImageEvent {
     let partial = Preview {
-        b64_json: wire::base64(image),
+        b64_json: answer::base64(image),
         created_at: unix_seconds(),
         size: format!("{}x{}", image.width, image.height),
         quality: "auto",

@@ -6,12 +6,13 @@ use axum::{Extension, extract::State, response::Response};
 
 use super::{
     ApiError, AppState,
+    answer::ImagesResponse,
     client_wishes::{ClientWishes, RETRY_GRACE, WaitHeaders},
     extract::JsonBody,
     image_stream::{self, ImageStream},
     openapi::{IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
     run::{Follower, Patience, Run},
-    wire::{ImagesOrder, ImagesRequest, ImagesResponse, OnDisconnect},
+    wire::{ImagesOrder, ImagesRequest, OnDisconnect},
 };
 use crate::{backend::ModelInfo, common::RequestId};
 

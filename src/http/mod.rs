@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod answer;
 mod api_error;
 mod body_bytes;
 mod client_wishes;

@@ -1,11 +1,15 @@
 //! A request under way. What the engine says to it is kept, so that several clients may follow it, or one may come back.
 
+mod log;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use log::Log;
+pub(super) use log::{Entry, Status};
 use tokio::{
     runtime::Handle,
     sync::{
@@ -20,14 +24,9 @@ use uuid::Uuid;
 
 use super::{ApiError, AppState, Permit, admission::Refusal, unix_seconds, wire::ImagesOrder};
 use crate::{
-    backend::{Complete, EncodedImage, GenerationError, GenerationRequest, GenerationResponse, Progress},
+    backend::{Complete, GenerationError, GenerationRequest, GenerationResponse, Progress},
     common::{RequestId, SamplingConfig},
 };
-
-/// More progress than this is not kept: what is new makes it old.
-const MAX_PROGRESS: usize = 256;
-/// No more previews than of so many bytes are kept, for the same reason.
-const MAX_PREVIEW_BYTES: usize = 64 << 20;
 
 /// Some pictures, from the queue to the last of them.
 #[derive(Debug)]
@@ -52,130 +51,6 @@ pub(super) enum Patience {
     For(Duration),
     /// To its end.
     Forever,
-}
-
-/// How far a run is.
-#[derive(Debug, Clone, Default)]
-pub(super) enum Status {
-    #[default]
-    Queued,
-    Running,
-    Completed,
-    Failed(ApiError),
-    Cancelled,
-}
-
-/// Something that happened in a run. Numbered from 0.
-#[derive(Debug, Clone)]
-pub(super) enum Entry {
-    Progress(Progress),
-    Preview {
-        index: u8,
-        step: usize,
-        image: Arc<EncodedImage>,
-    },
-    Complete(Arc<Complete>),
-    /// The last entry of a run that has no pictures, or not all.
-    Failed(ApiError),
-}
-
-#[derive(Debug, Default)]
-struct Log {
-    entries: VecDeque<(u64, Entry)>,
-    next_id: u64,
-    progress: Option<Progress>,
-    status: Status,
-    ended_at: Option<Instant>,
-    followers: usize,
-    /// How many followers have gone.
-    departures: u64,
-}
-
-impl Status {
-    /// In the words of the API.
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Completed => "completed",
-            Self::Failed(_) => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-impl Entry {
-    /// What it takes in memory: a picture's file is nearly all of that.
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Progress(_) | Self::Failed(_) => 0,
-            Self::Preview { image, .. } => image.bytes.len(),
-            Self::Complete(complete) => complete.image.bytes.len() + complete.warnings.iter().map(String::len).sum::<usize>(),
-        }
-    }
-
-    fn is_progress(&self) -> bool {
-        matches!(self, Self::Progress(_))
-    }
-
-    fn is_preview(&self) -> bool {
-        matches!(self, Self::Preview { .. })
-    }
-}
-
-impl Log {
-    fn push(&mut self, entry: Entry) {
-        if let Entry::Progress(progress) = &entry {
-            self.progress = Some(*progress);
-            if self.entries.iter().filter(|(_, entry)| entry.is_progress()).count() >= MAX_PROGRESS {
-                self.forget_oldest(Entry::is_progress);
-            }
-        }
-        if entry.is_preview() {
-            let room = MAX_PREVIEW_BYTES.saturating_sub(entry.bytes());
-            while self.preview_bytes() > room && self.forget_oldest(Entry::is_preview) {}
-        }
-        self.entries.push_back((self.next_id, entry));
-        self.next_id += 1;
-    }
-
-    fn preview_bytes(&self) -> usize {
-        self.entries.iter().map(|(_, entry)| entry).filter(|entry| entry.is_preview()).map(Entry::bytes).sum()
-    }
-
-    /// Whether there was one.
-    fn forget_oldest(&mut self, is_one: fn(&Entry) -> bool) -> bool {
-        let oldest = self.entries.iter().position(|(_, entry)| is_one(entry));
-        oldest.and_then(|oldest| self.entries.remove(oldest)).is_some()
-    }
-
-    /// Who comes when all is over wants the pictures.
-    fn forget_previews(&mut self) {
-        if self.followers == 0 && self.ended_at.is_some() {
-            self.entries.retain(|(_, entry)| !entry.is_preview());
-        }
-    }
-
-    /// Only the first end counts. Says whether this was it.
-    fn end(&mut self, status: Status) -> bool {
-        if self.ended_at.is_some() {
-            return false;
-        }
-        match &status {
-            Status::Failed(error) => self.push(Entry::Failed(error.clone())),
-            Status::Cancelled => self.push(Entry::Failed(ApiError::cancelled())),
-            Status::Queued | Status::Running | Status::Completed => {}
-        }
-        self.status = status;
-        self.ended_at = Some(Instant::now());
-        self.forget_previews();
-        true
-    }
-
-    /// The first entry from `id` on.
-    fn from(&self, id: u64) -> Option<&(u64, Entry)> {
-        self.entries.get(self.entries.partition_point(|(other, _)| *other < id))
-    }
 }
 
 impl Run {
@@ -317,7 +192,7 @@ impl Run {
         let order = &self.order;
         let texts =
             order.prompt.as_str().len() + order.negative_prompt.as_str().len() + order.ignored.iter().map(String::len).sum::<usize>();
-        texts + self.log.borrow().entries.iter().map(|(_, entry)| entry.bytes()).sum::<usize>()
+        texts + self.log.borrow().bytes()
     }
 
     /// How long ago it ended, if it has.

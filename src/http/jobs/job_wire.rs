@@ -11,12 +11,13 @@ use crate::{
     },
     http::{
         ApiError,
+        answer::{self, Parameters, WireTimings},
         api_error::ErrorBody,
         extract::FromFields,
         fields::Fields,
         run::{Entry, Run, Status},
         uploads,
-        wire::{self, Bounded, ImagesRequest, MAX_SIDE, Parameters, WireSeed, WireTimings},
+        wire::{Bounded, ImagesRequest, MAX_SIDE, WireSeed},
     },
 };
 
@@ -307,7 +308,7 @@ impl JobEvent {
     pub(super) fn new(run: &Run, entry: Entry) -> Self {
         match entry {
             Entry::Progress(progress) => Self::Progress(progress.into()),
-            Entry::Preview { step, image, .. } => Self::Preview { image: wire::base64(&image), format: image.format, step },
+            Entry::Preview { step, image, .. } => Self::Preview { image: answer::base64(&image), format: image.format, step },
             Entry::Complete(complete) => Self::Complete(Box::new(Finished::new(run, &complete))),
             Entry::Failed(error) => {
                 let ErrorBody { message, code, .. } = error.into_body();
@@ -330,7 +331,7 @@ impl JobEvent {
 impl Finished {
     fn new(run: &Run, complete: &Complete) -> Self {
         Self {
-            image: wire::base64(&complete.image),
+            image: answer::base64(&complete.image),
             format: complete.image.format,
             seed: complete.config.seed,
             width: complete.image.width,

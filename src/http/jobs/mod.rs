@@ -17,13 +17,13 @@ use tracing::info;
 
 use super::{
     ApiError, AppState, MAX_UPLOAD_BYTES,
+    answer::ImagesResponse,
     body_bytes::Digested,
     client_wishes::{ClientWishes, WaitHeaders},
     extract::JsonBody,
     openapi::{Gone, JOBS, JobItem, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
     uploads,
-    wire::ImagesResponse,
 };
 use crate::common::RequestId;
 
