@@ -13,10 +13,7 @@ use clap::{
 use super::Failure;
 use crate::{
     backend::{LoadError, LoadOptions, ModelFiles, Tiling},
-    common::{
-        GuidanceInterval, GuidanceScale, ImageSize, NamedSampler, NamedSchedule, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps,
-        Strength,
-    },
+    common::{self, GuidanceInterval, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength},
     device::{self, DeviceChoice},
     http::ApiKey,
     ops::Storage,
@@ -315,10 +312,10 @@ pub struct GenerateArgs {
     pub guidance_interval: Option<GuidanceInterval>,
     /// The solver.
     #[arg(long, help = one_of("The solver", &Sampler::ALL.map(Sampler::name)))]
-    pub sampler: Option<NamedSampler>,
+    pub sampler: Option<common::NamedSampler>,
     /// How noise levels are spaced.
     #[arg(long, help = one_of("How noise levels are spaced", &Schedule::ALL.map(Schedule::name)))]
-    pub schedule: Option<NamedSchedule>,
+    pub schedule: Option<common::NamedSchedule>,
     /// Width in pixels, a multiple of 8 [default: that of the picture to begin with, or the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<u32>,
