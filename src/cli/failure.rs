@@ -62,8 +62,8 @@ pub enum Failure {
         source: std::io::Error,
     },
     /// The system starts no threads, of which each takes memory.
-    #[error("the threads cannot be started")]
-    Threads(#[source] ThreadPoolBuildError),
+    #[error("the threads cannot be started: {0}")]
+    Threads(ThreadPoolBuildError),
     /// The process is not in a state to work.
     #[error(transparent)]
     Internal(anyhow::Error),

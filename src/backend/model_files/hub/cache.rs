@@ -10,26 +10,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hf_hub::{CacheRepo, Repo, RepoType};
+
 /// Where Python's client keeps all that it keeps.
 pub(super) fn home() -> PathBuf {
     let given = env::var_os("HF_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     given.unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache/huggingface"))
 }
 
-/// What the cache has of one repository.
+/// What the cache has of one repository. Its folders are `hf_hub`'s; its own downloads insist on
+/// ranges, which not every hub and mirror has.
 #[derive(Debug)]
 pub(super) struct Cache {
+    repository: String,
+    hub: hf_hub::Cache,
     folder: PathBuf,
 }
 
 impl Cache {
     pub(super) fn of(repository: &str) -> Self {
-        Self { folder: home().join("hub").join(format!("models--{}", repository.replace('/', "--"))) }
+        let hub = hf_hub::Cache::new(home().join("hub"));
+        let folder = hub.path().join(Repo::model(repository.to_owned()).folder_name());
+        Self { repository: repository.to_owned(), hub, folder }
+    }
+
+    fn at(&self, revision: &str) -> CacheRepo {
+        self.hub.repo(Repo::with_revision(self.repository.clone(), RepoType::Model, revision.to_owned()))
     }
 
     /// Where a commit's files are.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.folder.join("snapshots").join(commit)
+        self.at(commit).pointer_path(commit)
     }
 
     /// The commit that a branch or a tag stood for when it was last looked at.
@@ -38,10 +49,7 @@ impl Cache {
     }
 
     pub(super) fn set_commit_of(&self, revision: &str, commit: &str) -> io::Result<()> {
-        let path = self.folder.join("refs").join(revision);
-        // A branch's name may have slashes.
-        fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        fs::write(path, commit)
+        self.at(revision).create_ref(commit)
     }
 
     /// Where a file of this hash is, or is to be.
