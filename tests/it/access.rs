@@ -212,20 +212,23 @@ async fn nothing_that_a_request_names_is_fetched() {
     let url = format!("http://{}/picture.png", elsewhere.local_addr().unwrap());
     let named =
         |fields: &[&str]| fields.iter().map(|field| ((*field).to_owned(), Value::from(url.clone()))).collect::<serde_json::Map<_, _>>();
-    let extra =
-        named(&["model", "user", "image", "mask", "input_image", "init_image", "mask_image", "response_url", "callback_url", "webhook"]);
-    for (path, mut body) in [
+    let extra = named(&["model", "user", "image", "input_image", "init_image", "response_url", "callback_url", "webhook"]);
+    let masks = named(&["mask", "mask_image"]);
+    for (path, body) in [
         ("/v1/images/generations", small("a fox")),
         ("/v1/images/edits", small("a fox")),
         ("/v1/jobs", serde_json::json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 })),
         ("/v1/jobs", serde_json::json!({ "operation": "image_transform", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 })),
         ("/v1/jobs", serde_json::json!({ "operation": "image_inpaint", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 })),
     ] {
-        body.as_object_mut().unwrap().extend(extra.clone());
-        let answer = Client::new().post(worker.url(path)).json(&body).send().await.unwrap();
-        let answer: Value = answer.json().await.unwrap();
-        if let Some(events) = answer["sse_url"].as_str() {
-            worker.get(events).await.text().await.unwrap();
+        for more in [&serde_json::Map::new(), &masks] {
+            let mut body = body.clone();
+            body.as_object_mut().unwrap().extend(extra.clone().into_iter().chain(more.clone()));
+            let answer = Client::new().post(worker.url(path)).json(&body).send().await.unwrap();
+            let answer: Value = answer.json().await.unwrap();
+            if let Some(events) = answer["sse_url"].as_str() {
+                worker.get(events).await.text().await.unwrap();
+            }
         }
     }
     worker.wait_for_metric("sdw_images_total", |value| value >= 2.0).await;

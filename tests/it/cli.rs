@@ -181,7 +181,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (
             vec!["generate", "a", "--width", "4096", "--height", "4096"],
             64,
-            "error: size must be at most 1048576 pixels on this worker, not 4096x4096",
+            "error: size must be at most 2097152 pixels on this worker (its --max-pixels), not 4096x4096",
         ),
         (
             vec!["generate", "a", "--sampler", "ddim", "--schedule", "karras"],

@@ -150,9 +150,9 @@ fn a_picture_to_begin_with_is_a_file_with_one() {
     let whole = fs::read(&right).unwrap();
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
     for (bad, reason) in [
-        (pipe.as_str(), "it is no regular file"),
-        ("/dev/zero", "it is no regular file"),
-        (folder.path().to_str().unwrap(), "it is no regular file"),
+        (pipe.as_str(), "it is a directory, a FIFO or a device, and not a file"),
+        ("/dev/zero", "it is a directory, a FIFO or a device, and not a file"),
+        (folder.path().to_str().unwrap(), "it is a directory, a FIFO or a device, and not a file"),
         (&text, "it must be a PNG, JPEG or WebP file"),
         (&cut, "it must be a PNG, JPEG or WebP file"),
         ("no/such.png", "No such file"),

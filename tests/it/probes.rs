@@ -54,7 +54,7 @@ async fn clients_name_nothing_in_the_metrics() {
     let worker = Worker::ready(&[]);
     let edits = || reqwest::Client::new().post(worker.url("/v1/images/edits"));
     for i in 0..3 {
-        let twice = reqwest::multipart::Form::new().text(format!("junk{i}"), "1").text(format!("junk{i}"), "2");
+        let twice = reqwest::multipart::Form::new().text("prompt", "a").text(format!("junk{i}"), "1").text(format!("junk{i}"), "2");
         assert_eq!(edits().multipart(twice).send().await.unwrap().status(), 400);
         let interval: Vec<Value> = vec![0.into(); i].into_iter().chain(["junk".into()]).collect();
         assert_eq!(worker.post(&serde_json::json!({ "prompt": "a", "guidance_interval": interval })).await.status(), 400);

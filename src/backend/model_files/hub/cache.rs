@@ -71,8 +71,10 @@ impl Cache {
         fs::create_dir_all(path.parent().unwrap_or(&path))?;
         // Out of the folders that the file is in, and of snapshots/COMMIT.
         let up = "../".repeat(file.split('/').count() + 1);
-        // What is there leads nowhere, or to what is not right.
-        let _ = fs::remove_file(&path);
-        symlink(Path::new(&up).join("blobs").join(hash), path)
+        // What is there leads nowhere, or to what is not right, or is what another process is about to put there.
+        let new = path.with_added_extension(format!("{}.new", std::process::id()));
+        let _ = fs::remove_file(&new);
+        symlink(Path::new(&up).join("blobs").join(hash), &new)?;
+        fs::rename(new, path)
     }
 }
