@@ -10,7 +10,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{ApiError, body_bytes, run::Run};
+use super::{ApiError, off_thread, run::Run};
 use crate::{
     backend::{Complete, EncodedImage, Timings},
     common::{GuidanceScale, ImageFormat, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
@@ -147,7 +147,7 @@ impl ImagesResponse {
             serde_json::to_writer(&mut answer, &Self::new(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
             Ok(answer)
         };
-        let answer = body_bytes::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
+        let answer = off_thread::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
         Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
     }
 

@@ -10,15 +10,14 @@ use axum::body::Body;
 use futures::StreamExt;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    task::{JoinError, spawn_blocking},
     time::timeout,
 };
 
-use super::{ApiError, MAX_UPLOAD_BYTES, paced_body::BodyTimedOut};
+use super::{ApiError, MAX_UPLOAD_BYTES, off_thread, paced_body::BodyTimedOut};
 
 const KIB: usize = 1 << 10;
 /// What a body may have without [`Room`]: as much as prompts take, and less than a connection's own buffers.
-const SMALL: usize = 64 * KIB;
+const SMALL: usize = off_thread::SMALL;
 
 /// KiB of bodies that are taken in at a time: eight of the largest.
 static ROOM: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
@@ -129,15 +128,7 @@ pub(super) async fn digest<T: Send + 'static>(
         let value = work(&mut hasher)?;
         Ok(Digested { value, fingerprint: hasher.finish(), room })
     };
-    offload(length, work).await.unwrap_or_else(|_| Err(ApiError::unreadable_body("it cannot be taken apart")))
-}
-
-/// Does work that takes as long as so many bytes, off the runtime's threads if that is long.
-///
-/// # Errors
-/// When the work panics.
-pub(super) async fn offload<T: Send + 'static>(length: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
-    if length <= SMALL { Ok(work()) } else { spawn_blocking(work).await }
+    off_thread::offload(length, work).await.unwrap_or_else(|_| Err(ApiError::unreadable_body("it cannot be taken apart")))
 }
 
 #[cfg(test)]

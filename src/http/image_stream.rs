@@ -10,8 +10,9 @@ use futures::stream;
 
 use super::{
     answer::{self, Parameters, Usage, WireTimings},
-    body_bytes, event_stream,
+    event_stream,
     image_events::{Completed, ImageEvent, Preview, ProgressEvent},
+    off_thread,
     run::{Entry, Follower, Run},
     unix_seconds,
 };
@@ -45,7 +46,7 @@ impl ImageStream {
         }
         let (_, entry) = self.follower.next().await?;
         let run = Arc::clone(&self.follower.run);
-        Some(body_bytes::offload(entry.bytes(), move || event(&run, entry)).await.unwrap_or_else(lost))
+        Some(off_thread::offload(entry.bytes(), move || event(&run, entry)).await.unwrap_or_else(lost))
     }
 }
 

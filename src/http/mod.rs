@@ -23,6 +23,7 @@ mod jobs;
 mod lifecycle;
 mod metrics_endpoint;
 mod models;
+mod off_thread;
 mod openapi;
 mod origins;
 mod paced_body;

@@ -8,9 +8,9 @@ use base64::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::{sync::Semaphore, task::JoinError};
+use tokio::sync::Semaphore;
 
-use super::ApiError;
+use super::{ApiError, off_thread::in_turn};
 use crate::{
     backend::InputFiles,
     common::{ImageSize, InputImage},
@@ -114,21 +114,10 @@ pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<Inp
     Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))
 }
 
-/// Does what blocks under a permit. The work itself holds it: it goes on to its end, whether or not somebody still waits for that.
-async fn in_turn<T: Send + 'static>(permits: &'static Semaphore, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
-    // It is never closed.
-    let permit = permits.acquire().await;
-    tokio::task::spawn_blocking(move || (work(), permit)).await.map(|(done, _)| done)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
-    use proptest::prelude::*;
-    use tokio::sync::oneshot;
-
     use super::*;
+    use proptest::prelude::*;
 
     fn error(text: &str) -> String {
         from_text("image", text).unwrap_err().body().message.clone()
@@ -181,23 +170,6 @@ mod tests {
         for json in [r#"{"file_id": "file-1"}"#, r#"{"image_url": 7}"#, "7", "[]", "null", r#""\u0041AEC""#] {
             assert!(from_json("image", &raw(json)).is_err(), "{json}");
         }
-    }
-
-    #[tokio::test]
-    async fn work_that_nobody_waits_for_keeps_its_permit_to_its_end() {
-        static PERMITS: Semaphore = Semaphore::const_new(1);
-        let (started, has_started) = oneshot::channel();
-        let (end, may_end) = mpsc::channel::<()>();
-        let waiting = tokio::spawn(in_turn(&PERMITS, move || {
-            started.send(()).unwrap();
-            may_end.recv()
-        }));
-        has_started.await.unwrap();
-        waiting.abort();
-        assert!(waiting.await.unwrap_err().is_cancelled());
-        assert_eq!(PERMITS.available_permits(), 0);
-        end.send(()).unwrap();
-        assert!(PERMITS.acquire().await.is_ok());
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use futures::stream;
 
 use super::job_wire::JobEvent;
 use crate::http::{
-    body_bytes, event_stream,
+    event_stream, off_thread,
     run::{Entry, Follower, Run, Status},
 };
 
@@ -19,7 +19,7 @@ pub(super) fn respond(follower: Follower) -> Response {
         let (event, rest) = match follower.next().await {
             Some((id, entry)) => {
                 let run = Arc::clone(&follower.run);
-                let event = body_bytes::offload(entry.bytes(), move || event(&run, id, entry)).await;
+                let event = off_thread::offload(entry.bytes(), move || event(&run, id, entry)).await;
                 (event.unwrap_or_else(lost), Some(follower))
             }
             None => (Event::default().data(marker(&follower.run.status())), None),
