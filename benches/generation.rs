@@ -217,6 +217,7 @@ fn probes(c: &mut Criterion) {
     );
     uploads.iter().for_each(tokio::task::JoinHandle::abort);
     worker.kill().unwrap();
+    worker.wait().unwrap();
 }
 
 criterion_group!(benches, networks, yardstick, whole, throughput, probes);

@@ -45,7 +45,7 @@ const TICKS_TO_IDLE: u32 = 3;
 
 /// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
 fn main() -> ExitCode {
-    ReusingAllocator::exit_when_refused(Failure::OUT_OF_MEMORY);
+    ALLOCATOR.serve_process(Failure::OUT_OF_MEMORY);
     report_panics();
     let work = || match cli::parse(std::env::args_os()) {
         Ok(cli) => run(cli),
@@ -239,9 +239,10 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
         metrics.run_upkeep();
         runs.forget_old();
         let is_idle = !admission.is_busy() && admission.admitted() == admitted;
-        (admitted, idle) = (admission.admitted(), if is_idle { idle + 1 } else { 0 });
-        if idle == TICKS_TO_IDLE {
-            ALLOCATOR.give_back();
+        (admitted, idle) = (admission.admitted(), if is_idle { idle + 1 } else { 0_u32 });
+        // Again and again: what is refused leaves something behind as well.
+        if idle > 0 && idle.is_multiple_of(TICKS_TO_IDLE) {
+            let _ = tokio::task::spawn_blocking(|| ALLOCATOR.give_back()).await;
         }
     }
 }

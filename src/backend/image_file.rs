@@ -69,9 +69,7 @@ impl ImageFile {
         self.size
     }
 
-    fn decode(&self) -> Result<DynamicImage, GenerationError> {
-        // Decoders end the process where there is no memory for them.
-        ops::check_free(picture_decoder::room_for(&self.bytes, self.size))?;
+    fn decode(&self) -> Result<DynamicImage, InvalidValue> {
         let mut picture = picture_decoder::decode(&self.bytes, self.format).map_err(|error| broken(self.name, &error))?;
         picture.apply_orientation(self.orientation);
         Ok(picture)
@@ -93,9 +91,13 @@ impl InputFiles {
     /// # Errors
     /// When a file is broken, the mask marks nothing, or there is no memory for the pixels.
     pub fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
-        let image = image_utils::cut(&flatten(&self.image.decode()?), self.image.size, size);
-        let mask = self.mask.as_ref().map(|file| read_mask(file, self.image.size, size)).transpose()?;
-        Ok(InputImage { image, mask })
+        // One after the other, each in memory that is there: decoders end the process where there is none for them.
+        let room = |file: &ImageFile| picture_decoder::room_for(&file.bytes, file.size, size);
+        let cut = || Ok::<_, InvalidValue>(image_utils::cut(&flatten(&self.image.decode()?), self.image.size, size));
+        let image = ops::with_room(room(&self.image), cut)??;
+        let Some(file) = &self.mask else { return Ok(InputImage { image, mask: None }) };
+        let mask = ops::with_room(room(file), || read_mask(file, self.image.size, size))??;
+        Ok(InputImage { image, mask: Some(mask) })
     }
 }
 
@@ -112,7 +114,7 @@ fn flatten(picture: &DynamicImage) -> RgbImage {
 }
 
 /// A mask with transparency says by it what is painted anew: all that is transparent altogether. Any other says so in white.
-fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, GenerationError> {
+fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, InvalidValue> {
     let picture = file.decode()?;
     let alpha = picture.color().has_alpha().then(|| picture.to_rgba8());
     let (mask, meaning) = match alpha.filter(|picture| picture.pixels().any(|pixel| pixel.0[3] < 255)) {
@@ -130,7 +132,7 @@ fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, 
             MaskMeaning::White => "one that is white nowhere",
         };
         let right = "a picture that marks what is painted anew, in white or by transparency";
-        return Err(InvalidValue::new(file.name, found, right).into());
+        return Err(InvalidValue::new(file.name, found, right));
     }
     Ok(Mask { pixels, meaning })
 }

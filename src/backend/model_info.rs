@@ -81,11 +81,12 @@ impl ModelInfo {
         }
         let share = drawn.pixels() as f64 / own.pixels() as f64;
         let side = |ours: u32, own: u32| f64::from(ours) / f64::from(own);
-        let longest = side(drawn.width(), own.width()).max(side(drawn.height(), own.height()));
+        let [across, down] = [side(drawn.width(), own.width()), side(drawn.height(), own.height())];
+        let (shortest, longest) = (across.min(down), across.max(down));
         let what = match share {
             // Things are repeated, beside and above each other.
             _ if share > FAR || longest > FAR => "things may appear several times",
-            _ if share <= 1.0 / FAR.powi(2) => "it may be blurred or cut off",
+            _ if share <= 1.0 / FAR.powi(2) || self.defaults.own_size_only && shortest < NEAR => "it may be blurred or cut off",
             _ => return None,
         };
         Some(format!("this model was made for pictures of {own}; at {drawn}, {what}"))
@@ -135,15 +136,21 @@ impl ModelInfo {
         self.scheduler.most_steps(sampler)
     }
 
-    /// How many steps a request has that may leave them out, and its strength, where it begins with a picture: `edit` is the strength that
+    /// How many steps a request has that may leave them out and then has its `own`, and its strength, where it begins with a picture: `edit` is the strength that
     /// it asks for, and whether there is a mask. What is left out never excludes what is given, or what else is left out.
     #[must_use]
-    pub fn steps(&self, sampler: Sampler, given: Option<Steps>, edit: Option<(Option<Strength>, bool)>) -> (Steps, Option<Strength>) {
+    pub fn steps(
+        &self,
+        sampler: Sampler,
+        given: Option<Steps>,
+        own: Steps,
+        edit: Option<(Option<Strength>, bool)>,
+    ) -> (Steps, Option<Strength>) {
         let most = i64::try_from(self.most_steps(sampler)).ok().and_then(|most| most.try_into().ok());
-        let own = most.filter(|most: &Steps| most.get() < self.defaults.steps.get()).unwrap_or(self.defaults.steps);
+        let own = most.filter(|most: &Steps| most.get() < own.get()).unwrap_or(own);
         match edit {
             Some((strength, has_mask)) => {
-                let (steps, strength) = Strength::with_steps((given, strength), own, has_mask);
+                let (steps, strength) = Strength::with_steps((given, strength), own, most, has_mask);
                 (steps, Some(strength))
             }
             None => (given.unwrap_or(own), None),
@@ -170,6 +177,8 @@ impl ModelInfo {
 
 /// How many times as many pixels as a model's own size has, or as long a side, are far from it.
 const FAR: f64 = 2.0;
+/// What share of its own side a model that draws well at one size alone needs at least.
+const NEAR: f64 = 0.85;
 
 /// A size of at most so many pixels in the proportions of `width` x `height`.
 fn size_for(most: u64, size_multiple: u32, width: u32, height: u32) -> Option<ImageSize> {

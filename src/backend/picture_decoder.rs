@@ -9,6 +9,8 @@ use std::{
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel, metadata::Orientation};
 use png::{BitDepth, ColorType};
 
+use crate::common::ImageSize;
+
 /// Why a file is no picture, for people.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -26,10 +28,13 @@ pub(super) struct Header {
     pub(super) orientation: Orientation,
 }
 
-/// Memory that [`decode`] takes at most, in bytes.
-pub(super) fn room_for(file: &[u8], (width, height): (u32, u32)) -> u64 {
+/// Memory that it takes at most to [`decode`] a file and to scale the picture to `to`, in bytes.
+pub(super) fn room_for(file: &[u8], (width, height): (u32, u32), to: ImageSize) -> u64 {
+    let pixels = u64::from(width) * u64::from(height);
+    // Between its two passes, the scaler keeps four numbers of 32 bits for each pixel of the one size's width and the other's height.
+    let between = BYTES_PER_PIXEL * u64::from(width) * u64::from(to.height());
     // Decoders keep a copy of the file, which grows by doubling.
-    2 * file.len() as u64 + BYTES_PER_PIXEL * u64::from(width) * u64::from(height)
+    4 * file.len() as u64 + BYTES_PER_PIXEL * pixels + between + BYTES_PER_PIXEL * to.pixels()
 }
 
 /// Reads the header.

@@ -163,6 +163,18 @@ pub struct EncodedImage {
     pub bytes: Vec<u8>,
 }
 
+impl AsRef<[u8]> for EncodedImage {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Complete {
+    fn as_ref(&self) -> &[u8] {
+        &self.image.bytes
+    }
+}
+
 /// A finished picture.
 #[derive(Debug)]
 pub struct Complete {

@@ -119,7 +119,8 @@ fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig,
     let defaults = info.defaults;
     let size = input.as_ref().map_or(defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
     let (sampler, schedule) = info.sampler(args.sampler, args.schedule)?;
-    let (steps, strength) = info.steps(sampler, args.steps, input.as_ref().map(|files| (args.strength, files.mask.is_some())));
+    let edit = input.as_ref().map(|files| (args.strength, files.mask.is_some()));
+    let (steps, strength) = info.steps(sampler, args.steps, defaults.steps, edit);
     let asked = args.size(size)?;
     info.check_size(asked)?;
     let config = SamplingConfig {

@@ -163,35 +163,10 @@ impl Heart {
 
 async fn post(url: String, body: Value) -> Result<(), String> {
     let send = move || {
-        let refused = |error: &dyn std::error::Error| format!("{}: {}", without_secrets(&url), error_chain(error));
+        let refused = |error: &dyn std::error::Error| format!("{}: {}", common::without_secrets(&url), error_chain(error));
         let address: Uri = url.parse().map_err(|error| refused(&error))?;
         let agent = common::agent(&address, Agent::config_builder().timeout_global(Some(TIMEOUT))).map_err(|error| refused(&error))?;
         agent.post(address).send_json(body).map(drop).map_err(|error| refused(&error))
     };
     spawn_blocking(send).await.unwrap_or_else(|error| Err(error.to_string()))
-}
-
-/// A URL without what may let somebody in: neither user and password, nor what follows the path.
-fn without_secrets(url: &str) -> String {
-    let Ok(url) = url.parse::<Uri>() else { return "a URL that makes no sense".to_owned() };
-    let (scheme, host, port) = (url.scheme_str().unwrap_or("http"), url.host().unwrap_or_default(), url.port());
-    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{scheme}://{host}{port}{}", url.path())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_shown_of_a_url_lets_nobody_in() {
-        for (url, shown) in [
-            ("http://user:password@localhost:7833/a/b?token=t#part", "http://localhost:7833/a/b"),
-            ("https://example.org/x", "https://example.org/x"),
-            ("http://[::1]:80", "http://[::1]:80/"),
-            ("user:password@", "a URL that makes no sense"),
-        ] {
-            assert_eq!(without_secrets(url), shown);
-        }
-    }
 }

@@ -7,16 +7,18 @@ const STRENGTH: f64 = 0.8;
 
 impl Strength {
     /// Steps and strength of an edit, of which a request may leave out either. What is left out gives way to what is given, and `steps`,
-    /// those of the model, to the strength, so that at least one step is taken: a Turbo has one step, of which 0.8 is none.
+    /// those of the model, to the strength, as far as `most`, so that at least one step is taken: a Turbo has one step, of which 0.8 is
+    /// none.
     #[must_use]
-    pub fn with_steps(given: (Option<Steps>, Option<Self>), steps: Steps, has_mask: bool) -> (Steps, Self) {
+    pub fn with_steps(given: (Option<Steps>, Option<Self>), steps: Steps, most: Option<Steps>, has_mask: bool) -> (Steps, Self) {
         let whole = Self::of(1.0);
         let strength = given.1.unwrap_or(if has_mask { whole } else { Self::of(STRENGTH) });
         match given {
             (Some(steps), None) if strength.of_steps(steps) == 0 => (steps, whole),
             (None, _) if strength.of_steps(steps) == 0 => {
                 // There is none for a strength of next to nothing, which is refused with what would do.
-                let enough = (1..=Steps::MAX).filter_map(|steps| Steps::try_from(steps).ok());
+                let most = most.map_or(Steps::MAX as usize, Steps::get);
+                let enough = (1..=Steps::MAX).filter_map(|steps| Steps::try_from(steps).ok()).take_while(|steps| steps.get() <= most);
                 (enough.into_iter().find(|steps| strength.of_steps(*steps) > 0).unwrap_or(steps), strength)
             }
             _ => (given.0.unwrap_or(steps), strength),
@@ -50,7 +52,7 @@ mod tests {
             has_mask: bool,
         ) {
             let given = (given_steps.map(steps), given_strength.map(|strength| Strength::try_from(strength).unwrap()));
-            let (steps, strength) = Strength::with_steps(given, steps(own), has_mask);
+            let (steps, strength) = Strength::with_steps(given, steps(own), None, has_mask);
             prop_assert!(given.0.is_none_or(|given| given == steps) && given.1.is_none_or(|given| given == strength), "what is given stays");
             prop_assert!(given.0.is_some() && given.1.is_some() || strength.of_steps(steps) > 0);
             // And nothing changes for models of many steps.
@@ -62,9 +64,12 @@ mod tests {
 
     #[test]
     fn a_turbo_takes_one_step_of_two() {
-        let (two, strength) = Strength::with_steps((None, None), steps(1), false);
+        let (two, strength) = Strength::with_steps((None, None), steps(1), None, false);
         assert_eq!((two.get(), strength.get(), strength.of_steps(two)), (2, 0.8, 1));
-        let (one, all) = Strength::with_steps((Some(steps(1)), None), steps(1), false);
+        let (one, all) = Strength::with_steps((Some(steps(1)), None), steps(1), None, false);
         assert_eq!((one.get(), all.get()), (1, 1.0));
+        let little = Some(Strength::try_from(0.01).unwrap());
+        let few = |most| Strength::with_steps((None, little), steps(4), most, false).0.get();
+        assert_eq!([few(None), few(Some(steps(50)))], [100, 4], "no more than there are");
     }
 }

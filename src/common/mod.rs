@@ -23,7 +23,7 @@ pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
 pub use loopback::{is_loopback, normalised_host};
 pub use model_family::{ModelFamily, ModelVariant};
-pub use outgoing::{BadProxy, agent};
+pub use outgoing::{BadProxy, agent, without_secrets};
 pub use prompt::{NegativePrompt, Prompt};
 pub use regular_file::{open_regular, read_regular};
 pub use request_id::RequestId;

@@ -21,6 +21,15 @@ use super::{is_loopback, normalised_host};
 #[error("the proxy in the variable {0} cannot be used; it must be an address such as http://proxy.example.org:3128")]
 pub struct BadProxy(String);
 
+/// A URL without what may let somebody in: neither user and password, nor what follows the path.
+#[must_use]
+pub fn without_secrets(url: &str) -> String {
+    let Ok(url) = url.parse::<Uri>() else { return "a URL that makes no sense".to_owned() };
+    let (scheme, host, port) = (url.scheme_str().unwrap_or("http"), url.host().unwrap_or_default(), url.port());
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{}", url.path())
+}
+
 /// An agent that sends requests to the host of `url`, and no other: one for another host may have to go another way. It follows no links
 /// to others by itself.
 ///
@@ -86,6 +95,18 @@ fn is_in_network(address: IpAddr, network: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_url_lets_nobody_in() {
+        for (url, shown) in [
+            ("http://user:password@localhost:7833/a/b?token=t#part", "http://localhost:7833/a/b"),
+            ("https://example.org/x", "https://example.org/x"),
+            ("http://[::1]:80", "http://[::1]:80/"),
+            ("user:password@", "a URL that makes no sense"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
 
     fn proxy(url: &str, variables: &[(&str, &str)]) -> Option<String> {
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());

@@ -1,18 +1,18 @@
 //! The answer to `POST /v1/images/generations` and its like: `OpenAI`'s fields, and ours.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
-use serde::Serialize;
+use base64::{display::Base64Display, prelude::BASE64_STANDARD};
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::{ApiError, off_thread, run::Run};
 use crate::{
-    backend::{Complete, EncodedImage, Timings},
+    backend::{Complete, Timings},
     common::{GuidanceScale, ImageFormat, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
 };
 
@@ -42,9 +42,31 @@ pub(super) struct ImagesResponse {
 #[derive(Debug, Serialize, ToSchema)]
 struct ImageData {
     /// The file.
-    #[schema(content_encoding = "base64")]
-    b64_json: String,
+    #[schema(value_type = String, content_encoding = "base64")]
+    b64_json: Base64,
     seed: Seed,
+}
+
+/// A file as text. It is written as it is turned into that, and takes no memory twice.
+pub(super) struct Base64(Arc<dyn AsRef<[u8]> + Send + Sync>);
+
+impl Base64 {
+    /// Of a picture, finished or not.
+    pub(super) fn of(file: Arc<impl AsRef<[u8]> + Send + Sync + 'static>) -> Self {
+        Self(file)
+    }
+}
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new((*self.0).as_ref(), &BASE64_STANDARD))
+    }
+}
+
+impl fmt::Debug for Base64 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", (*self.0).as_ref().len())
+    }
 }
 
 /// Tokens are what `OpenAI` bills; here there are none.
@@ -78,10 +100,10 @@ pub(super) struct Parameters {
     /// What of the mask was taken for the part to be painted anew, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<MaskMeaning>,
-    /// The size at which the picture was drawn before it was enlarged, if it was,
+    /// The size at which the picture was drawn, if it was enlarged after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     drawn_size: Option<String>,
-    /// and by what.
+    /// What enlarged it.
     #[serde(skip_serializing_if = "Option::is_none")]
     upscaler: Option<&'static str>,
 }
@@ -141,9 +163,8 @@ impl ImagesResponse {
     pub(super) async fn respond(run: &Arc<Run>, pictures: Vec<Arc<Complete>>) -> Result<Response, ApiError> {
         let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
         let write = move || {
-            // As base64, and that once more as a part of the answer.
             let mut answer = Vec::new();
-            answer.try_reserve_exact(length * 3 + SMALL_ANSWER).map_err(|_| ApiError::no_memory_for_answer())?;
+            answer.try_reserve_exact(length / 3 * 4 + SMALL_ANSWER * (1 + pictures.len())).map_err(|_| ApiError::no_memory_for_answer())?;
             serde_json::to_writer(&mut answer, &Self::new(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
             Ok(answer)
         };
@@ -159,7 +180,10 @@ impl ImagesResponse {
         let parameters = Parameters::new(run, run.order.config);
         Self {
             created: run.created,
-            data: pictures.iter().map(|picture| ImageData { b64_json: base64(&picture.image), seed: picture.config.seed }).collect(),
+            data: pictures
+                .iter()
+                .map(|picture| ImageData { b64_json: Base64::of(Arc::clone(picture)), seed: picture.config.seed })
+                .collect(),
             background: "opaque",
             output_format: run.order.output.format,
             size: run.order.size().to_string(),
@@ -171,9 +195,4 @@ impl ImagesResponse {
             warnings,
         }
     }
-}
-
-/// A file as text.
-pub(super) fn base64(image: &EncodedImage) -> String {
-    BASE64_STANDARD.encode(&image.bytes)
 }

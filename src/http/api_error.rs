@@ -185,7 +185,7 @@ impl ApiError {
     pub(super) fn unknown_host(host: &str) -> Self {
         let host = extract::clip(host);
         let message = format!(
-            "this worker is for its own machine, which \"{host}\" may not be: ask for localhost, or start it with --allowed-host {host}, or with a key"
+            "this worker answers only to names of its own machine, and \"{host}\" is none: ask for localhost, or start it with --allowed-host {host}, or with a key"
         );
         Self::new(StatusCode::FORBIDDEN, "host_not_allowed", message)
     }

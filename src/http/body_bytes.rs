@@ -3,13 +3,18 @@
 use std::{
     error::Error,
     hash::{DefaultHasher, Hasher},
+    iter,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use axum::body::Body;
 use futures::StreamExt;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Mutex, Semaphore, SemaphorePermit},
     time::timeout,
 };
 
@@ -71,11 +76,34 @@ impl Room {
 /// A body of which all is read.
 pub(super) struct Digested<T> {
     pub(super) value: T,
-    /// Bodies that differ, or their routes, have, as good as always, different ones.
+    /// Different bodies and routes nearly always have different fingerprints.
     pub(super) fingerprint: u64,
     /// Kept until what was read of the body has become smaller, too.
-    pub(super) room: Room,
+    pub(super) room: Arc<Mutex<Room>>,
 }
+
+/// A body that takes room for each piece before it hands it on, and hands on no more than `allowance` bytes: what its reader keeps back
+/// while it looks for the end of something.
+pub(super) fn metered(body: Body, room: Arc<Mutex<Room>>, allowance: Arc<AtomicUsize>) -> Body {
+    let pieces = body.into_data_stream().then(move |piece| {
+        let (room, allowance) = (Arc::clone(&room), Arc::clone(&allowance));
+        async move {
+            let piece = piece?;
+            room.lock().await.grow(piece.len()).await.map_err(|refused| axum::Error::new(Refused(refused)))?;
+            let enough = |left: usize| left.checked_sub(piece.len());
+            match allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough) {
+                Ok(_) => Ok(piece),
+                Err(_) => Err(axum::Error::new(Refused(ApiError::unreadable_body("a part of the form has a head that does not end")))),
+            }
+        }
+    });
+    Body::from_stream(pieces)
+}
+
+/// Why a body is not read on.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.body().message)]
+struct Refused(ApiError);
 
 /// Puts bytes behind others.
 ///
@@ -94,7 +122,7 @@ pub(super) fn append(all: &mut Vec<u8>, more: &[u8]) -> Result<(), ApiError> {
 pub(super) async fn collect(body: Body, limit: usize, room: &mut Room) -> Result<Vec<u8>, ApiError> {
     let (mut stream, mut all) = (body.into_data_stream(), Vec::new());
     while let Some(bytes) = stream.next().await {
-        let bytes = bytes.map_err(|error| unreadable(&error))?;
+        let bytes = bytes.map_err(|error| unreadable(&error, &error.to_string()))?;
         if all.len() + bytes.len() > limit {
             return Err(ApiError::body_too_large(limit));
         }
@@ -104,14 +132,16 @@ pub(super) async fn collect(body: Body, limit: usize, room: &mut Room) -> Result
     Ok(all)
 }
 
-/// Why a body did not come to its end.
-pub(super) fn unreadable(error: &(dyn Error + 'static)) -> ApiError {
-    if is_timeout(error) { ApiError::body_timed_out() } else { ApiError::unreadable_body(&error.to_string()) }
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (**error).source())
 }
 
-/// Whether the client stopped in the middle, or nearly did.
-pub(super) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
-    error.is::<BodyTimedOut>() || error.source().is_some_and(is_timeout)
+/// Why a body did not come to its end. `otherwise` is what its reader says.
+pub(super) fn unreadable(error: &(dyn Error + 'static), otherwise: &str) -> ApiError {
+    if let Some(Refused(refused)) = causes(error).find_map(|cause| cause.downcast_ref()) {
+        return refused.clone();
+    }
+    if causes(error).any(<dyn Error>::is::<BodyTimedOut>) { ApiError::body_timed_out() } else { ApiError::unreadable_body(otherwise) }
 }
 
 /// Takes a body of `length` bytes apart, off the runtime's threads if that takes long. `work` tells the hasher all of it.
@@ -120,7 +150,7 @@ pub(super) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
 /// Those of `work`.
 pub(super) async fn digest<T: Send + 'static>(
     length: usize,
-    room: Room,
+    room: Arc<Mutex<Room>>,
     mut hasher: DefaultHasher,
     work: impl FnOnce(&mut DefaultHasher) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<Digested<T>, ApiError> {

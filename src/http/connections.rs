@@ -1,21 +1,18 @@
 //! Connections, each served by a task of its own, and none kept open for a client that is silent where it should speak, or does not
 //! listen.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::Request, response::Response};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::{
-        conn::auto::Builder,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::conn::auto::Builder,
     service::TowerToHyperService,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
@@ -42,55 +39,93 @@ pub struct ConnectionLimits {
 
 /// Serves connections: new ones until `closed`, open ones to the end of what was asked on them.
 pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, closed: CancellationToken) {
-    let (open, places, crowd) = (GracefulShutdown::new(), Arc::new(Semaphore::new(limits.most)), watch::Sender::new(false));
+    let (places, crowd) = (Arc::new(Semaphore::new(limits.most)), watch::Sender::new(false));
+    // Open until the last connection is.
+    let (open, mut all_closed) = mpsc::channel::<()>(1);
+    let serve_one = |stream, place| {
+        let connection = Connection { router: router.clone(), patience: limits.patience, crowd: crowd.subscribe(), closed: closed.clone() };
+        let open = open.clone();
+        tokio::spawn(async move { (connection.serve(stream).await, place, open) });
+    };
     loop {
-        crowd.send_replace(places.available_permits() == 0);
         let accepted = tokio::select! {
-            accepted = async {
-                // It is never closed.
-                let place = Arc::clone(&places).acquire_owned().await;
-                (listener.accept().await, place)
-            } => accepted,
+            accepted = listener.accept() => accepted,
             () = closed.cancelled() => break,
         };
         match accepted {
-            (Ok((stream, _)), place) => {
+            Ok((stream, _)) => {
                 watch_peer(&stream, limits.patience);
-                let served = serve_one(stream, router.clone(), limits.patience, open.watcher(), crowd.subscribe());
-                tokio::spawn(async move { (served.await, place) });
+                crowd.send_replace(places.available_permits() == 0);
+                // It is never closed.
+                let place = tokio::select! {
+                    place = Arc::clone(&places).acquire_owned() => place,
+                    () = closed.cancelled() => break,
+                };
+                crowd.send_replace(false);
+                serve_one(stream, place);
             }
-            (Err(error), _) if is_of_peer(&error) => debug!(%error, "a client left before it was heard"),
-            (Err(error), _) => {
+            Err(error) if is_of_peer(&error) => debug!(%error, "a client left before it was heard"),
+            Err(error) => {
                 warn!(%error, "no connection can be taken");
                 crowd.send_replace(true);
                 sleep(RECOVERY).await;
+                crowd.send_replace(false);
             }
         }
     }
-    drop((listener, router));
-    open.shutdown().await;
+    drop((listener, router, open));
+    all_closed.recv().await;
 }
 
-async fn serve_one(stream: TcpStream, router: Router, patience: Duration, watcher: Watcher, crowd: watch::Receiver<bool>) {
-    let activity = Activity::default();
-    let noted = activity.clone();
-    let service = service_fn(move |request: Request<_>| {
-        let (router, request_noted) = (router.clone(), noted.begin());
-        async move {
-            let response: Response = router.oneshot(request.map(Body::new)).await?;
-            Ok::<_, Infallible>(response.map(|body| Delivered::new(body, request_noted)))
-        }
-    });
-    let mut builder = Builder::new(Streams { patience });
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience).max_concurrent_streams(MAX_STREAMS);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-    tokio::select! {
-        ended = watcher.watch(connection) => if let Err(error) = ended {
+/// What one connection needs to know.
+struct Connection {
+    router: Router,
+    patience: Duration,
+    /// Whether others wait for a place.
+    crowd: watch::Receiver<bool>,
+    closed: CancellationToken,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream) {
+        let Self { router, patience, crowd, closed } = self;
+        let activity = Activity::default();
+        let noted = activity.clone();
+        let service = service_fn(move |request: Request<_>| {
+            let (router, under_way) = (router.clone(), noted.begin());
+            async move {
+                let response: Response = router.oneshot(request.map(Body::new)).await?;
+                Ok::<_, Infallible>(response.map(|body| Delivered::new(body, under_way)))
+            }
+        });
+        let mut builder = Builder::new(Streams { patience });
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(patience);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(patience)
+            .keep_alive_timeout(patience)
+            .max_concurrent_streams(MAX_STREAMS);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned());
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = still_unheard(&activity, patience) => return debug!("a client sent no request in time"),
+            () = until_asked_to_end(&activity, crowd, closed) => {
+                // What is under way, or still on its way to the client, comes to its end.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             debug!(error, "a connection broke");
-        },
-        () = still_unheard(&activity, patience) => debug!("a client sent no request in time"),
-        () = gives_way(&activity, crowd) => debug!("an idle connection makes room"),
+        }
+    }
+}
+
+async fn until_asked_to_end(activity: &Activity, crowd: watch::Receiver<bool>, closed: CancellationToken) {
+    tokio::select! {
+        () = gives_way(activity, crowd) => debug!("an idle connection makes room"),
+        () = closed.cancelled() => {}
     }
 }
 
@@ -110,9 +145,9 @@ async fn gives_way(activity: &Activity, mut crowd: watch::Receiver<bool>) {
         if idle >= CROWDED_IDLE {
             return;
         }
-        sleep(CROWDED_IDLE - idle).await;
+        sleep(CROWDED_IDLE.saturating_sub(idle)).await;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Has the system find out about a client that is gone without a word, or that does not read: the connection then breaks, and what it

@@ -5,10 +5,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -28,13 +25,14 @@ task_local! {
 
 /// What is under way on a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Activity(Arc<Mutex<Working>>, Arc<AtomicBool>);
+pub(super) struct Activity(Arc<Mutex<Requests>>);
 
 #[derive(Debug)]
-struct Working {
-    requests: usize,
-    /// When it last was something else than now.
+struct Requests {
+    under_way: usize,
+    /// When that number last changed.
     changed: Instant,
+    has_begun: bool,
 }
 
 /// A request under way, until its answer is.
@@ -43,32 +41,36 @@ pub(super) struct UnderWay(Activity);
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Working { requests: 0, changed: Instant::now() })), Arc::default())
+        Self(Arc::new(Mutex::new(Requests { under_way: 0, changed: Instant::now(), has_begun: false })))
     }
 }
 
 impl Activity {
     /// A request has come.
     pub(super) fn begin(&self) -> UnderWay {
-        self.1.store(true, Ordering::Relaxed);
         self.change(1);
         UnderWay(self.clone())
     }
 
-    /// Whether one has ever.
+    /// Whether the connection has had a request.
     pub(super) fn has_begun(&self) -> bool {
-        self.1.load(Ordering::Relaxed)
+        self.requests().has_begun
     }
 
     /// For how long nothing has been under way.
     pub(super) fn idle(&self) -> Duration {
-        let working = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if working.requests == 0 { working.changed.elapsed() } else { Duration::ZERO }
+        let requests = self.requests();
+        if requests.under_way == 0 { requests.changed.elapsed() } else { Duration::ZERO }
     }
 
     fn change(&self, by: isize) {
-        let mut working = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *working = Working { requests: working.requests.saturating_add_signed(by), changed: Instant::now() };
+        let mut requests = self.requests();
+        *requests = Requests { under_way: requests.under_way.saturating_add_signed(by), changed: Instant::now(), has_begun: true };
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        // It is whole after every line.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,7 +136,9 @@ impl Delivered {
     pub(super) fn new(body: Body, under_way: UnderWay) -> Self {
         let offered = OFFERED.try_with(Offered::clone).ok();
         // The answer's head is an offer, too.
-        offered.iter().for_each(|offered| offered.set(Some(Instant::now())));
+        if let Some(offered) = &offered {
+            offered.set(Some(Instant::now()));
+        }
         Self { body, offered, rest: Bytes::new(), _under_way: under_way }
     }
 }

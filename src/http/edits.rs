@@ -6,6 +6,10 @@
 use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use axum::{
@@ -21,6 +25,7 @@ use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
 };
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::{
@@ -42,6 +47,9 @@ use crate::{
 
 /// Forms have fewer fields than this.
 const MAX_FIELDS: usize = 64;
+
+/// The head of a field comes within so many bytes, and so does what stands before the first.
+const MAX_HEAD_BYTES: usize = 1 << 20;
 
 /// Fields that are text even where it reads as something else.
 const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
@@ -164,14 +172,19 @@ fn check_page(request: &Request, state: &AppState) -> Result<(), ApiError> {
 
 /// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.
 async fn from_form(request: Request, state: &AppState) -> Result<Digested<Edit>, ApiError> {
-    let (hasher, mut room) = (extract::route_hasher(&request), Room::new(state.client_timeout));
-    let form = Multipart::from_request(request, state).await;
+    let (hasher, room) = (extract::route_hasher(&request), Arc::new(Mutex::new(Room::new(state.client_timeout))));
+    // All of a head is in memory before it is read.
+    let allowance = Arc::new(AtomicUsize::new(MAX_HEAD_BYTES));
+    let metered = request.map(|body| body_bytes::metered(body, Arc::clone(&room), Arc::clone(&allowance)));
+    let form = Multipart::from_request(metered, state).await;
     let mut form = form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?;
     let (mut fields, mut length) = (Vec::new(), 0);
     while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
+        allowance.store(usize::MAX, Ordering::Relaxed);
         // As browsers send it where no file was chosen.
         let has_no_name = field.file_name() == Some("");
-        let field = FormField::read(field, &mut room).await?;
+        let field = FormField::read(field).await?;
+        allowance.store(MAX_HEAD_BYTES, Ordering::Relaxed);
         if has_no_name && field.bytes.is_empty() {
             continue;
         }
@@ -234,12 +247,11 @@ fn list_name(name: &str) -> &str {
 }
 
 impl FormField {
-    async fn read(mut field: Field<'_>, room: &mut Room) -> Result<Self, ApiError> {
+    async fn read(mut field: Field<'_>) -> Result<Self, ApiError> {
         let name = field.name().unwrap_or_default().to_owned();
         let is_file = field.file_name().is_some() || field.content_type().is_some_and(|kind| !kind.starts_with("text/"));
         let mut bytes = Vec::new();
         while let Some(more) = field.chunk().await.map_err(|error| unreadable(&error))? {
-            room.grow(more.len()).await?;
             body_bytes::append(&mut bytes, &more)?;
         }
         Ok(Self { name, is_file, bytes })
@@ -286,5 +298,5 @@ fn unreadable(error: &MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return ApiError::body_too_large(MAX_UPLOAD_BYTES);
     }
-    if body_bytes::is_timeout(error) { ApiError::body_timed_out() } else { ApiError::unreadable_body(&error.body_text()) }
+    body_bytes::unreadable(error, &error.body_text())
 }

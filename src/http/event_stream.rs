@@ -17,7 +17,7 @@ use super::KEEP_ALIVE;
 /// as it comes.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// An answer that proxies neither keep back, nor store, nor compress: its events arrive when they happen.
+/// An answer whose events arrive when they happen: its headers ask proxies to pass it on at once.
 pub(super) fn respond(events: impl Stream<Item = Event> + Send + 'static) -> Response {
     let headers = [(X_ACCEL_BUFFERING, "no"), (header::CACHE_CONTROL, "no-cache, no-transform")];
     let stream = Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));

@@ -1,6 +1,9 @@
 //! JSON bodies, with errors that name the field.
 
-use std::hash::{DefaultHasher, Hash};
+use std::{
+    hash::{DefaultHasher, Hash},
+    sync::Arc,
+};
 
 use axum::{
     extract::{FromRequest, Request},
@@ -8,6 +11,7 @@ use axum::{
 };
 use serde_json::error::Category;
 use serde_path_to_error::{Path, Segment};
+use tokio::sync::Mutex;
 
 use super::{
     ApiError, AppState, MAX_BODY_BYTES,
@@ -46,7 +50,7 @@ impl<T: FromFields, const LIMIT: usize> FromRequest<AppState> for JsonBody<T, LI
             bytes.hash(hasher);
             T::from_fields(Fields::parse(in_utf8(&bytes)?)?)
         };
-        Ok(Self(body_bytes::digest(length, room, hasher, read).await?))
+        Ok(Self(body_bytes::digest(length, Arc::new(Mutex::new(room)), hasher, read).await?))
     }
 }
 

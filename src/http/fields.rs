@@ -83,12 +83,14 @@ impl<'a> FromIterator<(&'a str, &'a RawValue)> for Fields<'a> {
 
 /// Whether a field that is not looked at asks for something else than what happens anyway.
 fn has_meaning(name: &str, value: &str) -> bool {
-    !matches!(value, "null" | "\"auto\"") && !(name == "background" && value == "\"opaque\"")
+    let is_opaque = name == "background" && value == "\"opaque\"";
+    !is_opaque && !matches!(value, "null" | "\"auto\"")
 }
 
-/// Whether it is a picture of what is to be painted anew, rather than a number that says how.
+/// Whether it is a picture of what is to be painted anew, rather than a number or a word that says how.
 fn is_like_mask(name: &str, value: &str) -> bool {
-    name.to_ascii_lowercase().contains("mask") && value.starts_with(['"', '{', '['])
+    const SHORT: usize = 64;
+    name.to_ascii_lowercase().contains("mask") && (value.starts_with('{') || value.starts_with(['"', '[']) && value.len() > SHORT)
 }
 
 /// The entries of a list; of anything else, that alone.

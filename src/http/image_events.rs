@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    answer::{Parameters, Usage, WireTimings},
+    answer::{Base64, Parameters, Usage, WireTimings},
     api_error::ErrorBody,
 };
 use crate::common::{ImageFormat, Seed};
@@ -34,7 +34,8 @@ pub(super) enum ImageEvent {
 /// A rough picture.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Preview {
-    pub(super) b64_json: String,
+    #[schema(value_type = String, content_encoding = "base64")]
+    pub(super) b64_json: Base64,
     pub(super) created_at: u64,
     pub(super) size: String,
     pub(super) quality: &'static str,
@@ -46,7 +47,8 @@ pub(super) struct Preview {
 /// A finished picture.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Completed {
-    pub(super) b64_json: String,
+    #[schema(value_type = String, content_encoding = "base64")]
+    pub(super) b64_json: Base64,
     pub(super) created_at: u64,
     pub(super) size: String,
     pub(super) quality: &'static str,

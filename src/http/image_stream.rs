@@ -9,7 +9,7 @@ use axum::response::{Response, sse::Event};
 use futures::stream;
 
 use super::{
-    answer::{self, Parameters, Usage, WireTimings},
+    answer::{Base64, Parameters, Usage, WireTimings},
     event_stream,
     image_events::{Completed, ImageEvent, Preview, ProgressEvent},
     off_thread,
@@ -68,9 +68,9 @@ fn event(run: &Run, entry: Entry) -> Event {
     }
 }
 
-fn completed(run: &Run, complete: &Complete) -> ImageEvent {
+fn completed(run: &Run, complete: &Arc<Complete>) -> ImageEvent {
     let completed = Box::new(Completed {
-        b64_json: answer::base64(&complete.image),
+        b64_json: Base64::of(Arc::clone(complete)),
         created_at: unix_seconds(),
         size: run.order.size().to_string(),
         quality: "auto",
@@ -86,9 +86,9 @@ fn completed(run: &Run, complete: &Complete) -> ImageEvent {
     if run.order.is_edit { ImageEvent::EditCompleted(completed) } else { ImageEvent::Completed(completed) }
 }
 
-fn partial_image(run: &Run, index: u8, image: &EncodedImage) -> ImageEvent {
+fn partial_image(run: &Run, index: u8, image: &Arc<EncodedImage>) -> ImageEvent {
     let partial = Preview {
-        b64_json: answer::base64(image),
+        b64_json: Base64::of(Arc::clone(image)),
         created_at: unix_seconds(),
         size: format!("{}x{}", image.width, image.height),
         quality: "auto",

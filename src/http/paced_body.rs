@@ -16,7 +16,7 @@ use axum::{
 use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
-/// The lowest rate of a body, in bytes a second: 50 MiB may take 53 minutes.
+/// The lowest rate of a body, in bytes a second: 50 MiB may take an hour.
 const LEAST_RATE: f64 = 16384.0;
 
 /// The client was silent, or too slow.
@@ -24,29 +24,21 @@ const LEAST_RATE: f64 = 16384.0;
 #[error("the body did not arrive in time")]
 pub(super) struct BodyTimedOut;
 
-/// A layer under which a body may be waited for as long as `patience` at a time, and as long as that and [`LEAST_RATE`] allow in all.
+/// A layer under which a body has as long as `patience` to wait for, and earns what it has used up again by arriving at [`LEAST_RATE`].
 pub(super) async fn pace(State(patience): State<Duration>, request: Request, next: Next) -> Response {
-    let paced = |body| Body::new(PacedBody { body, patience, received: 0, waited: Duration::ZERO, wait: None, rests: false });
+    let paced = |body| Body::new(PacedBody { body, patience, credit: patience, wait: None, rests: false });
     next.run(request.map(paced)).await
 }
 
 struct PacedBody {
     body: Body,
     patience: Duration,
-    received: usize,
-    /// How long it was waited for in all. The time in which nobody wants more of it is not counted.
-    waited: Duration,
+    /// How long it may still be waited for. The time in which nobody wants more of it is not counted.
+    credit: Duration,
     /// Since when it is waited for, and until when.
     wait: Option<(Instant, Pin<Box<Sleep>>)>,
     /// Whether the next poll gives way: a reader that takes all there is before it does anything else would gather a whole body.
     rests: bool,
-}
-
-impl PacedBody {
-    fn time_left(&self) -> Duration {
-        let allowed = self.patience + Duration::from_secs_f64(self.received as f64 / LEAST_RATE);
-        allowed.saturating_sub(self.waited).min(self.patience)
-    }
 }
 
 impl http_body::Body for PacedBody {
@@ -60,16 +52,18 @@ impl http_body::Body for PacedBody {
         }
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             if let Some((since, _)) = self.wait.take() {
-                self.waited += since.elapsed();
+                self.credit = self.credit.saturating_sub(since.elapsed());
             }
             if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-                self.received += data.len();
+                let earned = Duration::from_secs_f64(data.len() as f64 / LEAST_RATE);
+                // What arrives fast at first does not pay for silence later.
+                self.credit = (self.credit + earned).min(self.patience);
                 self.rests = true;
             }
             return Poll::Ready(frame);
         }
-        let time_left = self.time_left();
-        let (_, until) = self.wait.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(time_left))));
+        let credit = self.credit;
+        let (_, until) = self.wait.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(credit))));
         ready!(until.as_mut().poll(context));
         Poll::Ready(Some(Err(axum::Error::new(BodyTimedOut))))
     }

@@ -4,7 +4,7 @@ mod log;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -27,6 +27,9 @@ use crate::{
     backend::{Complete, GenerationError, GenerationRequest, GenerationResponse, Progress},
     common::{RequestId, SamplingConfig},
 };
+
+/// Who puts its pictures into the queue.
+static QUEUEING: Mutex<()> = Mutex::new(());
 
 /// Some pictures, from the queue to the last of them.
 #[derive(Debug)]
@@ -73,6 +76,8 @@ impl Run {
         let cancellation = state.stop.child_token();
         let input = order.input.take();
         let mut pictures = VecDeque::new();
+        // The pictures of a run stand one behind the other.
+        let _alone = QUEUEING.lock();
         for index in 0..order.count {
             let (response_tx, response_rx) = mpsc::unbounded_channel();
             let request = GenerationRequest {

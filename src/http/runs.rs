@@ -1,7 +1,7 @@
 //! Runs that somebody may come back to: jobs, and requests that a client may send again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -95,14 +95,17 @@ impl Runs {
         // What is behind the lock is whole after every line.
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.retain(|_, kept| kept.run.ended().is_none_or(|ago| ago < self.limits.keep));
-        let ended = |(key, kept): (&Key, &Kept)| Some((kept.run.ended()?, kept.run.bytes(), key.clone()));
-        let mut ended: Vec<(Duration, usize, Key)> = runs.iter().filter_map(ended).collect();
-        ended.sort_by_key(|(ago, ..)| *ago);
+        let ended = |kept: &Kept| Some((kept.run.ended()?, Arc::clone(&kept.run)));
+        let mut ended: Vec<(Duration, Arc<Run>)> = runs.values().filter_map(ended).collect();
+        ended.sort_by_key(|(ago, _)| *ago);
+        // A job that may be sent again has two keys.
+        let mut seen = HashSet::new();
+        ended.retain(|(_, run)| seen.insert(Arc::as_ptr(run)));
         let mut total = 0;
-        for (i, (_, bytes, key)) in ended.iter().enumerate() {
-            total += bytes;
+        for (i, (_, run)) in ended.iter().enumerate() {
+            total += run.bytes();
             if i >= self.limits.most || (i > 0 && total > self.limits.bytes) {
-                runs.remove(key);
+                runs.retain(|_, kept| !Arc::ptr_eq(&kept.run, run));
             }
         }
         runs

@@ -52,7 +52,7 @@ fn quoted(text: &str) -> Option<&str> {
     text.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// What JSON text stands for, as far as base64 and URLs have it: some encoders write `\/` for a slash, and none writes `\u0041` for an A.
+/// What JSON text stands for, as far as base64 and URLs have it: some encoders write `\/` for a slash, others `\u002B` for a plus.
 fn unescaped<'a>(param: &str, text: &'a str) -> Result<Cow<'a, str>, ApiError> {
     let Some(first) = text.find('\\') else { return Ok(Cow::Borrowed(text)) };
     let mut plain = String::new();
@@ -64,12 +64,24 @@ fn unescaped<'a>(param: &str, text: &'a str) -> Result<Cow<'a, str>, ApiError> {
             '\\' => match letters.next() {
                 Some('/') => plain.push('/'),
                 Some('n' | 'r' | 't') => plain.push(' '),
+                Some('u') => match escaped(&mut letters) {
+                    Some(letter) => plain.push(letter),
+                    None => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has letters in it that none has"))),
+                },
                 _ => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has an escape sequence in it"))),
             },
             letter => plain.push(letter),
         }
     }
     Ok(Cow::Owned(plain))
+}
+
+/// The letter of ASCII that four digits after `\u` stand for.
+fn escaped(letters: &mut std::str::Chars) -> Option<char> {
+    let (digits, rest) = letters.as_str().split_at_checked(4)?;
+    let code = u8::from_str_radix(digits, 16).ok().filter(u8::is_ascii)?;
+    *letters = rest.chars();
+    Some(code.into())
 }
 
 /// A picture in base64, alone or in a `data:` URL. Other URLs are not opened.
@@ -131,6 +143,7 @@ mod tests {
         for json in [
             r#""AAEC/w==""#,
             r#""AAEC\/w==""#,
+            r#""AAEC\u002Fw\u003d\u003D""#,
             r#""\r\nAAEC\n/w""#,
             r#"{"image_url": "data:image\/png;base64,AAEC\/w=="}"#,
             r#"{"b64_json": "AAEC/w"}"#,
@@ -167,7 +180,7 @@ mod tests {
             assert!(error(path).contains("cannot be decoded"), "{path}: {}", error(path));
         }
         assert!(error("data:image/png,AAEC").contains("has no ;base64,"));
-        for json in [r#"{"file_id": "file-1"}"#, r#"{"image_url": 7}"#, "7", "[]", "null", r#""\u0041AEC""#] {
+        for json in [r#"{"file_id": "file-1"}"#, r#"{"image_url": 7}"#, "7", "[]", "null", r#""\u00e4AEC""#, r#""AAEC\ud83d\ude00AAA""#] {
             assert!(from_json("image", &raw(json)).is_err(), "{json}");
         }
     }

@@ -101,6 +101,9 @@ pub(super) struct ImagesRequest {
     /// What becomes of the work when the client goes away.
     pub(super) on_disconnect: Option<OnDisconnect>,
 
+    /// Steps where the request leaves them out, if not the model's own.
+    #[serde(skip)]
+    pub(super) own_steps: Option<Steps>,
     /// The names of all other fields with a value. Some mean something to `OpenAI` and nothing here; the rest mean nothing to anybody.
     #[serde(skip)]
     pub(super) others: Vec<String>,
@@ -268,7 +271,8 @@ impl ImagesRequest {
         let defaults = info.defaults;
         let (sampler, schedule) = info.sampler(self.sampler, self.schedule)?;
         let has_mask = files.map(|files| files.mask.is_some());
-        let (steps, strength) = info.steps(sampler, self.num_inference_steps, has_mask.map(|has_mask| (self.strength, has_mask)));
+        let edit = has_mask.map(|has_mask| (self.strength, has_mask));
+        let (steps, strength) = info.steps(sampler, self.num_inference_steps, self.own_steps.unwrap_or(defaults.steps), edit);
         Ok(SamplingConfig {
             size,
             steps,

@@ -8,6 +8,8 @@
 
 #![allow(unsafe_code)]
 
+mod room;
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
@@ -17,6 +19,9 @@ use std::{
         atomic::{AtomicI32, AtomicUsize, Ordering},
     },
 };
+
+pub use room::with_room;
+use room::{PROCESS, reserved};
 
 /// Blocks from this size on are kept, in bytes.
 const LARGE: usize = 256 << 10;
@@ -90,10 +95,11 @@ impl ReusingAllocator {
         }
     }
 
-    /// Has the process end with this code, and the reason as the last line of stderr, when memory that it cannot do without is refused:
-    /// else that is an abort, which looks like a bug.
-    pub fn exit_when_refused(code: u8) {
-        EXIT_CODE.store(code.into(), Ordering::Relaxed);
+    /// Has [`with_room`] take its room from here, as the process's allocator, and the process end with this code, and the reason as the
+    /// last line of stderr, when memory that it cannot do without is refused: else that is an abort, which looks like a bug.
+    pub fn serve_process(&'static self, exit_code: u8) {
+        let _ = PROCESS.set(self);
+        EXIT_CODE.store(exit_code.into(), Ordering::Relaxed);
         let handler = exit_if_refused as extern "C" fn(libc::c_int);
         // SAFETY: the handler does nothing but what a signal handler may do.
         unsafe {
@@ -115,9 +121,18 @@ impl ReusingAllocator {
         if spare != NONE {
             unmap(Block { address: spare, size: SPARE });
         }
-        // Another thread may have given it up just now.
-        // SAFETY: by the caller's word.
-        told(unsafe { alloc(&System, layout) })
+        loop {
+            // SAFETY: by the caller's word.
+            let address = unsafe { alloc(&System, layout) };
+            if !address.is_null() {
+                return told(address);
+            }
+            // What is kept may be what is missing.
+            match self.with_kept(Kept::largest) {
+                Some(block) => unmap(block),
+                None => return told(address),
+            }
+        }
     }
 
     /// Whether there is a spare, or room for one.
@@ -125,7 +140,7 @@ impl ReusingAllocator {
         if self.spare.load(Ordering::Relaxed) != NONE {
             return true;
         }
-        let address = map(SPARE);
+        let address = self.map(SPARE);
         if address.is_null() {
             return false;
         }
@@ -159,6 +174,23 @@ impl ReusingAllocator {
             unmap(old);
         }
         map(size)
+    }
+
+    /// Keeps a block that nobody uses any more, or gives it back to the system where there is no room for it.
+    fn give(&self, block: Block) {
+        if block.size > KEPT_BYTES {
+            return unmap(block);
+        }
+        let keep_or_evict = |kept: &mut Kept| {
+            let old = kept.evict(block.size);
+            if old.is_none() {
+                kept.keep(block);
+            }
+            old
+        };
+        while let Some(old) = self.with_kept(keep_or_evict) {
+            unmap(old);
+        }
     }
 
     fn with_kept<T>(&self, f: impl FnOnce(&mut Kept) -> T) -> T {
@@ -219,11 +251,9 @@ impl Kept {
     }
 }
 
-/// Takes note of it where a block is refused.
+/// Takes note of whether a block is refused.
 fn told(address: *mut u8) -> *mut u8 {
-    if address.is_null() {
-        REFUSED.set(true);
-    }
+    REFUSED.set(address.is_null());
     address
 }
 
@@ -280,8 +310,10 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             return unsafe { self.small(layout, System::alloc) };
         }
         let size = block_size(layout.size());
-        self.with_kept(|kept| kept.take(size))
-            .map_or_else(|| self.map_or_refuse(size), |block| ptr::with_exposed_provenance_mut(block.address))
+        match reserved(size).or_else(|| self.with_kept(|kept| kept.take(size))) {
+            Some(block) => ptr::with_exposed_provenance_mut(block.address),
+            None => self.map_or_refuse(size),
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -290,7 +322,7 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             return unsafe { self.small(layout, System::alloc_zeroed) };
         }
         let size = block_size(layout.size());
-        let Some(block) = self.with_kept(|kept| kept.take(size)) else { return self.map_or_refuse(size) };
+        let Some(block) = reserved(size).or_else(|| self.with_kept(|kept| kept.take(size))) else { return self.map_or_refuse(size) };
         let address = ptr::with_exposed_provenance_mut::<u8>(block.address);
         // SAFETY: the block is at least as large.
         unsafe { address.write_bytes(0, layout.size()) };
@@ -302,20 +334,7 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             // SAFETY: by the caller's word.
             return unsafe { System.dealloc(address, layout) };
         }
-        let block = Block { address: address.expose_provenance(), size: block_size(layout.size()) };
-        if block.size > KEPT_BYTES {
-            return unmap(block);
-        }
-        let keep_or_evict = |kept: &mut Kept| {
-            let old = kept.evict(block.size);
-            if old.is_none() {
-                kept.keep(block);
-            }
-            old
-        };
-        while let Some(old) = self.with_kept(keep_or_evict) {
-            unmap(old);
-        }
+        self.give(Block { address: address.expose_provenance(), size: block_size(layout.size()) });
     }
 }
 

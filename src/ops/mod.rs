@@ -23,11 +23,11 @@ mod samples;
 mod weights;
 
 pub use activation::Activation;
-pub use allocator::ReusingAllocator;
+pub use allocator::{ReusingAllocator, with_room};
 pub use attention::attention;
 pub use concat::{concat_channels, concat_rows};
 pub use conv::{Added, Conv2d, Conv2dConfig};
-pub use cpu::{GroupStatistics, check_free, zeroed};
+pub use cpu::{GroupStatistics, zeroed};
 pub use device::prepare;
 pub use embedding::Embedding;
 pub use linear::{Geglu, Linear};

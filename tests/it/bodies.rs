@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{Client, Response};
@@ -35,18 +35,21 @@ async fn refusal(worker: &Worker) -> (u16, Value) {
     (response.status().as_u16(), response.json::<Value>().await.unwrap()["error"]["code"].clone())
 }
 
-/// Silence is not the measure: somebody sends one byte of each, again and again.
+/// Silence is not the measure: somebody sends one byte of each, again and again. Nor is what came fast at first.
 #[tokio::test]
 async fn slow_bodies_keep_nobody_out_and_come_to_an_end() {
     let worker = Worker::ready(&["--client-timeout", "3"]);
-    let mut sockets: Vec<TcpStream> = (0..8).map(|_| begun(&worker, 0)).collect();
+    let mut sockets: Vec<(TcpStream, Vec<u8>)> = [0, 0, 0, 0, 0, 0, 0, 40 << 20].map(|bytes| (begun(&worker, bytes), Vec::new())).into();
+    for (socket, _) in &sockets {
+        socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    }
+    let is_told = |answer: &[u8]| String::from_utf8_lossy(answer).contains("body_timed_out");
     let dripping = std::thread::spawn(move || {
-        let mut answers = Vec::new();
-        for mut socket in sockets.drain(..) {
-            socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-            let mut answer = Vec::new();
-            // Until the worker has had enough, and has said so.
-            while !String::from_utf8_lossy(&answer).contains("body_timed_out") {
+        let started = Instant::now();
+        // Until the worker has had enough of each, and has said so.
+        while !sockets.iter().all(|(_, answer)| is_told(answer)) {
+            assert!(started.elapsed() < Duration::from_mins(3), "they may go on for ever");
+            for (socket, answer) in sockets.iter_mut().filter(|(_, answer)| !is_told(answer)) {
                 let _ = socket.write_all(b" ");
                 let mut piece = [0; 1024];
                 if let Ok(length) = socket.read(&mut piece) {
@@ -54,15 +57,28 @@ async fn slow_bodies_keep_nobody_out_and_come_to_an_end() {
                     answer.extend_from_slice(&piece[..length]);
                 }
             }
-            answers.push(String::from_utf8_lossy(&answer).into_owned());
         }
-        answers
+        sockets.into_iter().map(|(_, answer)| String::from_utf8_lossy(&answer).into_owned()).collect::<Vec<_>>()
     });
     assert_eq!(refusal(&worker).await, (400, "invalid_image".into()), "it is read, and refused for what it is");
     let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 });
     assert_eq!(post(&worker, "/v1/jobs", job.to_string()).await.status(), 200);
     let answers = dripping.join().unwrap();
     assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408 ")), "{answers:?}");
+}
+
+/// The head of a part of a form is read as a whole, and so is what stands before the first.
+#[tokio::test]
+async fn the_head_of_a_part_has_its_end_soon() {
+    let worker = Worker::ready(&[]);
+    let long = "x".repeat(4 << 20);
+    for body in [long.clone(), format!("--b\r\nContent-Disposition: form-data; name=\"{long}\"\r\n\r\nx\r\n--b--\r\n")] {
+        let request = Client::new().post(worker.url("/v1/images/edits")).header("content-type", "multipart/form-data; boundary=b");
+        let response = request.body(body).send().await.unwrap();
+        assert_eq!(response.status(), 400);
+        let error = response.json::<Value>().await.unwrap()["error"].clone();
+        assert!(error["message"].as_str().unwrap().contains("a head that does not end"), "{error}");
+    }
 }
 
 /// Bodies that have all the room between them, none of which is done, do not wait for each other; and what is small waits for none.

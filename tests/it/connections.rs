@@ -80,7 +80,7 @@ async fn who_does_not_read_is_disconnected() {
 /// One that answers pings all the while, and takes nothing of one answer.
 #[tokio::test]
 async fn who_does_not_take_a_stream_loses_it() {
-    let worker = Worker::ready(&["--client-timeout", "1"]);
+    let worker = Worker::ready(&["--client-timeout", "5"]);
     let socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
     let (mut client, connection) = h2::client::Builder::new().initial_window_size(1000).handshake::<_, bytes::Bytes>(socket).await.unwrap();
     tokio::spawn(connection);
@@ -104,9 +104,32 @@ async fn who_does_not_take_a_stream_loses_it() {
     assert!(get("/livez").await.data().await.unwrap().is_ok(), "the connection is there for others");
 }
 
+/// Nor does an answer that its client has not read yet, though nothing is under way any more.
+#[tokio::test]
+async fn an_answer_on_its_way_is_not_cut_off_for_others() {
+    let worker = Worker::ready(&["--max-connections", "1", "--client-timeout", "600"]);
+    let mut socket = TcpStream::connect(worker.address()).unwrap();
+    let body = json!({ "prompt": "a fox", "steps": 1, "n": 4, "size": "1024x1024" }).to_string();
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    write!(socket, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = vec![0; 4096];
+    let mut length = socket.read(&mut answer).unwrap();
+    let mut other = TcpStream::connect(worker.address()).unwrap();
+    other.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    // Long enough for the first one to be taken for idle.
+    std::thread::sleep(Duration::from_secs(3));
+    answer.truncate(length);
+    length = socket.read_to_end(&mut answer).unwrap();
+    let text = String::from_utf8_lossy(&answer);
+    let expected: usize = text.split("content-length: ").nth(1).unwrap().split('\r').next().unwrap().parse().unwrap();
+    let (head, sent) = text.split_once("\r\n\r\n").unwrap();
+    assert_eq!(sent.len(), expected, "{length} bytes after {head}");
+    assert!(rest(other).starts_with("HTTP/1.1 200"));
+}
+
 #[tokio::test]
 async fn idle_connections_make_room_for_others() {
-    let worker = Worker::ready(&["--max-connections", "4"]);
+    let worker = Worker::ready(&["--max-connections", "4", "--client-timeout", "600"]);
     let idle: Vec<TcpStream> = (0..4)
         .map(|_| {
             let mut socket = TcpStream::connect(worker.address()).unwrap();
@@ -115,8 +138,9 @@ async fn idle_connections_make_room_for_others() {
             socket
         })
         .collect();
-    // Its patience is a minute, but not while others wait.
-    assert_eq!(worker.get("/livez").await.status(), 200);
+    // Its patience is ten minutes, but not while others wait.
+    let get = tokio::time::timeout(Duration::from_mins(2), worker.get("/livez"));
+    assert_eq!(get.await.expect("an idle connection makes room").status(), 200);
     drop(idle);
 }
 

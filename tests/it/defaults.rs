@@ -61,6 +61,7 @@ async fn defaults_never_exclude_each_other() {
         for body in [
             json!({ "operation": "image_generation", "prompt": "a", "width": 64, "height": 64 }),
             json!({ "operation": "image_transform", "prompt": "a", "input_image": picture }),
+            json!({ "operation": "image_transform", "prompt": "a", "input_image": picture, "strength": 0.04 }),
             json!({ "operation": "image_inpaint", "prompt": "a", "init_image": picture, "mask_image": picture }),
         ] {
             let job = post("/v1/jobs", body.clone()).await["job_id"].as_str().unwrap().to_owned();

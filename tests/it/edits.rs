@@ -179,8 +179,8 @@ async fn a_mask_that_nobody_looks_for_is_an_error() {
     let job = json!({ "operation": "image_transform", "prompt": "a", "input_image": image, "mask_image": mask });
     let refused: Value = Client::new().post(worker.url("/v1/jobs")).json(&job).send().await.unwrap().json().await.unwrap();
     assert_eq!(refused["error"]["code"], "invalid_mask_image", "this operation has no mask");
-    let answer = edit(&worker, with_picture(&[("mask_blur", "4")])).await;
-    assert_eq!(answer["ignored"], json!(["mask_blur"]), "a number is no mask");
+    let answer = edit(&worker, with_picture(&[("mask_blur", "4"), ("mask_mode", "soft")])).await;
+    assert_eq!(answer["ignored"], json!(["mask_blur", "mask_mode"]), "a number is no mask, and a word is none");
 }
 
 #[tokio::test]

@@ -503,6 +503,12 @@ async fn sizes_that_a_model_was_not_made_for_are_made_the_best_of() {
     let refused = worker.post(&body).await.json::<Value>().await.unwrap();
     assert!(refused["error"]["message"].as_str().unwrap().contains("2097152 pixels on this worker (its --max-pixels)"), "{refused}");
 
+    for (size, is_warned) in [("128x128", false), ("120x112", false), ("96x128", true), ("128x72", true)] {
+        body["size"] = size.into();
+        let answer = worker.generate(&body).await;
+        assert_eq!(answer["warnings"] != json!([]), is_warned, "{size}: {}", answer["warnings"]);
+    }
+
     let other = Worker::unlimited(&[]);
     for (size, warning) in [
         ("96x96", None),

@@ -86,7 +86,7 @@ async fn memory_that_is_not_there_costs_the_request_that_needs_it() {
 #[tokio::test]
 async fn memory_that_is_not_there_costs_the_upload_that_needs_it() {
     let mut flat = std::io::Cursor::new(Vec::new());
-    image::RgbImage::from_pixel(6000, 5500, image::Rgb([9, 9, 9])).write_to(&mut flat, image::ImageFormat::Png).unwrap();
+    image::RgbImage::from_pixel(3000, 2500, image::Rgb([9, 9, 9])).write_to(&mut flat, image::ImageFormat::Png).unwrap();
     let (flat, large) = (flat.into_inner(), vec![b'A'; 40 << 20]);
     for room in [64, 160] {
         let worker = Worker::ready(&[]);
@@ -99,13 +99,14 @@ async fn memory_that_is_not_there_costs_the_upload_that_needs_it() {
             let file = |bytes: &[u8]| Part::bytes(bytes.to_vec()).file_name("x.png").mime_str("image/png").unwrap();
             let form = |bytes: &[u8]| Form::new().text("prompt", "a").text("strength", "0.5").part("image", file(bytes));
             let request = |path: &str| Client::new().post(worker.url(path));
-            let (a, b, c, d) = tokio::join!(
+            let pictures = (0..6).map(|_| request("/v1/images/edits").multipart(form(&flat)).send());
+            let (a, b, c, pictures) = tokio::join!(
                 request("/v1/images/edits").json(&edit).send(),
                 request("/v1/jobs").json(&job).send(),
                 request("/v1/images/edits").multipart(form(&large)).send(),
-                request("/v1/images/edits").multipart(form(&flat)).send()
+                futures::future::join_all(pictures)
             );
-            for answer in [a, b, c, d] {
+            for answer in [a, b, c].into_iter().chain(pictures) {
                 let (status, body) = read(answer.unwrap()).await;
                 let code = body["error"]["code"].as_str().unwrap_or_default();
                 let is_told =
@@ -142,7 +143,7 @@ fn whatever_is_refused_the_code_is_75() {
         let output = limited.arg(folder.path().join("x.png")).output().unwrap();
         let (code, stderr) = (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned());
         // Below that, the system's own loader has no room for the binary.
-        if code == Some(127) || stderr.contains("error while loading") || output.status.code().is_none() && stderr.is_empty() {
+        if codes.is_empty() && (code == Some(127) || stderr.contains("error while loading")) {
             continue;
         }
         assert!(matches!(code, Some(0 | 75)), "{megabytes} MB: {:?} {stderr}", output.status);

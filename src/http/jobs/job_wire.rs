@@ -1,17 +1,19 @@
 //! Jobs as they travel, with the names that orchestrators use.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use utoipa::ToSchema;
 
 use crate::{
-    backend::{Complete, ImageFile, InputFiles, ModelInfo},
+    backend::{Complete, ImageFile, InputFiles},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NamedSampler, NamedSchedule, NegativePrompt, Prompt,
         Seed, Steps, Strength,
     },
     http::{
         ApiError,
-        answer::{self, Parameters, WireTimings},
+        answer::{Base64, Parameters, WireTimings},
         api_error::ErrorBody,
         extract::FromFields,
         fields::Fields,
@@ -162,12 +164,10 @@ impl FromFields for JobBody {
 
 impl JobRequest {
     /// The same in the words of `/v1/images/generations`.
-    pub(super) fn into_images_request(self, info: &ModelInfo) -> Result<ImagesRequest, ApiError> {
+    pub(super) fn into_images_request(self) -> Result<ImagesRequest, ApiError> {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
         }
-        let most = info.most_steps(self.sampler.map_or(info.defaults.sampler, |named| named.sampler));
-        let steps = i64::try_from(most).map_or(STEPS, |most| most.min(STEPS));
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
@@ -182,7 +182,8 @@ impl JobRequest {
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
             seed: self.seed,
-            num_inference_steps: self.steps.or(Steps::try_from(steps).ok()),
+            num_inference_steps: self.steps,
+            own_steps: Steps::try_from(STEPS).ok(),
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,
@@ -283,17 +284,25 @@ impl JobState {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(in crate::http) enum JobEvent {
     Progress(WireProgress),
-    Preview { image: String, format: ImageFormat, step: usize },
+    Preview {
+        #[schema(value_type = String, content_encoding = "base64")]
+        image: Base64,
+        format: ImageFormat,
+        step: usize,
+    },
     Complete(Box<Finished>),
-    Error { message: String, code: String },
+    Error {
+        message: String,
+        code: String,
+    },
 }
 
 /// A picture with what is known of it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Finished {
     /// The file.
-    #[schema(content_encoding = "base64")]
-    image: String,
+    #[schema(value_type = String, content_encoding = "base64")]
+    image: Base64,
     format: ImageFormat,
     seed: Seed,
     width: u32,
@@ -308,7 +317,7 @@ impl JobEvent {
     pub(super) fn new(run: &Run, entry: Entry) -> Self {
         match entry {
             Entry::Progress(progress) => Self::Progress(progress.into()),
-            Entry::Preview { step, image, .. } => Self::Preview { image: answer::base64(&image), format: image.format, step },
+            Entry::Preview { step, image, .. } => Self::Preview { format: image.format, image: Base64::of(image), step },
             Entry::Complete(complete) => Self::Complete(Box::new(Finished::new(run, &complete))),
             Entry::Failed(error) => {
                 let ErrorBody { message, code, .. } = error.into_body();
@@ -329,9 +338,9 @@ impl JobEvent {
 }
 
 impl Finished {
-    fn new(run: &Run, complete: &Complete) -> Self {
+    fn new(run: &Run, complete: &Arc<Complete>) -> Self {
         Self {
-            image: answer::base64(&complete.image),
+            image: Base64::of(Arc::clone(complete)),
             format: complete.image.format,
             seed: complete.config.seed,
             width: complete.image.width,

@@ -64,7 +64,7 @@ pub(super) async fn submit(
     let accepted = async {
         let JsonBody(Digested { value: JobBody { request, files }, fingerprint, room }) = body?;
         let info = state.model()?;
-        let mut order = request.into_images_request(&info)?.into_order(&info, files.as_ref())?;
+        let mut order = request.into_images_request()?.into_order(&info, files.as_ref())?;
         if let Some(files) = files {
             let input = uploads::decode(files, order.size()).await?;
             order = order.beginning_with(input);

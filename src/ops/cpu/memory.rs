@@ -41,12 +41,8 @@ pub(in crate::ops) fn check_room(len: usize) -> Result<()> {
     room(len).map(drop).map_err(|missing| missing.error())
 }
 
-/// Makes sure that work for which running out of memory is the end of the process has `bytes` of it: the allocator hands the same room
-/// out again.
-///
-/// # Errors
-/// When there is less.
-pub fn check_free(bytes: u64) -> Result<()> {
+/// The same for so many bytes.
+pub(in crate::ops) fn check_free(bytes: u64) -> Result<()> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| OutOfMemory { bytes }.error())
 }

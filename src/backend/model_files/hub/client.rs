@@ -59,7 +59,7 @@ pub enum HubError {
 
 impl HubError {
     fn answer(url: &Uri, what: impl Into<String>) -> Self {
-        Self::Answer { url: url.to_string(), what: what.into() }
+        Self::Answer { url: shown(url), what: what.into() }
     }
 
     /// Whether it may be otherwise in a moment.
@@ -282,7 +282,7 @@ fn resolve(base: &Uri, location: &str) -> Option<Uri> {
 
 /// An address as people see it: what lets somebody in stands behind its path.
 fn shown(url: &Uri) -> String {
-    format!("{}://{}{}", url.scheme_str().unwrap_or_default(), url.host().unwrap_or_default(), url.path())
+    common::without_secrets(&url.to_string())
 }
 
 /// Shown where somebody watches.
