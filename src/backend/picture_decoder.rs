@@ -119,14 +119,17 @@ fn picture<P: Pixel>((width, height): (u32, u32), samples: Vec<P::Subpixel>) -> 
 /// such as those of a thumbnail, are skipped with them.
 fn has_jpeg_end(file: &[u8]) -> bool {
     const FILL: u8 = 0xff;
-    let is_standalone = |marker: u8| matches!(marker, 0x01 | 0xd0..=0xd8);
+    const START: u8 = 0xd8;
+    const END: u8 = 0xd9;
+    let is_standalone = |marker: u8| matches!(marker, 0x01 | 0xd0..=0xd7);
     // Outside of segments, markers stand between or after coded samples, in which 0xff is followed by 0.
-    let mut rest = file;
+    let Some(mut rest) = file.strip_prefix(&[FILL, START]) else { return false };
     while let Some(at) = rest.windows(2).position(|pair| pair[0] == FILL && pair[1] != 0 && pair[1] != FILL) {
         let marker = rest[at + 1];
         rest = &rest[at + 2..];
-        if marker == 0xd9 {
-            return true;
+        // Another picture begins where this one has not come to its end.
+        if matches!(marker, START | END) {
+            return marker == END;
         }
         if !is_standalone(marker) {
             let Some((length, _)) = rest.split_first_chunk::<2>() else { return false };
@@ -159,6 +162,8 @@ mod tests {
             for end in 0..jpeg.len() {
                 assert!(header(&jpeg[..end], ImageFormat::Jpeg).is_err(), "{end} of {} bytes", jpeg.len());
             }
+            let then_another = [&jpeg[..jpeg.len() - 40], &jpeg[..]].concat();
+            assert!(header(&then_another, ImageFormat::Jpeg).is_err());
             // Cameras put pictures inside of pictures, and notes behind them.
             let mut nested = jpeg[..2].to_vec();
             nested.extend([0xff, 0xe1]);
