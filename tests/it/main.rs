@@ -34,6 +34,7 @@ mod probes;
 mod proxies;
 mod sharing;
 mod single_file;
+mod sizes;
 mod sse;
 mod support;
 #[cfg(target_os = "linux")]

@@ -3,14 +3,19 @@
 mod together;
 
 use std::{
+    pin::pin,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::{
+    Semaphore,
+    mpsc::{self, UnboundedReceiver},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -169,6 +174,29 @@ async fn serve_together(max_batch: usize, pipeline: &Arc<FakePipeline>, requests
     *pipeline.guests.lock().unwrap() = Some((queue, guests)).filter(|(_, guests)| !guests.is_empty());
     let engine = GenerationEngine::new(Arc::clone(pipeline), receiver).with_max_batch(max_batch).start();
     tokio::time::timeout(Duration::from_mins(1), engine).await.expect("a closed queue ends the loop").unwrap();
+}
+
+/// Writes down its name when it is woken.
+struct Note(&'static str, Arc<Mutex<Vec<&'static str>>>);
+
+impl Wake for Note {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().unwrap().push(self.0);
+    }
+}
+
+/// Who hears the answer may ask again at once, and finds no place taken by what is over.
+#[test]
+fn a_place_is_free_before_the_answer_is_there() {
+    let (notes, places) = (Arc::default(), Arc::new(Semaphore::new(1)));
+    let waker = |name| Waker::from(Arc::new(Note(name, Arc::clone(&notes))));
+    let (mut request, mut responses) = request("a fox", 1, 0);
+    request.place = Arc::clone(&places).try_acquire_owned().ok();
+    let mut place = pin!(places.acquire());
+    assert!(place.as_mut().poll(&mut Context::from_waker(&waker("place"))).is_pending());
+    assert!(responses.poll_recv(&mut Context::from_waker(&waker("answer"))).is_pending());
+    Turn::new(request).conclude(Err(GenerationError::AllBlack));
+    assert_eq!(*notes.lock().unwrap(), ["place", "answer"]);
 }
 
 /// All answers to one request, in short.
