@@ -60,18 +60,17 @@ fn unescaped<'a>(param: &str, text: &'a str) -> Result<Cow<'a, str>, ApiError> {
     plain.push_str(&text[..first]);
     let mut letters = text[first..].chars();
     while let Some(letter) = letters.next() {
-        match letter {
+        let letter = match letter {
             '\\' => match letters.next() {
-                Some('/') => plain.push('/'),
-                Some('n' | 'r' | 't') => plain.push(' '),
-                Some('u') => match escaped(&mut letters) {
-                    Some(letter) => plain.push(letter),
-                    None => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has letters in it that none has"))),
-                },
-                _ => return Err(ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has an escape sequence in it"))),
+                Some('/') => Some('/'),
+                Some('n' | 'r' | 't') => Some(' '),
+                Some('u') => escaped(&mut letters),
+                _ => None,
             },
-            letter => plain.push(letter),
-        }
+            letter => Some(letter),
+        };
+        let odd = || ApiError::invalid_param(param, &format!("{AS_TEXT}; this one has an escape sequence that neither has"));
+        plain.push(letter.ok_or_else(odd)?);
     }
     Ok(Cow::Owned(plain))
 }
