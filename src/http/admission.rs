@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::backend::Progress;
 
@@ -35,6 +35,8 @@ struct Backlog {
     pixels: AtomicU64,
     /// How many requests were admitted.
     requests: AtomicU64,
+    /// How many permits there are.
+    permits: watch::Sender<usize>,
     /// Moving average of what a pixel costs in a step, in picoseconds. 0 until one is measured.
     picos_per_pixel: AtomicU64,
 }
@@ -135,6 +137,7 @@ impl Admission {
         };
         self.backlog.pixels.fetch_add(steps_left * pixels, Ordering::Relaxed);
         self.backlog.requests.fetch_add(1, Ordering::Relaxed);
+        self.backlog.permits.send_modify(|permits| *permits += 1);
         Ok(Permit { places, backlog: Arc::clone(&self.backlog), pixels, steps_left })
     }
 
@@ -162,10 +165,11 @@ impl Admission {
         self.permits.available_permits() < self.capacity as usize
     }
 
-    /// Waits until nothing waits or runs.
+    /// Waits until nothing waits or runs, and every answer is there: a place is free just before.
     pub async fn idle(&self) {
-        // The semaphore is never closed.
+        // Neither is ever closed.
         let _all = self.permits.acquire_many(self.capacity).await;
+        let _ = self.backlog.permits.subscribe().wait_for(|permits| *permits == 0).await;
     }
 }
 
@@ -211,6 +215,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.backlog.pixels.fetch_sub(self.steps_left * self.pixels, Ordering::Relaxed);
+        self.backlog.permits.send_modify(|permits| *permits -= 1);
     }
 }
 
@@ -310,6 +315,17 @@ mod tests {
         assert!(admission.admit(demand(1, 1)).is_err(), "the client is gone, the request is not");
         drop(place);
         assert!(admission.admit(demand(1, 1)).is_ok());
+    }
+
+    /// Who stops when nothing is left to do would else cancel a request whose answer is about to be sent.
+    #[tokio::test]
+    async fn a_request_without_a_place_is_not_over_before_its_answer() {
+        let admission = Admission::new(1);
+        let mut permit = admission.admit(demand(1, 1)).unwrap();
+        drop(permit.place());
+        assert!(!admission.is_busy() && tokio::time::timeout(Duration::ZERO, admission.idle()).await.is_err());
+        drop(permit);
+        admission.idle().await;
     }
 
     #[tokio::test]
