@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::model_files::HubError;
 use crate::{
     common::{ImageSize, InvalidValue},
     device::DeviceError,
@@ -111,7 +110,7 @@ pub enum LoadError {
         repository: String,
         /// What the hub says.
         #[source]
-        source: Box<HubError>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The model's own pictures would be refused.
     #[error("--max-pixels {max_pixels} is less than the model's own {size} needs")]

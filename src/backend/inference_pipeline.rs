@@ -1,16 +1,12 @@
 //! Stable Diffusion, stage by stage. After diffusers' `pipeline_stable_diffusion.py`.
 
 mod initial_latents;
-#[cfg(feature = "builtin-model")]
-mod selfcheck;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use initial_latents::{InitialLatents, KeptLatents};
-#[cfg(feature = "builtin-model")]
-pub use selfcheck::{Comparison, selfcheck};
 use tracing::{debug_span, warn};
 
 use super::{
@@ -356,6 +352,16 @@ impl InferencePipeline {
     #[must_use]
     pub fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// The type that the networks work in.
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the networks work.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The picture of latents in f32.

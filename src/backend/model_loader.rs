@@ -9,7 +9,7 @@ use super::{
     HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder,
     TextEncoder, WideVae,
     model_configs::{ModelConfigs, TextConfigs},
-    textual_inversion::LearnedVectors,
+    model_files::LearnedVectors,
 };
 use crate::{
     common::ModelFamily,
@@ -101,7 +101,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet.clone(), vb))?;
-    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), options));
+    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     let networks = Networks { unet, vae, wide_vae };

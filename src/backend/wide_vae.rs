@@ -5,11 +5,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use candle_core::{DType, Error, Result};
+use candle_core::{DType, Device, Error, Result};
 
-use super::{LoadOptions, ModelFiles};
+use super::ModelFiles;
 use crate::{
-    models::{AutoencoderKl, AutoencoderKlConfig},
+    models::{AutoencoderKl, AutoencoderKlConfig, Tiling},
     ops::{Storage, Weights},
 };
 
@@ -22,8 +22,7 @@ pub struct WideVae {
 impl WideVae {
     /// That of a model's files.
     #[must_use]
-    pub fn new(files: ModelFiles, config: AutoencoderKlConfig, options: &LoadOptions) -> Self {
-        let (device, tiling) = (options.device.clone(), options.vae_tiling);
+    pub fn new(files: ModelFiles, config: AutoencoderKlConfig, device: Device, tiling: Tiling) -> Self {
         let read = move || {
             let weights = files.weights("vae", DType::F32, &device).map_err(Error::wrap)?;
             Ok(AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, Storage::F32))?.with_tiling(tiling))

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use image::RgbImage;
 use tokio::sync::{
     Semaphore,
     mpsc::{self, UnboundedReceiver},

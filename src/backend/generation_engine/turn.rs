@@ -9,9 +9,12 @@ use std::{
 use image::{RgbImage, imageops};
 use tracing::{Span, debug_span, field::Empty, info, info_span, warn};
 
-use super::{Generation, Pipeline, attempt};
+use super::attempt;
 use crate::{
-    backend::{Complete, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, Progress, Pulse, Timings, image_utils},
+    backend::{
+        Complete, Generation, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, Pipeline, Progress, Pulse, Timings,
+        image_utils,
+    },
     common::{ImageSize, error_chain},
 };
 

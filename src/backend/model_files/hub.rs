@@ -11,8 +11,7 @@ use std::{
 };
 
 use cache::Cache;
-pub use client::HubError;
-use client::{Client, RemoteFile};
+use client::{Client, HubError, RemoteFile};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 

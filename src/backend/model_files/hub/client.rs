@@ -29,7 +29,7 @@ const MAX_REDIRECTS: usize = 10;
 
 /// Why something cannot be had from a hub.
 #[derive(Debug, thiserror::Error)]
-pub enum HubError {
+pub(in crate::backend::model_files) enum HubError {
     /// It says so itself.
     #[error("{url} answers {status}")]
     Status {

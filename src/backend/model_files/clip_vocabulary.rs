@@ -6,7 +6,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 /// As in CLIP's `merges.txt`.
-static MERGES: &[u8] = include_bytes!("merges.txt.gz");
+static MERGES: &[u8] = include_bytes!("clip_vocabulary/merges.txt.gz");
 const SPECIAL: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 
 /// `merges.txt`.

@@ -9,6 +9,7 @@ mod part_file;
 mod part_weights;
 mod survey;
 mod tensor_files;
+mod textual_inversion;
 
 use std::{
     borrow::Cow,
@@ -22,26 +23,25 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub(super) use self::tensor_files::TensorFiles;
+pub(super) use self::textual_inversion::LearnedVectors;
+use self::textual_inversion::TextualInversion;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
-pub use self::{hub::HubError, part_weights::PartWeights, tensor_files::dequantized};
-use super::{
-    LoadError,
-    textual_inversion::{self, TextualInversion},
-};
-use crate::common::read_regular;
+pub use self::{part_weights::PartWeights, tensor_files::dequantized};
+use crate::{backend::LoadError, common::read_regular};
 
 /// A model, read as one in the layout of diffusers' `save_pretrained`, whatever it is.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     id: String,
-    place: Place,
+    source: Source,
     /// Parts that are taken from elsewhere, by their folder in the layout of diffusers.
-    elsewhere: BTreeMap<&'static str, Place>,
+    elsewhere: BTreeMap<&'static str, Source>,
     embeddings: Vec<TextualInversion>,
 }
 
+/// Where a model, or a part of one, is.
 #[derive(Debug, Clone)]
-enum Place {
+enum Source {
     /// In this binary.
     #[cfg_attr(not(feature = "builtin-model"), allow(dead_code, reason = "there is none to embed"))]
     Embedded(&'static [(&'static str, &'static [u8])]),
@@ -92,7 +92,7 @@ impl ModelFiles {
     /// As [`ModelFiles::open`], and when what is no repository is to have a revision.
     pub fn open_at(model: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<Self, LoadError> {
         if hub::is_repository(model) {
-            return Ok(Self::new(model.to_owned(), Place::Directory(hub::fetch(model, revision, elsewhere)?)));
+            return Ok(Self::new(model.to_owned(), Source::Directory(hub::fetch(model, revision, elsewhere)?)));
         }
         if let Some(revision) = revision {
             let help = "give no --revision with it, or a repository such as owner/name";
@@ -100,19 +100,19 @@ impl ModelFiles {
         }
         if model == "builtin" {
             #[cfg(feature = "builtin-model")]
-            return Ok(Self::new(model.to_owned(), Place::Embedded(crate::builtin_model::FILES)));
+            return Ok(Self::new(model.to_owned(), Source::Embedded(crate::builtin_model::FILES)));
             #[cfg(not(feature = "builtin-model"))]
             return Err(LoadError::NotFound("this binary has no built-in model; give a directory with --model".to_owned()));
         }
         let path = PathBuf::from(model);
         if path.join("model_index.json").is_file() {
-            Ok(Self::new(name_of(&path), Place::Directory(path)))
+            Ok(Self::new(name_of(&path), Source::Directory(path)))
         } else if path.is_dir() {
             Err(LoadError::MissingFile(path.join("model_index.json")))
         } else if path.is_file() && is_pickle(&path) {
             Err(LoadError::BadConfig { path, reason: NO_PICKLES.to_owned() })
         } else if path.is_file() {
-            Ok(Self::new(name_of(&path), Place::Checkpoint(Arc::new(Checkpoint::open(&path)?))))
+            Ok(Self::new(name_of(&path), Source::Checkpoint(Arc::new(Checkpoint::open(&path)?))))
         } else {
             let help = "--model takes \"builtin\", a directory in the layout of diffusers, a .safetensors file, or a repository such as owner/name \
                         where there is no directory owner";
@@ -120,8 +120,8 @@ impl ModelFiles {
         }
     }
 
-    fn new(id: String, place: Place) -> Self {
-        Self { id, place, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
+    fn new(id: String, source: Source) -> Self {
+        Self { id, source, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
     /// The same model under a name that its owner has for it.
@@ -136,14 +136,14 @@ impl ModelFiles {
     /// # Errors
     /// When there is none.
     pub fn with_part(mut self, part: &'static str, path: &Path) -> Result<Self, LoadError> {
-        let place = if path.join("config.json").is_file() {
-            Place::PartDirectory(path.to_owned())
+        let source = if path.join("config.json").is_file() {
+            Source::PartDirectory(path.to_owned())
         } else if path.is_dir() {
-            Place::Directory(path.to_owned())
+            Source::Directory(path.to_owned())
         } else if is_pickle(path) {
             return Err(LoadError::BadConfig { path: path.to_owned(), reason: NO_PICKLES.to_owned() });
         } else if path.is_file() {
-            Place::PartFile(Arc::new(PartFile::open(part, path)?))
+            Source::PartFile(Arc::new(PartFile::open(part, path)?))
         } else {
             return Err(LoadError::NotFound(format!(
                 "there is no {} {}: a directory or a .safetensors file",
@@ -151,7 +151,7 @@ impl ModelFiles {
                 path.display()
             )));
         };
-        self.elsewhere.insert(part, place);
+        self.elsewhere.insert(part, source);
         Ok(self)
     }
 
@@ -169,7 +169,7 @@ impl ModelFiles {
     /// # Errors
     /// Names those that are missing, and how to give them.
     pub(super) fn check_parts(&self) -> Result<(), LoadError> {
-        let Place::Checkpoint(checkpoint) = &self.place else { return Ok(()) };
+        let Source::Checkpoint(checkpoint) = &self.source else { return Ok(()) };
         let missing: Vec<&str> = checkpoint.missing().filter(|part| !self.is_elsewhere(part)).collect();
         if missing.is_empty() {
             return Ok(());
@@ -200,12 +200,12 @@ impl ModelFiles {
     /// Where a file is, for messages.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        match self.place_of(name) {
-            Place::Embedded(_) => Path::new("builtin").join(name),
-            Place::Directory(path) => path.join(name),
-            Place::PartDirectory(path) => path.join(name.split_once('/').map_or(name, |(_, name)| name)),
-            Place::Checkpoint(checkpoint) => checkpoint.path().to_owned(),
-            Place::PartFile(file) => file.path().to_owned(),
+        match self.source_of(name) {
+            Source::Embedded(_) => Path::new("builtin").join(name),
+            Source::Directory(path) => path.join(name),
+            Source::PartDirectory(path) => path.join(name.split_once('/').map_or(name, |(_, name)| name)),
+            Source::Checkpoint(checkpoint) => checkpoint.path().to_owned(),
+            Source::PartFile(file) => file.path().to_owned(),
         }
     }
 
@@ -229,30 +229,30 @@ impl ModelFiles {
 
     /// Whether there is such a file.
     pub(super) fn exists(&self, name: &str) -> bool {
-        match self.place_of(name) {
-            Place::Directory(_) | Place::PartDirectory(_) => self.path(name).is_file(),
+        match self.source_of(name) {
+            Source::Directory(_) | Source::PartDirectory(_) => self.path(name).is_file(),
             _ => self.find(name).is_ok_and(|found| found.is_some()),
         }
     }
 
-    fn place_of(&self, name: &str) -> &Place {
+    fn source_of(&self, name: &str) -> &Source {
         let part = name.split('/').next().unwrap_or_default();
-        self.elsewhere.get(part).unwrap_or(&self.place)
+        self.elsewhere.get(part).unwrap_or(&self.source)
     }
 
     fn find(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
-        Ok(match self.place_of(name) {
-            Place::Embedded(files) => files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| Cow::Borrowed(*bytes)),
-            Place::Checkpoint(checkpoint) => checkpoint.read(name).map(Cow::Owned),
-            Place::PartFile(file) => match (name.split_once('/'), &self.place) {
-                (Some((part, "config.json")), Place::Checkpoint(own)) => own.read(name).map(|own| Cow::Owned(file.config(part, &own))),
+        Ok(match self.source_of(name) {
+            Source::Embedded(files) => files.iter().find(|(path, _)| *path == name).map(|(_, bytes)| Cow::Borrowed(*bytes)),
+            Source::Checkpoint(checkpoint) => checkpoint.read(name).map(Cow::Owned),
+            Source::PartFile(file) => match (name.split_once('/'), &self.source) {
+                (Some((part, "config.json")), Source::Checkpoint(own)) => own.read(name).map(|own| Cow::Owned(file.config(part, &own))),
                 (Some((part, "config.json")), own) => {
                     let own = Self::new(String::new(), own.clone()).find(name)?;
                     own.map(|own| Cow::Owned(file.config(part, &own)))
                 }
                 _ => None,
             },
-            Place::Directory(_) | Place::PartDirectory(_) => {
+            Source::Directory(_) | Source::PartDirectory(_) => {
                 let path = self.path(name);
                 match read_regular(&path, MAX_TEXT_BYTES) {
                     Ok(bytes) => Some(Cow::Owned(bytes)),
@@ -268,18 +268,18 @@ impl ModelFiles {
     /// # Errors
     /// When there are none, or a file is cut short.
     pub fn weights(&self, part: &str, dtype: DType, device: &Device) -> Result<PartWeights, LoadError> {
-        let (path, files, locate, needless): (_, _, Locate, _) = match self.place_of(part) {
-            Place::Checkpoint(it) => {
+        let (path, files, locate, needless): (_, _, Locate, _) = match self.source_of(part) {
+            Source::Checkpoint(it) => {
                 (it.path().to_owned(), Arc::clone(it.files()), it.locate(part), it.needless(self.elsewhere.keys().copied()))
             }
-            Place::PartFile(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(), it.needless(part)),
+            Source::PartFile(it) => (it.path().to_owned(), Arc::clone(it.files()), it.locate(), it.needless(part)),
             _ => {
                 let (path, files) = self.part_files(part)?;
                 (path, files, Arc::new(|name| name.to_owned().into()), Vec::new())
             }
         };
-        let owner = match &self.place {
-            Place::Checkpoint(checkpoint) => checkpoint.variant(),
+        let owner = match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.variant(),
             _ => "its configuration",
         };
         let vb = files.reader(dtype, device, Arc::clone(&locate));
@@ -296,7 +296,7 @@ impl ModelFiles {
             });
         };
         let path = self.path(&name);
-        let files = if let Place::Embedded(_) = self.place_of(part) {
+        let files = if let Source::Embedded(_) = self.source_of(part) {
             let Cow::Borrowed(bytes) = self.read(&name)? else { return Err(LoadError::MissingFile(path)) };
             TensorFiles::from_slice(bytes).map_err(|source| (path.clone(), source))
         } else {

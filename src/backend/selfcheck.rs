@@ -5,9 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Diffusion, InferencePipeline};
+use super::{
+    Diffusion, Generation, GenerationError, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline, load,
+};
 use crate::{
-    backend::{self, Generation, GenerationError, GenerationRequest, LoadError, LoadOptions, ModelFiles, Pipeline},
     builtin_model,
     common::{ImageSize, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
     ops::Storage,
@@ -53,7 +54,7 @@ impl Comparison {
 /// When the built-in model does not load or work there.
 pub fn selfcheck(device: &Device, storage: Storage) -> std::result::Result<Vec<Comparison>, LoadError> {
     let options = LoadOptions { device: device.clone(), storage, ..LoadOptions::default() };
-    let pipeline = backend::load(&ModelFiles::open("builtin")?, &options)?;
+    let pipeline = load(&ModelFiles::open("builtin")?, &options)?;
     let precision = match storage {
         Storage::F32 if device.is_cpu() => 0,
         // cuDNN works out convolutions in f32 with the 10 bits of TF32.
@@ -89,7 +90,7 @@ fn stages(pipeline: &Arc<InferencePipeline>, goldens: &Goldens) -> std::result::
     let picture = generation.finish()?;
     let picture = Tensor::from_slice(picture.as_raw(), goldens["picture"].shape(), &Device::Cpu)?;
 
-    let (vae, given) = (&pipeline.networks.vae, |x: &Tensor| x.to_dtype(pipeline.dtype)?.to_device(&pipeline.device));
+    let (vae, given) = (&pipeline.networks().vae, |x: &Tensor| x.to_dtype(pipeline.dtype())?.to_device(pipeline.device()));
     let corner = goldens["decoded"].dim(3)? / vae.config().scale_factor();
     let decoded = vae.decode(&given(&goldens["latents"].narrow(2, 0, corner)?.narrow(3, 0, corner)?.contiguous()?)?)?;
     let pixels = goldens["picture"].to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)?.permute((2, 0, 1))?.unsqueeze(0)?;

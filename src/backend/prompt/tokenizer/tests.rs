@@ -3,7 +3,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::backend::prompt_syntax;
+use crate::backend::prompt::syntax;
 
 /// Letters that stand for themselves, then those at the end of a word, then `abc`, then the special tokens.
 const LETTERS: &str = "abc<>_,";
@@ -51,7 +51,7 @@ fn ids(tokenizer: &PromptTokenizer, text: &str) -> Vec<u32> {
 
 /// The ids in each chunk of a prompt, and what was cut.
 fn chunks(tokenizer: &PromptTokenizer, prompt: &str) -> (Vec<Vec<u32>>, Option<String>) {
-    let (chunks, cut) = tokenizer.chunks(&prompt_syntax::parse_negative(prompt)[0].sections).unwrap();
+    let (chunks, cut) = tokenizer.chunks(&syntax::parse_negative(prompt)[0].sections).unwrap();
     let inside = |chunk: &Chunk| chunk.ids[1..tokenizer.end_of(chunk)].to_vec();
     (chunks.iter().map(inside).collect(), cut)
 }
@@ -145,7 +145,7 @@ fn breaks_end_chunks() {
 fn chunks_end_after_commas() {
     let tokenizer = plain();
     let text = "a ".repeat(59) + "(b:1.2), " + &"(c:0.5)".repeat(20);
-    let (read, _) = tokenizer.chunks(&prompt_syntax::parse_negative(&text)[0].sections).unwrap();
+    let (read, _) = tokenizer.chunks(&syntax::parse_negative(&text)[0].sections).unwrap();
     assert_eq!(chunks(&tokenizer, &text).0.iter().map(Vec::len).collect::<Vec<_>>(), [61, 20]);
     assert_eq!(read[0].ids[60..65], [LETTER_ENDS + 1, COMMA_END, END, END, END]);
     assert_eq!(read[0].weights[59..64], [1.0, 1.2, 1.0, 1.0, 1.0]);

@@ -9,7 +9,8 @@ use std::{
 use candle_core::{Error, Tensor};
 use tracing::warn;
 
-use super::{LoadError, model_files::TensorFiles};
+use super::TensorFiles;
+use crate::backend::LoadError;
 
 /// A1111's name for the vectors.
 const A1111: &str = "emb_params";
@@ -18,8 +19,8 @@ const SDXL: [&str; 2] = ["clip_l", "clip_g"];
 
 /// A word, called as its file, which is open only while it is read: there may be more of them than a process may have open.
 #[derive(Debug, Clone)]
-pub(super) struct TextualInversion {
-    pub(super) name: String,
+pub(in crate::backend) struct TextualInversion {
+    pub(in crate::backend) name: String,
     /// Its path below the folder of all, without the ending, as `ComfyUI` calls it.
     call: String,
     path: PathBuf,
@@ -27,17 +28,17 @@ pub(super) struct TextualInversion {
 
 /// A word with its vectors for each text encoder of a model, `(vectors, hidden_size)`, as many for each.
 #[derive(Debug)]
-pub(super) struct LearnedVectors {
+pub(in crate::backend) struct LearnedVectors {
     /// The word's own name, and others for it.
-    pub(super) names: Vec<String>,
-    pub(super) vectors: Vec<Tensor>,
+    pub(in crate::backend) names: Vec<String>,
+    pub(in crate::backend) vectors: Vec<Tensor>,
 }
 
 /// All words in a folder and the folders in it. What is no embedding is named in a warning and left out.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub(super) fn read_folder(folder: &Path) -> Result<Vec<TextualInversion>, LoadError> {
+pub(in crate::backend) fn read_folder(folder: &Path) -> Result<Vec<TextualInversion>, LoadError> {
     let mut paths = files_in(folder).map_err(|source| LoadError::Unreadable { path: folder.to_owned(), source })?;
     paths.sort();
     let mut words: Vec<TextualInversion> = Vec::new();
@@ -92,7 +93,7 @@ impl TextualInversion {
     ///
     /// # Errors
     /// When its numbers cannot be read, or are none.
-    pub(super) fn vectors(&self, widths: &[usize], most: usize) -> Result<Option<LearnedVectors>, LoadError> {
+    pub(in crate::backend) fn vectors(&self, widths: &[usize], most: usize) -> Result<Option<LearnedVectors>, LoadError> {
         match self.fitting(widths, most) {
             Ok(vectors) => {
                 let mut names = vec![self.name.clone(), self.call.clone()];

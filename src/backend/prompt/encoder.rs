@@ -8,11 +8,14 @@ use std::{
 use candle_core::{Device, Tensor};
 
 use super::{
-    GenerationError, KnownWords, TextEncoder,
-    prompt_syntax::{self, PromptPart},
+    KnownWords, TextEncoder,
+    syntax::{self, PromptPart},
     text_encoder::ReadPart,
 };
-use crate::common::{ClipSkip, InvalidValue};
+use crate::{
+    backend::GenerationError,
+    common::{ClipSkip, InvalidValue},
+};
 
 /// Parts of a prompt: each is one more sample in every step.
 const MAX_PARTS: usize = 16;
@@ -124,8 +127,8 @@ impl Key {
     }
 
     fn parts(&self) -> Vec<PromptPart> {
-        let (text, _) = prompt_syntax::without_networks(&self.text);
-        if self.is_negative { prompt_syntax::parse_negative(&text) } else { prompt_syntax::parse(&text) }
+        let (text, _) = syntax::without_networks(&self.text);
+        if self.is_negative { syntax::parse_negative(&text) } else { syntax::parse(&text) }
     }
 }
 
@@ -202,7 +205,7 @@ impl PromptEncoder {
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prompt, parts) in prompts.iter().zip(parts) {
             let (mut cuts, mut unknown, mut embeddings, mut joined) = (Vec::new(), Vec::new(), Vec::new(), Vec::with_capacity(parts.len()));
-            let (text, networks) = prompt_syntax::without_networks(&prompt.text);
+            let (text, networks) = syntax::without_networks(&prompt.text);
             let is_zero = self.force_zeros_for_empty_prompt && prompt.is_negative && text.trim().is_empty();
             for part in parts {
                 for span in part.sections.iter().flatten() {

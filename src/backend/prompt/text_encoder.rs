@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{GenerationError, PromptTokenizer, prompt_syntax::PromptPart, prompt_tokenizer::Chunk};
-use crate::models::ClipTextModel;
+use super::{PromptTokenizer, syntax::PromptPart, tokenizer::Chunk};
+use crate::{backend::GenerationError, models::ClipTextModel};
 
 /// The smallest mean of embeddings, next to that of their absolute values, which is told from rounding errors.
 const MIN_MEAN: f32 = 1e-4;
@@ -59,7 +59,7 @@ impl TextEncoder {
     ///
     /// # Errors
     /// When they have another width, or the device fails.
-    pub(super) fn learn(&mut self, words: &[(&[String], &Tensor)]) -> candle_core::Result<()> {
+    pub(in crate::backend) fn learn(&mut self, words: &[(&[String], &Tensor)]) -> candle_core::Result<()> {
         if words.is_empty() {
             return Ok(());
         }

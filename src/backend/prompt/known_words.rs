@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{LoadError, ModelFiles};
+use crate::backend::{LoadError, ModelFiles};
 
 const FILE: &str = "known_words.json";
 

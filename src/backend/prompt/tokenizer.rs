@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::{
-    GenerationError, LoadError, ModelFiles,
+    chunks::{Word, spread},
     learned_words::{LearnedWords, Piece},
-    prompt_chunks::{Word, spread},
-    prompt_syntax::{BREAK, Span},
+    syntax::{BREAK, Span},
 };
+use crate::backend::{GenerationError, LoadError, ModelFiles};
 
 /// What CLIP takes for a word.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
