@@ -8,7 +8,7 @@ use axum::{
 };
 use subtle::ConstantTimeEq;
 
-use super::{AllowedHosts, ApiError, AppState};
+use super::{api_error::ApiError, hosts::AllowedHosts};
 
 /// What is answered to anybody: it says nothing but that there is a worker, and what all workers can be asked.
 const OPEN_PATHS: [&str; 6] = ["/", "/livez", "/readyz", "/health", "/openapi.json", "/docs"];
@@ -60,18 +60,18 @@ pub struct Access {
 }
 
 /// Lets those pass who may ask.
-pub(super) async fn check(State(state): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
-    may_ask(&state, &request).inspect_err(ApiError::count_rejection)?;
+pub(super) async fn check(State(access): State<Access>, request: Request, next: Next) -> Result<Response, ApiError> {
+    may_ask(&access, &request).inspect_err(ApiError::count_rejection)?;
     Ok(next.run(request).await)
 }
 
-fn may_ask(state: &AppState, request: &Request) -> Result<(), ApiError> {
-    if let Some(host) = state.access.allowed_hosts.as_ref().and_then(|hosts| hosts.stranger(request)) {
+fn may_ask(access: &Access, request: &Request) -> Result<(), ApiError> {
+    if let Some(host) = access.allowed_hosts.as_ref().and_then(|hosts| hosts.stranger(request)) {
         return Err(ApiError::unknown_host(host));
     }
     // Browsers ask what may be asked without a key.
     let is_open = OPEN_PATHS.contains(&request.uri().path()) || request.method() == Method::OPTIONS;
-    if let Some(key) = state.access.api_key.as_ref().filter(|_| !is_open) {
+    if let Some(key) = access.api_key.as_ref().filter(|_| !is_open) {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         if !given.is_some_and(|given| key.is(given)) {
             return Err(ApiError::unauthorized(given.is_some()));

@@ -1,51 +1,16 @@
-//! The answer to `POST /v1/images/generations` and its like: `OpenAI`'s fields, and ours.
+//! What answers with pictures have in common, whatever the API: a file as text, the settings, the times.
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use axum::{
-    http::header,
-    response::{IntoResponse, Response},
-};
 use base64::{display::Base64Display, prelude::BASE64_STANDARD};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::{ApiError, off_thread, run::Run};
+use super::run::Run;
 use crate::{
-    backend::{Complete, Timings},
-    common::{GuidanceScale, ImageFormat, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
+    backend::Timings,
+    common::{GuidanceScale, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
 };
-
-/// What an answer has beside its pictures, in bytes, as a rule.
-const SMALL_ANSWER: usize = 4096;
-
-/// The pictures, and how they were made.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ImagesResponse {
-    /// Seconds since 1970.
-    created: u64,
-    data: Vec<ImageData>,
-    background: &'static str,
-    output_format: ImageFormat,
-    size: String,
-    quality: &'static str,
-    usage: Usage,
-    parameters: Parameters,
-    timings: WireTimings,
-    /// Fields that were given and have no effect.
-    ignored: Vec<String>,
-    /// What else there is to know, such as that the end of a prompt was cut.
-    warnings: Vec<String>,
-}
-
-/// A picture.
-#[derive(Debug, Serialize, ToSchema)]
-struct ImageData {
-    /// The file.
-    #[schema(value_type = String, content_encoding = "base64")]
-    b64_json: Base64,
-    seed: Seed,
-}
 
 /// A file as text. It is written as it is turned into that, and takes no memory twice.
 pub(super) struct Base64(Arc<dyn AsRef<[u8]> + Send + Sync>);
@@ -67,21 +32,6 @@ impl fmt::Debug for Base64 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", (*self.0).as_ref().len())
     }
-}
-
-/// Tokens are what `OpenAI` bills; here there are none.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub(super) struct Usage {
-    total_tokens: u32,
-    input_tokens: u32,
-    output_tokens: u32,
-    input_tokens_details: InputTokensDetails,
-}
-
-#[derive(Debug, Default, Serialize, ToSchema)]
-struct InputTokensDetails {
-    text_tokens: u32,
-    image_tokens: u32,
 }
 
 /// The settings that the pictures were made with.
@@ -152,47 +102,5 @@ impl WireTimings {
                 .map(|time| time.as_millis() as u64);
         let denoise_ms = total.saturating_sub(queue + text + decode + encode);
         Self { queue_ms: queue, text_ms: text, denoise_ms, decode_ms: decode, encode_ms: encode, total_ms: total }
-    }
-}
-
-impl ImagesResponse {
-    /// The answer with finished pictures.
-    ///
-    /// # Errors
-    /// When there is no memory for it.
-    pub(super) async fn respond(run: &Arc<Run>, pictures: Vec<Arc<Complete>>) -> Result<Response, ApiError> {
-        let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
-        let write = move || {
-            let mut answer = Vec::new();
-            answer.try_reserve_exact(length / 3 * 4 + SMALL_ANSWER * (1 + pictures.len())).map_err(|_| ApiError::no_memory_for_answer())?;
-            serde_json::to_writer(&mut answer, &Self::new(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
-            Ok(answer)
-        };
-        let answer = off_thread::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
-        Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
-    }
-
-    /// Puts finished pictures together.
-    fn new(run: &Run, pictures: &[Arc<Complete>]) -> Self {
-        let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
-        let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
-        warnings.dedup();
-        let parameters = Parameters::new(run, run.order.config);
-        Self {
-            created: run.created,
-            data: pictures
-                .iter()
-                .map(|picture| ImageData { b64_json: Base64::of(Arc::clone(picture)), seed: picture.config.seed })
-                .collect(),
-            background: "opaque",
-            output_format: run.order.output.format,
-            size: run.order.size().to_string(),
-            quality: "auto",
-            usage: Usage::default(),
-            parameters,
-            timings: WireTimings::of(&timings),
-            ignored: run.order.ignored.clone(),
-            warnings,
-        }
     }
 }

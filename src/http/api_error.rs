@@ -10,14 +10,14 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    admission::{MEGAPIXEL, Refusal, retry_after},
-    extract,
-};
+use super::admission::{MEGAPIXEL, Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
 
 /// Tells `OpenAI`'s clients whether to try again by themselves, where the status alone would tell them otherwise.
 pub(super) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// As many bytes of a name that a client chose are repeated to it.
+const MAX_NAME_BYTES: usize = 64;
 
 /// All fields together, in metrics.
 const INVALID_PARAM: &str = "invalid_param";
@@ -110,7 +110,7 @@ impl ApiError {
     }
 
     pub(super) fn encoded_body(encoding: &str) -> Self {
-        let encoding = extract::clip(encoding);
+        let encoding = clip(encoding);
         let message = format!("the body must be sent as it is, without the header content-encoding, not in the encoding \"{encoding}\"");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", message)
     }
@@ -183,7 +183,7 @@ impl ApiError {
     }
 
     pub(super) fn unknown_host(host: &str) -> Self {
-        let host = extract::clip(host);
+        let host = clip(host);
         let message = format!(
             "this worker answers only to names of its own machine, and \"{host}\" is none: ask for localhost, or start it with --allowed-host {host}, or with a key"
         );
@@ -325,4 +325,9 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// A field's name as errors repeat it.
+pub(super) fn clip(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }

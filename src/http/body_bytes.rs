@@ -18,7 +18,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{ApiError, MAX_UPLOAD_BYTES, off_thread, paced_body::BodyTimedOut};
+use super::{api_error::ApiError, off_thread, paced_body::BodyTimedOut};
+
+/// A prompt and a negative prompt of the largest size, escaped, fit.
+pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// A picture as large as `OpenAI`'s API takes it, and in base64 one of 37 MB.
+pub(super) const MAX_UPLOAD_BYTES: usize = 50 << 20;
 
 const KIB: usize = 1 << 10;
 /// What a body may have without [`Room`]: as much as prompts take, and less than a connection's own buffers.

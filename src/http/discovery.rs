@@ -5,8 +5,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES,
+    api_error::ApiError,
+    app_state::AppState,
+    body_bytes::{MAX_BODY_BYTES, MAX_UPLOAD_BYTES},
     openapi::{DISCOVERY, KeyMissing, NotReady},
+    wire::MAX_N,
 };
 use crate::{
     backend::MAX_INPUT_PIXELS,
@@ -81,7 +84,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
             size_multiple: info.size_multiple,
             max_pixels: info.max_pixels,
             max_steps: info.max_steps.min(Steps::MAX as usize),
-            max_n: super::wire::MAX_N as u32,
+            max_n: MAX_N as u32,
             max_body_bytes: MAX_BODY_BYTES,
             max_upload_bytes: MAX_UPLOAD_BYTES,
             max_input_pixels: MAX_INPUT_PIXELS,

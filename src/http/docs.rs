@@ -1,6 +1,7 @@
 //! `GET /docs` and `GET /openapi.json`: the API's description of itself, for people and for programs. The page needs no scripts and
 //! nothing from anywhere else.
 
+mod frame;
 mod page;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use axum::{
     http::{HeaderName, header},
     response::{Html, IntoResponse},
 };
+pub(super) use frame::Frame;
 use utoipa::openapi::OpenApi;
 
 use super::openapi::DISCOVERY;

@@ -1,6 +1,6 @@
 //! Server-sent events, which every route with a stream answers with.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     http::{HeaderName, header},
@@ -11,7 +11,8 @@ use axum::{
 };
 use futures::{Stream, StreamExt};
 
-use super::KEEP_ALIVE;
+/// Comments in long steps keep proxies from closing a stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Tells [nginx](https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering), and others that read it, to hand an answer on
 /// as it comes.

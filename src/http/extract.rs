@@ -9,18 +9,14 @@ use axum::{
     extract::{FromRequest, Request},
     http::{HeaderMap, HeaderValue, header},
 };
-use serde_json::error::Category;
-use serde_path_to_error::{Path, Segment};
 use tokio::sync::Mutex;
 
 use super::{
-    ApiError, AppState, MAX_BODY_BYTES,
-    body_bytes::{self, Digested, Room},
+    api_error::ApiError,
+    app_state::AppState,
+    body_bytes::{self, Digested, MAX_BODY_BYTES, Room},
     fields::Fields,
 };
-
-/// As many bytes of a name that a client chose are repeated to it.
-const MAX_NAME_BYTES: usize = 64;
 
 /// A JSON body of at most `LIMIT` bytes, where the route allows as many.
 pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES>(pub(super) Digested<T>);
@@ -90,44 +86,4 @@ fn in_utf8(bytes: &[u8]) -> Result<&[u8], ApiError> {
         return Err(ApiError::broken_json("it is in UTF-16, and must be in UTF-8"));
     }
     Ok(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes))
-}
-
-/// A field's name as errors repeat it.
-pub(super) fn clip(name: &str) -> &str {
-    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
-}
-
-/// The same without its middle, where it repeats a long value: what was expected stands at the end.
-fn shortened(reason: &str) -> String {
-    const ENDS: (usize, usize) = (100, 400);
-    if reason.len() <= 2 * (ENDS.0 + ENDS.1) {
-        return reason.to_owned();
-    }
-    let (start, end) = (reason.floor_char_boundary(ENDS.0), reason.ceil_char_boundary(reason.len() - ENDS.1));
-    format!("{}…{}", &reason[..start], &reason[end..])
-}
-
-/// An error of the parser, or of a type. `path` leads to the value that is to blame.
-pub(super) fn explain(error: &serde_json::Error, path: Option<&Path>) -> ApiError {
-    let text = error.to_string();
-    // The field is known; where it stands in the text helps nobody.
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    let reason = text.strip_suffix(place.as_str()).unwrap_or(&text);
-    // JSON knows numbers of any size.
-    if error.classify() != Category::Data && reason != "number out of range" {
-        return ApiError::broken_json(&text);
-    }
-    // serde speaks of Rust's types.
-    let reason = &shortened(reason)
-        .replace("expected i64", "expected a whole number")
-        .replace("expected u32", "expected a whole number from 0")
-        .replace("expected f64", "expected a number");
-    let named = |what: &str| reason.strip_prefix(what)?.strip_suffix('`');
-    match (named("missing field `"), named("duplicate field `"), path.and_then(|path| path.iter().next())) {
-        (Some(field), ..) => ApiError::missing_param(field),
-        (_, Some(field), _) => ApiError::invalid_param(field, "must be given once"),
-        // The field alone, whatever part of its value is to blame.
-        (.., Some(Segment::Map { key })) => ApiError::invalid_param(clip(key), reason),
-        _ => ApiError::unreadable_body(reason),
-    }
 }

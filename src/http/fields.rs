@@ -9,7 +9,11 @@ use serde::{
 use serde_json::value::RawValue;
 use serde_path_to_error::Track;
 
-use super::{ApiError, MAX_BODY_BYTES, extract};
+use super::{
+    api_error::{self, ApiError},
+    body_bytes::MAX_BODY_BYTES,
+    json_error,
+};
 
 /// Objects have fewer fields than this, and lists fewer entries.
 const MOST: usize = 256;
@@ -37,7 +41,7 @@ impl<'a> Fields<'a> {
     /// When it is no JSON, no object, or not an object that any request is.
     pub(super) fn parse(text: &'a [u8]) -> Result<Self, ApiError> {
         check(text)?;
-        serde_json::from_slice(text).map_err(|error| extract::explain(&error, None))
+        serde_json::from_slice(text).map_err(|error| json_error::explain(&error, None))
     }
 
     /// Takes out the fields of which `is_one` says so, with their values.
@@ -54,22 +58,22 @@ impl<'a> Fields<'a> {
         let (mut track, mut unknown) = (Track::new(), Vec::new());
         for (name, value) in &self.0 {
             if value.get().len() > MAX_BODY_BYTES {
-                return Err(ApiError::invalid_param(extract::clip(name), &format!("must be at most {MAX_BODY_BYTES} bytes")));
+                return Err(ApiError::invalid_param(api_error::clip(name), &format!("must be at most {MAX_BODY_BYTES} bytes")));
             }
         }
         let values = MapDeserializer::new(self.0.iter().map(|(name, value)| (&**name, *value)));
         let values = serde_path_to_error::Deserializer::new(values, &mut track);
         let read = serde_ignored::deserialize(values, |path| unknown.push(path.to_string()));
-        let read = read.map_err(|error: serde_json::Error| extract::explain(&error, Some(&track.path())))?;
+        let read = read.map_err(|error: serde_json::Error| json_error::explain(&error, Some(&track.path())))?;
 
         let others = self.0.iter().filter(|(name, value)| has_meaning(name, value.get()) && unknown.iter().any(|other| other == name));
         if let Some((name, _)) = others.clone().find(|(name, value)| is_like_mask(name, value.get())) {
-            return Err(ApiError::invalid_param(extract::clip(name), NO_MASK));
+            return Err(ApiError::invalid_param(api_error::clip(name), NO_MASK));
         }
         let mut others: Vec<String> = others.map(|(name, _)| name.to_string()).collect();
         others.sort();
         match others.array_windows().find(|[one, other]| one == other) {
-            Some([twice, _]) => Err(ApiError::invalid_param(extract::clip(twice), "must be given once")),
+            Some([twice, _]) => Err(ApiError::invalid_param(api_error::clip(twice), "must be given once")),
             None => Ok((read, others)),
         }
     }
@@ -101,7 +105,7 @@ pub(super) fn entries(value: &RawValue) -> Result<Vec<&RawValue>, ApiError> {
     if !value.get().starts_with('[') {
         return Ok(vec![value]);
     }
-    let entries: Entries = serde_json::from_str(value.get()).map_err(|error| extract::explain(&error, None))?;
+    let entries: Entries = serde_json::from_str(value.get()).map_err(|error| json_error::explain(&error, None))?;
     Ok(entries.0)
 }
 

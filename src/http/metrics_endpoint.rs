@@ -5,7 +5,8 @@ use metrics::Unit;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::{
-    ApiError, AppState,
+    api_error::ApiError,
+    app_state::AppState,
     openapi::{KeyMissing, PROCESS},
 };
 

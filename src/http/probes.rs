@@ -4,9 +4,10 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Lifecycle;
 use super::{
-    ApiError, AppState,
+    api_error::ApiError,
+    app_state::AppState,
+    lifecycle::Lifecycle,
     openapi::{NotReady, PROBES},
 };
 

@@ -4,32 +4,23 @@ mod log;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, OnceLock},
-    time::{Duration, Instant},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime},
 };
 
 use log::Log;
 pub(super) use log::{Entry, Status};
 use tokio::{
     runtime::Handle,
-    sync::{
-        mpsc::{self, UnboundedReceiver},
-        watch,
-    },
+    sync::{mpsc::UnboundedReceiver, watch},
     task::AbortHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{ApiError, AppState, Permit, admission::Refusal, unix_seconds, wire::ImagesOrder};
-use crate::{
-    backend::{Complete, GenerationError, GenerationRequest, GenerationResponse, Progress},
-    common::{RequestId, SamplingConfig},
-};
-
-/// Who puts its pictures into the queue.
-static QUEUEING: Mutex<()> = Mutex::new(());
+use super::{admission::Permit, api_error::ApiError, order::ImagesOrder};
+use crate::backend::{Complete, GenerationError, GenerationResponse, Progress};
 
 /// Some pictures, from the queue to the last of them.
 #[derive(Debug)]
@@ -56,66 +47,39 @@ pub(super) enum Patience {
     Forever,
 }
 
+/// What the engine is to say to a run.
+#[derive(Debug)]
+pub(super) struct Answers {
+    /// Of each picture, in their order.
+    pub(super) pictures: VecDeque<UnboundedReceiver<GenerationResponse>>,
+    pub(super) permit: Permit,
+    /// When the first picture must have begun.
+    pub(super) latest_start: Option<Instant>,
+    /// The worker's end.
+    pub(super) stop: CancellationToken,
+}
+
 impl Run {
-    /// Admits and queues what is asked for. `deadline` is how long the client will wait, if it says so.
-    pub(super) fn start(
-        state: &AppState,
-        id: &RequestId,
-        mut order: ImagesOrder,
+    /// A run of an order that is in the queue.
+    pub(super) fn new(
+        order: ImagesOrder,
         model: String,
-        deadline: Option<Duration>,
         patience: Patience,
-    ) -> Result<Arc<Self>, ApiError> {
-        // A worker that stops takes all places.
-        let refused = |refusal: Refusal| state.model().err().unwrap_or_else(|| refusal.into());
-        let mut permit = state.admission.admit(order.demand(deadline)).map_err(refused)?;
-        let accepted_at = Instant::now();
-        // A client that may ask again for the same keeps its place until then.
-        let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
-        let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
-        let cancellation = state.stop.child_token();
-        let input = order.input.take();
-        let mut pictures = VecDeque::new();
-        // The pictures of a run stand one behind the other.
-        let _alone = QUEUEING.lock();
-        for index in 0..order.count {
-            let (response_tx, response_rx) = mpsc::unbounded_channel();
-            let request = GenerationRequest {
-                request_id: id.clone(),
-                prompt: order.prompt.clone(),
-                negative_prompt: order.negative_prompt.clone(),
-                input: input.clone(),
-                config: SamplingConfig { seed: order.config.seed.offset(index.into()), ..order.config },
-                output: order.output,
-                cancellation: cancellation.clone(),
-                accepted_at,
-                // Of several pictures, the first: those that follow have begun with it.
-                latest_start: latest_start.filter(|_| index == 0),
-                span: Span::current(),
-                place: permit.place(),
-                response_tx,
-            };
-            // The engine is gone only when the worker is going.
-            state.queue.add_request(request).map_err(|_| ApiError::draining())?;
-            pictures.push_back(response_rx);
-        }
+        cancellation: CancellationToken,
+        answers: Answers,
+    ) -> Arc<Self> {
         let log = watch::Sender::new(Log::default());
         let job_id = format!("job-{}", Uuid::new_v4().simple());
         let created = unix_seconds();
         let run = Arc::new(Self { order, model, job_id, created, patience, log, cancellation, collector: OnceLock::new() });
-        let collector = tokio::spawn(Arc::clone(&run).collect(pictures, permit, latest_start, state.stop.clone()).in_current_span());
+        let collector = tokio::spawn(Arc::clone(&run).collect(answers).in_current_span());
         let _ = run.collector.set(collector.abort_handle());
-        Ok(run)
+        run
     }
 
     /// Writes down what the engine says, picture by picture, until the last or until something goes wrong.
-    async fn collect(
-        self: Arc<Self>,
-        mut pictures: VecDeque<UnboundedReceiver<GenerationResponse>>,
-        mut permit: Permit,
-        mut latest_start: Option<Instant>,
-        stop: CancellationToken,
-    ) {
+    async fn collect(self: Arc<Self>, answers: Answers) {
+        let Answers { mut pictures, mut permit, mut latest_start, stop } = answers;
         while let Some(responses) = pictures.front_mut() {
             let entry = match next(responses, latest_start, &stop).await {
                 GenerationResponse::Started => {
@@ -238,6 +202,11 @@ async fn until(time: Option<Instant>) {
     }
 }
 
+/// Seconds since 1970.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Somebody who waits for the pictures. When the last one goes, so does the work, unless the run has patience.
 #[derive(Debug)]
 pub(super) struct Follower {
@@ -298,81 +267,4 @@ impl Drop for Follower {
 }
 
 #[cfg(test)]
-mod tests {
-    use metrics_exporter_prometheus::PrometheusBuilder;
-
-    use super::*;
-    use crate::{
-        backend::{Pulse, RequestQueue},
-        common::{ImageSize, OutputConfig, Sampler, SamplingOptions, Schedule},
-        http::{Access, Admission, Lifecycle, RunLimits, Runs, wire::OnDisconnect},
-    };
-
-    /// A worker of one place, and what its engine would get.
-    fn worker(lifecycle: Lifecycle) -> (AppState, UnboundedReceiver<GenerationRequest>) {
-        let (queue, requests) = RequestQueue::new();
-        let state = AppState {
-            queue,
-            lifecycle: watch::channel(lifecycle).1,
-            admission: Admission::new(1),
-            runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 20 }),
-            access: Access::default(),
-            client_timeout: Duration::from_mins(1),
-            max_batch: 1,
-            pulse: Pulse::default(),
-            watchdog: None,
-            metrics: PrometheusBuilder::new().build_recorder().handle(),
-            shutdown: CancellationToken::new(),
-            stop: CancellationToken::new(),
-        };
-        (state, requests)
-    }
-
-    fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
-        let config = SamplingConfig {
-            size: ImageSize::new(64, 64).unwrap(),
-            steps: "2".parse().unwrap(),
-            guidance_scale: "1".parse().unwrap(),
-            seed: 0.into(),
-            sampler: Sampler::Euler,
-            schedule: Schedule::Default,
-            options: SamplingOptions::default(),
-        };
-        let order = ImagesOrder {
-            prompt: "a fox".to_owned().try_into().unwrap(),
-            negative_prompt: crate::common::NegativePrompt::default(),
-            input: None,
-            is_edit: false,
-            mask: None,
-            config,
-            evaluations: 2,
-            samples: 1,
-            output: OutputConfig::default(),
-            count: 1,
-            stream: false,
-            progress: false,
-            on_disconnect: OnDisconnect::Cancel,
-            ignored: Vec::new(),
-        };
-        Run::start(state, &RequestId::random(), order, "fake".to_owned(), None, patience)
-    }
-
-    #[tokio::test]
-    async fn who_comes_back_has_the_whole_time_once_more() {
-        let (state, _requests) = worker(Lifecycle::Loading);
-        let run = start(&state, Patience::For(Duration::from_mins(1))).unwrap();
-        drop(run.follow(0));
-        drop(run.follow(0));
-        run.give_up_if_alone(1);
-        assert!(matches!(run.status(), Status::Queued), "the time of the first departure is over, that of the second is not");
-        run.give_up_if_alone(2);
-        assert!(matches!(run.status(), Status::Cancelled));
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_stops_says_so_when_its_places_are_taken() {
-        let (state, _requests) = worker(Lifecycle::Draining);
-        let _places = state.admission.admit(crate::http::Demand { pictures: 1, steps: 1, pixels: 1, deadline: None }).unwrap();
-        assert_eq!(start(&state, Patience::Forever).unwrap_err().body().code, "shutting_down");
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ApiError,
+    api_error::ApiError,
     run::{Follower, Run, Status},
 };
 

@@ -9,7 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState,
+    api_error::ApiError,
+    app_state::AppState,
     openapi::{Forbidden, KeyMissing, PROCESS},
 };
 

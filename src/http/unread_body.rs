@@ -18,18 +18,15 @@ use futures::StreamExt;
 use http_body::{Frame, SizeHint};
 use tokio::{runtime::Handle, time::timeout};
 
-use super::AppState;
-
 /// How much is forgotten of a body: more than any that is taken.
 const MOST: usize = 64 << 20;
 /// How long a client may pause meanwhile.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A layer that sees to it that the body is read to its end.
-pub(super) async fn forget(State(state): State<AppState>, request: Request, next: Next) -> Response {
+pub(super) async fn forget(State(longest): State<Duration>, request: Request, next: Next) -> Response {
     // Who asks first whether to send it has not begun.
     let asks = request.headers().contains_key(header::EXPECT);
-    let longest = state.client_timeout;
     next.run(if asks { request } else { request.map(|body| Body::new(Forgotten { body, longest })) }).await
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
-use super::{ApiError, off_thread::in_turn};
+use super::{api_error::ApiError, off_thread::in_turn};
 use crate::{
     backend::InputFiles,
     common::{ImageSize, InputImage},

@@ -1,7 +1,5 @@
 //! `POST /v1/images/generations` as it travels: `OpenAI`'s fields, ours, and the names that other servers' users send.
 
-use std::{sync::Arc, time::Duration};
-
 use serde::Deserialize;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -9,16 +7,16 @@ use utoipa::{
 };
 
 use super::{
-    ApiError, Demand,
-    extract::{self, FromFields},
+    api_error::{self, ApiError},
+    extract::FromFields,
     fields::Fields,
+    order::{ImagesOrder, OnDisconnect},
 };
 use crate::{
     backend::{InputFiles, ModelInfo, PromptText},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InputImage, InvalidValue, MaskMeaning,
-        NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
-        WholeNumber,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedSampler, NamedSchedule,
+        NegativePrompt, OutputConfig, Prompt, SamplingConfig, SamplingOptions, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -116,17 +114,6 @@ impl FromFields for ImagesRequest {
     }
 }
 
-/// What becomes of a request whose client goes away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum OnDisconnect {
-    /// The work stops.
-    #[default]
-    Cancel,
-    /// The work goes on.
-    Finish,
-}
-
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "WholeNumber")]
@@ -168,33 +155,6 @@ impl PartialSchema for WireSeed {
 
 impl ToSchema for WireSeed {}
 
-/// What a valid request asks for.
-#[derive(Debug)]
-pub(super) struct ImagesOrder {
-    pub(super) prompt: Prompt,
-    pub(super) negative_prompt: NegativePrompt,
-    /// What the pictures begin with, if not with noise alone. It goes with the requests to the engine.
-    pub(super) input: Option<Arc<InputImage>>,
-    /// Whether there is such a picture,
-    pub(super) is_edit: bool,
-    /// and what of its mask was taken for the part to be painted anew, if there is one.
-    pub(super) mask: Option<MaskMeaning>,
-    /// Of the first picture; the others have the seeds that follow.
-    pub(super) config: SamplingConfig,
-    /// How often the network is evaluated for a picture.
-    pub(super) evaluations: usize,
-    /// For how many samples each time: the parts of the prompt, and with guidance one more.
-    pub(super) samples: usize,
-    pub(super) output: OutputConfig,
-    pub(super) count: u32,
-    pub(super) stream: bool,
-    /// Whether progress is sent as events, not only as comments.
-    pub(super) progress: bool,
-    pub(super) on_disconnect: OnDisconnect,
-    /// Fields that were given and have no effect.
-    pub(super) ignored: Vec<String>,
-}
-
 impl ImagesRequest {
     /// Checks the request against the model and fills in what it leaves out. Of the files that it begins with only the headers are
     /// looked at: decoding them is left to the caller, once all else is right.
@@ -213,7 +173,7 @@ impl ImagesRequest {
 
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
-        let mut ignored: Vec<String> = self.others.iter().map(|name| extract::clip(name).to_owned()).collect();
+        let mut ignored: Vec<String> = self.others.iter().map(|name| api_error::clip(name).to_owned()).collect();
         let mut ignore_if = |given: bool, name: &str| {
             if given {
                 ignored.push(name.to_owned());
@@ -289,24 +249,5 @@ impl ImagesRequest {
                 strength,
             },
         })
-    }
-}
-
-impl ImagesOrder {
-    /// The size of the pictures.
-    pub(super) fn size(&self) -> ImageSize {
-        self.output.size(self.config.size)
-    }
-
-    /// The same order for pictures that begin with a picture.
-    pub(super) fn beginning_with(self, input: Arc<InputImage>) -> Self {
-        let mask = input.mask.as_ref().map(|mask| mask.meaning);
-        Self { input: Some(input), is_edit: true, mask, ..self }
-    }
-
-    /// What it costs. `deadline` is how long the client waits, if it says so.
-    pub(super) fn demand(&self, deadline: Option<Duration>) -> Demand {
-        let pixels = self.config.size.pixels() * self.samples as u64;
-        Demand { pictures: self.count, steps: self.evaluations, pixels, deadline }
     }
 }

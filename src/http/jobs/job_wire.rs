@@ -12,9 +12,8 @@ use crate::{
         Seed, Steps, Strength,
     },
     http::{
-        ApiError,
         answer::{Base64, Parameters, WireTimings},
-        api_error::ErrorBody,
+        api_error::{ApiError, ErrorBody},
         extract::FromFields,
         fields::Fields,
         run::{Entry, Run, Status},
@@ -351,4 +350,16 @@ impl Finished {
             warnings: complete.warnings.clone(),
         }
     }
+}
+
+/// One event of a job's stream.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "a description")]
+pub(in crate::http) struct JobItem {
+    /// Its number, for `Last-Event-ID`; the last line has none.
+    id: Option<String>,
+    /// What `type` in the data says; the last line has none.
+    event: Option<String>,
+    /// A `JobEvent` as JSON, or the marker at the end.
+    data: String,
 }

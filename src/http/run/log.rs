@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use crate::{
     backend::{Complete, EncodedImage, Progress},
-    http::ApiError,
+    http::api_error::ApiError,
 };
 
 /// More progress than this is not kept: what is new makes it old.

@@ -9,11 +9,12 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    ApiError, AppState, Lifecycle,
+use crate::backend::ModelInfo;
+use crate::http::{
+    api_error::ApiError,
+    app_state::AppState,
     openapi::{DISCOVERY, KeyMissing, NotFound, NotReady, Unreadable},
 };
-use crate::backend::ModelInfo;
 
 /// A model as `OpenAI`'s API lists it, with what this worker adds.
 #[derive(Debug, Serialize, ToSchema)]
@@ -55,17 +56,6 @@ impl ModelObject {
         };
         // Nobody knows when a checkpoint was made.
         Self { object: "model", created: 0, owned_by: "sd-worker", info: ModelInfo::clone(info), defaults }
-    }
-}
-
-impl AppState {
-    /// The model, if the worker takes requests.
-    pub(super) fn model(&self) -> Result<Arc<ModelInfo>, ApiError> {
-        match &*self.lifecycle.borrow() {
-            Lifecycle::Loading => Err(ApiError::loading()),
-            Lifecycle::Ready(info) => Ok(Arc::clone(info)),
-            Lifecycle::Draining => Err(ApiError::draining()),
-        }
     }
 }
 

@@ -3,17 +3,20 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    answer::{Base64, Parameters, Usage, WireTimings},
-    api_error::ErrorBody,
+use super::images_response::Usage;
+use crate::{
+    common::{ImageFormat, Seed},
+    http::{
+        answer::{Base64, Parameters, WireTimings},
+        api_error::ErrorBody,
+    },
 };
-use crate::common::{ImageFormat, Seed};
 
 /// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s, which has other names where a picture is
 /// made from a picture.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type")]
-pub(super) enum ImageEvent {
+pub(in crate::http) enum ImageEvent {
     #[serde(rename = "image_generation.partial_image")]
     PartialImage(Preview),
     #[serde(rename = "image_edit.partial_image")]
@@ -33,7 +36,7 @@ pub(super) enum ImageEvent {
 
 /// A rough picture.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Preview {
+pub(in crate::http) struct Preview {
     #[schema(value_type = String, content_encoding = "base64")]
     pub(super) b64_json: Base64,
     pub(super) created_at: u64,
@@ -46,7 +49,7 @@ pub(super) struct Preview {
 
 /// A finished picture.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Completed {
+pub(in crate::http) struct Completed {
     #[schema(value_type = String, content_encoding = "base64")]
     pub(super) b64_json: Base64,
     pub(super) created_at: u64,
@@ -64,7 +67,7 @@ pub(super) struct Completed {
 
 /// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ProgressEvent {
+pub(in crate::http) struct ProgressEvent {
     pub(super) step: usize,
     pub(super) total: usize,
     pub(super) seconds_per_step: f64,
@@ -84,4 +87,15 @@ impl ImageEvent {
             Self::Error { .. } => "error",
         }
     }
+}
+
+/// One event of a stream of pictures.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "a description")]
+pub(in crate::http) struct ImageItem {
+    /// What `type` in the data says.
+    event: String,
+    /// An `ImageEvent` as JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
 }

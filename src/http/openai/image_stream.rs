@@ -9,14 +9,17 @@ use axum::response::{Response, sse::Event};
 use futures::stream;
 
 use super::{
-    answer::{Base64, Parameters, Usage, WireTimings},
-    event_stream,
     image_events::{Completed, ImageEvent, Preview, ProgressEvent},
-    off_thread,
-    run::{Entry, Follower, Run},
-    unix_seconds,
+    images_response::Usage,
 };
-use crate::backend::{Complete, EncodedImage};
+use crate::{
+    backend::{Complete, EncodedImage},
+    http::{
+        answer::{Base64, Parameters, WireTimings},
+        event_stream, off_thread,
+        run::{Entry, Follower, Run, unix_seconds},
+    },
+};
 
 /// The state of one stream. When the client goes, it is dropped, and with it the follower: that is what stops the engine.
 pub(super) struct ImageStream {

@@ -2,7 +2,7 @@
 //! of them joined on an NVIDIA GPU.
 //!
 //! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers. On a CPU the channels
-//! of an image are last in memory, which only this room knows: see `cpu/mod.rs`.
+//! of an image are last in memory, which only this room knows: see `cpu.rs`.
 
 mod activation;
 mod allocator;

@@ -7,27 +7,42 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    extract::{Path, State, rejection::PathRejection},
+    extract::{DefaultBodyLimit, Path, State, rejection::PathRejection},
     http::HeaderMap,
     response::Response,
 };
-pub(super) use job_wire::JobEvent;
 use job_wire::{Cancelled, JobBody, JobRequest, JobState, Submitted};
+pub(super) use job_wire::{JobEvent, JobItem};
 use tracing::info;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use super::{
-    ApiError, AppState, MAX_UPLOAD_BYTES,
-    answer::ImagesResponse,
-    body_bytes::Digested,
+    api_error::ApiError,
+    app_state::AppState,
+    body_bytes::{Digested, MAX_UPLOAD_BYTES},
     client_wishes::{ClientWishes, WaitHeaders},
     extract::JsonBody,
-    openapi::{Gone, JOBS, JobItem, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
+    openai::ImagesResponse,
+    openapi::{Gone, JOBS, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
+    start::start_run,
     uploads,
 };
 use crate::common::RequestId;
 
 type JobId = Result<Path<String>, PathRejection>;
+
+/// The routes of this API.
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(submit).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(show, cancel))
+        .routes(routes!(stream))
+        .routes(routes!(result))
+}
 
 /// Queues a job, and says where to follow it. It goes on whether or not anybody does.
 #[utoipa::path(
@@ -55,7 +70,7 @@ type JobId = Result<Path<String>, PathRejection>;
         KeyMissing, Refused, NotReady
     )
 )]
-pub(super) async fn submit(
+async fn submit(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     wishes: ClientWishes,
@@ -70,7 +85,7 @@ pub(super) async fn submit(
             order = order.beginning_with(input);
         }
         drop(room);
-        let start = || Run::start(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever);
+        let start = || start_run(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever);
         state.runs.join_or_start(wishes.retry_key, fingerprint, start)
     };
     let run = Arc::clone(&accepted.await.inspect_err(ApiError::count_rejection)?.run);
@@ -89,7 +104,7 @@ pub(super) async fn submit(
     params(("id" = String, Path, description = "The job's `job_id`")),
     responses((status = 200, description = "Where it stands", body = JobState), Unreadable, KeyMissing, NotFound)
 )]
-pub(super) async fn show(State(state): State<AppState>, id: JobId) -> Result<Json<JobState>, ApiError> {
+async fn show(State(state): State<AppState>, id: JobId) -> Result<Json<JobState>, ApiError> {
     let (id, run) = find(&state, id)?;
     Ok(Json(JobState::new(id, &run)))
 }
@@ -111,7 +126,7 @@ pub(super) async fn show(State(state): State<AppState>, id: JobId) -> Result<Jso
         Unreadable, KeyMissing, NotFound
     )
 )]
-pub(super) async fn stream(State(state): State<AppState>, headers: HeaderMap, id: JobId) -> Result<Response, ApiError> {
+async fn stream(State(state): State<AppState>, headers: HeaderMap, id: JobId) -> Result<Response, ApiError> {
     let (_, run) = find(&state, id)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.trim().parse::<u64>().ok());
     Ok(job_stream::respond(run.follow(last.map_or(0, |last| last.saturating_add(1)))))
@@ -126,7 +141,7 @@ pub(super) async fn stream(State(state): State<AppState>, headers: HeaderMap, id
     params(("id" = String, Path, description = "The job's `job_id`")),
     responses((status = 200, description = "What `/v1/images/generations` would have answered", body = ImagesResponse), Unreadable, KeyMissing, NotFound, NotDone, Gone, NotReady, WentWrong, TooLate)
 )]
-pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<Response, ApiError> {
+async fn result(State(state): State<AppState>, id: JobId) -> Result<Response, ApiError> {
     let (_, run) = find(&state, id)?;
     match run.status() {
         status @ (Status::Queued | Status::Running) => Err(ApiError::job_not_done(status.name())),
@@ -146,7 +161,7 @@ pub(super) async fn result(State(state): State<AppState>, id: JobId) -> Result<R
     params(("id" = String, Path, description = "The job's `job_id`")),
     responses((status = 200, description = "It stops", body = Cancelled), Unreadable, KeyMissing, NotFound)
 )]
-pub(super) async fn cancel(State(state): State<AppState>, id: JobId) -> Result<Json<Cancelled>, ApiError> {
+async fn cancel(State(state): State<AppState>, id: JobId) -> Result<Json<Cancelled>, ApiError> {
     let (job_id, run) = find(&state, id)?;
     if !run.cancel() {
         return Err(ApiError::job_over(run.status().name()));

@@ -1,7 +1,7 @@
 //! The model inside the binary: a small, true Stable Diffusion, so that the first command gives a picture without a download.
 
 macro_rules! files {
-    ($($path:literal),* $(,)?) => { [$(($path, include_bytes!(concat!("model/", $path)).as_slice())),*] };
+    ($($path:literal),* $(,)?) => { [$(($path, include_bytes!(concat!("builtin_model/model/", $path)).as_slice())),*] };
 }
 
 /// Its files, in the layout of diffusers' `save_pretrained`.
@@ -22,4 +22,4 @@ pub static FILES: &[(&str, &[u8])] = &files!(
 );
 
 /// What diffusers makes of it on the way to a small picture, in safetensors, by `tests/parity/make_selfcheck_goldens.py`.
-pub static GOLDENS: &[u8] = include_bytes!("goldens.safetensors");
+pub static GOLDENS: &[u8] = include_bytes!("builtin_model/goldens.safetensors");

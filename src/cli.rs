@@ -9,7 +9,7 @@ mod orchestrator;
 #[cfg(feature = "otlp")]
 mod otlp;
 #[cfg(not(feature = "otlp"))]
-#[path = "no_otlp.rs"]
+#[path = "cli/no_otlp.rs"]
 mod otlp;
 mod outlet;
 mod output_file;

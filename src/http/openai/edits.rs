@@ -29,20 +29,25 @@ use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, AppState, MAX_BODY_BYTES, MAX_UPLOAD_BYTES,
-    answer::ImagesResponse,
-    body_bytes::{self, Digested, Room},
-    client_wishes::{ClientWishes, WaitHeaders},
-    extract::{self, FromFields, JsonBody},
-    fields::{self, Fields},
-    hosts, images,
-    openapi::{Forbidden, IMAGES, ImageItem, KeyMissing, NotReady, Refused, TooLate, WentWrong},
-    uploads,
-    wire::ImagesRequest,
+    image_events::ImageItem,
+    images_response::{self, ImagesResponse},
 };
 use crate::{
     backend::{ImageFile, InputFiles},
     common::{Prompt, RequestId, Strength},
+    http::{
+        api_error::{self, ApiError},
+        app_state::AppState,
+        body_bytes::{self, Digested, MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Room},
+        client_wishes::{ClientWishes, WaitHeaders},
+        extract::{self, FromFields, JsonBody},
+        fields::{self, Fields},
+        hosts,
+        openapi::{Forbidden, IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
+        start::start,
+        uploads,
+        wire::ImagesRequest,
+    },
 };
 
 /// Forms have fewer fields than this.
@@ -125,9 +130,9 @@ pub(super) async fn edits(
         let input = uploads::decode(files, order.size()).await?;
         let order = order.beginning_with(input);
         drop(room);
-        images::start(&state, &id, wishes, order, fingerprint, &info)
+        start(&state, &id, wishes, order, fingerprint, &info)
     };
-    images::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
+    images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
 
 impl FromRequest<AppState> for EditsBody {
@@ -212,7 +217,7 @@ impl Edit {
                 _ => {
                     length += field.bytes.len();
                     if length > MAX_BODY_BYTES {
-                        return Err(ApiError::invalid_param(extract::clip(&field.name), "is too long for a field that is no picture"));
+                        return Err(ApiError::invalid_param(api_error::clip(&field.name), "is too long for a field that is no picture"));
                     }
                     settings.push(field.setting()?);
                 }
@@ -258,7 +263,7 @@ impl FormField {
     }
 
     fn text(&self) -> Result<&str, ApiError> {
-        str::from_utf8(&self.bytes).map_err(|_| ApiError::invalid_param(extract::clip(&self.name), "must be text in UTF-8"))
+        str::from_utf8(&self.bytes).map_err(|_| ApiError::invalid_param(api_error::clip(&self.name), "must be text in UTF-8"))
     }
 
     fn picture(self, param: &str) -> Result<Vec<u8>, ApiError> {

@@ -1,0 +1,47 @@
+//! `POST /v1/images/generations`: check, admit, queue, answer.
+
+use axum::{Extension, extract::State, response::Response};
+
+use super::image_events::ImageItem;
+use super::images_response::{self, ImagesResponse};
+use crate::{
+    common::RequestId,
+    http::{
+        api_error::ApiError,
+        app_state::AppState,
+        client_wishes::{ClientWishes, WaitHeaders},
+        extract::JsonBody,
+        openapi::{IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
+        start::start,
+        wire::ImagesRequest,
+    },
+};
+
+/// Pictures from a prompt, as one JSON answer or as a stream of events.
+#[utoipa::path(
+    post,
+    path = "/v1/images/generations",
+    tag = IMAGES,
+    params(WaitHeaders),
+    request_body(
+        content = ImagesRequest,
+        example = json!({ "prompt": "a fox on a blue background", "seed": 7, "steps": 12, "size": "128x128" })
+    ),
+    responses(
+        (status = 200, description = "The pictures, or with `stream` the events that lead to them", content((ImagesResponse = "application/json"), ("text/event-stream", item_schema = ImageItem))),
+        KeyMissing, Refused, NotReady, WentWrong, TooLate
+    )
+)]
+pub(super) async fn generations(
+    State(state): State<AppState>,
+    Extension(id): Extension<RequestId>,
+    wishes: ClientWishes,
+    body: Result<JsonBody<ImagesRequest>, ApiError>,
+) -> Result<Response, ApiError> {
+    let accepted = body.and_then(|JsonBody(body)| {
+        let info = state.model()?;
+        let order = body.value.into_order(&info, None)?;
+        start(&state, &id, wishes, order, body.fingerprint, &info)
+    });
+    images_response::answer(accepted.inspect_err(ApiError::count_rejection)?).await
+}

@@ -1,0 +1,119 @@
+//! The answer to `POST /v1/images/generations` and its like: `OpenAI`'s fields, and ours.
+
+use std::sync::Arc;
+
+use axum::{
+    http::header,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::image_stream::{self, ImageStream};
+use crate::{
+    backend::{Complete, Timings},
+    common::{ImageFormat, Seed},
+    http::{
+        answer::{Base64, Parameters, WireTimings},
+        api_error::ApiError,
+        off_thread,
+        run::{Follower, Run},
+    },
+};
+
+/// The answer to whoever follows a run.
+pub(super) async fn answer(mut follower: Follower) -> Result<Response, ApiError> {
+    if follower.run.order.stream {
+        return Ok(image_stream::respond(ImageStream::new(follower)));
+    }
+    let pictures = follower.pictures().await?;
+    ImagesResponse::respond(&follower.run, pictures).await
+}
+
+/// What an answer has beside its pictures, in bytes, as a rule.
+const SMALL_ANSWER: usize = 4096;
+
+/// The pictures, and how they were made.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ImagesResponse {
+    /// Seconds since 1970.
+    created: u64,
+    data: Vec<ImageData>,
+    background: &'static str,
+    output_format: ImageFormat,
+    size: String,
+    quality: &'static str,
+    usage: Usage,
+    parameters: Parameters,
+    timings: WireTimings,
+    /// Fields that were given and have no effect.
+    ignored: Vec<String>,
+    /// What else there is to know, such as that the end of a prompt was cut.
+    warnings: Vec<String>,
+}
+
+/// A picture.
+#[derive(Debug, Serialize, ToSchema)]
+struct ImageData {
+    /// The file.
+    #[schema(value_type = String, content_encoding = "base64")]
+    b64_json: Base64,
+    seed: Seed,
+}
+
+/// Tokens are what `OpenAI` bills; here there are none.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(in crate::http) struct Usage {
+    total_tokens: u32,
+    input_tokens: u32,
+    output_tokens: u32,
+    input_tokens_details: InputTokensDetails,
+}
+
+#[derive(Debug, Default, Serialize, ToSchema)]
+struct InputTokensDetails {
+    text_tokens: u32,
+    image_tokens: u32,
+}
+
+impl ImagesResponse {
+    /// The answer with finished pictures.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub(in crate::http) async fn respond(run: &Arc<Run>, pictures: Vec<Arc<Complete>>) -> Result<Response, ApiError> {
+        let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
+        let write = move || {
+            let mut answer = Vec::new();
+            answer.try_reserve_exact(length / 3 * 4 + SMALL_ANSWER * (1 + pictures.len())).map_err(|_| ApiError::no_memory_for_answer())?;
+            serde_json::to_writer(&mut answer, &Self::new(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
+            Ok(answer)
+        };
+        let answer = off_thread::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
+        Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+    }
+
+    /// Puts finished pictures together.
+    fn new(run: &Run, pictures: &[Arc<Complete>]) -> Self {
+        let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
+        let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
+        warnings.dedup();
+        let parameters = Parameters::new(run, run.order.config);
+        Self {
+            created: run.created,
+            data: pictures
+                .iter()
+                .map(|picture| ImageData { b64_json: Base64::of(Arc::clone(picture)), seed: picture.config.seed })
+                .collect(),
+            background: "opaque",
+            output_format: run.order.output.format,
+            size: run.order.size().to_string(),
+            quality: "auto",
+            usage: Usage::default(),
+            parameters,
+            timings: WireTimings::of(&timings),
+            ignored: run.order.ignored.clone(),
+            warnings,
+        }
+    }
+}

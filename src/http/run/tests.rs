@@ -1,0 +1,78 @@
+//! Runs without an engine.
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+use super::*;
+use crate::{
+    backend::{GenerationRequest, Pulse, RequestQueue},
+    common::{ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, SamplingOptions, Schedule},
+    http::{Access, Admission, AppState, Demand, Lifecycle, RunLimits, Runs, order::OnDisconnect, start::start_run},
+};
+
+/// A worker of one place, and what its engine would get.
+fn worker(lifecycle: Lifecycle) -> (AppState, UnboundedReceiver<GenerationRequest>) {
+    let (queue, requests) = RequestQueue::new();
+    let state = AppState {
+        queue,
+        lifecycle: watch::channel(lifecycle).1,
+        admission: Admission::new(1),
+        runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 20 }),
+        access: Access::default(),
+        client_timeout: Duration::from_mins(1),
+        max_batch: 1,
+        pulse: Pulse::default(),
+        watchdog: None,
+        metrics: PrometheusBuilder::new().build_recorder().handle(),
+        shutdown: CancellationToken::new(),
+        stop: CancellationToken::new(),
+    };
+    (state, requests)
+}
+
+fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
+    let config = SamplingConfig {
+        size: ImageSize::new(64, 64).unwrap(),
+        steps: "2".parse().unwrap(),
+        guidance_scale: "1".parse().unwrap(),
+        seed: 0.into(),
+        sampler: Sampler::Euler,
+        schedule: Schedule::Default,
+        options: SamplingOptions::default(),
+    };
+    let order = ImagesOrder {
+        prompt: "a fox".to_owned().try_into().unwrap(),
+        negative_prompt: NegativePrompt::default(),
+        input: None,
+        is_edit: false,
+        mask: None,
+        config,
+        evaluations: 2,
+        samples: 1,
+        output: OutputConfig::default(),
+        count: 1,
+        stream: false,
+        progress: false,
+        on_disconnect: OnDisconnect::Cancel,
+        ignored: Vec::new(),
+    };
+    start_run(state, &RequestId::random(), order, "fake".to_owned(), None, patience)
+}
+
+#[tokio::test]
+async fn who_comes_back_has_the_whole_time_once_more() {
+    let (state, _requests) = worker(Lifecycle::Loading);
+    let run = start(&state, Patience::For(Duration::from_mins(1))).unwrap();
+    drop(run.follow(0));
+    drop(run.follow(0));
+    run.give_up_if_alone(1);
+    assert!(matches!(run.status(), Status::Queued), "the time of the first departure is over, that of the second is not");
+    run.give_up_if_alone(2);
+    assert!(matches!(run.status(), Status::Cancelled));
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_says_so_when_its_places_are_taken() {
+    let (state, _requests) = worker(Lifecycle::Draining);
+    let _places = state.admission.admit(Demand { pictures: 1, steps: 1, pixels: 1, deadline: None }).unwrap();
+    assert_eq!(start(&state, Patience::Forever).unwrap_err().body().code, "shutting_down");
+}

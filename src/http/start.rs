@@ -1,0 +1,92 @@
+//! The way of an order into the queue: a permit, a place for each picture, and a run that listens to the engine. Every API starts its
+//! runs here.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+use tracing::Span;
+
+use super::{
+    admission::Refusal,
+    api_error::ApiError,
+    app_state::AppState,
+    client_wishes::{ClientWishes, RETRY_GRACE},
+    order::{ImagesOrder, OnDisconnect},
+    run::{Answers, Follower, Patience, Run},
+};
+use crate::{
+    backend::{GenerationRequest, ModelInfo},
+    common::{RequestId, SamplingConfig},
+};
+
+/// Who puts its pictures into the queue.
+static QUEUEING: Mutex<()> = Mutex::new(());
+
+/// Queues an order, all of which is known to be right by now, or follows the run of the same.
+pub(super) fn start(
+    state: &AppState,
+    id: &RequestId,
+    wishes: ClientWishes,
+    order: ImagesOrder,
+    fingerprint: u64,
+    info: &ModelInfo,
+) -> Result<Follower, ApiError> {
+    // Work that is to be finished anyway has no deadline.
+    let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
+    let patience = match (order.on_disconnect, &wishes.retry_key) {
+        (OnDisconnect::Finish, _) => Patience::Forever,
+        (OnDisconnect::Cancel, Some(_)) => Patience::For(RETRY_GRACE),
+        (OnDisconnect::Cancel, None) => Patience::For(Duration::ZERO),
+    };
+    let start = || start_run(state, id, order, info.id.clone(), deadline, patience);
+    state.runs.join_or_start(wishes.retry_key, fingerprint, start)
+}
+
+/// Admits and queues what is asked for. `deadline` is how long the client will wait, if it says so.
+pub(super) fn start_run(
+    state: &AppState,
+    id: &RequestId,
+    mut order: ImagesOrder,
+    model: String,
+    deadline: Option<Duration>,
+    patience: Patience,
+) -> Result<Arc<Run>, ApiError> {
+    // A worker that stops takes all places.
+    let refused = |refusal: Refusal| state.model().err().unwrap_or_else(|| refusal.into());
+    let permit = state.admission.admit(order.demand(deadline)).map_err(refused)?;
+    let accepted_at = Instant::now();
+    // A client that may ask again for the same keeps its place until then.
+    let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
+    let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
+    let cancellation = state.stop.child_token();
+    let input = order.input.take();
+    let mut answers = Answers { pictures: VecDeque::new(), permit, latest_start, stop: state.stop.clone() };
+    // The pictures of a run stand one behind the other.
+    let _alone = QUEUEING.lock();
+    for index in 0..order.count {
+        let (response_tx, response_rx) = mpsc::unbounded_channel();
+        let request = GenerationRequest {
+            request_id: id.clone(),
+            prompt: order.prompt.clone(),
+            negative_prompt: order.negative_prompt.clone(),
+            input: input.clone(),
+            config: SamplingConfig { seed: order.config.seed.offset(index.into()), ..order.config },
+            output: order.output,
+            cancellation: cancellation.clone(),
+            accepted_at,
+            // Of several pictures, the first: those that follow have begun with it.
+            latest_start: latest_start.filter(|_| index == 0),
+            span: Span::current(),
+            place: answers.permit.place(),
+            response_tx,
+        };
+        // The engine is gone only when the worker is going.
+        state.queue.add_request(request).map_err(|_| ApiError::draining())?;
+        answers.pictures.push_back(response_rx);
+    }
+    Ok(Run::new(order, model, patience, cancellation, answers))
+}
