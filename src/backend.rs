@@ -38,4 +38,4 @@ pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationRes
 pub use selfcheck::{Comparison, selfcheck};
 pub use wide_vae::WideVae;
 
-pub use crate::models::Tiling;
+pub use crate::models::{Interrupt, Tiling};

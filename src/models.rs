@@ -3,8 +3,9 @@
 
 mod attention;
 mod clip;
-mod interrupt;
+mod pass;
 mod resnet;
+mod text_context;
 mod unet;
 mod vae;
 
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
-pub use interrupt::{Interrupt, interruptible};
+pub use pass::Interrupt;
 pub use unet::{Conditions, UNet2DConditionConfig, UNet2DConditionModel, UNetContext};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, LatentDistribution, Tiling};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use super::{GenerationError, GenerationRequest};
+use crate::models::Interrupt;
 
 /// What the engine needs of a pipeline: to begin a generation. Tests have one that makes no pictures.
 pub trait Pipeline: Send + Sync + 'static {
@@ -21,7 +22,7 @@ pub trait Pipeline: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the request asks for what the model cannot do, or the model fails.
-    fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<Self::Generation, GenerationError>;
+    fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Self::Generation, GenerationError>;
 
     /// Name of the model, for the picture's metadata.
     fn model_id(&self) -> &str;
@@ -50,7 +51,7 @@ pub trait Generation {
     ///
     /// # Errors
     /// When the model fails.
-    fn predict(generations: &[&Self], context: &Self::Context) -> Result<Vec<Self::Output>, GenerationError>;
+    fn predict(generations: &[&Self], context: &Self::Context, interrupt: Interrupt) -> Result<Vec<Self::Output>, GenerationError>;
 
     /// Denoises once, by what the network said. Called `total_steps` times.
     ///
@@ -63,7 +64,7 @@ pub trait Generation {
     /// # Errors
     /// When the model fails.
     fn step(&mut self) -> Result<(), GenerationError> {
-        let outputs = Self::predict(&[self], &Self::join(&[self])?)?;
+        let outputs = Self::predict(&[self], &Self::join(&[self])?, Interrupt::NEVER)?;
         outputs.into_iter().try_for_each(|output| self.update(output))
     }
 
@@ -77,7 +78,7 @@ pub trait Generation {
     ///
     /// # Errors
     /// When the model fails, or the picture is black or not a picture.
-    fn finish(self) -> Result<RgbImage, GenerationError>;
+    fn finish(self, interrupt: Interrupt) -> Result<RgbImage, GenerationError>;
 
     /// What the client should know, such as a prompt that was cut.
     fn warnings(&self) -> Vec<String>;

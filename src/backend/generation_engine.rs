@@ -14,10 +14,7 @@ use tracing::{Span, warn};
 use turn::{Picture, Turn};
 
 use super::{Complete, Generation, GenerationError, GenerationRequest, InferencePipeline, Pipeline, Pulse};
-use crate::{
-    common::error_chain,
-    models::{Interrupt, interruptible},
-};
+use crate::{common::error_chain, models::Interrupt};
 
 /// Owns the receiving end of the queue and a share of the pipeline, and is the only one who answers requests.
 #[derive(Debug)]
@@ -110,7 +107,7 @@ impl<P: Pipeline> GenerationEngine<P> {
         self.count_running(self.running + 1);
         self.pulse.beat();
         let turn = Turn::new(request);
-        match attempt(&[&turn], &self.pulse, || turn.begin(&self.pipeline)) {
+        match attempt(&[&turn], &self.pulse, |interrupt| turn.begin(&self.pipeline, interrupt)) {
             Ok((generation, timings)) => Some(Picture::new(turn, generation, timings)),
             Err(error) => {
                 self.conclude(turn, Err(error));
@@ -127,7 +124,7 @@ impl<P: Pipeline> GenerationEngine<P> {
         }
         for Picture { turn, generation, mut timings, failure, ready, .. } in leaving {
             timings.denoise = ready.elapsed();
-            let finish = || turn.finish(generation, timings, self.pipeline.model_id());
+            let finish = |interrupt: Interrupt| turn.finish(generation, timings, self.pipeline.model_id(), interrupt);
             let outcome = failure.map_or_else(|| attempt(&[&turn], &self.pulse, finish), Err);
             self.conclude(turn, outcome);
         }
@@ -179,12 +176,12 @@ fn predict<G: Generation>(
     pulse: &Pulse,
 ) -> Vec<Result<G::Output, GenerationError>> {
     let (turns, generations): (Vec<&Turn>, Vec<&G>) = pictures.iter().map(|picture| (&picture.turn, &picture.generation)).unzip();
-    let together = attempt(&turns, pulse, || {
+    let together = attempt(&turns, pulse, |interrupt| {
         let context = match context {
             Some(context) => context,
             None => context.insert(G::join(&generations)?),
         };
-        let outputs = G::predict(&generations, context).inspect_err(|error| {
+        let outputs = G::predict(&generations, context, interrupt).inspect_err(|error| {
             if turns.len() > 1 && turns.iter().any(|turn| turn.request.is_wanted()) {
                 warn!(error = error_chain(error), pictures = turns.len(), "a step of several pictures failed, and is tried one by one");
             }
@@ -200,23 +197,17 @@ fn predict<G: Generation>(
 }
 
 /// Does work of some requests, until nobody waits for any of them any more. Neither an error nor a panic costs anybody else anything.
-fn attempt<T>(turns: &[&Turn], pulse: &Pulse, work: impl FnOnce() -> Result<T, GenerationError>) -> Result<T, GenerationError> {
+fn attempt<T>(turns: &[&Turn], pulse: &Pulse, work: impl FnOnce(Interrupt) -> Result<T, GenerationError>) -> Result<T, GenerationError> {
+    let nobody_waits = || {
+        pulse.beat();
+        turns.iter().all(|turn| !turn.request.is_wanted())
+    };
     let span = if let [turn] = turns { turn.span.clone() } else { Span::none() };
-    span.in_scope(|| caught(|| interruptible(interrupt(turns, pulse), work)))
+    span.in_scope(|| caught(|| work(Interrupt::when(&nobody_waits))))
 }
 
 fn caught<T>(work: impl FnOnce() -> Result<T, GenerationError>) -> Result<T, GenerationError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(GenerationError::Panicked(panic_message(panic.as_ref()))))
-}
-
-/// Stops between two layers of a network, where a step takes long. A sign of life each time.
-fn interrupt(turns: &[&Turn], pulse: &Pulse) -> Interrupt {
-    let client = |turn: &&Turn| (turn.request.cancellation.clone(), turn.request.response_tx.clone());
-    let (clients, pulse): (Vec<_>, Pulse) = (turns.iter().map(client).collect(), pulse.clone());
-    Arc::new(move || {
-        pulse.beat();
-        clients.iter().all(|(cancellation, response_tx)| cancellation.is_cancelled() || response_tx.is_closed())
-    })
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -18,7 +18,7 @@ use crate::{
         GuidanceInterval, GuidanceRescale, ImageSize, InputImage, Prompt, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed,
         Steps, TorchRng,
     },
-    models::{AutoencoderKl, Conditions, UNet2DConditionModel, UNetContext},
+    models::{AutoencoderKl, Conditions, Interrupt, UNet2DConditionModel, UNetContext},
     schedulers::{SamplingPlan, Stage, Term},
 };
 
@@ -100,7 +100,7 @@ impl Pipeline for InferencePipeline {
         (request.config.size, parts + usize::from(is_guided), alone.map(|_| request.request_id.clone()))
     }
 
-    fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<Diffusion, GenerationError> {
+    fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Diffusion, GenerationError> {
         // 1. Check inputs, whose types leave only what this model decides, and prepare timesteps.
         let config = request.config;
         let plan = self.info.plan(&config)?;
@@ -111,7 +111,7 @@ impl Pipeline for InferencePipeline {
         let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
         let is_guided = self.shape(request).1 > 1;
         let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
-        let encoded = self.prompt_encoder.encode(prompts, options.clip_skip.filter(|_| self.info.has_clip_skip()))?;
+        let encoded = self.prompt_encoder.encode(prompts, options.clip_skip.filter(|_| self.info.has_clip_skip()), interrupt)?;
         let part_weights = if is_guided { encoded.weights[1..].to_vec() } else { Vec::new() };
         let conditions = Conditions {
             text: &encoded.embeddings,
@@ -136,7 +136,7 @@ impl Pipeline for InferencePipeline {
 
         // 3. Prepare latents.
         let mut rng = TorchRng::new(config.seed);
-        let InitialLatents { latents, kept, condition } = self.initial_latents(request, &plan, &mut rng)?;
+        let InitialLatents { latents, kept, condition } = self.initial_latents(request, &plan, &mut rng, interrupt)?;
 
         let pipeline = Arc::clone(self);
         // Where the network knows the scale, parts of a prompt are still weighed against each other.
@@ -184,7 +184,7 @@ impl Generation for Diffusion {
     }
 
     // 4. Denoise: what the network says of all,
-    fn predict(generations: &[&Self], context: &UNetContext) -> Result<Vec<Tensor>, GenerationError> {
+    fn predict(generations: &[&Self], context: &UNetContext, interrupt: Interrupt) -> Result<Vec<Tensor>, GenerationError> {
         let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
         let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
         let context = match generations {
@@ -192,7 +192,7 @@ impl Generation for Diffusion {
             _ => context,
         };
         let timesteps: Vec<f64> = generations.iter().map(|generation| generation.stage().timestep).collect();
-        let output = pipeline.networks.unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context)?;
+        let output = pipeline.networks.unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context, interrupt)?;
         Ok(output.to_dtype(DType::F32)?.chunk(generations.len(), 0)?)
     }
 
@@ -217,9 +217,9 @@ impl Generation for Diffusion {
     }
 
     // 5. Decode.
-    fn finish(self) -> Result<RgbImage, GenerationError> {
+    fn finish(self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
-        let mut picture = self.pipeline.decode(&self.latents)?;
+        let mut picture = self.pipeline.decode(&self.latents, interrupt)?;
         if let Some(size) = self.enlarged_to {
             // A picture to begin with has been cut to the proportions; where there is none, all that was drawn is kept.
             let whole = if self.input.is_some() { picture } else { image_utils::extend(&picture, size) };
@@ -365,13 +365,13 @@ impl InferencePipeline {
     }
 
     /// The picture of latents in f32.
-    fn decode(&self, latents: &Tensor) -> Result<RgbImage, GenerationError> {
+    fn decode(&self, latents: &Tensor, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
         let Networks { vae, wide_vae, .. } = &self.networks;
-        let decoded = image_utils::to_rgb(&vae.decode(&latents.to_dtype(self.dtype)?)?);
+        let decoded = image_utils::to_rgb(&vae.decode(&latents.to_dtype(self.dtype)?, interrupt)?);
         match (decoded, wide_vae) {
             (Err(GenerationError::NotANumber | GenerationError::AllBlack | GenerationError::OneColor(_)), Some(wide)) => {
                 warn!("the picture is decoded again in f32: its numbers overflowed in {}", self.info.dtype);
-                image_utils::to_rgb(&wide.get()?.decode(latents)?)
+                image_utils::to_rgb(&wide.get()?.decode(latents, interrupt)?)
             }
             (decoded, _) => decoded,
         }
@@ -393,8 +393,8 @@ impl InferencePipeline {
             options: SamplingOptions::default(),
         };
         let request = GenerationRequest::unheard(Prompt::try_from("a".to_owned())?, config);
-        let mut generation = self.begin(&request)?;
+        let mut generation = self.begin(&request, Interrupt::NEVER)?;
         generation.step()?;
-        generation.finish().map(drop)
+        generation.finish(Interrupt::NEVER).map(drop)
     }
 }

@@ -7,7 +7,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 use image::RgbImage;
 
-use crate::models::AutoencoderKl;
+use crate::models::{AutoencoderKl, Interrupt};
 
 /// The corners of the cube of colours in [-1, 1].
 const CORNERS: usize = 8;
@@ -29,7 +29,7 @@ impl LatentPreview {
         let colors: Vec<f32> = (0..CORNERS).flat_map(corner).collect();
         let side = SIDE * vae.config().scale_factor();
         let plain = Tensor::from_vec(colors, (CORNERS, 3, 1, 1), device)?.to_dtype(dtype)?.broadcast_as((CORNERS, 3, side, side))?;
-        let latents = vae.encode(&plain.contiguous()?)?.mean;
+        let latents = vae.encode(&plain.contiguous()?, Interrupt::NEVER)?.mean;
         let inputs = (0..CORNERS).map(|i| rows(&latents.get(i)?)).collect::<Result<Vec<_>>>()?.concat();
         let outputs: Vec<[f64; 3]> = (0..CORNERS).flat_map(|i| [corner(i).map(f64::from); SIDE * SIDE]).collect();
         Ok(Self { weights: least_squares(&inputs, &outputs) })

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     builtin_model,
     common::{ImageSize, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
+    models::Interrupt,
     ops::Storage,
 };
 
@@ -79,22 +80,22 @@ fn compare(pipeline: InferencePipeline, precision: usize, goldens: &Goldens) -> 
 
 /// What this device makes of every stage. The VAE alone sees what is in the goldens.
 fn stages(pipeline: &Arc<InferencePipeline>, goldens: &Goldens) -> std::result::Result<HashMap<&'static str, Tensor>, GenerationError> {
-    let mut generation = pipeline.begin(&request()?)?;
+    let mut generation = pipeline.begin(&request()?, Interrupt::NEVER)?;
     let tokens = goldens["text_embeddings"].dim(1)?;
     let text_embeddings = generation.text_embeddings().narrow(1, 0, tokens)?;
-    let unet = Tensor::cat(&Diffusion::predict(&[&generation], &Diffusion::join(&[&generation])?)?, 0)?;
+    let unet = Tensor::cat(&Diffusion::predict(&[&generation], &Diffusion::join(&[&generation])?, Interrupt::NEVER)?, 0)?;
     for _ in 0..generation.total_steps() {
         generation.step()?;
     }
     let latents = generation.latents().clone();
-    let picture = generation.finish()?;
+    let picture = generation.finish(Interrupt::NEVER)?;
     let picture = Tensor::from_slice(picture.as_raw(), goldens["picture"].shape(), &Device::Cpu)?;
 
     let (vae, given) = (&pipeline.networks().vae, |x: &Tensor| x.to_dtype(pipeline.dtype())?.to_device(pipeline.device()));
     let corner = goldens["decoded"].dim(3)? / vae.config().scale_factor();
-    let decoded = vae.decode(&given(&goldens["latents"].narrow(2, 0, corner)?.narrow(3, 0, corner)?.contiguous()?)?)?;
+    let decoded = vae.decode(&given(&goldens["latents"].narrow(2, 0, corner)?.narrow(3, 0, corner)?.contiguous()?)?, Interrupt::NEVER)?;
     let pixels = goldens["picture"].to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)?.permute((2, 0, 1))?.unsqueeze(0)?;
-    let encoded = vae.encode(&given(&pixels.contiguous()?)?)?.mean;
+    let encoded = vae.encode(&given(&pixels.contiguous()?)?, Interrupt::NEVER)?.mean;
     let stages = [text_embeddings, unet, latents, picture, decoded, encoded];
     Ok(STAGES.iter().map(|(name, _)| *name).zip(stages).collect())
 }

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles, ModelInfo, Pipeline,
-        PromptText,
+        self, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles, Interrupt,
+        ModelInfo, Pipeline, PromptText,
     },
     common::{InvalidValue, OutputConfig, SamplingConfig, Seed, read_regular},
 };
@@ -68,7 +68,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
 /// One picture as a file, and the times that it took.
 fn draw(pipeline: &Arc<InferencePipeline>, request: &GenerationRequest, record: &mut Record) -> Result<(Vec<u8>, String), GenerationError> {
     let started = Instant::now();
-    let mut generation = pipeline.begin(request)?;
+    let mut generation = pipeline.begin(request, Interrupt::NEVER)?;
     let text_time = started.elapsed();
     for warning in generation.warnings() {
         stderr().line(format!("warning: {warning}"));
@@ -87,7 +87,7 @@ fn draw(pipeline: &Arc<InferencePipeline>, request: &GenerationRequest, record: 
     let denoise_time = started.elapsed();
 
     let started = Instant::now();
-    let picture = generation.finish()?;
+    let picture = generation.finish(Interrupt::NEVER)?;
     let decode_time = started.elapsed();
     let image = backend::encode(&picture, request.output, Some(&ImageMetadata::new(request, pipeline.model_id())))?;
     let [text, denoise, decode] = [text_time, denoise_time, decode_time].map(seconds);

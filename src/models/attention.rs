@@ -2,14 +2,13 @@
 
 use candle_core::{Result, Tensor};
 
-use super::interrupt;
-use crate::ops::{Linear, Weights, attention, for_batch};
+use super::{pass::Pass, text_context::KeyValues};
+use crate::ops::{LayerIndex, Linear, Weights, attention, for_batch};
 
-/// Queries times keys that are worked on between two questions whether anybody still waits: of very large pictures, all of them would take
-/// minutes.
-const PAIRS: usize = 1 << 32;
+/// The most queries times keys between two checks of the interrupt. A layer of a very large picture takes minutes.
+const MAX_PAIRS: usize = 1 << 32;
 
-/// diffusers' `Attention` without its many options: of a sequence to itself, or to another one.
+/// diffusers' `Attention` without its many options: self-attention or cross-attention.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     to_q: Linear,
@@ -19,15 +18,8 @@ pub(super) struct Attention {
     heads: usize,
 }
 
-/// What one [`Attention`] looks at: keys and values, `(batch, keys, channels)`.
-#[derive(Debug, Clone)]
-pub(super) struct KeyValues {
-    keys: Tensor,
-    values: Tensor,
-}
-
 impl Attention {
-    /// `channels` is the width of the queries and of the result, `context` that of the sequence that is looked at.
+    /// `channels` is the width of the queries and of the result, `context` that of the keys' and values' sequence.
     pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &Weights) -> Result<Self> {
         Ok(Self {
             to_q: Linear::no_bias(channels, channels, &vb.pp("to_q"))?,
@@ -38,7 +30,7 @@ impl Attention {
         })
     }
 
-    /// The VAE's: one head, projections with bias. Older checkpoints have other names for the same.
+    /// A VAE's attention: one head, projections with bias. Older checkpoints have other names for the same tensors.
     pub(super) fn for_vae(channels: usize, vb: &Weights) -> Result<Self> {
         let names =
             if vb.contains_tensor("query.weight") { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
@@ -46,62 +38,81 @@ impl Attention {
         Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1 })
     }
 
-    /// What there is to look at in a sequence `(batch, keys, context)`.
+    /// The keys and values of a sequence `(batch, tokens, context)`.
     pub(super) fn key_values(&self, context: &Tensor) -> Result<KeyValues> {
         Ok(KeyValues { keys: self.to_k.forward(context)?, values: self.to_v.forward(context)? })
     }
 
     /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of fewer samples that stand for the batch as
-    /// in [`for_batch`]. The batch is what is seen, one after the other.
-    pub(super) fn forward(&self, x: &Tensor, seen: &[&KeyValues], residual: &Tensor) -> Result<Tensor> {
-        let keys = seen.iter().map(|seen| seen.keys.dim(1)).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
-        self.forward_by((PAIRS / keys.max(1)).max(1), x, seen, residual)
+    /// in [`for_batch`]. `key_values` are those of the batch, in one or several parts.
+    pub(super) fn forward(&self, x: &Tensor, key_values: &[&KeyValues], residual: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let keys = key_values.iter().map(|part| part.keys.dim(1)).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+        self.forward_by((MAX_PAIRS / keys.max(1)).max(1), x, key_values, residual, pass)
     }
 
-    /// So many queries at a time.
-    fn forward_by(&self, at_once: usize, x: &Tensor, seen: &[&KeyValues], residual: &Tensor) -> Result<Tensor> {
+    /// `at_once` queries at a time.
+    fn forward_by(&self, at_once: usize, x: &Tensor, key_values: &[&KeyValues], residual: &Tensor, pass: &Pass) -> Result<Tensor> {
         let tokens = x.dim(1)?;
         if tokens > at_once {
             let part = |start: usize| {
                 let count = at_once.min(tokens - start);
-                self.forward_by(at_once, &x.narrow(1, start, count)?, seen, &residual.narrow(1, start, count)?)
+                self.forward_by(at_once, &x.narrow(1, start, count)?, key_values, &residual.narrow(1, start, count)?, pass)
             };
             return Tensor::cat(&(0..tokens).step_by(at_once).map(part).collect::<Result<Vec<_>>>()?, 1);
         }
-        interrupt::check()?;
-        let found = self.look(&self.to_q.forward(x)?, seen)?;
-        interrupt::check()?;
-        self.to_out.forward_add(&found, &for_batch(residual, found.dim(0)?)?)
+        pass.check()?;
+        let attended = self.attend(&self.to_q.forward(x)?, key_values)?;
+        pass.check()?;
+        self.to_out.forward_add(&attended, &for_batch(residual, attended.dim(0)?)?)
     }
 
-    /// A sequence looks at itself.
-    pub(super) fn forward_self(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.forward(x, &[&self.key_values(x)?], residual)
+    /// Self-attention.
+    pub(super) fn forward_self(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
+        self.forward(x, &[&self.key_values(x)?], residual, pass)
     }
 
-    fn look(&self, queries: &Tensor, seen: &[&KeyValues]) -> Result<Tensor> {
-        let look = |queries: &Tensor, seen: &KeyValues| attention(queries, &seen.keys, &seen.values, self.heads, false);
-        if let [all] = seen {
-            return look(queries, all);
+    /// The values, weighted by how well their keys fit the queries.
+    fn attend(&self, queries: &Tensor, key_values: &[&KeyValues]) -> Result<Tensor> {
+        let attend = |queries: &Tensor, part: &KeyValues| attention(queries, &part.keys, &part.values, self.heads, false);
+        if let [all] = key_values {
+            return attend(queries, all);
         }
-        let batches = seen.iter().map(|seen| seen.keys.dim(0)).collect::<Result<Vec<usize>>>()?;
+        let batches = key_values.iter().map(|part| part.keys.dim(0)).collect::<Result<Vec<usize>>>()?;
         let (samples, batch) = (queries.dim(0)?, batches.iter().sum::<usize>());
-        let mut found = Vec::with_capacity(seen.len());
+        let mut attended = Vec::with_capacity(key_values.len());
         let mut first = 0;
-        for (seen, part) in seen.iter().zip(batches) {
-            let count = samples * part / batch;
-            found.push(look(&queries.narrow(0, first, count)?, seen)?);
+        for (part, of_part) in key_values.iter().zip(batches) {
+            let count = samples * of_part / batch;
+            attended.push(attend(&queries.narrow(0, first, count)?, part)?);
             first += count;
         }
-        Tensor::cat(&found, 0)
+        Tensor::cat(&attended, 0)
     }
 }
 
-impl KeyValues {
-    /// Those of all, one after the other. They must have as many keys.
-    pub(super) fn join(all: &[&Self]) -> Result<Self> {
-        let join = |part: fn(&Self) -> &Tensor| Tensor::cat(&all.iter().map(|one| part(one)).collect::<Vec<_>>(), 0);
-        Ok(Self { keys: join(|one| &one.keys)?, values: join(|one| &one.values)? })
+/// Attention to the text.
+#[derive(Debug, Clone)]
+pub(super) struct CrossAttention {
+    attention: Attention,
+    /// By which its keys and values are found in a [`TextContext`](super::text_context::TextContext).
+    index: LayerIndex,
+}
+
+impl CrossAttention {
+    /// `channels` is the width of the queries, `context` that of the text.
+    pub(super) fn new(channels: usize, context: usize, heads: usize, vb: &Weights) -> Result<Self> {
+        Ok(Self { attention: Attention::new(channels, context, heads, vb)?, index: vb.layer_index() })
+    }
+
+    /// What this layer makes of a text `(batch, tokens, context)`.
+    pub(super) fn key_values(&self, text: &Tensor) -> Result<(LayerIndex, KeyValues)> {
+        Ok((self.index, self.attention.key_values(text)?))
+    }
+
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample a generation.
+    pub(super) fn forward(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let Some(text) = pass.text else { candle_core::bail!("a layer looks at the text, and the pass brings none") };
+        self.attention.forward(x, &text.of_layer(self.index)?, residual, pass)
     }
 }
 
@@ -111,7 +122,12 @@ mod tests {
     use candle_nn::VarBuilder;
 
     use super::*;
-    use crate::ops::{Storage, concat_channels, to_image};
+    use crate::{
+        models::{Interrupt, text_context::TextContext},
+        ops::{Storage, concat_channels, to_image},
+    };
+
+    const PASS: Pass = Pass { temb: None, text: None, interrupt: Interrupt::NEVER };
 
     fn made_up(dtype: DType, shape: &[usize], scale: f64) -> Tensor {
         let count = shape.iter().product::<usize>() as f64;
@@ -142,12 +158,12 @@ mod tests {
             let seen = attention.key_values(&made_up(&[2, 5, 6], 0.7)).unwrap();
 
             let (x, residual) = (made_up(&[1, 20, 6], 0.3), made_up(&[1, 20, 6], 0.4));
-            let found = attention.forward(&x, &[&seen], &residual).unwrap();
+            let found = attention.forward(&x, &[&seen], &residual, &PASS).unwrap();
             assert_eq!(found.dims(), [2, 20, 6]);
             assert_ne!(numbers(&found.get(0).unwrap()), numbers(&found.get(1).unwrap()), "they look at different things");
-            assert_eq!(numbers(&found), numbers(&attention.forward(&twice(&x), &[&seen], &twice(&residual)).unwrap()));
+            assert_eq!(numbers(&found), numbers(&attention.forward(&twice(&x), &[&seen], &twice(&residual), &PASS).unwrap()));
 
-            let in_parts = attention.forward_by(7, &x, &[&seen], &residual).unwrap();
+            let in_parts = attention.forward_by(7, &x, &[&seen], &residual, &PASS).unwrap();
             assert!(numbers(&found).iter().zip(numbers(&in_parts)).all(|(whole, part)| (whole - part).abs() < 1e-6), "{dtype:?}");
 
             let (image, skip) = (to_image(&found, &made_up(&[1, 6, 4, 5], 1.0)).unwrap(), made_up(&[1, 3, 4, 5], 0.6));
@@ -173,9 +189,9 @@ mod tests {
                     (&[&one, &same_length], [&one, &same_length]),
                     (&[&joined], [&one, &same_length]),
                 ] {
-                    let together = numbers(&attention.forward(&x, together, &residual).unwrap());
+                    let together = numbers(&attention.forward(&x, together, &residual, &PASS).unwrap());
                     let of = |x: &Tensor, i: usize| x.narrow(0, i * each, each).unwrap();
-                    let alone = |i: usize| numbers(&attention.forward(&of(&x, i), &alone[i..=i], &of(&residual, i)).unwrap());
+                    let alone = |i: usize| numbers(&attention.forward(&of(&x, i), &alone[i..=i], &of(&residual, i), &PASS).unwrap());
                     let alone = [alone(0), alone(1)].concat();
                     assert_eq!(together.len(), alone.len());
                     let off = together.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -183,5 +199,42 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A layer that counted instead of asking by its number would look at the keys of another one.
+    #[test]
+    fn a_layer_finds_its_own_keys_or_says_so() {
+        let values = |scale: f64| made_up(DType::F32, &[4, 4], scale);
+        let weights = |name: &str, scale: f64| {
+            let parts = ["to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"].into_iter().zip(1..);
+            let mut all: Vec<_> = parts.map(|(part, i)| (format!("{name}.{part}"), values(scale * f64::from(i)))).collect();
+            all.push((format!("{name}.to_out.0.bias"), made_up(DType::F32, &[4], 0.0)));
+            all
+        };
+        let tensors = [weights("one", 0.3), weights("two", 0.7)].concat().into_iter().collect();
+        let vb = Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), Storage::F32);
+        let [one, two] = ["one", "two"].map(|name| CrossAttention::new(4, 4, 2, &vb.pp(name)).unwrap());
+
+        let (x, text) = (values(0.5).unsqueeze(0).unwrap(), values(0.9).unsqueeze(0).unwrap());
+        // In another order than they are asked in.
+        let context = TextContext::new(&text, [&two, &one].into_iter().map(|layer| layer.key_values(&text))).unwrap();
+        for layer in [&one, &two] {
+            let own = layer.attention.key_values(&text).unwrap();
+            let directly = layer.attention.forward(&x, &[&own], &x, &PASS).unwrap();
+            let found = layer.forward(&x, &x, &Pass { text: Some(&context), ..PASS }).unwrap();
+            assert_eq!(numbers(&found), numbers(&directly));
+        }
+        let half = TextContext::new(&text, std::iter::once(one.key_values(&text))).unwrap();
+        let error = two.forward(&x, &x, &Pass { text: Some(&half), ..PASS }).unwrap_err().to_string();
+        assert!(error.contains("no keys for layer"), "{error}");
+        assert!(two.forward(&x, &x, &PASS).is_err());
+    }
+
+    #[test]
+    fn a_pass_that_nobody_waits_for_is_given_up() {
+        let (attention, x) = (layer(DType::F32), made_up(DType::F32, &[1, 20, 6], 0.3));
+        let interrupted = || true;
+        let error = attention.forward_self(&x, &x, &Pass { interrupt: Interrupt::when(&interrupted), ..PASS }).unwrap_err().to_string();
+        assert!(error.contains("interrupted"), "{error}");
     }
 }

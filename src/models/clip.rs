@@ -4,7 +4,10 @@ use candle_core::{Result, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ConfigError;
+use super::{
+    ConfigError,
+    pass::{Interrupt, Pass},
+};
 use crate::ops::{Activation, Embedding, LayerNorm, Linear, OnDemand, Weights, attention};
 
 /// `text_encoder/config.json`. What it leaves out, or has as null, is as in transformers' `CLIPTextConfig`.
@@ -27,7 +30,7 @@ pub struct ClipTextConfig {
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    /// Width of the pooled text, if the projection to it is looked at. Configurations have it whether or not there is one.
+    /// Width of the pooled text, if it is used. Configurations have it whether or not there is a projection.
     pub projection_dim: Option<usize>,
 }
 
@@ -80,7 +83,7 @@ impl ClipTextModel {
     /// When a tensor is missing or has another shape.
     pub fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
         let text_projection = config.projection_dim.map(|dim| Linear::no_bias(config.hidden_size, dim, &vb.pp("text_projection")));
-        // One that is missing must not hide the other.
+        // Either tensor may be missing: the other still tells.
         let beginnings = ["text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.weight"];
         let prefixed = beginnings.iter().any(|name| vb.contains_tensor(name));
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
@@ -98,13 +101,13 @@ impl ClipTextModel {
         })
     }
 
-    /// How many layers there are.
+    /// Number of layers.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.layers.len()
     }
 
-    /// Learns tokens beyond the vocabulary, with these embeddings, `(new, hidden_size)`, and says what the id of the first one is.
+    /// Adds tokens to the vocabulary, with these embeddings, `(new, hidden_size)`, and returns the id of the first one.
     ///
     /// # Errors
     /// When they have another width, or the device fails.
@@ -112,27 +115,27 @@ impl ClipTextModel {
         Ok(self.token_embedding.append(embeddings)? as u32)
     }
 
-    /// Token ids `(batch, tokens)` to a hidden state after the final norm, `(batch, tokens, hidden_size)`: the last one, or one that
-    /// many layers before it.
+    /// Token ids `(batch, tokens)` to the hidden state after all layers but the `skipped_layers` last ones and the final norm,
+    /// `(batch, tokens, hidden_size)`.
     ///
     /// # Errors
-    /// When there are more tokens than positions, an id is out of the vocabulary, or the device fails.
-    pub fn forward(&self, ids: &Tensor, skipped_layers: usize) -> Result<Tensor> {
+    /// When there are more tokens than positions, an id is out of the vocabulary, the device fails, or the pass is interrupted.
+    pub fn forward(&self, ids: &Tensor, skipped_layers: usize, interrupt: Interrupt) -> Result<Tensor> {
         let layers = &self.layers[..self.layers.len().saturating_sub(skipped_layers)];
-        self.final_layer_norm.forward(&run(layers, self.embed(ids)?)?)
+        self.final_layer_norm.forward(&run(layers, self.embed(ids)?, &Pass::of_input(interrupt))?)
     }
 
-    /// Token ids `(batch, tokens)` to the hidden state that goes into the last layer, without any norm after it,
-    /// `(batch, tokens, hidden_size)`, and to the pooled text, `(batch, projection_dim)`, if the model has a projection to it. `ends` says
-    /// where each text ends, which is where it is pooled, after all layers.
+    /// Token ids `(batch, tokens)` to the input of the last layer, without a norm, `(batch, tokens, hidden_size)`, and, if the model has a
+    /// projection, to the pooled text, `(batch, projection_dim)`: the state after all layers at the tokens `ends`, one for each text.
     ///
     /// # Errors
     /// As [`ClipTextModel::forward`].
-    pub fn forward_penultimate(&self, ids: &Tensor, ends: &[usize]) -> Result<(Tensor, Option<Tensor>)> {
+    pub fn forward_penultimate(&self, ids: &Tensor, ends: &[usize], interrupt: Interrupt) -> Result<(Tensor, Option<Tensor>)> {
+        let pass = &Pass::of_input(interrupt);
         let (first, rest) = self.layers.split_at(self.layers.len().saturating_sub(1));
-        let penultimate = run(first, self.embed(ids)?)?;
+        let penultimate = run(first, self.embed(ids)?, pass)?;
         let Some(projection) = &self.text_projection else { return Ok((penultimate, None)) };
-        let last = run(rest, penultimate.clone())?;
+        let last = run(rest, penultimate.clone(), pass)?;
         let ends = ends.iter().enumerate().map(|(i, end)| last.get(i)?.get(*end)).collect::<Result<Vec<_>>>()?;
         let pooled = projection.forward(&self.final_layer_norm.forward(&Tensor::stack(&ends, 0)?)?)?;
         Ok((penultimate, Some(pooled)))
@@ -144,8 +147,11 @@ impl ClipTextModel {
     }
 }
 
-fn run(layers: &[OnDemand<ClipEncoderLayer>], x: Tensor) -> Result<Tensor> {
-    layers.iter().try_fold(x, |x, layer| layer.with(|layer| layer.forward(&x)))
+fn run(layers: &[OnDemand<ClipEncoderLayer>], x: Tensor, pass: &Pass) -> Result<Tensor> {
+    layers.iter().try_fold(x, |x, layer| {
+        pass.check()?;
+        layer.with(|layer| layer.forward(&x))
+    })
 }
 
 #[derive(Debug, Clone)]
@@ -193,7 +199,7 @@ impl ClipAttention {
         })
     }
 
-    /// A token sees those before it.
+    /// Causal: a token sees itself and those before it.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
         self.out_proj.forward_add(&attention(&q, &k, &v, self.heads, true)?, residual)

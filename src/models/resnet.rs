@@ -3,10 +3,10 @@
 
 use candle_core::{Result, Tensor};
 
-use super::interrupt;
+use super::pass::Pass;
 use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Linear, Weights};
 
-/// What the residual blocks of a network have in common.
+/// Settings that the residual blocks of a network share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResnetConfig {
     pub(super) norm_num_groups: usize,
@@ -41,26 +41,26 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `temb` is the time embedding after its activation, `(batch, time_embed_dim)`, or of fewer samples that stand for the batch.
-    pub(super) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        self.forward_with(&self.norms, x, temb)
+    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height, width)`.
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        self.forward_with(&self.norms, x, pass)
     }
 
-    /// With other norms than its own: those of a larger image that `x` is a part of.
-    pub(super) fn forward_with(&self, [norm1, norm2]: &[GroupNorm; 2], x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        interrupt::check()?;
-        let time = match (&self.time_emb_proj, temb) {
+    /// The same with other norms than its own: those of a larger image that `x` is a part of.
+    pub(super) fn forward_with(&self, [norm1, norm2]: &[GroupNorm; 2], x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        pass.check()?;
+        let time = match (&self.time_emb_proj, pass.temb) {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
         let hidden = self.conv1.forward_normed(norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
-        interrupt::check()?;
-        // What was made here may be written over: at the finest level of a decoder, these are the largest tensors of all.
+        pass.check()?;
+        // `hidden` is nobody else's and may be written over: at the finest level of a decoder, it is the largest tensor of all.
         let Some(conv_shortcut) = &self.conv_shortcut else {
             return self.conv2.forward_normed_in_place(norm2, hidden, Added { sample_bias: None, residual: Some(x) });
         };
         let hidden = self.conv2.forward_normed_in_place(norm2, hidden, Added::default())?;
-        interrupt::check()?;
+        pass.check()?;
         conv_shortcut.forward_onto(x, hidden)
     }
 
@@ -68,7 +68,7 @@ impl ResnetBlock2D {
         &self.norms
     }
 
-    /// What lies between the two norms.
+    /// The convolution between the two norms.
     pub(super) fn conv1(&self) -> &Conv2d {
         &self.conv1
     }
@@ -95,11 +95,12 @@ impl Downsample2D {
         self.conv.out_channels()
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        pass.check()?;
         if self.padding > 0 {
             return self.conv.forward(x);
         }
-        // Without padding all round, diffusers (and the VAE) pads the right and the bottom.
+        // Without padding all round, diffusers pads the right and the bottom.
         self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
     }
 }
@@ -115,7 +116,7 @@ impl Upsample2D {
         Ok(Self { conv: Conv2d::new(channels, channels, Conv2dConfig::SAME_3X3, &vb.pp("conv"))? })
     }
 
-    /// For images that become exactly twice as large.
+    /// The same for images that become exactly twice as large.
     pub(super) fn doubling(channels: usize, vb: &Weights) -> Result<Self> {
         Ok(Self { conv: Conv2d::doubling(channels, channels, &vb.pp("conv"))? })
     }
@@ -124,9 +125,9 @@ impl Upsample2D {
         self.conv.out_channels()
     }
 
-    /// To `size` (height, width): twice the input's, or one less where the way down met an odd number.
-    pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-        interrupt::check()?;
+    /// To `size` (height, width): twice the input's, or one less where the way down halved an odd number.
+    pub(super) fn forward(&self, x: &Tensor, size: (usize, usize), pass: &Pass) -> Result<Tensor> {
+        pass.check()?;
         self.conv.forward_enlarged(x, size, Added::default())
     }
 }

@@ -4,69 +4,71 @@
 mod blocks;
 mod config;
 mod embeddings;
-mod text_context;
 mod transformer;
 
-use blocks::{DownBlock, Layer, MidBlock, UpBlock};
+use blocks::{DownBlock, MidBlock, ResnetAttention, UpBlock};
 use candle_core::{Result, Tensor};
 pub use config::UNet2DConditionConfig;
-use embeddings::{TimeEmbedding, Told};
-use text_context::TextContext;
+use embeddings::{AddEmbedding, TimeEmbedding};
 
+use super::{
+    pass::{Interrupt, Pass},
+    text_context::TextContext,
+};
 use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights, for_batch};
 
-/// What the network is told beside latents and timestep.
+/// What the network looks at beside latents and timestep.
 #[derive(Debug, Clone, Copy)]
 pub struct Conditions<'a> {
     /// Text embeddings, `(batch, tokens, cross_attention_dim)`.
     pub text: &'a Tensor,
-    /// The pooled text, `(batch, pooled_dim)`, for networks that look at it: SDXL.
+    /// The pooled text, `(batch, pooled_dim)`. SDXL looks at it.
     pub pooled: Option<&'a Tensor>,
     /// Height and width of the picture in pixels. SDXL looks at them.
     pub size: (usize, usize),
-    /// The guidance scale. Networks that are distilled to know it look at it.
+    /// The guidance scale. Networks that are distilled for it look at it.
     pub guidance_scale: f64,
 }
 
 impl<'a> Conditions<'a> {
-    /// For networks that look at nothing but the text.
+    /// The conditions of a network that looks at the text alone.
     #[must_use]
     pub fn of_text(text: &'a Tensor) -> Self {
         Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0 }
     }
 
-    /// A picture that is the whole of its original, as diffusers has it by default.
+    /// SDXL's `time_ids` of a picture that is the whole of its original, which is diffusers' default.
     fn time_ids(&self) -> [f64; config::TIME_IDS] {
         let (height, width) = (self.size.0 as f64, self.size.1 as f64);
         [height, width, 0.0, 0.0, height, width]
     }
 }
 
-/// [`Conditions`] of one generation, or of several, as the network's layers look at them, which stays the same from step to step.
-/// [`context`](UNet2DConditionModel::context) makes it of one.
+/// What the network's layers make of the [`Conditions`] of one generation, or of several. It stays the same from step to step.
 #[derive(Debug, Clone)]
 pub struct UNetContext {
     text: TextContext,
-    told: Told,
+    add_embedding: AddEmbedding,
 }
 
 impl UNetContext {
-    /// That of several generations, one after the other.
+    /// The context of several generations, one after the other.
     ///
     /// # Errors
-    /// When they have not as many samples each, or the device fails.
+    /// When they differ in their number of samples, or the device fails.
     pub fn join(all: &[&Self]) -> Result<Self> {
         if let Some([one, other]) = all.array_windows().find(|[one, other]| one.text.batch() != other.text.batch()) {
-            candle_core::bail!("the texts of {} and of {} samples cannot be looked at in one pass", one.text.batch(), other.text.batch());
+            candle_core::bail!("the texts of {} and of {} samples do not fit into one pass", one.text.batch(), other.text.batch());
         }
-        let (texts, told): (Vec<&TextContext>, Vec<&Told>) = all.iter().map(|one| (&one.text, &one.told)).unzip();
-        Ok(Self { text: TextContext::join(&texts)?, told: Told::join(&told)? })
+        let (texts, add_embeddings): (Vec<&TextContext>, Vec<&AddEmbedding>) =
+            all.iter().map(|one| (&one.text, &one.add_embedding)).unzip();
+        Ok(Self { text: TextContext::join(&texts)?, add_embedding: AddEmbedding::join(&add_embeddings)? })
     }
 
-    /// What is added to the time embedding, `(batch, time_embed_dim)`, in networks that look at the pooled text.
+    /// The embedding of sizes and pooled text, `(batch, time_embed_dim)`, in networks that look at them: diffusers' `aug_emb`.
     #[must_use]
-    pub fn added(&self) -> Option<&Tensor> {
-        self.told.added.as_ref()
+    pub fn add_embedding(&self) -> Option<&Tensor> {
+        self.add_embedding.text_time.as_ref()
     }
 }
 
@@ -111,48 +113,51 @@ impl UNet2DConditionModel {
         &self.config
     }
 
-    /// What the network's layers make of the conditions, once for all steps.
+    /// What the network's layers make of the conditions of one generation, once for all steps.
     ///
     /// # Errors
-    /// When a width is another, the pooled text is missing, or the device fails.
+    /// When a tensor has another width, the pooled text is missing, or the device fails.
     pub fn context(&self, conditions: &Conditions) -> Result<UNetContext> {
         let down = self.down_blocks.iter().flat_map(DownBlock::layers);
         let up = self.up_blocks.iter().flat_map(UpBlock::layers);
         let layers = down.chain(self.mid_block.iter().flat_map(MidBlock::layers)).chain(up);
-        let text = TextContext::new(conditions.text, layers.flat_map(Layer::cross_attentions))?;
-        Ok(UNetContext { text, told: self.time_embedding.tell(conditions)? })
+        let cross_attentions = layers.flat_map(ResnetAttention::cross_attentions);
+        let text = TextContext::new(conditions.text, cross_attentions.map(|layer| layer.key_values(conditions.text)))?;
+        Ok(UNetContext { text, add_embedding: self.time_embedding.add_embedding(conditions)? })
     }
 
-    /// What the network says of noisy latents `(batch, in_channels, height, width)`, given the conditions of as many samples: noise or
-    /// velocity, `(batch, out_channels, height, width)`. There is a timestep for each generation of the context.
+    /// Noisy latents `(batch, in_channels, height, width)` to the model's prediction, noise or velocity,
+    /// `(batch, out_channels, height, width)`. There is one timestep for each generation of the context.
     ///
-    /// Latents of one sample a generation are those of every sample of its text. Up to where samples are first told different things,
-    /// they are then worked on once for all: with the two sides of guidance, that is one of the few transformers at full resolution.
+    /// Latents may have one sample for each generation instead of one for each sample of its text. The samples then share all layers up
+    /// to the first that looks at what they differ in: with guidance, one of the few transformers at full resolution is run once
+    /// instead of twice.
     ///
-    /// What it says of a generation does not depend on the others: on a CPU, to the last bit.
+    /// The prediction for a generation does not depend on the others: on a CPU, to the last bit.
     ///
     /// # Errors
-    /// When a shape does not fit, or the device fails.
-    pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &UNetContext) -> Result<Tensor> {
+    /// When a shape does not fit, the device fails, or the pass is interrupted.
+    pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &UNetContext, interrupt: Interrupt) -> Result<Tensor> {
         let (text, generations) = (&context.text, timesteps.len());
         if !text.batch().is_multiple_of(generations) || ![generations, text.batch()].contains(&latents.dim(0)?) {
             let (shape, batch) = (latents.shape(), text.batch());
             candle_core::bail!("latents {shape:?} of {generations} generations with the text of {batch} samples");
         }
-        let temb = self.time_embedding.forward(timesteps, &context.told, latents)?;
+        let temb = self.time_embedding.forward(timesteps, &context.add_embedding, latents)?;
+        let pass = &Pass { temb: Some(&temb), text: Some(text), interrupt };
         let mut x = self.conv_in.forward(latents)?;
         if temb.dim(0)? > x.dim(0)? {
             x = for_batch(&x, temb.dim(0)?)?;
         }
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
-            x = block.forward(&x, &temb, text, &mut skips)?;
+            x = block.forward(&x, pass, &mut skips)?;
         }
         if let Some(mid_block) = &self.mid_block {
-            x = mid_block.forward(&x, &temb, text)?;
+            x = mid_block.forward(&x, pass)?;
         }
         for block in &self.up_blocks {
-            x = block.forward(&x, &temb, text, &mut skips)?;
+            x = block.forward(&x, pass, &mut skips)?;
         }
         self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
     }

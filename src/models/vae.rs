@@ -11,13 +11,14 @@ use serde_json::Value;
 use super::{
     ConfigError,
     attention::Attention,
+    pass::{Interrupt, Pass},
     resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
 };
 use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, OnDemand, Weights, to_image, to_sequence};
-use strips::{Layer, Room};
+use strips::{StripLayer, StripLimits};
 
 const NORM_EPS: f64 = 1e-6;
-/// The logarithm of a variance is clamped to this range.
+/// Logarithms of variances are clamped to this range.
 const LOG_VARIANCES: (f64, f64) = (-30.0, 20.0);
 
 /// `vae/config.json`. What it leaves out, or has as null, is as in diffusers' `AutoencoderKL`.
@@ -36,11 +37,11 @@ pub struct AutoencoderKlConfig {
     pub latent_channels: usize,
     /// Groups of the group norms.
     pub norm_num_groups: usize,
-    /// What the latents are multiplied with, so that the UNet sees a variance of about 1.
+    /// Latents are multiplied by this, so that the denoiser sees a variance of about 1.
     pub scaling_factor: f64,
-    /// What is subtracted from the latents first. Stable Diffusion has none.
+    /// Subtracted from the latents before that. Stable Diffusion has none.
     pub shift_factor: Option<f64>,
-    /// A mean for each channel, which no Stable Diffusion has either: refused.
+    /// A mean for each channel. Stable Diffusion has none, and a file with one is refused.
     latents_mean: Option<IgnoredAny>,
     /// Whether there is attention at the coarsest level.
     pub mid_block_add_attention: bool,
@@ -88,7 +89,7 @@ impl AutoencoderKlConfig {
         Ok(config)
     }
 
-    /// Pixels to a latent, along each side.
+    /// Pixels for each latent along each side.
     #[must_use]
     pub fn scale_factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
@@ -103,45 +104,45 @@ impl AutoencoderKlConfig {
     }
 }
 
-/// What the latents of a picture may be: `DiagonalGaussianDistribution`, scaled for the UNet. Both are
+/// The distribution of a picture's latents: diffusers' `DiagonalGaussianDistribution`, at the denoiser's scale. Both tensors are
 /// `(batch, latent_channels, height / scale_factor, width / scale_factor)` in f32.
 #[derive(Debug, Clone)]
 pub struct LatentDistribution {
-    /// The most likely latents.
+    /// The mean of each latent.
     pub mean: Tensor,
-    /// The standard deviation of each.
+    /// The standard deviation of each latent.
     pub deviation: Tensor,
 }
 
 impl LatentDistribution {
-    /// Whether there is nothing in it but numbers.
+    /// Whether all of it is finite.
     ///
     /// # Errors
     /// When the device fails.
     pub fn is_finite(&self) -> Result<bool> {
-        // What is none leaves no sum.
+        // One NaN or infinity makes the sum NaN or infinite.
         Ok((self.mean.sum_all()? + self.deviation.sum_all()?)?.to_scalar::<f32>()?.is_finite())
     }
 
-    /// The latents that noise of standard deviation 1 and of their shape leads to.
+    /// Latents drawn with `noise`, which has standard deviation 1 and their shape.
     ///
     /// # Errors
-    /// When the shape is another.
+    /// When the shape of `noise` is another.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         &self.mean + (&self.deviation * noise)?
     }
 }
 
-/// Whether large pictures are worked out strip by strip, in less memory and more time. The numbers are the same up to rounding: pixels
-/// are off by less than 1e-4 of their range.
+/// Whether large pictures go through the VAE strip by strip, in less memory and more time. The pixels differ by less than 1e-4 of their
+/// range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Tiling {
-    /// Where they would take more than 4 GiB as a whole.
+    /// Pictures that would take more than 4 GiB as a whole.
     #[default]
     Auto,
-    /// All of them.
+    /// All pictures.
     On,
-    /// None.
+    /// No picture.
     Off,
 }
 
@@ -176,7 +177,7 @@ impl AutoencoderKl {
         })
     }
 
-    /// The same for large pictures in another way.
+    /// The same VAE with another tiling.
     #[must_use]
     pub fn with_tiling(self, tiling: Tiling) -> Self {
         Self { tiling, ..self }
@@ -188,12 +189,13 @@ impl AutoencoderKl {
         &self.config
     }
 
-    /// A picture `(batch, 3, height, width)` in [-1, 1] to what its latents may be.
+    /// A picture `(batch, 3, height, width)` in [-1, 1] to the distribution of its latents.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn encode(&self, x: &Tensor) -> Result<LatentDistribution> {
-        let mut moments = self.encoder.with(|encoder| encoder.forward(x, self.tiling))?;
+    /// When the device fails, or the pass is interrupted.
+    pub fn encode(&self, x: &Tensor, interrupt: Interrupt) -> Result<LatentDistribution> {
+        let pass = &Pass::of_input(interrupt);
+        let mut moments = self.encoder.with(|encoder| encoder.forward(x, self.tiling, pass))?;
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments)?;
         }
@@ -205,16 +207,16 @@ impl AutoencoderKl {
         Ok(LatentDistribution { mean, deviation })
     }
 
-    /// Latents as the UNet leaves them to a picture `(batch, 3, height, width)`, about [-1, 1].
+    /// Latents at the denoiser's scale to a picture `(batch, 3, height, width)`, about [-1, 1].
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+    /// When the device fails, or the pass is interrupted.
+    pub fn decode(&self, latents: &Tensor, interrupt: Interrupt) -> Result<Tensor> {
         let mut z = ((latents / self.config.scaling_factor)? + self.config.shift_factor.unwrap_or(0.0))?;
         if let Some(conv) = &self.post_quant_conv {
             z = conv.forward(&z)?;
         }
-        self.decoder.forward(&z, self.tiling)
+        self.decoder.forward(&z, self.tiling, &Pass::of_input(interrupt))
     }
 }
 
@@ -243,15 +245,15 @@ impl Encoder {
         })
     }
 
-    fn forward(&self, x: &Tensor, tiling: Tiling) -> Result<Tensor> {
-        let x = self.mid_block.forward(&forward(x.clone(), self.layers(), tiling)?)?;
-        strips::forward_whole(x, &[Layer::NormedConv(self.conv_norm_out.clone(), &self.conv_out)])
+    fn forward(&self, x: &Tensor, tiling: Tiling, pass: &Pass) -> Result<Tensor> {
+        let x = self.mid_block.forward(&forward(x.clone(), self.layers(), tiling, pass)?, pass)?;
+        strips::forward_whole(x, &[StripLayer::NormedConv(self.conv_norm_out.clone(), &self.conv_out)], pass)
     }
 
-    /// From the picture to what the middle block sees.
-    fn layers(&self) -> Vec<Layer<'_>> {
+    /// The layers from the picture to the middle block.
+    fn layers(&self) -> Vec<StripLayer<'_>> {
         let down_blocks = self.down_blocks.iter().flat_map(DownEncoderBlock2D::layers);
-        [Layer::Conv(&self.conv_in)].into_iter().chain(down_blocks).collect()
+        [StripLayer::Conv(&self.conv_in)].into_iter().chain(down_blocks).collect()
     }
 }
 
@@ -271,8 +273,8 @@ impl DownEncoderBlock2D {
         Ok(Self { resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
     }
 
-    fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
-        self.resnets.iter().map(Layer::resnet).chain(self.downsampler.as_ref().map(Layer::Down))
+    fn layers(&self) -> impl Iterator<Item = StripLayer<'_>> {
+        self.resnets.iter().map(StripLayer::resnet).chain(self.downsampler.as_ref().map(StripLayer::Down))
     }
 }
 
@@ -302,13 +304,13 @@ impl Decoder {
         })
     }
 
-    fn forward(&self, z: &Tensor, tiling: Tiling) -> Result<Tensor> {
-        forward(self.mid_block.forward(&self.conv_in.forward(z)?)?, self.layers(), tiling)
+    fn forward(&self, z: &Tensor, tiling: Tiling, pass: &Pass) -> Result<Tensor> {
+        forward(self.mid_block.forward(&self.conv_in.forward(z)?, pass)?, self.layers(), tiling, pass)
     }
 
-    /// From what the middle block makes to the picture.
-    fn layers(&self) -> Vec<Layer<'_>> {
-        let out = Layer::NormedConv(self.conv_norm_out.clone(), &self.conv_out);
+    /// The layers from the middle block to the picture.
+    fn layers(&self) -> Vec<StripLayer<'_>> {
+        let out = StripLayer::NormedConv(self.conv_norm_out.clone(), &self.conv_out);
         self.up_blocks.iter().flat_map(UpDecoderBlock2D::layers).chain([out]).collect()
     }
 }
@@ -329,21 +331,21 @@ impl UpDecoderBlock2D {
         Ok(Self { resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
-    fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
-        self.resnets.iter().map(Layer::resnet).chain(self.upsampler.as_ref().map(Layer::Up))
+    fn layers(&self) -> impl Iterator<Item = StripLayer<'_>> {
+        self.resnets.iter().map(StripLayer::resnet).chain(self.upsampler.as_ref().map(StripLayer::Up))
     }
 }
 
-/// Images `(batch, channels, height, width)` through the levels of a coder.
-fn forward(x: Tensor, layers: Vec<Layer>, tiling: Tiling) -> Result<Tensor> {
-    let Some(room) = Room::of(tiling, strips::bytes_whole(&x, &layers)?) else {
-        return strips::forward_whole(x, &layers);
+/// Images `(batch, channels, height, width)` through the layers of an encoder or a decoder.
+fn forward(x: Tensor, layers: Vec<StripLayer>, tiling: Tiling, pass: &Pass) -> Result<Tensor> {
+    let Some(limits) = StripLimits::of(tiling, strips::bytes_whole(&x, &layers)?) else {
+        return strips::forward_whole(x, &layers, pass);
     };
     let batch = x.dim(0)?;
     if batch == 1 {
-        return strips::forward_in_strips(x, layers, room);
+        return strips::forward_in_strips(x, layers, limits, pass);
     }
-    let sample = |i| strips::forward_in_strips(x.narrow(0, i, 1)?, layers.clone(), room);
+    let sample = |i| strips::forward_in_strips(x.narrow(0, i, 1)?, layers.clone(), limits, pass);
     Tensor::cat(&(0..batch).map(sample).collect::<Result<Vec<_>>>()?, 0)
 }
 
@@ -367,12 +369,12 @@ impl UNetMidBlock2D {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.resnets[0].forward(x, None)?;
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let mut x = self.resnets[0].forward(x, pass)?;
         if let Some((norm, attention)) = &self.attention {
             let sequence = to_sequence(&norm.forward(&x)?)?;
-            x = to_image(&attention.forward_self(&sequence, &to_sequence(&x)?)?, &x)?;
+            x = to_image(&attention.forward_self(&sequence, &to_sequence(&x)?, pass)?, &x)?;
         }
-        self.resnets[1].forward(&x, None)
+        self.resnets[1].forward(&x, pass)
     }
 }

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
+use super::{LayerIndex, LayerNames};
+
 /// How weights are kept. On a CPU everything is worked out in f32, whatever they are kept in; elsewhere it is the networks' type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Storage {
@@ -76,13 +78,14 @@ pub struct Weights {
     vb: VarBuilder<'static>,
     storage: Storage,
     freed_after_use: bool,
+    layers: LayerNames,
 }
 
 impl Weights {
     /// `vb` gives tensors of the type that the networks work in.
     #[must_use]
     pub fn new(vb: VarBuilder<'static>, storage: Storage) -> Self {
-        Self { vb, storage, freed_after_use: false }
+        Self { vb, storage, freed_after_use: false, layers: LayerNames::default() }
     }
 
     /// The same, for parts of networks that can be read again to be in memory only while they work.
@@ -98,13 +101,25 @@ impl Weights {
     /// The place of that name below this one.
     #[must_use]
     pub fn pp(&self, name: impl ToString) -> Self {
-        Self { vb: self.vb.pp(name), ..*self }
+        Self { vb: self.vb.pp(name), ..self.clone() }
     }
 
     /// The name of this place.
     #[must_use]
     pub fn prefix(&self) -> String {
         self.vb.prefix()
+    }
+
+    /// The number of the layer whose weights are here.
+    #[must_use]
+    pub fn layer_index(&self) -> LayerIndex {
+        self.layers.index(&self.prefix())
+    }
+
+    /// The layers that were built of these weights so far, and of all that come from the same [`Weights::new`].
+    #[must_use]
+    pub fn layer_names(&self) -> LayerNames {
+        self.layers.clone()
     }
 
     /// A tensor of this shape.

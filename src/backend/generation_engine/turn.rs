@@ -16,6 +16,7 @@ use crate::{
         image_utils,
     },
     common::{ImageSize, error_chain},
+    models::Interrupt,
 };
 
 /// A request whose turn has come.
@@ -50,7 +51,7 @@ impl Turn {
     }
 
     /// All that comes before the first step.
-    pub(super) fn begin<P: Pipeline>(&self, pipeline: &Arc<P>) -> Result<(P::Generation, Timings), GenerationError> {
+    pub(super) fn begin<P: Pipeline>(&self, pipeline: &Arc<P>, interrupt: Interrupt) -> Result<(P::Generation, Timings), GenerationError> {
         let queue = self.request.accepted_at.elapsed();
         metrics::histogram!("sdw_queue_seconds").record(queue);
         if self.request.is_late() {
@@ -59,18 +60,24 @@ impl Turn {
         self.check_wanted()?;
         self.respond(GenerationResponse::Started);
         let started = Instant::now();
-        let generation = pipeline.begin(&self.request)?;
+        let generation = pipeline.begin(&self.request, interrupt)?;
         let timings = Timings { queue, text: started.elapsed(), ..Timings::default() };
         self.check_wanted()?;
         Ok((generation, timings))
     }
 
     /// All that comes after the last step.
-    pub(super) fn finish(&self, generation: impl Generation, mut timings: Timings, model_id: &str) -> Result<Complete, GenerationError> {
+    pub(super) fn finish(
+        &self,
+        generation: impl Generation,
+        mut timings: Timings,
+        model_id: &str,
+        interrupt: Interrupt,
+    ) -> Result<Complete, GenerationError> {
         self.check_wanted()?;
         let warnings = generation.warnings().into_iter().map(shortened).collect();
         let started = Instant::now();
-        let picture = generation.finish()?;
+        let picture = generation.finish(interrupt)?;
         timings.decode = started.elapsed();
 
         let started = Instant::now();
@@ -148,7 +155,7 @@ impl<G: Generation> Picture<G> {
     /// Does something to the generation. If that goes wrong, there will be no picture.
     pub(super) fn go_on(&mut self, pulse: &Pulse, work: impl FnOnce(&mut G) -> Result<(), GenerationError>) {
         let generation = &mut self.generation;
-        self.failure = attempt(&[&self.turn], pulse, || work(generation)).err();
+        self.failure = attempt(&[&self.turn], pulse, |_| work(generation)).err();
     }
 
     /// Says that a step is done, with previews after some. `batch_size` pictures took it together.
@@ -163,7 +170,7 @@ impl<G: Generation> Picture<G> {
         let due = step * (usize::from(output.previews) + 1) / total;
         while usize::from(self.previews.start) < due && step < total {
             let Some(index) = self.previews.next() else { break };
-            let render = || image_utils::encode(&enlarge(&self.generation.preview()?, size), output, None);
+            let render = |_: Interrupt| image_utils::encode(&enlarge(&self.generation.preview()?, size), output, None);
             match attempt(&[&self.turn], pulse, render) {
                 Ok(image) => self.turn.respond(GenerationResponse::Preview { index, image }),
                 Err(error) => {

@@ -9,6 +9,7 @@ use super::{InferencePipeline, Networks};
 use crate::{
     backend::{GenerationError, GenerationRequest, image_utils},
     common::{ImageSize, InputImage, Mask, ModelVariant, TorchRng},
+    models::Interrupt,
     schedulers::{Level, SamplingPlan},
 };
 
@@ -59,6 +60,7 @@ impl InferencePipeline {
         request: &GenerationRequest,
         plan: &SamplingPlan,
         rng: &mut TorchRng,
+        interrupt: Interrupt,
     ) -> Result<InitialLatents, GenerationError> {
         let shape = self.latent_shape(request.config.size);
         let input = request.input.as_deref().map(|input| image_utils::at_size(input, request.config.size));
@@ -69,7 +71,7 @@ impl InferencePipeline {
 
         let picture = match input {
             Some(input) if !(self.is_inpainting() && is_noise_alone) => {
-                Some(self.encode(&image_utils::to_tensor(&input.image, &self.device)?, rng)?)
+                Some(self.encode(&image_utils::to_tensor(&input.image, &self.device)?, rng, interrupt)?)
             }
             _ => None,
         };
@@ -79,7 +81,7 @@ impl InferencePipeline {
             _ => (&noise * plan.init_noise_sigma)?,
         };
         if self.is_inpainting() {
-            let condition = Some(self.condition(input, shape, rng)?);
+            let condition = Some(self.condition(input, shape, rng, interrupt)?);
             return Ok(InitialLatents { latents, kept: None, condition });
         }
         let Some((picture, mask)) = picture.zip(mask) else {
@@ -98,7 +100,13 @@ impl InferencePipeline {
     }
 
     /// What the UNet of an inpainting model looks at: where all of a picture is painted anew, plain gray.
-    fn condition(&self, input: Option<&InputImage>, shape: LatentShape, rng: &mut TorchRng) -> Result<Tensor, GenerationError> {
+    fn condition(
+        &self,
+        input: Option<&InputImage>,
+        shape: LatentShape,
+        rng: &mut TorchRng,
+        interrupt: Interrupt,
+    ) -> Result<Tensor, GenerationError> {
         let (_, _, height, width) = shape;
         let (mask, rest) = if let Some(InputImage { image, mask: Some(mask) }) = input {
             let rest = image_utils::mask_to_tensor(&mask.pixels, 1, &self.device)?.affine(-1.0, 1.0)?;
@@ -108,16 +116,16 @@ impl InferencePipeline {
             let gray = Tensor::zeros((1, 3, height * scale, width * scale), DType::F32, &self.device)?;
             (Tensor::ones((1, 1, height, width), DType::F32, &self.device)?, gray)
         };
-        Ok(Tensor::cat(&[mask, self.encode(&rest, rng)?], 1)?)
+        Ok(Tensor::cat(&[mask, self.encode(&rest, rng, interrupt)?], 1)?)
     }
 
     /// A picture `(1, 3, height, width)` in [-1, 1] to latents, f32.
-    fn encode(&self, picture: &Tensor, rng: &mut TorchRng) -> Result<Tensor, GenerationError> {
+    fn encode(&self, picture: &Tensor, rng: &mut TorchRng, interrupt: Interrupt) -> Result<Tensor, GenerationError> {
         let Networks { vae, wide_vae, .. } = &self.networks;
-        let mut latents = vae.encode(&picture.to_dtype(self.dtype)?)?;
+        let mut latents = vae.encode(&picture.to_dtype(self.dtype)?, interrupt)?;
         if let (false, Some(wide)) = (latents.is_finite()?, wide_vae) {
             warn!("a picture is encoded again in f32: its numbers overflowed in {}", self.info.dtype);
-            latents = wide.get()?.encode(picture)?;
+            latents = wide.get()?.encode(picture, interrupt)?;
         }
         Ok(latents.sample(&self.randn(rng, latents.mean.dims4()?)?)?)
     }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     backend::GenerationError,
     common::{ClipSkip, InvalidValue},
+    models::Interrupt,
 };
 
 /// Parts of a prompt: each is one more sample in every step.
@@ -149,7 +150,12 @@ impl PromptEncoder {
     ///
     /// # Errors
     /// When a prompt has too many parts, when there are no layers left to skip, or when the tokenizer or the device fails.
-    pub fn encode(&self, prompts: &[PromptText], clip_skip: Option<ClipSkip>) -> Result<EncodedPrompts, GenerationError> {
+    pub fn encode(
+        &self,
+        prompts: &[PromptText],
+        clip_skip: Option<ClipSkip>,
+        interrupt: Interrupt,
+    ) -> Result<EncodedPrompts, GenerationError> {
         prompts.iter().try_for_each(|prompt| prompt.check())?;
         let skipped_layers = clip_skip.map_or(0, ClipSkip::layers);
         let depth = self.encoders.iter().map(TextEncoder::depth).min().unwrap_or_default();
@@ -162,7 +168,7 @@ impl PromptEncoder {
         metrics::counter!("sdw_prompt_cache_total", "outcome" => "hit").increment((prompts.len() - missing.len()) as u64);
         metrics::counter!("sdw_prompt_cache_total", "outcome" => "miss").increment(missing.len() as u64);
 
-        let new = self.run(&missing, skipped_layers)?;
+        let new = self.run(&missing, skipped_layers, interrupt)?;
         missing.iter().zip(&new).for_each(|(key, new)| self.latest().put(key, new.clone()));
         let mut new = new.into_iter();
         let encoded: Vec<EncodedPrompt> = kept.into_iter().filter_map(|kept| kept.or_else(|| new.next())).collect();
@@ -171,15 +177,16 @@ impl PromptEncoder {
         let weights = parts.iter().map(|part| part.weight).collect();
         let pooled = parts.iter().filter_map(|part| Some(zeros_if(part.is_zero, part.pooled.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
         let pooled = if pooled.is_empty() { None } else { Some(Tensor::cat(&pooled, 0)?) };
-        Ok(EncodedPrompts { embeddings: self.side_by_side(parts, skipped_layers)?, pooled, weights, warnings })
+        Ok(EncodedPrompts { embeddings: self.side_by_side(parts, skipped_layers, interrupt)?, pooled, weights, warnings })
     }
 
     /// Parts as a batch: each as long as the longest, filled up with chunks without words.
-    fn side_by_side(&self, parts: Vec<EncodedPart>, skipped_layers: usize) -> Result<Tensor, GenerationError> {
+    fn side_by_side(&self, parts: Vec<EncodedPart>, skipped_layers: usize, interrupt: Interrupt) -> Result<Tensor, GenerationError> {
         let lengths = parts.iter().map(|part| part.chunks.dim(0)).collect::<Result<Vec<_>, _>>()?;
         let longest = lengths.iter().copied().max().unwrap_or_default();
         let nothing = Key::new(PromptText::Negative(""), skipped_layers);
-        let empty = if lengths.iter().all(|length| *length == longest) { Vec::new() } else { self.run(&[&nothing], skipped_layers)? };
+        let empty =
+            if lengths.iter().all(|length| *length == longest) { Vec::new() } else { self.run(&[&nothing], skipped_layers, interrupt)? };
         let empty: Vec<&Tensor> = empty.iter().flat_map(|prompt| &prompt.parts).map(|part| &part.chunks).collect();
         let mut rows = Vec::with_capacity(parts.len());
         for (EncodedPart { mut chunks, is_zero, .. }, length) in parts.into_iter().zip(lengths) {
@@ -194,13 +201,13 @@ impl PromptEncoder {
     }
 
     /// Encodes prompts in one batch.
-    fn run(&self, prompts: &[&Key], skipped_layers: usize) -> Result<Vec<EncodedPrompt>, GenerationError> {
+    fn run(&self, prompts: &[&Key], skipped_layers: usize, interrupt: Interrupt) -> Result<Vec<EncodedPrompt>, GenerationError> {
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
         let parts: Vec<Vec<PromptPart>> = prompts.iter().map(|prompt| prompt.parts()).collect();
         let all = parts.concat();
-        let read = self.encoders.iter().map(|encoder| encoder.read(&all, skipped_layers, &self.device));
+        let read = self.encoders.iter().map(|encoder| encoder.read(&all, skipped_layers, &self.device, interrupt));
         let mut read = read.collect::<Result<Vec<_>, _>>()?.into_iter().map(Vec::into_iter).collect::<Vec<_>>();
         let mut encoded = Vec::with_capacity(prompts.len());
         for (prompt, parts) in prompts.iter().zip(parts) {

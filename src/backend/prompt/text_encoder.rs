@@ -5,7 +5,10 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 
 use super::{PromptTokenizer, syntax::PromptPart, tokenizer::Chunk};
-use crate::{backend::GenerationError, models::ClipTextModel};
+use crate::{
+    backend::GenerationError,
+    models::{ClipTextModel, Interrupt},
+};
 
 /// The smallest mean of embeddings, next to that of their absolute values, which is told from rounding errors.
 const MIN_MEAN: f32 = 1e-4;
@@ -93,7 +96,13 @@ impl TextEncoder {
     ///
     /// # Errors
     /// When the tokenizer or the device fails.
-    pub(super) fn read(&self, parts: &[PromptPart], skipped_layers: usize, device: &Device) -> Result<Vec<ReadPart>, GenerationError> {
+    pub(super) fn read(
+        &self,
+        parts: &[PromptPart],
+        skipped_layers: usize,
+        device: &Device,
+        interrupt: Interrupt,
+    ) -> Result<Vec<ReadPart>, GenerationError> {
         let mut all: Vec<Chunk> = Vec::new();
         let mut found: Vec<(Range<usize>, Option<String>)> = Vec::with_capacity(parts.len());
         for part in parts {
@@ -104,10 +113,10 @@ impl TextEncoder {
         let ids = all.iter().map(|chunk| Tensor::new(chunk.ids.as_slice(), device)).collect::<Result<Vec<_>, _>>()?;
         let ids = Tensor::stack(&ids, 0)?;
         let (embeddings, pooled) = match self.state {
-            HiddenState::Last => (self.model.forward(&ids, skipped_layers)?, None),
+            HiddenState::Last => (self.model.forward(&ids, skipped_layers, interrupt)?, None),
             HiddenState::Penultimate => {
                 let ends: Vec<usize> = all.iter().map(|chunk| self.tokenizer.end_of(chunk)).collect();
-                self.model.forward_penultimate(&ids, &ends)?
+                self.model.forward_penultimate(&ids, &ends, interrupt)?
             }
         };
         let stressed: Vec<Tensor> =

@@ -2,16 +2,14 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::Weights;
-
-use super::{
-    UNet2DConditionConfig,
-    text_context::{CrossAttention, TextContext},
-    transformer::Transformer2DModel,
-};
+use super::{UNet2DConditionConfig, transformer::Transformer2DModel};
 use crate::{
-    models::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
-    ops::{concat_channels, for_batch},
+    models::{
+        attention::CrossAttention,
+        pass::Pass,
+        resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
+    },
+    ops::{Weights, concat_channels, for_batch},
 };
 
 impl UNet2DConditionConfig {
@@ -22,26 +20,26 @@ impl UNet2DConditionConfig {
 
 /// A residual block and, on levels that look at the text, the transformer after it.
 #[derive(Debug, Clone)]
-pub(super) struct Layer {
+pub(super) struct ResnetAttention {
     resnet: ResnetBlock2D,
     attention: Option<Transformer2DModel>,
 }
 
-impl Layer {
+impl ResnetAttention {
     pub(super) fn cross_attentions(&self) -> impl Iterator<Item = &CrossAttention> {
         self.attention.iter().flat_map(Transformer2DModel::cross_attentions)
     }
 
-    fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
-        let x = self.resnet.forward(x, Some(temb))?;
-        self.attention.as_ref().map_or(Ok(x.clone()), |attention| attention.forward(&x, context))
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let x = self.resnet.forward(x, pass)?;
+        self.attention.as_ref().map_or(Ok(x.clone()), |attention| attention.forward(&x, pass))
     }
 }
 
 /// `DownBlock2D` and `CrossAttnDownBlock2D`.
 #[derive(Debug, Clone)]
 pub(super) struct DownBlock {
-    layers: Vec<Layer>,
+    layers: Vec<ResnetAttention>,
     downsampler: Option<Downsample2D>,
 }
 
@@ -54,26 +52,26 @@ impl DownBlock {
             let transformer = |depth| Transformer2DModel::new(config, level, depth, &vb.pp("attentions").pp(i));
             let attention = config.down_depth(level, i).map(transformer);
             let resnet = ResnetBlock2D::new(from, channels[level], config.resnet(), &vb.pp("resnets").pp(i))?;
-            Ok(Layer { resnet, attention: attention.transpose()? })
+            Ok(ResnetAttention { resnet, attention: attention.transpose()? })
         };
         let is_last = level == channels.len() - 1;
         let downsampler = (!is_last).then(|| Downsample2D::new(channels[level], config.downsample_padding, &vb.pp("downsamplers.0")));
         Ok(Self { layers: (0..layers).map(layer).collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
     }
 
-    pub(super) fn layers(&self) -> &[Layer] {
+    pub(super) fn layers(&self) -> &[ResnetAttention] {
         &self.layers
     }
 
-    /// Leaves what each layer made in `skips`, for the way up.
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    /// Pushes the output of each layer onto `skips`, for the way up.
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
-            x = layer.forward(&x, temb, context)?;
+            x = layer.forward(&x, pass)?;
             skips.push(x.clone());
         }
         if let Some(downsampler) = &self.downsampler {
-            x = downsampler.forward(&x)?;
+            x = downsampler.forward(&x, pass)?;
             skips.push(x.clone());
         }
         Ok(x)
@@ -83,7 +81,7 @@ impl DownBlock {
 /// `UNetMidBlock2DCrossAttn`, or `UNetMidBlock2D`, which ends after its first residual block.
 #[derive(Debug, Clone)]
 pub(super) struct MidBlock {
-    first: Layer,
+    first: ResnetAttention,
     last: Option<ResnetBlock2D>,
 }
 
@@ -94,23 +92,23 @@ impl MidBlock {
         let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet(), &vb.pp("resnets").pp(i));
         let depth = config.mid_depth();
         let attention = depth.map(|depth| Transformer2DModel::new(config, level, depth, &vb.pp("attentions.0"))).transpose()?;
-        Ok(Self { first: Layer { resnet: resnet(0)?, attention }, last: depth.map(|_| resnet(1)).transpose()? })
+        Ok(Self { first: ResnetAttention { resnet: resnet(0)?, attention }, last: depth.map(|_| resnet(1)).transpose()? })
     }
 
-    pub(super) fn layers(&self) -> &[Layer] {
+    pub(super) fn layers(&self) -> &[ResnetAttention] {
         std::slice::from_ref(&self.first)
     }
 
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext) -> Result<Tensor> {
-        let x = self.first.forward(x, temb, context)?;
-        self.last.as_ref().map_or(Ok(x.clone()), |last| last.forward(&x, Some(temb)))
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let x = self.first.forward(x, pass)?;
+        self.last.as_ref().map_or(Ok(x.clone()), |last| last.forward(&x, pass))
     }
 }
 
 /// `UpBlock2D` and `CrossAttnUpBlock2D`.
 #[derive(Debug, Clone)]
 pub(super) struct UpBlock {
-    layers: Vec<Layer>,
+    layers: Vec<ResnetAttention>,
     upsampler: Option<Upsample2D>,
 }
 
@@ -121,31 +119,31 @@ impl UpBlock {
         let layers = config.layers_per_block.at(level);
         let layer = |i: usize| {
             let from = if i == 0 { channels[(level + 1).min(coarsest)] } else { channels[level] };
-            // The way down left as many channels as its level has, but began each level with those of the one above.
+            // Each level of the way down begins with the channels of the level above.
             let skip = if i == layers { channels[level.saturating_sub(1)] } else { channels[level] };
             let transformer = |depth| Transformer2DModel::new(config, level, depth, &vb.pp("attentions").pp(i));
             let attention = config.up_depth(level, i).map(transformer);
             let resnet = ResnetBlock2D::new(from + skip, channels[level], config.resnet(), &vb.pp("resnets").pp(i))?;
-            Ok(Layer { resnet, attention: attention.transpose()? })
+            Ok(ResnetAttention { resnet, attention: attention.transpose()? })
         };
         let upsampler = (level > 0).then(|| Upsample2D::new(channels[level], &vb.pp("upsamplers.0")));
         Ok(Self { layers: (0..=layers).map(layer).collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
     }
 
-    pub(super) fn layers(&self) -> &[Layer] {
+    pub(super) fn layers(&self) -> &[ResnetAttention] {
         &self.layers
     }
 
-    /// Takes back from `skips` what the way down left there.
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: &TextContext, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    /// Pops from `skips` what the way down pushed.
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
             let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
-            x = layer.forward(&concat_channels(&x, &for_batch(&skip, x.dim(0)?)?)?, temb, context)?;
+            x = layer.forward(&concat_channels(&x, &for_batch(&skip, x.dim(0)?)?)?, pass)?;
         }
         match (&self.upsampler, skips.last()) {
-            // The size of the next skip: where the way down halved an odd number, that is not twice ours.
-            (Some(upsampler), Some(next)) => upsampler.forward(&x, (next.dim(2)?, next.dim(3)?)),
+            // Where the way down halved an odd size, the next skip is not twice as large.
+            (Some(upsampler), Some(next)) => upsampler.forward(&x, (next.dim(2)?, next.dim(3)?), pass),
             _ => Ok(x),
         }
     }

@@ -1,4 +1,4 @@
-//! What the network is told of a whole sample, as a vector: the timestep, and in some families more. After diffusers'
+//! The embedding of a sample's timestep and, in some families, of its guidance scale, size and pooled text. After diffusers'
 //! `embeddings.py` and `unet_2d_condition.py`.
 
 use candle_core::{Device, Result, Tensor};
@@ -7,7 +7,7 @@ use super::{Conditions, UNet2DConditionConfig, config::TIME_IDS};
 use crate::ops::{Linear, Weights, for_batch};
 
 const MAX_PERIOD: f64 = 10_000.0;
-/// What guidance scales are multiplied with, so that they span as much as timesteps do
+/// Guidance scales are multiplied by this, so that they span the range of timesteps
 /// ([Luo et al.](https://arxiv.org/abs/2310.04378)).
 const GUIDANCE_SCALING: f64 = 1000.0;
 
@@ -22,7 +22,7 @@ struct Timesteps {
 impl Timesteps {
     /// `channels` numbers from -1 to 1.
     fn phases(&self, number: f64) -> Vec<f32> {
-        // In f64 whatever the network's type: at t = 900 the phases in f16 would be off by whole turns.
+        // In f64 whatever the network's type: in f16, the phases of t = 900 are off by whole turns.
         let half = self.channels / 2;
         let frequency = |i: usize| (-MAX_PERIOD.ln() * i as f64 / (half as f64 - self.freq_shift)).exp();
         let (sin, cos): (Vec<f32>, Vec<f32>) =
@@ -54,35 +54,35 @@ impl TimestepEmbedding {
     }
 }
 
-/// The embedding that every residual block begins with.
+/// The time embedding, which every residual block looks at.
 #[derive(Debug, Clone)]
 #[allow(clippy::struct_field_names, reason = "the names are the checkpoint's")]
 pub(super) struct TimeEmbedding {
     time_proj: Timesteps,
     time_embedding: TimestepEmbedding,
-    /// Of models that know their guidance scale, which are distilled ones: [`Timesteps`] of it, and their projection.
-    guidance: Option<(Timesteps, Linear)>,
+    /// Of models that are distilled to look at the guidance scale: its [`Timesteps`] and their projection.
+    cond_proj: Option<(Timesteps, Linear)>,
     /// `text_time` of SDXL: [`Timesteps`] of the picture's sizes, and the embedding of those and the pooled text.
-    added: Option<(Timesteps, TimestepEmbedding)>,
+    add_embedding: Option<(Timesteps, TimestepEmbedding)>,
 }
 
-/// What of the embedding stays the same from step to step.
+/// What the conditions add to the time embedding, the same in every step.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
-    /// Added to the timestep's phases, `(generations, channels)`.
+pub(super) struct AddEmbedding {
+    /// The projected guidance scale, added to the timestep's phases, `(generations, channels)`.
     guidance: Option<Tensor>,
-    /// Added to the timestep's embedding, `(batch, time_embed_dim)`.
-    pub(super) added: Option<Tensor>,
+    /// The embedded sizes and pooled text, added to the timestep's embedding, `(batch, time_embed_dim)`.
+    pub(super) text_time: Option<Tensor>,
 }
 
-impl Told {
-    /// Of several generations, one after the other.
+impl AddEmbedding {
+    /// Those of several generations, one after the other.
     pub(super) fn join(all: &[&Self]) -> Result<Self> {
         let join = |part: fn(&Self) -> Option<&Tensor>| {
             let tensors: Vec<&Tensor> = all.iter().filter_map(|one| part(one)).collect();
             if tensors.is_empty() { Ok(None) } else { Tensor::cat(&tensors, 0).map(Some) }
         };
-        Ok(Self { guidance: join(|one| one.guidance.as_ref())?, added: join(|one| one.added.as_ref())? })
+        Ok(Self { guidance: join(|one| one.guidance.as_ref())?, text_time: join(|one| one.text_time.as_ref())? })
     }
 }
 
@@ -90,11 +90,11 @@ impl TimeEmbedding {
     pub(super) fn new(config: &UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
         let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
         let time_proj = Timesteps { channels, flip_sin_to_cos: config.flip_sin_to_cos, freq_shift: config.freq_shift };
-        let guidance = config.time_cond_proj_dim.map(|dim| -> Result<_> {
+        let cond_proj = config.time_cond_proj_dim.map(|dim| -> Result<_> {
             let numbers = Timesteps { channels: dim, flip_sin_to_cos: false, freq_shift: 1.0 };
             Ok((numbers, Linear::no_bias(dim, channels, &vb.pp("time_embedding.cond_proj"))?))
         });
-        let added = config.text_time().map(|text_time| -> Result<_> {
+        let add_embedding = config.text_time().map(|text_time| -> Result<_> {
             let numbers = Timesteps { channels: text_time.time_dim, ..time_proj };
             let inputs = text_time.pooled_dim + TIME_IDS * text_time.time_dim;
             Ok((numbers, TimestepEmbedding::new(inputs, width, &vb.pp("add_embedding"))?))
@@ -102,34 +102,36 @@ impl TimeEmbedding {
         Ok(Self {
             time_proj,
             time_embedding: TimestepEmbedding::new(channels, width, &vb.pp("time_embedding"))?,
-            guidance: guidance.transpose()?,
-            added: added.transpose()?,
+            cond_proj: cond_proj.transpose()?,
+            add_embedding: add_embedding.transpose()?,
         })
     }
 
-    /// What stays the same from step to step.
-    pub(super) fn tell(&self, conditions: &Conditions) -> Result<Told> {
-        let guidance = self.guidance.as_ref().map(|(numbers, projection)| {
+    /// What these conditions add in every step.
+    pub(super) fn add_embedding(&self, conditions: &Conditions) -> Result<AddEmbedding> {
+        let guidance = self.cond_proj.as_ref().map(|(numbers, projection)| {
             projection.forward(&numbers.forward(&[(conditions.guidance_scale - 1.0) * GUIDANCE_SCALING], conditions.text)?)
         });
-        let added = self.added.as_ref().map(|(numbers, embedding)| {
-            let Some(pooled) = conditions.pooled else { candle_core::bail!("this network looks at pooled text, and there is none") };
+        let text_time = self.add_embedding.as_ref().map(|(numbers, embedding)| {
+            let Some(pooled) = conditions.pooled else {
+                candle_core::bail!("this network looks at pooled text, and the conditions have none")
+            };
             let sizes = for_batch(&numbers.forward(&conditions.time_ids(), pooled)?.flatten_all()?.unsqueeze(0)?, pooled.dim(0)?)?;
             embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)
         });
-        Ok(Told { guidance: guidance.transpose()?, added: added.transpose()? })
+        Ok(AddEmbedding { guidance: guidance.transpose()?, text_time: text_time.transpose()? })
     }
 
-    /// `silu(embedding)` of each generation's timestep, `(generations, time_embed_dim)`, or `(batch, time_embed_dim)` where it is not the
-    /// same for all samples of one, with the type and on the device of `like`.
-    pub(super) fn forward(&self, timesteps: &[f64], told: &Told, like: &Tensor) -> Result<Tensor> {
+    /// `silu(embedding)` of each generation's timestep, `(generations, time_embed_dim)`, or `(batch, time_embed_dim)` where the samples of
+    /// a generation differ in it. Its type and device are those of `like`.
+    pub(super) fn forward(&self, timesteps: &[f64], add_embedding: &AddEmbedding, like: &Tensor) -> Result<Tensor> {
         let mut phases = self.time_proj.forward(timesteps, like)?;
-        if let Some(guidance) = &told.guidance {
+        if let Some(guidance) = &add_embedding.guidance {
             phases = (phases + guidance)?;
         }
         let embedding = self.time_embedding.forward(&phases)?;
-        match &told.added {
-            Some(added) => (for_batch(&embedding, added.dim(0)?)? + added)?.silu(),
+        match &add_embedding.text_time {
+            Some(text_time) => (for_batch(&embedding, text_time.dim(0)?)? + text_time)?.silu(),
             None => embedding.silu(),
         }
     }

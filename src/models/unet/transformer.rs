@@ -1,13 +1,13 @@
-//! Transformers over the pixels of a level. After diffusers' `transformer_2d.py` and `attention.py`.
+//! Transformers over the pixels of an image. After diffusers' `transformer_2d.py` and `attention.py`.
 
 use candle_core::{Result, Tensor};
 
-use super::{
-    UNet2DConditionConfig,
-    text_context::{CrossAttention, TextContext},
-};
+use super::UNet2DConditionConfig;
 use crate::{
-    models::attention::Attention,
+    models::{
+        attention::{Attention, CrossAttention},
+        pass::Pass,
+    },
     ops::{Geglu, GroupNorm, LayerNorm, Linear, Weights, for_batch, to_image, to_sequence},
 };
 
@@ -24,8 +24,8 @@ pub(super) struct Transformer2DModel {
 }
 
 impl Transformer2DModel {
-    /// With so many blocks. Its projections are 1 x 1 convolutions in some checkpoints (`use_linear_projection`), which are the same thing
-    /// to a sequence of pixels.
+    /// `depth` is the number of blocks. In some checkpoints the projections are 1 x 1 convolutions (`use_linear_projection` is false),
+    /// which are the same thing to a sequence of pixels.
     pub(super) fn new(config: &UNet2DConditionConfig, level: usize, depth: usize, vb: &Weights) -> Result<Self> {
         let channels = config.block_out_channels[level];
         let projection = |name: &str| Linear::new(channels, channels, &vb.pp(name));
@@ -38,23 +38,23 @@ impl Transformer2DModel {
         })
     }
 
-    /// Its layers that look at the text.
+    /// The layers that look at the text.
     pub(super) fn cross_attentions(&self) -> impl Iterator<Item = &CrossAttention> {
         self.transformer_blocks.iter().map(|block| &block.attn2)
     }
 
-    /// `x` is `(batch, channels, height, width)`, or of one sample a generation, which becomes those of its text here.
-    pub(super) fn forward(&self, x: &Tensor, context: &TextContext) -> Result<Tensor> {
+    /// `x` is `(batch, channels, height, width)`, or of one sample a generation, which becomes as many samples as its text has.
+    pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let mut hidden = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, context)?;
+            hidden = block.forward(&hidden, pass)?;
         }
         let residual = for_batch(&to_sequence(x)?, hidden.dim(0)?)?;
         to_image(&self.proj_out.forward_add(&hidden, &residual)?, x)
     }
 }
 
-/// `BasicTransformerBlock`: to itself, to the text, and through an MLP.
+/// `BasicTransformerBlock`: self-attention, attention to the text, feed-forward.
 #[derive(Debug, Clone)]
 struct BasicTransformerBlock {
     norm1: LayerNorm,
@@ -79,10 +79,10 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &TextContext) -> Result<Tensor> {
-        let x = self.attn1.forward_self(&self.norm1.forward(x)?, x)?;
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, context, &x)?;
-        self.ff.forward(&self.norm3.forward(&x)?, &x)
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let x = self.attn1.forward_self(&self.norm1.forward(x)?, x, pass)?;
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, &x, pass)?;
+        self.ff.forward(&self.norm3.forward(&x)?, &x, pass)
     }
 }
 
@@ -99,7 +99,8 @@ impl FeedForward {
         Ok(Self { proj: Geglu::new(channels, inner, &vb.pp("0.proj"))?, out: Linear::new(inner, channels, &vb.pp("2"))? })
     }
 
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
+        pass.check()?;
         self.out.forward_add(&self.proj.forward(x)?, residual)
     }
 }

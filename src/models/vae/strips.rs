@@ -13,20 +13,20 @@ use candle_core::{Result, Tensor};
 use super::Tiling;
 use crate::{
     models::{
-        interrupt,
+        pass::Pass,
         resnet::{Downsample2D, ResnetBlock2D, Upsample2D},
     },
     ops::{Added, Conv2d, GroupNorm, GroupStatistics, concat_rows},
 };
 
-/// A layer that sees no more of an image than some rows around its own, but for norms.
+/// A layer whose output rows depend on few input rows. Its norms alone depend on the whole image.
 #[derive(Debug, Clone)]
-pub(super) enum Layer<'a> {
+pub(super) enum StripLayer<'a> {
     /// 3 x 3.
     Conv(&'a Conv2d),
     /// The same, of the image after a norm and SiLU.
     NormedConv(GroupNorm, &'a Conv2d),
-    /// A block, and the norms that it is to use.
+    /// A block, with the norms in place of its own.
     Resnet([GroupNorm; 2], &'a ResnetBlock2D),
     /// To half the size.
     Down(&'a Downsample2D),
@@ -34,20 +34,20 @@ pub(super) enum Layer<'a> {
     Up(&'a Upsample2D),
 }
 
-/// What may be kept in memory, in bytes of f32.
+/// Limits of memory, in bytes of f32.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct StripLimits {
     /// The largest image that is held whole.
     pub(super) whole: usize,
-    /// A strip, about, without what it sees above and below.
+    /// About the size of a strip, without the rows above and below that its layers look at.
     pub(super) strip: usize,
 }
 
-impl Room {
-    /// With the strips' own tensors, these are meant to keep a picture of 4096 x 4096 within 6 GiB.
+impl StripLimits {
+    /// With the strips' own tensors, these keep a picture of 4096 x 4096 within 6 GiB.
     const LARGEST: Self = Self { whole: 4 << 30, strip: 256 << 20 };
 
-    /// For an image that would take so many bytes as a whole; none where it may.
+    /// The limits for an image that takes `bytes` as a whole; `None` if it is not cut.
     pub(super) fn of(tiling: Tiling, bytes: usize) -> Option<Self> {
         let Self { whole, strip } = Self::LARGEST;
         match tiling {
@@ -77,20 +77,20 @@ impl Extent {
     }
 }
 
-impl<'a> Layer<'a> {
+impl<'a> StripLayer<'a> {
     pub(super) fn resnet(block: &'a ResnetBlock2D) -> Self {
         Self::Resnet(block.norms().clone(), block)
     }
 
     /// `(batch, channels, height, width)`, all of an image or some rows of it.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        interrupt::check()?;
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        pass.check()?;
         match self {
             Self::Conv(conv) => conv.forward(x),
             Self::NormedConv(norm, conv) => conv.forward_normed(norm, x, Added::default()),
-            Self::Resnet(norms, block) => block.forward_with(norms, x, None),
-            Self::Down(down) => down.forward(x),
-            Self::Up(up) => up.forward(x, (2 * x.dim(2)?, 2 * x.dim(3)?)),
+            Self::Resnet(norms, block) => block.forward_with(norms, x, pass),
+            Self::Down(down) => down.forward(x, pass),
+            Self::Up(up) => up.forward(x, (2 * x.dim(2)?, 2 * x.dim(3)?), pass),
         }
     }
 
@@ -126,15 +126,15 @@ impl<'a> Layer<'a> {
 }
 
 /// The whole image through all layers.
-pub(super) fn forward_whole(mut x: Tensor, layers: &[Layer]) -> Result<Tensor> {
+pub(super) fn forward_whole(mut x: Tensor, layers: &[StripLayer], pass: &Pass) -> Result<Tensor> {
     for layer in layers {
-        x = layer.forward(&x)?;
+        x = layer.forward(&x, pass)?;
     }
     Ok(x)
 }
 
 /// The most bytes that [`forward_whole`] takes, about: what goes into a layer and what comes out of it.
-pub(super) fn bytes_whole(x: &Tensor, layers: &[Layer]) -> Result<usize> {
+pub(super) fn bytes_whole(x: &Tensor, layers: &[StripLayer]) -> Result<usize> {
     let (mut before, mut most) = (Extent::of(x)?, 0);
     for layer in layers {
         let after = layer.output(before);
@@ -145,13 +145,13 @@ pub(super) fn bytes_whole(x: &Tensor, layers: &[Layer]) -> Result<usize> {
 }
 
 /// The same as [`forward_whole`] up to rounding, of one image `(1, channels, height, width)`.
-pub(super) fn forward_in_strips(x: Tensor, layers: Vec<Layer>, room: Room) -> Result<Tensor> {
+pub(super) fn forward_in_strips(x: Tensor, layers: Vec<StripLayer>, limits: StripLimits, pass: &Pass) -> Result<Tensor> {
     let extent = Extent::of(&x)?;
-    let mut strips = Strips { held: Held { bands: [x].into(), first: 0, extent }, pending: Vec::new(), room };
+    let mut strips = Strips { held: Held { bands: [x].into(), first: 0, extent }, pending: Vec::new(), limits, pass };
     for mut layer in layers {
         strips.settle(&mut layer)?;
         strips.pending.push(layer);
-        if strips.extent().bytes() <= room.whole {
+        if strips.extent().bytes() <= limits.whole {
             strips.hold()?;
         }
     }
@@ -201,19 +201,20 @@ impl Held {
 struct Strips<'a> {
     held: Held,
     /// Their norms have their statistics.
-    pending: Vec<Layer<'a>>,
-    room: Room,
+    pending: Vec<StripLayer<'a>>,
+    limits: StripLimits,
+    pass: &'a Pass<'a>,
 }
 
 impl<'a> Strips<'a> {
     /// Gives the norms of the layer that is next the statistics of the whole image.
-    fn settle(&mut self, layer: &mut Layer<'a>) -> Result<()> {
+    fn settle(&mut self, layer: &mut StripLayer<'a>) -> Result<()> {
         match layer {
-            Layer::Conv(_) | Layer::Down(_) | Layer::Up(_) => {}
-            Layer::NormedConv(norm, _) => *norm = self.settled(norm)?,
-            Layer::Resnet([first, second], block) => {
+            StripLayer::Conv(_) | StripLayer::Down(_) | StripLayer::Up(_) => {}
+            StripLayer::NormedConv(norm, _) => *norm = self.settled(norm)?,
+            StripLayer::Resnet([first, second], block) => {
                 *first = self.settled(first)?;
-                self.pending.push(Layer::NormedConv(first.clone(), block.conv1()));
+                self.pending.push(StripLayer::NormedConv(first.clone(), block.conv1()));
                 *second = self.settled(second)?;
                 self.pending.pop();
             }
@@ -257,7 +258,7 @@ impl<'a> Strips<'a> {
     fn cut(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let most = self.extents().into_iter().map(Extent::bytes).max().unwrap_or_default();
         let height = self.extent().height;
-        let rows = height.div_ceil(most.div_ceil(self.room.strip)).max(1);
+        let rows = height.div_ceil(most.div_ceil(self.limits.strip)).max(1);
         (0..height).step_by(rows).map(move |start| start..(start + rows).min(height))
     }
 
@@ -275,7 +276,7 @@ impl<'a> Strips<'a> {
         let mut x = self.held.rows(seen[0].clone())?;
         for (layer, seen) in self.pending.iter().zip(seen.windows(2)) {
             // At the ends of the strip come rows that saw nothing beyond them: nobody needs those.
-            x = layer.forward(&x)?.narrow(2, seen[1].start - layer.begin(seen[0].start), seen[1].len())?;
+            x = layer.forward(&x, self.pass)?.narrow(2, seen[1].start - layer.begin(seen[0].start), seen[1].len())?;
         }
         Ok(x)
     }

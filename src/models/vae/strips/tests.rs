@@ -44,15 +44,15 @@ fn strips_are_parts_of_the_whole() {
     let of_f32 = if has_tiles() { 6e-5 } else { 1e-5 };
     for (dtype, limit) in [(DType::F32, of_f32), (DType::F64, 1e-5)] {
         let vae = tiny(dtype);
-        let check = |layers: Vec<Layer>, x: Tensor| {
-            let whole = forward_whole(x.clone(), &layers).unwrap();
+        let check = |layers: Vec<StripLayer>, x: Tensor| {
+            let whole = forward_whole(x.clone(), &layers, &PASS).unwrap();
             let most = bytes_whole(&x, &layers).unwrap();
             // Nothing is held but what went in; some levels are; all of them are.
             let rooms = [(most / 5, most / 8), (0, most / 4), (0, most / 40), (most / 5, most / 40), (most, most / 40)];
             for (held, strip) in &rooms[..if dtype == DType::F32 { rooms.len() } else { 1 }] {
-                let room = Room { whole: *held, strip: *strip };
-                let off = error(&forward_in_strips(x.clone(), layers.clone(), room).unwrap(), &whole);
-                assert!(off < limit, "{dtype:?} {room:?}: {off}");
+                let limits = StripLimits { whole: *held, strip: *strip };
+                let off = error(&forward_in_strips(x.clone(), layers.clone(), limits, &PASS).unwrap(), &whole);
+                assert!(off < limit, "{dtype:?} {limits:?}: {off}");
             }
             Ok(())
         };
@@ -106,7 +106,7 @@ fn strips_in_true_size() {
     };
     let decoder = load(&std::env::var("VAE").unwrap(), DType::F32).decoder;
     let of_4096 = |bytes: usize| bytes * side * side / (4096 * 4096);
-    let room = Room { whole: of_4096(Room::LARGEST.whole), strip: of_4096(Room::LARGEST.strip) };
+    let limits = StripLimits { whole: of_4096(Room::LARGEST.whole), strip: of_4096(Room::LARGEST.strip) };
     let weights = peak();
     let x = decoder.conv_in.forward(&image(4, side / 8, side / 8, DType::F32)).unwrap();
     let x = decoder.mid_block.forward(&x).unwrap();
