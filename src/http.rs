@@ -32,6 +32,7 @@ mod probes;
 mod request_context;
 mod run;
 mod runs;
+mod schemas;
 mod shutdown;
 mod start;
 mod trace_context;

@@ -1,8 +1,5 @@
 //! What the world may know of the loaded model.
 
-use serde::Serialize;
-use utoipa::ToSchema;
-
 use crate::{
     common::{
         GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler, SamplingConfig, Schedule,
@@ -12,7 +9,7 @@ use crate::{
 };
 
 /// The loaded model: its name, what it runs on, and what it does when a request does not say.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone)]
 pub struct ModelInfo {
     /// Name in `/v1/models` and in answers.
     pub id: String,
@@ -22,7 +19,6 @@ pub struct ModelInfo {
     pub variant: ModelVariant,
     /// Whether the network itself looks at the guidance scale, as distilled ones do: then there are no two sides to guide between, and
     /// no negative prompt.
-    #[serde(skip)]
     pub embeds_guidance: bool,
     /// Where it runs, such as `cpu` or `cuda:0`.
     pub device: String,
@@ -35,15 +31,12 @@ pub struct ModelInfo {
     /// The most steps: as many as there were timesteps in training.
     pub max_steps: usize,
     /// Words that prompts may use beyond those of the model's own vocabulary.
-    #[serde(skip)]
     pub embeddings: Vec<String>,
     /// The largest `clip_skip`: as many as the text encoder has layers, or 1 in families in which it has no effect.
     pub max_clip_skip: usize,
     /// Settings of a request that leaves them out.
-    #[serde(skip)]
     pub defaults: ModelDefaults,
     /// The noise levels that it was trained with.
-    #[serde(skip)]
     pub scheduler: SchedulerConfig,
 }
 

@@ -7,7 +7,10 @@ mod serve;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser},
+};
 pub use generate::GenerateArgs;
 pub use serve::{OrchestratorArgs, ServeArgs};
 
@@ -111,7 +114,7 @@ pub struct ModelArgs {
     pub threads: Option<u16>,
     /// Whether the VAE works on large pictures strip by strip, for less memory and the same picture: auto does so where it would take
     /// more than 4 GiB
-    #[arg(long, env = "SD_WORKER_VAE_TILING", value_enum, default_value_t, value_name = "auto|on|off", hide_possible_values = true)]
+    #[arg(long, env = "SD_WORKER_VAE_TILING", value_parser = tiling(), default_value = "auto", value_name = "auto|on|off", hide_possible_values = true)]
     pub vae_tiling: Tiling,
     /// Keep the layers of text encoders and the VAE's encoder in memory only while they work, and read them from their files again for
     /// every prompt that is not among the latest and every picture to begin with
@@ -185,6 +188,14 @@ pub enum ModelsCommand {
         /// The directory to write; it must be new or empty
         directory: PathBuf,
     },
+}
+
+fn tiling() -> impl TypedValueParser<Value = Tiling> {
+    PossibleValuesParser::new(["auto", "on", "off"]).map(|name| match name.as_str() {
+        "on" => Tiling::On,
+        "off" => Tiling::Off,
+        _ => Tiling::Auto,
+    })
 }
 
 /// The help of an option that takes one of these names.

@@ -3,10 +3,6 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use utoipa::{
-    PartialSchema, ToSchema,
-    openapi::{ArrayBuilder, ObjectBuilder, RefOr, Schema, Type},
-};
 
 use super::InvalidValue;
 
@@ -63,15 +59,6 @@ impl FromStr for GuidanceInterval {
         shares.map_err(|_| InvalidValue::new("guidance_interval", text, "two numbers from 0 to 1, such as 0.2,0.8"))?.try_into()
     }
 }
-
-impl PartialSchema for GuidanceInterval {
-    fn schema() -> RefOr<Schema> {
-        let share = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(1));
-        ArrayBuilder::new().items(share).min_items(Some(2)).max_items(Some(2)).into()
-    }
-}
-
-impl ToSchema for GuidanceInterval {}
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,11 @@
 //! How a finished picture is written.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::ImageSize;
 
 /// File formats of the answer, named as in the `OpenAI` Images API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// Lossless, carries the parameters of the generation.

@@ -2,7 +2,6 @@
 
 use image::{GrayImage, RgbImage};
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// A picture to begin with, as large as the one that comes of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +22,7 @@ pub struct Mask {
 }
 
 /// What of a mask stands for the part to be painted anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MaskMeaning {
     /// Where it is transparent, as in `OpenAI`'s API.

@@ -1,10 +1,9 @@
 //! Which of all Stable Diffusions a model is.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// Models of one architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelFamily {
     /// Stable Diffusion 1: CLIP's own text encoder.
@@ -16,7 +15,7 @@ pub enum ModelFamily {
 }
 
 /// What a model of a family was trained further for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelVariant {
     /// Pictures from text, in many steps.

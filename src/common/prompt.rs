@@ -3,7 +3,6 @@
 use std::str::FromStr;
 
 use serde::Deserialize;
-use utoipa::ToSchema;
 
 use super::InvalidValue;
 
@@ -11,15 +10,13 @@ use super::InvalidValue;
 const MAX_CHARACTERS: usize = 32_000;
 
 /// A prompt of 1 to 32,000 characters.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-#[schema(min_length = 1, max_length = 32_000, pattern = r"\S")]
 pub struct Prompt(String);
 
 /// What the picture does not show: nothing, or up to 32,000 characters.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "String")]
-#[schema(max_length = 32_000)]
 pub struct NegativePrompt(String);
 
 impl Prompt {

@@ -3,10 +3,6 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use utoipa::{
-    PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, Type},
-};
 
 use super::{
     InvalidValue,
@@ -265,27 +261,6 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-impl PartialSchema for Sampler {
-    fn schema() -> RefOr<Schema> {
-        names_schema("The solver, by this name or the one that diffusers, A1111, ComfyUI or stable-diffusion.cpp has for it.", &Self::ALL)
-    }
-}
-
-impl ToSchema for Sampler {}
-
-impl PartialSchema for Schedule {
-    fn schema() -> RefOr<Schema> {
-        names_schema("How the noise levels of the steps are spaced, by this name or the one that other tools have for it.", &Self::ALL)
-    }
-}
-
-impl ToSchema for Schedule {}
-
-fn names_schema<T: fmt::Display>(description: &str, all: &[T]) -> RefOr<Schema> {
-    let names = all.iter().map(ToString::to_string);
-    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).description(Some(description)).into()
 }
 
 pub(super) fn one_of<T: fmt::Display>(all: &[T]) -> String {

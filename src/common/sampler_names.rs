@@ -3,10 +3,6 @@
 use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
-use utoipa::{
-    PartialSchema, ToSchema,
-    openapi::{RefOr, Schema},
-};
 
 use super::{InvalidValue, Sampler, Schedule, sampler::one_of};
 
@@ -202,30 +198,6 @@ fn plain(name: &str) -> String {
 
 pub(super) fn unknown<T: fmt::Display>(name: &'static str, text: &str, all: &[T]) -> InvalidValue {
     InvalidValue::new(name, format_args!("\"{text}\""), one_of(all))
-}
-
-impl PartialSchema for NamedSampler {
-    fn schema() -> RefOr<Schema> {
-        Sampler::schema()
-    }
-}
-
-impl ToSchema for NamedSampler {
-    fn name() -> std::borrow::Cow<'static, str> {
-        <Sampler as ToSchema>::name()
-    }
-}
-
-impl PartialSchema for NamedSchedule {
-    fn schema() -> RefOr<Schema> {
-        Schedule::schema()
-    }
-}
-
-impl ToSchema for NamedSchedule {
-    fn name() -> std::borrow::Cow<'static, str> {
-        <Schedule as ToSchema>::name()
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::{GuidanceInterval, Sampler, Schedule, WholeNumber};
 
@@ -63,37 +62,31 @@ impl SamplingConfig {
 }
 
 /// Settings that few requests have; the default is to follow the checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SamplingOptions {
     /// How much fresh noise samplers with an `eta` add.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub eta: Option<Eta>,
     /// How far guidance is kept from changing the contrast.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_rescale: Option<GuidanceRescale>,
     /// In which steps there is guidance, if not in all.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_interval: Option<GuidanceInterval>,
     /// Whether the last timestep is nothing but noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_snr: Option<bool>,
     /// Which of the text encoder's layers is the last one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<ClipSkip>,
     /// How far the picture to begin with is changed. Only where there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<Strength>,
 }
 
 /// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
 /// before it (which diffusers calls 1). In Stable Diffusion 2 and XL it has no effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "WholeNumber")]
-#[schema(minimum = 1, maximum = 12)]
 pub struct ClipSkip(u8);
 
 impl ClipSkip {
-    const MAX: i64 = 12;
+    /// As many layers as the text encoder of Stable Diffusion 1 has.
+    pub const MAX: i64 = 12;
 
     /// How many layers are left out.
     #[must_use]
@@ -141,9 +134,8 @@ impl fmt::Display for ClipSkip {
 macro_rules! share {
     ($(#[$doc:meta])* $type:ident, $name:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
         #[serde(try_from = "f64")]
-        #[schema(minimum = 0, maximum = 1)]
         pub struct $type(f64);
 
         impl $type {
@@ -287,9 +279,8 @@ impl FromStr for ImageSize {
 }
 
 /// Number of denoising steps, 1 to 1000.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "WholeNumber")]
-#[schema(minimum = 1, maximum = 1000)]
 pub struct Steps(u16);
 
 impl Steps {
@@ -339,9 +330,8 @@ impl fmt::Display for Steps {
 
 /// Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance,
 /// as in diffusers: the negative prompt is not looked at and a step costs half.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64")]
-#[schema(minimum = 0, maximum = 50)]
 pub struct GuidanceScale(f64);
 
 impl GuidanceScale {
@@ -390,7 +380,7 @@ impl fmt::Display for GuidanceScale {
 }
 
 /// Seed of the random numbers. Like torch's Mersenne Twister, only its low 32 bits count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed(u64);
 
 impl Seed {

@@ -9,7 +9,10 @@ use utoipa::ToSchema;
 use super::run::Run;
 use crate::{
     backend::Timings,
-    common::{GuidanceScale, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
+    common::{
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule,
+        Seed, Steps, Strength,
+    },
 };
 
 /// A file as text. It is written as it is turned into that, and takes no memory twice.
@@ -45,8 +48,24 @@ pub(super) struct Parameters {
     schedule: Schedule,
     width: u32,
     height: u32,
-    #[serde(flatten)]
-    options: SamplingOptions,
+    /// How much fresh noise samplers with an `eta` add.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta: Option<Eta>,
+    /// How far guidance is kept from changing the contrast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_rescale: Option<GuidanceRescale>,
+    /// In which steps there is guidance, if not in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_interval: Option<GuidanceInterval>,
+    /// Whether the last timestep is nothing but noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clip_skip: Option<ClipSkip>,
+    /// How far the picture to begin with is changed. Only where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strength: Option<Strength>,
     /// What of the mask was taken for the part to be painted anew, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<MaskMeaning>,
@@ -62,6 +81,7 @@ impl Parameters {
     /// Of one of a run's pictures.
     pub(super) fn new(run: &Run, config: SamplingConfig) -> Self {
         let SamplingConfig { size: drawn, steps, guidance_scale, seed, sampler, schedule, options } = config;
+        let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, clip_skip, strength } = options;
         let (size, enlarged_to) = (run.order.size(), run.order.output.enlarged_to);
         Self {
             model: run.model.clone(),
@@ -72,7 +92,12 @@ impl Parameters {
             schedule,
             width: size.width(),
             height: size.height(),
-            options,
+            eta,
+            guidance_rescale,
+            guidance_interval,
+            zero_snr,
+            clip_skip,
+            strength,
             mask: run.order.mask,
             drawn_size: enlarged_to.map(|_| drawn.to_string()),
             upscaler: enlarged_to.map(|_| "lanczos"),

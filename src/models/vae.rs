@@ -4,7 +4,6 @@
 mod strips;
 
 use candle_core::{DType, Result, Tensor};
-use clap::ValueEnum;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
@@ -135,7 +134,7 @@ impl LatentDistribution {
 
 /// Whether large pictures go through the VAE strip by strip, in less memory and more time. The pixels differ by less than 1e-4 of their
 /// range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tiling {
     /// Pictures that would take more than 4 GiB as a whole.
     #[default]

@@ -1,7 +1,5 @@
 //! `GET /v1/models`: the one model of this worker.
 
-use std::sync::Arc;
-
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
@@ -9,11 +7,14 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::backend::ModelInfo;
-use crate::http::{
-    api_error::ApiError,
-    app_state::AppState,
-    openapi::{DISCOVERY, KeyMissing, NotFound, NotReady, Unreadable},
+use crate::{
+    backend::ModelInfo,
+    common::{ModelFamily, ModelVariant},
+    http::{
+        api_error::ApiError,
+        app_state::AppState,
+        openapi::{DISCOVERY, KeyMissing, NotFound, NotReady, Unreadable},
+    },
 };
 
 /// A model as `OpenAI`'s API lists it, with what this worker adds.
@@ -22,8 +23,24 @@ pub(super) struct ModelObject {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    #[serde(flatten)]
-    info: ModelInfo,
+    /// Its name here and in answers.
+    id: String,
+    /// Its architecture.
+    family: ModelFamily,
+    /// What it was trained further for.
+    variant: ModelVariant,
+    /// Where it runs, such as `cpu` or `cuda:0`.
+    device: String,
+    /// Number format of the weights, such as `f32`.
+    dtype: &'static str,
+    /// The largest number of pixels that a request may ask for.
+    max_pixels: u64,
+    /// Sides of pictures are multiples of this.
+    size_multiple: u32,
+    /// The most steps: as many as there were timesteps in training.
+    max_steps: usize,
+    /// The largest `clip_skip`: as many as the text encoder has layers, or 1 in families in which it has no effect.
+    max_clip_skip: usize,
     defaults: Defaults,
 }
 
@@ -45,17 +62,30 @@ pub(super) struct ModelList {
 }
 
 impl ModelObject {
-    fn new(info: &Arc<ModelInfo>) -> Self {
-        let defaults = &info.defaults;
+    fn new(info: &ModelInfo) -> Self {
         let defaults = Defaults {
-            size: defaults.size.to_string(),
-            num_inference_steps: defaults.steps.get(),
-            guidance_scale: defaults.guidance_scale.get(),
-            sampler: defaults.sampler.name(),
-            schedule: defaults.schedule.name(),
+            size: info.defaults.size.to_string(),
+            num_inference_steps: info.defaults.steps.get(),
+            guidance_scale: info.defaults.guidance_scale.get(),
+            sampler: info.defaults.sampler.name(),
+            schedule: info.defaults.schedule.name(),
         };
-        // Nobody knows when a checkpoint was made.
-        Self { object: "model", created: 0, owned_by: "sd-worker", info: ModelInfo::clone(info), defaults }
+        Self {
+            object: "model",
+            // Nobody knows when a checkpoint was made.
+            created: 0,
+            owned_by: "sd-worker",
+            id: info.id.clone(),
+            family: info.family,
+            variant: info.variant,
+            device: info.device.clone(),
+            dtype: info.dtype,
+            max_pixels: info.max_pixels,
+            size_multiple: info.size_multiple,
+            max_steps: info.max_steps,
+            max_clip_skip: info.max_clip_skip,
+            defaults,
+        }
     }
 }
 
