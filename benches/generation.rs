@@ -16,11 +16,11 @@ use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sd_worker::{
     backend::{
-        self, Complete, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
-        Pipeline, RequestQueue,
+        self, Complete, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, Interrupt, LoadOptions,
+        ModelFiles, Order, Pipeline, RequestQueue,
     },
     common::{SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
-    models::Conditions,
+    models::{Conditions, TextNetwork},
     ops::ReusingAllocator,
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -44,25 +44,28 @@ fn request(pipeline: &InferencePipeline, steps: i64) -> (GenerationRequest, mpsc
         schedule: Schedule::Default,
         options: SamplingOptions::default(),
     };
-    let prompt = "a fox on a blue background".parse().unwrap();
-    let request = GenerationRequest { response_tx, ..GenerationRequest::unheard(prompt, config) };
+    let order = Order::of("a fox on a blue background", "", config, pipeline.info()).unwrap();
+    let request = GenerationRequest { response_tx, ..GenerationRequest::unheard(order) };
     (request, responses)
 }
 
 fn networks(c: &mut Criterion) {
     let pipeline = pipeline();
-    let (networks, text_encoder) = (pipeline.networks(), pipeline.prompt_encoder().encoders()[0].model());
-    let config = networks.unet.config();
-    let side = config.sample_size;
-    let latents = Tensor::randn(0f32, 1., (1, config.in_channels, side, side), &Device::Cpu).unwrap();
+    let networks = pipeline.networks();
+    let TextNetwork::Clip(text_encoder) = pipeline.prompt_encoder().encoders()[0].network();
+    let config = networks.denoiser.config();
+    let side = config.sample_size();
+    let latents = Tensor::randn(0f32, 1., (1, config.in_channels(), side, side), &Device::Cpu).unwrap();
     let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
     let ids = Tensor::zeros((2, 77), DType::U32, &Device::Cpu).unwrap();
-    let text = text_encoder.forward(&ids, 0).unwrap();
-    let text = networks.unet.context(&Conditions::of_text(&text)).unwrap();
+    let text = text_encoder.forward(&ids, 0, Interrupt::NEVER).unwrap();
+    let text = networks.denoiser.context(&Conditions::of_text(&text)).unwrap();
 
-    c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0).unwrap()));
-    c.bench_function("unet_step/batch 2", |b| b.iter(|| networks.unet.forward(black_box(&both), &[500.0], &text).unwrap()));
-    c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents)).unwrap()));
+    c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0, Interrupt::NEVER).unwrap()));
+    c.bench_function("unet_step/batch 2", |b| {
+        b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Interrupt::NEVER).unwrap())
+    });
+    c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents), Interrupt::NEVER).unwrap()));
 }
 
 /// candle-transformers' VAE on the built-in model's weights. Its UNet cannot be built for them (it insists on heads and levels of
@@ -82,10 +85,10 @@ fn yardstick(c: &mut Criterion) {
         use_post_quant_conv: config.use_post_quant_conv,
     };
     let theirs = AutoEncoderKL::new(vb, config.in_channels, config.out_channels, theirs).unwrap();
-    let side = pipeline.networks().unet.config().sample_size;
+    let side = pipeline.networks().denoiser.config().sample_size();
     let latents = Tensor::randn(0f32, 1., (1, config.latent_channels, side, side), &Device::Cpu).unwrap();
     let mut group = c.benchmark_group("vae_decode against candle-transformers");
-    group.bench_function("sd-worker", |b| b.iter(|| ours.decode(black_box(&latents)).unwrap()));
+    group.bench_function("sd-worker", |b| b.iter(|| ours.decode(black_box(&latents), Interrupt::NEVER).unwrap()));
     group.bench_function("candle-transformers", |b| b.iter(|| theirs.decode(black_box(&latents)).unwrap()));
     group.finish();
 }
@@ -143,9 +146,9 @@ fn whole(c: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("bare pipeline", steps), &steps, |b, &steps| {
             b.iter(|| {
                 let (request, _responses) = request(&pipeline, steps);
-                let mut generation = pipeline.begin(&request).unwrap();
+                let mut generation = pipeline.begin(&request, Interrupt::NEVER).unwrap();
                 (0..steps).for_each(|_| generation.step().unwrap());
-                backend::encode(&generation.finish().unwrap(), request.output, None).unwrap()
+                backend::encode(&generation.finish(Interrupt::NEVER).unwrap(), request.order.output, None).unwrap()
             });
         });
         group.bench_with_input(BenchmarkId::new("queue and engine", steps), &steps, |b, &steps| {

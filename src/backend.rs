@@ -1,6 +1,8 @@
 //! From a queued request to a picture: the queue, the engine that empties it, and the pipeline that the engine drives.
 
+mod demand;
 mod error;
+mod families;
 mod generation;
 mod generation_engine;
 mod image_file;
@@ -12,6 +14,7 @@ mod model_configs;
 mod model_files;
 mod model_info;
 mod model_loader;
+mod order;
 mod picture_decoder;
 mod prompt;
 mod pulse;
@@ -20,6 +23,7 @@ mod request_queue;
 mod selfcheck;
 mod wide_vae;
 
+pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};
 pub use generation::{Generation, Pipeline};
 pub use generation_engine::GenerationEngine;
@@ -31,11 +35,12 @@ pub use latent_preview::LatentPreview;
 pub use model_files::{ModelFiles, PartWeights, dequantized};
 pub use model_info::{ModelDefaults, ModelInfo};
 pub use model_loader::{LoadOptions, load};
-pub use prompt::{EncodedPrompts, HiddenState, KnownWords, PromptEncoder, PromptText, PromptTokenizer, TextEncoder};
+pub use order::{InputKind, Order, Settings};
+pub use prompt::{EncodedPrompts, KnownWords, ParsedPrompt, PromptEncoder, PromptTokenizer, TextEncoder};
 pub use pulse::Pulse;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};
 #[cfg(feature = "builtin-model")]
 pub use selfcheck::{Comparison, selfcheck};
 pub use wide_vae::WideVae;
 
-pub use crate::models::{Interrupt, Tiling};
+pub use crate::models::{HiddenState, Interrupt, Tiling};

@@ -43,7 +43,7 @@ mod wire;
 use std::sync::Arc;
 
 pub use access::{Access, ApiKey};
-pub use admission::{Admission, Demand, MEGAPIXEL, Permit};
+pub use admission::{Admission, MEGAPIXEL, Permit};
 use api_error::ApiError;
 pub use app_state::AppState;
 use axum::{

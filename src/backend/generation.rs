@@ -4,62 +4,63 @@ use std::sync::Arc;
 
 use image::RgbImage;
 
-use super::{GenerationError, GenerationRequest};
+use super::{GenerationError, GenerationRequest, StepKind};
 use crate::models::Interrupt;
 
-/// What the engine needs of a pipeline: to begin a generation. Tests have one that makes no pictures.
+/// Begins generations. Tests have a pipeline that draws nothing.
 pub trait Pipeline: Send + Sync + 'static {
     /// A generation under way.
     type Generation: Generation;
 
-    /// What generations have in common that can go through the network together.
-    type Shape: PartialEq;
-
-    /// The shape of a request's generation. Asked while others run, so it must be cheap.
-    fn shape(&self, request: &GenerationRequest) -> Self::Shape;
-
-    /// Does what comes before the first step: encodes the prompt, draws the noise.
+    /// All that comes before the first step: encodes the prompt, draws the noise.
     ///
     /// # Errors
-    /// When the request asks for what the model cannot do, or the model fails.
+    /// When the model fails, or the pass is interrupted.
     fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Self::Generation, GenerationError>;
 
     /// Name of the model, for the picture's metadata.
     fn model_id(&self) -> &str;
+
+    /// Pixels of all samples of one step, for a picture of the model's own size with guidance: the engine's measure of a pass.
+    fn picture_work(&self) -> u64;
 }
 
-/// One picture under way. Its owner moves it forward: asks the network about it, alone or with others of its shape, and tells it the
-/// answer. Only the answer changes it, so that what went wrong for several can be asked again one by one.
+/// One picture under way. The engine moves it forward: it asks the network for a prediction, for one picture or for several, and passes the
+/// prediction to each. Only [`update`](Generation::update) changes a generation, so a pass that failed for several can be repeated one by
+/// one.
 pub trait Generation {
-    /// What the network looks at in every step of the same generations.
+    /// What the network makes of the conditions of some generations, for as long as they step together.
     type Context;
 
-    /// What the network says of one.
+    /// The network's prediction for one generation.
     type Output;
 
-    /// Steps in all: evaluations of the network.
+    /// The kind of the next step. Generations whose next steps are of one kind go through the network together.
+    fn kind(&self) -> StepKind;
+
+    /// Number of steps: evaluations of the network.
     fn total_steps(&self) -> usize;
 
-    /// What the network looks at in every step of these generations.
+    /// The context of the next step of these generations, and of the steps after it, as long as they are of the same kind.
     ///
     /// # Errors
-    /// When they are not of one shape, or the model fails.
+    /// When the steps are of different kinds, or the model fails.
     fn join(generations: &[&Self]) -> Result<Self::Context, GenerationError>;
 
-    /// What the network says of each of these generations, in one pass, given what [`join`](Self::join) made of the same. What it says
-    /// of one does not depend on the others.
+    /// The predictions for these generations, from one pass, given their [`join`](Self::join)ed context. The prediction for one does not
+    /// depend on the others.
     ///
     /// # Errors
-    /// When the model fails.
+    /// When the model fails, or the pass is interrupted.
     fn predict(generations: &[&Self], context: &Self::Context, interrupt: Interrupt) -> Result<Vec<Self::Output>, GenerationError>;
 
-    /// Denoises once, by what the network said. Called `total_steps` times.
+    /// Denoises once, by a prediction. Called `total_steps` times.
     ///
     /// # Errors
     /// When the model fails.
     fn update(&mut self, output: Self::Output) -> Result<(), GenerationError>;
 
-    /// A whole step, alone.
+    /// One step of this generation alone.
     ///
     /// # Errors
     /// When the model fails.
@@ -68,7 +69,7 @@ pub trait Generation {
         outputs.into_iter().try_for_each(|output| self.update(output))
     }
 
-    /// A rough picture of the current state, cheap next to a step.
+    /// A rough picture of the current latents, cheap next to a step.
     ///
     /// # Errors
     /// When the model fails.
@@ -77,9 +78,9 @@ pub trait Generation {
     /// The picture, after the last step.
     ///
     /// # Errors
-    /// When the model fails, or the picture is black or not a picture.
+    /// When the model fails, the pass is interrupted, or the picture is black or not a picture.
     fn finish(self, interrupt: Interrupt) -> Result<RgbImage, GenerationError>;
 
-    /// What the client should know, such as a prompt that was cut.
+    /// What the client should know, such as that a prompt was cut.
     fn warnings(&self) -> Vec<String>;
 }

@@ -10,30 +10,27 @@ use initial_latents::{InitialLatents, KeptLatents};
 use tracing::{debug_span, warn};
 
 use super::{
-    EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Pipeline, PromptEncoder, PromptText, WideVae,
-    image_utils,
+    Demand, EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
+    StepKind, WideVae, image_utils,
 };
 use crate::{
-    common::{
-        GuidanceInterval, GuidanceRescale, ImageSize, InputImage, Prompt, RequestId, SamplingConfig, SamplingOptions, Schedule, Seed,
-        Steps, TorchRng,
-    },
-    models::{AutoencoderKl, Conditions, Interrupt, UNet2DConditionModel, UNetContext},
-    schedulers::{SamplingPlan, Stage, Term},
+    common::{GuidanceRescale, ImageSize, InputImage, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
+    models::{AutoencoderKl, Conditions, Denoiser, DenoiserContext, Interrupt},
+    schedulers::{Stage, Term},
 };
 
-/// The networks that pictures go through.
+/// The networks that draw.
 #[derive(Debug)]
 pub struct Networks {
-    /// Noisy latents to less noisy ones.
-    pub unet: UNet2DConditionModel,
-    /// Latents to pixels.
+    /// Noisy latents to a prediction of their noise.
+    pub denoiser: Denoiser,
+    /// Latents to pixels, and back.
     pub vae: AutoencoderKl,
-    /// The same in f32, where the other has less room for its numbers.
+    /// The same VAE in f32, for models that work in 16 bits, where its numbers may overflow.
     pub wide_vae: Option<WideVae>,
 }
 
-/// A loaded model. Nothing in it changes after loading but the prompts that are kept, so every generation shares it.
+/// A loaded model. Every generation shares it. Nothing in it changes after loading but the cache of prompts.
 #[derive(Debug)]
 pub struct InferencePipeline {
     info: Arc<ModelInfo>,
@@ -48,28 +45,24 @@ pub struct InferencePipeline {
 #[derive(Debug)]
 pub struct Diffusion {
     pipeline: Arc<InferencePipeline>,
-    plan: SamplingPlan,
+    demand: Arc<Demand>,
     guidance_scale: f64,
     guidance_rescale: Option<GuidanceRescale>,
-    /// The steps with guidance, if not all.
-    guidance_interval: Option<GuidanceInterval>,
-    /// How strongly each part of the prompt guides; none without guidance.
-    part_weights: Vec<f64>,
     /// `(1, tokens, hidden)`, or with guidance `(1 + parts, tokens, hidden)`, the negative prompt's first.
     text_embeddings: Tensor,
-    /// What the UNet makes of them, and of what else it is told.
-    context: UNetContext,
-    /// The same of the prompt alone, for steps without guidance.
-    unguided: Option<UNetContext>,
+    /// What the denoiser makes of them and of the other conditions.
+    context: DenoiserContext,
+    /// The same of the prompt alone, if there are steps outside of the guidance interval.
+    unguided: Option<DenoiserContext>,
     /// `(1, channels, height / 8, width / 8)` in f32, whatever the networks' type, at the sampler's own scale.
     latents: Tensor,
     /// The same before a mask was laid over them.
     unmasked: Tensor,
-    /// What a mask keeps of the picture that it began with, if the UNet does not see to that.
+    /// The part of the input picture that a mask keeps, if the denoiser does not look at the mask.
     kept: Option<KeptLatents>,
-    /// What an inpainting model's UNet looks at beside the latents.
+    /// What the denoiser of an inpainting model looks at beside the latents.
     condition: Option<Tensor>,
-    /// What the finished picture is laid under, at the size that it is enlarged to, if a mask keeps a part of it.
+    /// The input picture, if there is one. The part that a mask keeps is laid over the finished picture.
     input: Option<Arc<InputImage>>,
     enlarged_to: Option<ImageSize>,
     /// The latest stages, the newest first.
@@ -79,7 +72,7 @@ pub struct Diffusion {
     warnings: Vec<String>,
 }
 
-/// What there was in a stage, each `(1, channels, height / 8, width / 8)`, for later ones to look back at.
+/// The tensors of a stage that later stages look back at, each `(1, channels, height / 8, width / 8)`.
 #[derive(Debug)]
 struct Moment {
     sample: Tensor,
@@ -89,65 +82,44 @@ struct Moment {
 
 impl Pipeline for InferencePipeline {
     type Generation = Diffusion;
-    /// The size, how many samples there are to a picture, and who must be alone: the samples of some are not as many in every step.
-    type Shape = (ImageSize, usize, Option<RequestId>);
-
-    fn shape(&self, request: &GenerationRequest) -> Self::Shape {
-        let parts = PromptText::Positive(request.prompt.as_str()).parts();
-        // What guides side by side leads away from the negative prompt, whatever the scale.
-        let is_guided = self.info.is_guided(request.config.guidance_scale) || parts > 1;
-        let alone = request.config.options.guidance_interval.filter(|interval| !interval.is_all() && is_guided);
-        (request.config.size, parts + usize::from(is_guided), alone.map(|_| request.request_id.clone()))
-    }
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Diffusion, GenerationError> {
-        // 1. Check inputs, whose types leave only what this model decides, and prepare timesteps.
-        let config = request.config;
-        let plan = self.info.plan(&config)?;
+        // 1. Inputs were checked, and timesteps prepared, when the order was made.
+        let Order { prompt, negative_prompt, config, demand, .. } = &request.order;
 
-        // 2. Encode the prompt, for both sides of guidance.
+        // 2. Encode the prompt, with guidance after the negative one.
         let span = debug_span!("text_encode").entered();
-        let options = config.options;
-        let prompts = [PromptText::Negative(request.negative_prompt.as_str()), PromptText::Positive(request.prompt.as_str())];
-        let is_guided = self.shape(request).1 > 1;
-        let prompts = if is_guided { &prompts[..] } else { &prompts[1..] };
-        let encoded = self.prompt_encoder.encode(prompts, options.clip_skip.filter(|_| self.info.has_clip_skip()), interrupt)?;
-        let part_weights = if is_guided { encoded.weights[1..].to_vec() } else { Vec::new() };
+        let prompts = [negative_prompt, prompt];
+        let prompts = if demand.is_guided() { &prompts[..] } else { &prompts[1..] };
+        let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, interrupt)?;
         let conditions = Conditions {
             text: &encoded.embeddings,
             pooled: encoded.pooled.as_ref(),
             size: (config.size.height() as usize, config.size.width() as usize),
             guidance_scale: config.guidance_scale.get(),
         };
-        let context = self.networks.unet.context(&conditions)?;
-        let guidance_interval = options.guidance_interval.filter(|interval| !interval.is_all());
-        // At scale 1, one whole prompt leads where it would alone.
-        let is_alone = guidance_interval.is_some() && part_weights == [1.0];
-        let unguided = is_alone.then(|| {
+        let context = self.networks.denoiser.context(&conditions)?;
+        let unguided = demand.has_steps_of_prompt_alone().then(|| {
             let of_prompt = |x: &Tensor| x.narrow(0, 1, 1);
             let (text, pooled) = (of_prompt(&encoded.embeddings)?, encoded.pooled.as_ref().map(of_prompt).transpose()?);
-            self.networks.unet.context(&Conditions { text: &text, pooled: pooled.as_ref(), ..conditions })
+            self.networks.denoiser.context(&Conditions { text: &text, pooled: pooled.as_ref(), ..conditions })
         });
         let unguided = unguided.transpose()?;
         let EncodedPrompts { embeddings: text_embeddings, mut warnings, .. } = encoded;
-        let enlarged_to = request.output.enlarged_to;
+        let enlarged_to = request.order.output.enlarged_to;
         warnings.extend(self.info.size_warning(config.size, enlarged_to));
         drop(span);
 
         // 3. Prepare latents.
         let mut rng = TorchRng::new(config.seed);
-        let InitialLatents { latents, kept, condition } = self.initial_latents(request, &plan, &mut rng, interrupt)?;
+        let InitialLatents { latents, kept, condition } = self.initial_latents(&request.order, &mut rng, interrupt)?;
 
-        let pipeline = Arc::clone(self);
-        // Where the network knows the scale, parts of a prompt are still weighed against each other.
-        let guidance_scale = if self.info.embeds_guidance { 1.0 } else { config.guidance_scale.get() };
         Ok(Diffusion {
-            pipeline,
-            plan,
-            guidance_scale,
-            guidance_rescale: options.guidance_rescale,
-            guidance_interval,
-            part_weights,
+            pipeline: Arc::clone(self),
+            demand: Arc::clone(demand),
+            // A distilled network looks at the scale itself. Parts of a prompt are still weighed against each other.
+            guidance_scale: if self.info.embeds_guidance { 1.0 } else { config.guidance_scale.get() },
+            guidance_rescale: config.options.guidance_rescale,
             text_embeddings,
             context,
             unguided,
@@ -155,7 +127,7 @@ impl Pipeline for InferencePipeline {
             latents,
             kept,
             condition,
-            input: request.input.clone(),
+            input: request.order.input.clone(),
             enlarged_to,
             past: VecDeque::new(),
             rng,
@@ -167,42 +139,46 @@ impl Pipeline for InferencePipeline {
     fn model_id(&self) -> &str {
         &self.info.id
     }
+
+    fn picture_work(&self) -> u64 {
+        StepKind { size: self.info.defaults.size, samples: 2 }.work()
+    }
 }
 
 impl Generation for Diffusion {
-    type Context = UNetContext;
+    type Context = DenoiserContext;
     /// For each sample, `(samples, channels, height / 8, width / 8)` in f32.
     type Output = Tensor;
 
+    fn kind(&self) -> StepKind {
+        self.demand.kind(self.steps_done)
+    }
+
     fn total_steps(&self) -> usize {
-        self.plan.stages.len()
+        self.demand.steps()
     }
 
-    fn join(generations: &[&Self]) -> Result<UNetContext, GenerationError> {
-        let contexts: Vec<&UNetContext> = generations.iter().map(|generation| &generation.context).collect();
-        Ok(UNetContext::join(&contexts)?)
+    fn join(generations: &[&Self]) -> Result<DenoiserContext, GenerationError> {
+        let contexts: Vec<&DenoiserContext> = generations.iter().map(|generation| generation.current_context()).collect();
+        Ok(DenoiserContext::join(&contexts)?)
     }
 
-    // 4. Denoise: what the network says of all,
-    fn predict(generations: &[&Self], context: &UNetContext, interrupt: Interrupt) -> Result<Vec<Tensor>, GenerationError> {
+    // 4. Denoise: one pass for all,
+    fn predict(generations: &[&Self], context: &DenoiserContext, interrupt: Interrupt) -> Result<Vec<Tensor>, GenerationError> {
         let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
         let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
-        let context = match generations {
-            [alone] if !alone.is_guided() => alone.unguided.as_ref().unwrap_or(context),
-            _ => context,
-        };
         let timesteps: Vec<f64> = generations.iter().map(|generation| generation.stage().timestep).collect();
-        let output = pipeline.networks.unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context, interrupt)?;
+        let output = pipeline.networks.denoiser.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context, interrupt)?;
         Ok(output.to_dtype(DType::F32)?.chunk(generations.len(), 0)?)
     }
 
-    // and what follows from it for each.
+    // and a step for each.
     fn update(&mut self, output: Tensor) -> Result<(), GenerationError> {
         let stage = self.stage().clone();
         let output = self.guide(output)?;
         self.unmasked = self.next_latents(&stage, output)?;
         self.steps_done += 1;
-        let next_level = self.plan.stages.get(self.steps_done).map(|stage| stage.level);
+        let next_level = self.demand.plan.stages.get(self.steps_done).map(|stage| stage.level);
         self.latents = match &self.kept {
             Some(kept) => kept.lay_over(&self.unmasked, next_level)?,
             None => self.unmasked.clone(),
@@ -221,11 +197,11 @@ impl Generation for Diffusion {
         let _span = debug_span!("vae_decode").entered();
         let mut picture = self.pipeline.decode(&self.latents, interrupt)?;
         if let Some(size) = self.enlarged_to {
-            // A picture to begin with has been cut to the proportions; where there is none, all that was drawn is kept.
+            // An input picture was cut to the proportions of the size; without one, nothing that was drawn is cut off.
             let whole = if self.input.is_some() { picture } else { image_utils::extend(&picture, size) };
             picture = image_utils::cut(&whole, whole.dimensions(), size);
         }
-        // What is kept is kept to the pixel: latents do not hold every detail.
+        // Latents lose detail: the part that a mask keeps is copied pixel by pixel.
         if let Some(InputImage { image, mask: Some(mask) }) = self.input.as_deref() {
             image_utils::lay_over(&mut picture, image, mask);
         }
@@ -250,12 +226,18 @@ impl Diffusion {
         &self.text_embeddings
     }
 
-    /// The next one.
+    /// The stage of the next step.
     fn stage(&self) -> &Stage {
-        &self.plan.stages[self.steps_done]
+        &self.demand.plan.stages[self.steps_done]
     }
 
-    /// What the network looks at, `(1, in_channels, height / 8, width / 8)`.
+    /// The context of the next step.
+    fn current_context(&self) -> &DenoiserContext {
+        let is_in_interval = self.demand.is_in_interval(self.steps_done);
+        self.unguided.as_ref().filter(|_| !is_in_interval).unwrap_or(&self.context)
+    }
+
+    /// The denoiser's input, `(1, in_channels, height / 8, width / 8)`.
     fn model_input(&self) -> Result<Tensor, GenerationError> {
         let mut input = (&self.latents * self.stage().input_scale)?;
         if let Some(condition) = &self.condition {
@@ -264,20 +246,16 @@ impl Diffusion {
         Ok(input.to_dtype(self.pipeline.dtype)?)
     }
 
-    /// Whether the next step is one with guidance, if any is.
-    fn is_guided(&self) -> bool {
-        self.guidance_interval.is_none_or(|interval| interval.contains(self.steps_done, self.total_steps()))
-    }
-
-    /// Classifier-free guidance: of an output for each sample, f32, one.
+    /// Classifier-free guidance ([Ho & Salimans](https://arxiv.org/abs/2207.12598)): the predictions for all samples, f32, to one. Parts of
+    /// a prompt guide side by side ([Liu et al.](https://arxiv.org/abs/2206.01714)).
     fn guide(&self, output: Tensor) -> Result<Tensor, GenerationError> {
-        if self.part_weights.is_empty() || output.dim(0)? == 1 {
+        if !self.demand.is_guided() || output.dim(0)? == 1 {
             return Ok(output);
         }
-        let guidance_scale = if self.is_guided() { self.guidance_scale } else { 1.0 };
+        let guidance_scale = if self.demand.is_in_interval(self.steps_done) { self.guidance_scale } else { 1.0 };
         let negative = output.narrow(0, 0, 1)?;
         let mut direction = negative.zeros_like()?;
-        for (i, weight) in self.part_weights.iter().enumerate() {
+        for (i, weight) in self.demand.part_weights.iter().enumerate() {
             direction = (direction + ((output.narrow(0, 1 + i, 1)? - &negative)? * *weight)?)?;
         }
         let guided = (&negative + (&direction * guidance_scale)?)?;
@@ -287,14 +265,14 @@ impl Diffusion {
         })
     }
 
-    /// Where the plan moves the latents.
+    /// The latents after this stage, by the plan.
     fn next_latents(&mut self, stage: &Stage, output: Tensor) -> Result<Tensor, GenerationError> {
         let mut denoised = ((&self.latents * stage.denoised.sample)? + (&output * stage.denoised.output)?)?;
         if let Some(clip) = stage.denoised.clip {
             denoised = denoised.clamp(-clip, clip)?;
         }
         self.past.push_front(Moment { sample: self.latents.clone(), output, denoised });
-        self.past.truncate(self.plan.history() + 1);
+        self.past.truncate(self.demand.plan.history() + 1);
 
         let mut next = self.latents.zeros_like()?;
         for (term, weight) in &stage.update {
@@ -311,19 +289,18 @@ impl Diffusion {
     }
 }
 
-/// Gives what guidance made of the output back some of the standard deviation that it had without. As diffusers'
-/// `rescale_noise_cfg`.
+/// Restores a share of the standard deviation that the prediction had without guidance: diffusers' `rescale_noise_cfg`.
 fn rescale_noise_cfg(guided: &Tensor, positive: &Tensor, share: GuidanceRescale) -> Result<Tensor, GenerationError> {
-    // All of it on the device: a number that came back to the host would be waited for in every step.
+    // All of it on the device: a number that goes to the host stalls every step.
     let deviation = |x: &Tensor| x.flatten_all()?.var(0)?.sqrt();
     let factor = (deviation(positive)? / deviation(guided)?)?;
-    // Two constant outputs have no deviation, and what comes of them is not finite.
+    // The deviation of a constant is 0, and the quotient of two of them not finite.
     let factor = factor.le(f32::MAX)?.where_cond(&factor, &factor.ones_like()?)?;
     Ok(guided.broadcast_mul(&factor.affine(share.get(), 1.0 - share.get())?)?)
 }
 
 impl InferencePipeline {
-    /// Puts the parts of a model together. [`load`](super::load) makes them.
+    /// A pipeline of the parts that [`load`](super::load) makes.
     #[must_use]
     pub fn new(
         info: ModelInfo,
@@ -336,13 +313,13 @@ impl InferencePipeline {
         Self { info: Arc::new(info), prompt_encoder, networks, preview, device, dtype }
     }
 
-    /// What the world may know of the model.
+    /// The model's name, limits and defaults.
     #[must_use]
     pub fn info(&self) -> &Arc<ModelInfo> {
         &self.info
     }
 
-    /// Prompts to embeddings.
+    /// The text encoders.
     #[must_use]
     pub fn prompt_encoder(&self) -> &PromptEncoder {
         &self.prompt_encoder
@@ -377,7 +354,7 @@ impl InferencePipeline {
         }
     }
 
-    /// Makes a picture as small and as short as can be, to find out whether the model works on this device.
+    /// Draws the smallest picture in one step, to find out whether the model works on this device.
     ///
     /// # Errors
     /// When it does not.
@@ -392,7 +369,7 @@ impl InferencePipeline {
             schedule: Schedule::Default,
             options: SamplingOptions::default(),
         };
-        let request = GenerationRequest::unheard(Prompt::try_from("a".to_owned())?, config);
+        let request = GenerationRequest::unheard(Order::of("a", "", config, &self.info)?);
         let mut generation = self.begin(&request, Interrupt::NEVER)?;
         generation.step()?;
         generation.finish(Interrupt::NEVER).map(drop)

@@ -1,10 +1,10 @@
 //! What a PNG file says of how it was made, in the form of
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
-use super::GenerationRequest;
+use super::Order;
 use crate::common::{ImageSize, SamplingConfig, Schedule};
 
-/// Of one picture.
+/// The parameters of one picture.
 #[derive(Debug, Clone)]
 pub struct ImageMetadata<'a> {
     prompt: &'a str,
@@ -15,14 +15,14 @@ pub struct ImageMetadata<'a> {
 }
 
 impl<'a> ImageMetadata<'a> {
-    /// Of a request to a model.
+    /// The metadata of a picture of the model `model_id`.
     #[must_use]
-    pub fn new(request: &'a GenerationRequest, model_id: &'a str) -> Self {
+    pub fn new(order: &'a Order, model_id: &'a str) -> Self {
         Self {
-            prompt: request.prompt.as_str(),
-            negative_prompt: request.negative_prompt.as_str(),
-            config: request.config,
-            enlarged_to: request.output.enlarged_to,
+            prompt: order.prompt.as_str(),
+            negative_prompt: order.negative_prompt.as_str(),
+            config: order.config,
+            enlarged_to: order.output.enlarged_to,
             model_id,
         }
     }

@@ -5,12 +5,12 @@ use tracing::warn;
 
 use super::{
     LoadError, ModelDefaults, ModelFiles, PromptTokenizer,
-    model_files::{POOLING, SUPPORTED},
+    families::{self, SUPPORTED_NAMES},
+    model_files::POOLING,
 };
 use crate::{
-    common::{GuidanceScale, ImageSize, ModelFamily, ModelVariant, Sampler, Steps},
-    models::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig},
-    ops::Activation,
+    common::{GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, Sampler, Steps},
+    models::{AutoencoderKlConfig, ClipTextConfig, DenoiserConfig, TextNetworkConfig},
     schedulers::{PredictionType, SchedulerConfig, TimestepSpacing},
 };
 
@@ -19,18 +19,7 @@ const UNET: &str = "unet/config.json";
 const VAE: &str = "vae/config.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const GENERATION: &str = "generation_config.json";
-/// How the names of diffusers' pipelines begin, and what the families are called that are not supported.
-const UNSUPPORTED: [(&str, &str); 7] = [
-    ("StableDiffusion3", "Stable Diffusion 3"),
-    ("Flux", "FLUX"),
-    ("StableCascade", "Stable Cascade"),
-    ("StableVideoDiffusion", "Stable Video Diffusion"),
-    ("PixArt", "PixArt"),
-    ("Kandinsky", "Kandinsky"),
-    ("QwenImage", "Qwen-Image"),
-];
-
-/// What the files of a model say of it.
+/// The configurations of a model's parts.
 #[derive(Debug)]
 pub(super) struct ModelConfigs {
     pub(super) family: ModelFamily,
@@ -38,7 +27,7 @@ pub(super) struct ModelConfigs {
     pub(super) force_zeros_for_empty_prompt: bool,
     /// One, or the two of SDXL.
     pub(super) text: Vec<TextConfigs>,
-    pub(super) unet: UNet2DConditionConfig,
+    pub(super) denoiser: DenoiserConfig,
     pub(super) vae: AutoencoderKlConfig,
     pub(super) scheduler: SchedulerConfig,
     pub(super) defaults: ModelDefaults,
@@ -49,7 +38,7 @@ pub(super) struct ModelConfigs {
 pub(super) struct TextConfigs {
     /// The folder of its weights.
     pub(super) folder: &'static str,
-    pub(super) config: ClipTextConfig,
+    pub(super) config: TextNetworkConfig,
     pub(super) tokenizer: PromptTokenizer,
 }
 
@@ -61,7 +50,7 @@ struct ModelIndex {
     force_zeros_for_empty_prompt: Option<bool>,
     #[serde(default)]
     requires_aesthetics_score: bool,
-    /// What families have in place of a UNet that came after it.
+    /// Families after the UNet have a transformer.
     transformer: Option<IgnoredAny>,
 }
 
@@ -70,7 +59,7 @@ struct ModelIndex {
 struct GenerationConfig {
     num_inference_steps: Option<Steps>,
     guidance_scale: Option<GuidanceScale>,
-    /// Of a model that makes nothing sensible at other sizes.
+    /// Whether the model draws well at its own size alone.
     #[serde(default)]
     own_size_only: bool,
 }
@@ -83,29 +72,25 @@ impl ModelConfigs {
     pub(super) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
         let index = ModelIndex::load(files)?;
         files.check_parts()?;
-        let unet = UNet2DConditionConfig::from_json(&files.read(UNET)?).map_err(LoadError::config(files.path(UNET)))?;
+        let denoiser = DenoiserConfig::unet_from_json(&files.read(UNET)?).map_err(LoadError::config(files.path(UNET)))?;
         let vae = AutoencoderKlConfig::from_json(&files.read(VAE)?).map_err(LoadError::config(files.path(VAE)))?;
         let mut scheduler = SchedulerConfig::from_json(&files.read(SCHEDULER)?)
             .map_err(|reason| LoadError::BadConfig { path: files.path(SCHEDULER), reason })?;
-        let is_xl = unet.text_time().is_some();
-        scheduler.is_xl = is_xl;
-        let mut text = vec![TextConfigs::load(files, "text_encoder", "tokenizer")?];
-        if is_xl {
-            text.push(TextConfigs::load(files, POOLING, "tokenizer_2")?);
-        } else if files.is_elsewhere(POOLING) {
+        let (folder, tokenizer) = ("text_encoder", "tokenizer");
+        let first = TextConfigs::load(files, folder, tokenizer)?;
+        let family = families::by_configs(&denoiser, &first.config);
+        let facts = families::of(family);
+        scheduler.is_xl = family == ModelFamily::Sdxl;
+        let more = facts.text_folders[1..].iter().map(|(folder, tokenizer)| TextConfigs::load(files, folder, tokenizer));
+        let text = [Ok(first)].into_iter().chain(more).collect::<Result<Vec<_>, _>>()?;
+        if facts.text_folders.len() == 1 && files.is_elsewhere(POOLING) {
             return Err(LoadError::Unsupported("--text-encoder-2 is for SDXL: this model has one text encoder".to_owned()));
         }
-        check_fit(files, &text, &unet, &vae)?;
-        let family = match text[0].config.hidden_act {
-            _ if is_xl => ModelFamily::Sdxl,
-            Activation::Gelu => ModelFamily::Sd2,
-            _ => ModelFamily::Sd1,
-        };
-        let variant = variant(&unet, &vae, &scheduler);
-        let defaults = defaults(files, family, variant, &unet, &vae, &scheduler)?;
-        // The default of diffusers' pipeline for SDXL; the others have no such thing.
-        let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt.unwrap_or(is_xl);
-        Ok(Self { family, variant, force_zeros_for_empty_prompt, text, unet, vae, scheduler, defaults })
+        check_fit(files, &text, &denoiser, &vae)?;
+        let variant = variant(&denoiser, &vae, &scheduler);
+        let defaults = defaults(files, family, variant, &denoiser, &vae, &scheduler)?;
+        let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt.unwrap_or(facts.force_zeros_for_empty_prompt);
+        Ok(Self { family, variant, force_zeros_for_empty_prompt, text, denoiser, vae, scheduler, defaults })
     }
 }
 
@@ -115,11 +100,12 @@ impl ModelIndex {
         let index: Self = files.json(INDEX)?;
         let class = &index.class_name;
         let refiner = index.requires_aesthetics_score.then_some("SDXL refiner");
-        let other = UNSUPPORTED.iter().find(|(start, _)| class.starts_with(start)).map(|(_, family)| *family);
-        match refiner.or(other) {
-            Some(family) => Err(bad(format!("this is a model of the family {family} ({class}), which is not supported; {SUPPORTED} are"))),
+        match refiner.or_else(|| families::refused_pipeline(class)) {
+            Some(family) => {
+                Err(bad(format!("this is a model of the family {family} ({class}), which is not supported; {SUPPORTED_NAMES} are")))
+            }
             None if index.transformer.is_some() => Err(bad(format!(
-                "this is a model of {class} with a transformer in place of a UNet, which is not supported; {SUPPORTED} are"
+                "this is a model of {class} with a transformer in place of a UNet, which is not supported; {SUPPORTED_NAMES} are"
             ))),
             None => Ok(index),
         }
@@ -138,29 +124,29 @@ impl TextConfigs {
             let reason = format!("the token \"{token}\" has the id {id}, but the text encoder's vocab_size is {vocab_size}");
             return Err(LoadError::BadConfig { path: tokenizer_path, reason });
         }
-        Ok(Self { folder, config, tokenizer })
+        Ok(Self { folder, config: TextNetworkConfig::Clip(config), tokenizer })
     }
 }
 
-/// Whether the network takes a mask and a masked picture as well.
-fn is_inpainting(unet: &UNet2DConditionConfig, vae: &AutoencoderKlConfig) -> bool {
-    unet.in_channels == 2 * vae.latent_channels + 1
+/// Whether the denoiser looks at a mask and a masked picture beside the latents.
+fn is_inpainting(denoiser: &DenoiserConfig, vae: &AutoencoderKlConfig) -> bool {
+    denoiser.in_channels() == 2 * vae.latent_channels + 1
 }
 
-/// The parts of a model must speak of the same latents and the same text.
-fn check_fit(files: &ModelFiles, text: &[TextConfigs], unet: &UNet2DConditionConfig, vae: &AutoencoderKlConfig) -> Result<(), LoadError> {
+/// The parts of a model must agree on the widths of latents and text.
+fn check_fit(files: &ModelFiles, text: &[TextConfigs], denoiser: &DenoiserConfig, vae: &AutoencoderKlConfig) -> Result<(), LoadError> {
     let unfit = |reason: String| Err(LoadError::BadConfig { path: files.path(UNET), reason });
-    let (from, to, latent) = (unet.in_channels, unet.out_channels, vae.latent_channels);
-    if (from != latent && !is_inpainting(unet, vae)) || to != latent {
+    let (from, to, latent) = (denoiser.in_channels(), denoiser.out_channels(), vae.latent_channels);
+    if (from != latent && !is_inpainting(denoiser, vae)) || to != latent {
         return unfit(format!("the UNet takes {from} channels and gives {to}, but the VAE's latents have {latent}"));
     }
-    let (cross, hidden) = (unet.cross_attention_dim, text.iter().map(|text| text.config.hidden_size).sum::<usize>());
+    let (cross, hidden) = (denoiser.text_dim(), text.iter().map(|text| text.config.hidden_size()).sum::<usize>());
     if cross != hidden {
         let encoders = if text.len() == 1 { "the text encoder's hidden_size is" } else { "the text encoders' hidden_size together is" };
         return unfit(format!("cross_attention_dim is {cross}, but {encoders} {hidden}"));
     }
-    if let (Some(text_time), Some(last)) = (unet.text_time(), text.last()) {
-        let (looked_at, given) = (text_time.pooled_dim, last.config.projection_dim);
+    if let (Some(looked_at), Some(last)) = (denoiser.pooled_dim(), text.last()) {
+        let given = last.config.pooled_dim();
         if Some(looked_at) != given {
             let given = given.unwrap_or_default();
             return unfit(format!("it looks at pooled text of width {looked_at}, but {POOLING}'s projection_dim is {given}"));
@@ -169,31 +155,30 @@ fn check_fit(files: &ModelFiles, text: &[TextConfigs], unet: &UNet2DConditionCon
     Ok(())
 }
 
-/// What a model was trained further for shows in its network, or in how it is to be sampled.
-fn variant(unet: &UNet2DConditionConfig, vae: &AutoencoderKlConfig, scheduler: &SchedulerConfig) -> ModelVariant {
-    if is_inpainting(unet, vae) {
+/// What a model was trained further for, by its denoiser and its scheduler.
+fn variant(denoiser: &DenoiserConfig, vae: &AutoencoderKlConfig, scheduler: &SchedulerConfig) -> ModelVariant {
+    if is_inpainting(denoiser, vae) {
         ModelVariant::Inpainting
-    } else if unet.time_cond_proj_dim.is_some() || scheduler.own_sampler() == Some(Sampler::Lcm) {
+    } else if denoiser.embeds_guidance() || scheduler.own_sampler() == Some(Sampler::Lcm) {
         ModelVariant::Lcm
     } else if scheduler.timestep_spacing == Some(TimestepSpacing::Trailing)
         && scheduler.prediction_type == PredictionType::Epsilon
         && !scheduler.rescale_betas_zero_snr
     {
-        // One step from the last timestep. Others that begin there learned to predict something else than noise, of which there
-        // is nothing else.
+        // A run of one step begins at the last timestep. Models other than Turbo that begin there predict velocity: the latents are nothing but
+        // noise there, so that predicting the noise teaches nothing.
         ModelVariant::Turbo
     } else {
         ModelVariant::Base
     }
 }
 
-/// Steps and guidance scale, as diffusers' pipelines and the models' cards have them.
+/// Steps and guidance scale of a request that leaves them out, as diffusers' pipelines and the models' cards have them.
 fn usual(family: ModelFamily, variant: ModelVariant, embeds_guidance: bool) -> (i64, f64) {
     match (variant, family) {
         (ModelVariant::Turbo, _) => (1, 0.0),
         (ModelVariant::Lcm, _) => (4, if embeds_guidance { 8.5 } else { 1.0 }),
-        (_, ModelFamily::Sdxl) => (20, 5.0),
-        _ => (20, 7.5),
+        (ModelVariant::Base | ModelVariant::Inpainting, family) => (20, families::of(family).guidance_scale),
     }
 }
 
@@ -201,16 +186,16 @@ fn defaults(
     files: &ModelFiles,
     family: ModelFamily,
     variant: ModelVariant,
-    unet: &UNet2DConditionConfig,
+    denoiser: &DenoiserConfig,
     vae: &AutoencoderKlConfig,
     scheduler: &SchedulerConfig,
 ) -> Result<ModelDefaults, LoadError> {
     let bad = |name: &str, reason: String| LoadError::BadConfig { path: files.path(name), reason };
-    let side = (unet.sample_size * vae.scale_factor()) as u32;
+    let side = (denoiser.sample_size() * vae.scale_factor()) as u32;
     let size = ImageSize::new(side, side).map_err(|e| bad(UNET, format!("sample_size: {e}")))?;
     let config = if files.exists(GENERATION) { files.json(GENERATION)? } else { GenerationConfig::default() };
-    let (steps, guidance_scale) = usual(family, variant, unet.time_cond_proj_dim.is_some());
-    let in_range = |e: crate::common::InvalidValue| bad(GENERATION, e.to_string());
+    let (steps, guidance_scale) = usual(family, variant, denoiser.embeds_guidance());
+    let in_range = |e: InvalidValue| bad(GENERATION, e.to_string());
     let sampler = scheduler.own_sampler().unwrap_or_else(|| {
         warn!("the checkpoint's {} is not supported; requests that name no sampler get {}", scheduler.class_name, Sampler::Euler);
         Sampler::Euler

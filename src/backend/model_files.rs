@@ -72,8 +72,6 @@ const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// The text encoder whose pooled text is looked at.
 pub(super) const POOLING: &str = "text_encoder_2";
-/// For messages.
-pub(super) const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL";
 const NO_PICKLES: &str = "pickled weights are not read, since reading them runs code; convert them to safetensors";
 
 impl ModelFiles {

@@ -1,5 +1,6 @@
 //! What the world may know of the loaded model.
 
+use super::families;
 use crate::{
     common::{
         GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler, SamplingConfig, Schedule,
@@ -41,6 +42,12 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
+    /// The size of a request that names none: that of its input picture, whose sides these are, or the model's own.
+    #[must_use]
+    pub fn default_size(&self, input: Option<(u32, u32)>) -> ImageSize {
+        input.map_or(self.defaults.size, |(width, height)| self.size_for(width, height))
+    }
+
     /// The size at which a picture of `width` x `height` pixels is changed: its own, or as many pixels as the model's own size has where
     /// it has more, in its proportions and rounded down to what the model can do.
     #[must_use]
@@ -106,11 +113,10 @@ impl ModelInfo {
         scale.is_guided() && !self.embeds_guidance
     }
 
-    /// Whether `clip_skip` has an effect: as in A1111, in Stable Diffusion 1 alone. The text encoder of 2 and those of XL are looked at in
-    /// one layer, whatever it is.
+    /// Whether `clip_skip` has an effect.
     #[must_use]
     pub fn has_clip_skip(&self) -> bool {
-        self.family == ModelFamily::Sd1
+        families::of(self.family).has_clip_skip
     }
 
     /// The sampler and the schedule of a request that may leave them out: the checkpoint's own.

@@ -6,15 +6,14 @@ use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    HiddenState, InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder,
-    TextEncoder, WideVae,
+    InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder,
+    WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::LearnedVectors,
 };
 use crate::{
-    common::ModelFamily,
     device,
-    models::{AutoencoderKl, ClipTextModel, Tiling, UNet2DConditionModel},
+    models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
     ops::{self, Storage, Weights},
 };
 
@@ -45,7 +44,7 @@ impl Default for LoadOptions {
     }
 }
 
-/// How many of many things are named.
+/// The most tensors that a warning names.
 const NAMED: usize = 5;
 
 /// Loads a model: reads and checks every configuration first, then the weights.
@@ -65,17 +64,17 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let (device, storage) = (&options.device, options.storage);
     let configs = ModelConfigs::load(files)?;
     let known_words = KnownWords::load(files)?;
-    let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size).collect();
+    let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size()).collect();
     let most = configs.text.iter().map(|text| text.tokenizer.room()).min().unwrap_or_default();
     let learned = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most).transpose());
     let learned: Vec<LearnedVectors> = learned.collect::<Result<_, _>>()?;
-    let state = if configs.family == ModelFamily::Sdxl { HiddenState::Penultimate } else { HiddenState::Last };
-    let max_clip_skip = if configs.family == ModelFamily::Sd1 { configs.text[0].config.num_hidden_layers } else { 1 };
+    let facts = families::of(configs.family);
+    let max_clip_skip = if facts.has_clip_skip { configs.text[0].config.depth() } else { 1 };
     let info = ModelInfo {
         id: files.id().to_owned(),
         family: configs.family,
         variant: configs.variant,
-        embeds_guidance: configs.unet.time_cond_proj_dim.is_some(),
+        embeds_guidance: configs.denoiser.embeds_guidance(),
         device: device::describe(device),
         dtype: storage.name(),
         max_pixels: options.max_pixels,
@@ -91,20 +90,20 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     }
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let mut builder = Builder { files, dtype, device, storage, low_memory: options.low_memory, opened: Vec::new() };
-    let ModelConfigs { text, unet, vae, force_zeros_for_empty_prompt, .. } = configs;
+    let ModelConfigs { text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
-        encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| ClipTextModel::new(&config, vb))?, state));
+        encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| TextNetwork::new(&config, vb))?, facts.hidden_state));
     }
     for (i, encoder) in encoders.iter_mut().enumerate() {
         let words: Vec<_> = learned.iter().map(|word| (word.names.as_slice(), &word.vectors[i])).collect();
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
-    let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet.clone(), vb))?;
+    let denoiser = builder.build("unet", |vb| Denoiser::new(&denoiser, vb))?;
     let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
-    let networks = Networks { unet, vae, wide_vae };
+    let networks = Networks { denoiser, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
     Ok(InferencePipeline::new(info, prompt_encoder, networks, preview, device.clone(), dtype))

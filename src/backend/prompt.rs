@@ -4,11 +4,14 @@ mod chunks;
 mod encoder;
 mod known_words;
 mod learned_words;
+mod parsed_prompt;
+mod prompt_cache;
 mod syntax;
 mod text_encoder;
 mod tokenizer;
 
-pub use encoder::{EncodedPrompts, PromptEncoder, PromptText};
+pub use encoder::{EncodedPrompts, PromptEncoder};
 pub use known_words::KnownWords;
-pub use text_encoder::{HiddenState, TextEncoder};
+pub use parsed_prompt::ParsedPrompt;
+pub use text_encoder::TextEncoder;
 pub use tokenizer::PromptTokenizer;

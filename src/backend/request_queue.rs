@@ -1,9 +1,6 @@
 //! The queue between the server and the engine, and what travels through it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{
     OwnedSemaphorePermit,
@@ -12,13 +9,12 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use super::GenerationError;
-use crate::common::{ImageFormat, InputImage, NegativePrompt, OutputConfig, Prompt, RequestId, SamplingConfig};
+use super::{GenerationError, Order};
+use crate::common::{ImageFormat, RequestId, SamplingConfig};
 
-/// The way in: the sending half of an unbounded channel, and nothing else. Clone it freely.
+/// The sender of an unbounded channel, and nothing else. Clones are cheap.
 ///
-/// How many requests may wait is decided before they come here (`http::Admission`), so that a refusal costs nothing and adding
-/// never waits.
+/// `http::Admission` bounds how many requests wait, before they come here: a refusal costs nothing, and adding never waits.
 #[derive(Debug, Clone)]
 pub struct RequestQueue {
     sender: UnboundedSender<GenerationRequest>,
@@ -37,7 +33,7 @@ impl RequestQueue {
     /// # Errors
     /// Gives the request back if the engine is gone.
     pub fn add_request(&self, request: GenerationRequest) -> Result<(), Box<GenerationRequest>> {
-        // Before the engine can take it down again.
+        // Before the send: the engine may decrement it at once.
         let waiting = metrics::gauge!("sdw_requests_waiting");
         waiting.increment(1);
         self.sender.send(request).map_err(|error| {
@@ -52,41 +48,29 @@ impl RequestQueue {
 pub struct GenerationRequest {
     /// Name in logs.
     pub request_id: RequestId,
-    /// What the picture shows.
-    pub prompt: Prompt,
-    /// What it does not show.
-    pub negative_prompt: NegativePrompt,
-    /// What it begins with, if not with noise alone.
-    pub input: Option<Arc<InputImage>>,
-    /// How it is sampled.
-    pub config: SamplingConfig,
-    /// How it is written.
-    pub output: OutputConfig,
+    /// The picture.
+    pub order: Order,
     /// Stops the generation, in the middle of a step too. A dropped receiver of `response_tx` does the same.
     pub cancellation: CancellationToken,
     /// When the request was accepted.
     pub accepted_at: Instant,
-    /// When it is too late to begin, if there is such a time.
+    /// The latest time at which the work may begin, if there is one.
     pub latest_start: Option<Instant>,
     /// The request's span, so that what the engine logs is found under it.
     pub span: Span,
-    /// Its place among those that may wait or run, given back just before the last answer, or when the request is dropped.
+    /// A permit of `http::Admission`, returned just before the last answer, or when the request is dropped.
     pub place: Option<OwnedSemaphorePermit>,
-    /// Where the answers go: `Started` when it is its turn, any number of `Progress` and `Preview`, then one `Complete` or `Error`.
+    /// Takes the answers: `Started`, any number of `Progress` and `Preview`, then one `Complete` or `Error`.
     pub response_tx: UnboundedSender<GenerationResponse>,
 }
 
 impl GenerationRequest {
-    /// One whose answers nobody hears, for whoever moves its generation forward by hand: a PNG file from noise alone, whenever.
+    /// A request whose answers nobody hears, for callers that move its generation forward themselves.
     #[must_use]
-    pub fn unheard(prompt: Prompt, config: SamplingConfig) -> Self {
+    pub fn unheard(order: Order) -> Self {
         Self {
             request_id: RequestId::random(),
-            prompt,
-            negative_prompt: NegativePrompt::default(),
-            input: None,
-            config,
-            output: OutputConfig::default(),
+            order,
             cancellation: CancellationToken::new(),
             accepted_at: Instant::now(),
             latest_start: None,
@@ -109,14 +93,14 @@ impl GenerationRequest {
     }
 }
 
-/// What the engine says to a request.
+/// An answer of the engine to a request.
 #[derive(Debug)]
 pub enum GenerationResponse {
-    /// Its turn has come.
+    /// The engine has begun.
     Started,
     /// A step is done.
     Progress(Progress),
-    /// A rough picture on the way.
+    /// A rough picture of the current latents.
     Preview {
         /// Counts the previews of a request from 0.
         index: u8,
@@ -138,12 +122,12 @@ pub struct Progress {
     pub total: usize,
     /// How long the last step took.
     pub step_time: Duration,
-    /// How many pictures took it together.
+    /// How many pictures took that step in one pass.
     pub batch_size: usize,
 }
 
 impl Progress {
-    /// How long the rest takes if its steps are like the last one.
+    /// How long the remaining steps take if each takes as long as the last one.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.step_time * (self.total - self.step) as u32
@@ -182,20 +166,20 @@ pub struct Complete {
     pub image: EncodedImage,
     /// How it was sampled.
     pub config: SamplingConfig,
-    /// Where the time went.
+    /// How long each stage took.
     pub timings: Timings,
     /// What the client should know, such as a prompt that was cut.
     pub warnings: Vec<String>,
 }
 
-/// Where the time of a generation went.
+/// How long each stage of a generation took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
     /// Waiting for other requests.
     pub queue: Duration,
     /// Encoding the prompt, and the picture to begin with if there is one.
     pub text: Duration,
-    /// All steps, and what others of its batch needed between them.
+    /// All steps, and the work on other pictures between them.
     pub denoise: Duration,
     /// From latents to pixels.
     pub decode: Duration,

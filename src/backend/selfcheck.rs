@@ -6,7 +6,8 @@ use std::{collections::HashMap, sync::Arc};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    Diffusion, Generation, GenerationError, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline, load,
+    Diffusion, Generation, GenerationError, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelFiles, ModelInfo, Order,
+    Pipeline, load,
 };
 use crate::{
     builtin_model,
@@ -80,7 +81,7 @@ fn compare(pipeline: InferencePipeline, precision: usize, goldens: &Goldens) -> 
 
 /// What this device makes of every stage. The VAE alone sees what is in the goldens.
 fn stages(pipeline: &Arc<InferencePipeline>, goldens: &Goldens) -> std::result::Result<HashMap<&'static str, Tensor>, GenerationError> {
-    let mut generation = pipeline.begin(&request()?, Interrupt::NEVER)?;
+    let mut generation = pipeline.begin(&request(pipeline.info())?, Interrupt::NEVER)?;
     let tokens = goldens["text_embeddings"].dim(1)?;
     let text_embeddings = generation.text_embeddings().narrow(1, 0, tokens)?;
     let unet = Tensor::cat(&Diffusion::predict(&[&generation], &Diffusion::join(&[&generation])?, Interrupt::NEVER)?, 0)?;
@@ -101,7 +102,7 @@ fn stages(pipeline: &Arc<InferencePipeline>, goldens: &Goldens) -> std::result::
 }
 
 /// `FOX` of the script.
-fn request() -> std::result::Result<GenerationRequest, GenerationError> {
+fn request(info: &ModelInfo) -> std::result::Result<GenerationRequest, GenerationError> {
     let config = SamplingConfig {
         size: ImageSize::new(64, 64)?,
         steps: 6.try_into()?,
@@ -111,7 +112,7 @@ fn request() -> std::result::Result<GenerationRequest, GenerationError> {
         schedule: Schedule::Default,
         options: SamplingOptions::default(),
     };
-    Ok(GenerationRequest::unheard("a fox on a blue background".parse()?, config))
+    Ok(GenerationRequest::unheard(Order::of("a fox on a blue background", "", config, info)?))
 }
 
 fn relative_error(ours: &Tensor, golden: &Tensor) -> Result<f32> {

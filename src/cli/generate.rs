@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles, Interrupt,
-        ModelInfo, Pipeline, PromptText,
+        self, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles, InputKind,
+        Interrupt, ModelInfo, Order, Pipeline, Settings,
     },
-    common::{InvalidValue, OutputConfig, SamplingConfig, Seed, read_regular},
+    common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, read_regular},
 };
 
 /// A file with a picture is smaller than this: as many pixels as are taken, without compression and in 16 bits.
@@ -48,16 +48,15 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let pipeline = Arc::new(backend::load(&args.model.files()?, &options)?);
     let load_time = started.elapsed();
 
-    let mut request = request(args, input, OutputConfig { format, ..OutputConfig::default() }, pipeline.info())?;
-    let first = request.config.seed;
+    let order = order(args, input, format, pipeline.info())?;
     for index in 0..args.count {
-        request.config.seed = first.offset(index.into());
+        let order = order.picture(index.into());
+        let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = order.config;
         let mut record = Record::new(args.save_latents.as_deref());
-        let (picture, times) = draw(&pipeline, &request, &mut record)?;
+        let (picture, times) = draw(&pipeline, order, &mut record)?;
         let path = output.write(index, &picture)?;
         record.write()?;
         let loaded = if index == 0 { format!("load {}, ", seconds(load_time)) } else { String::new() };
-        let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = request.config;
         let path = path.display();
         // Whoever does not read this has the picture.
         stderr().line(format!("{path}: {size}, {steps} steps of {sampler} at guidance {guidance_scale}, seed {seed} ({loaded}{times})"));
@@ -66,9 +65,10 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
 }
 
 /// One picture as a file, and the times that it took.
-fn draw(pipeline: &Arc<InferencePipeline>, request: &GenerationRequest, record: &mut Record) -> Result<(Vec<u8>, String), GenerationError> {
+fn draw(pipeline: &Arc<InferencePipeline>, order: Order, record: &mut Record) -> Result<(Vec<u8>, String), GenerationError> {
     let started = Instant::now();
-    let mut generation = pipeline.begin(request, Interrupt::NEVER)?;
+    let request = GenerationRequest::unheard(order);
+    let mut generation = pipeline.begin(&request, Interrupt::NEVER)?;
     let text_time = started.elapsed();
     for warning in generation.warnings() {
         stderr().line(format!("warning: {warning}"));
@@ -89,7 +89,7 @@ fn draw(pipeline: &Arc<InferencePipeline>, request: &GenerationRequest, record: 
     let started = Instant::now();
     let picture = generation.finish(Interrupt::NEVER)?;
     let decode_time = started.elapsed();
-    let image = backend::encode(&picture, request.output, Some(&ImageMetadata::new(request, pipeline.model_id())))?;
+    let image = backend::encode(&picture, request.order.output, Some(&ImageMetadata::new(&request.order, pipeline.model_id())))?;
     let [text, denoise, decode] = [text_time, denoise_time, decode_time].map(seconds);
     Ok((image.bytes, format!("text {text}, denoise {denoise}, decode {decode}")))
 }
@@ -115,41 +115,22 @@ fn no_picture(args: &GenerateArgs, error: &InvalidValue) -> Failure {
     Failure::Input { path: path.clone().unwrap_or_default(), source: io::Error::other(format!("it {error}")) }
 }
 
-fn request(args: &GenerateArgs, input: Option<InputFiles>, output: OutputConfig, info: &ModelInfo) -> Result<GenerationRequest, Failure> {
-    let defaults = info.defaults;
-    let size = input.as_ref().map_or(defaults.size, |files| info.size_for(files.image.size().0, files.image.size().1));
-    let (sampler, schedule) = info.sampler(args.sampler, args.schedule)?;
-    let edit = input.as_ref().map(|files| (args.strength, files.mask.is_some()));
-    let (steps, strength) = info.steps(sampler, args.steps, defaults.steps, edit);
-    let asked = args.size(size)?;
-    info.check_size(asked)?;
-    let config = SamplingConfig {
-        size: info.drawing_size(asked, input.is_some()),
-        steps,
-        guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
-        seed: args.seed.unwrap_or_else(Seed::random),
-        sampler,
-        schedule,
-        options: args.options(strength),
+fn order(args: &GenerateArgs, input: Option<InputFiles>, format: ImageFormat, info: &ModelInfo) -> Result<Order, Failure> {
+    let settings = Settings {
+        input: input.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
+        output: OutputConfig { format, ..OutputConfig::default() },
+        ..args.settings(info.default_size(input.as_ref().map(|files| files.image.size())))?
     };
-    // Before the pictures are decoded.
-    info.plan(&config)?;
-    let is_guided = info.is_guided(config.guidance_scale) || PromptText::Positive(args.prompt.as_str()).parts() > 1;
-    for name in config.options_without_effect(is_guided) {
+    let (order, without_effect) = Order::new(settings, info)?;
+    for name in without_effect {
         stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));
     }
-    if args.clip_skip.is_some() && !info.has_clip_skip() {
-        stderr().line("warning: clip-skip has no effect in this family".to_owned());
-    }
-    let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..output };
-    let input = input.map(|files| files.decode(asked)).transpose();
+    let input = input.map(|files| files.decode(order.size())).transpose();
     let input = input.map_err(|error| match error {
         GenerationError::Unsupported(error) => no_picture(args, &error),
         other => other.into(),
     })?;
-    let input = input.map(Arc::new);
-    let negative_prompt = args.negative_prompt.clone();
-    Ok(GenerationRequest { negative_prompt, input, output, ..GenerationRequest::unheard(args.prompt.clone(), config) })
+    Ok(Order { input: input.map(Arc::new), ..order })
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {

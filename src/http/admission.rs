@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::backend::Progress;
+use crate::backend::{Demand, Progress};
 
 /// The longest `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
@@ -41,27 +41,15 @@ struct Backlog {
     picos_per_pixel: AtomicU64,
 }
 
-/// What is asked for.
-#[derive(Debug, Clone, Copy)]
-pub struct Demand {
-    /// How many pictures.
-    pub pictures: u32,
-    /// Steps to each: evaluations of the network.
-    pub steps: usize,
-    /// Pixels in each step, of all samples.
-    pub pixels: u64,
-    /// How long the client waits for all of them, if it says so.
-    pub deadline: Option<Duration>,
-}
-
 /// The right to have some pictures made. What is left of its steps leaves the backlog when it is dropped.
 #[derive(Debug)]
 pub struct Permit {
     /// Places that no request has taken along yet.
     places: OwnedSemaphorePermit,
     backlog: Arc<Backlog>,
-    pixels: u64,
-    steps_left: u64,
+    demand: Arc<Demand>,
+    /// Work that is not done yet, in pixels.
+    work_left: u64,
 }
 
 /// Why there is no permit.
@@ -110,24 +98,23 @@ impl Admission {
         Self { max_work: megapixels.saturating_mul(MEGAPIXEL), ..self }
     }
 
-    /// A permit for all that is asked for.
+    /// A permit for `pictures` pictures, each of which asks for `demand`. `deadline` is how long the client waits for all of them, if it says
+    /// so.
     ///
     /// # Errors
-    /// When there is no room for it, or not enough time.
-    pub fn admit(&self, demand: Demand) -> Result<Permit, Refusal> {
-        let Demand { pictures, steps, pixels, deadline } = demand;
+    /// When there is no room for them, or not enough time.
+    pub fn admit(&self, demand: &Arc<Demand>, pictures: u32, deadline: Option<Duration>) -> Result<Permit, Refusal> {
         if pictures > self.capacity {
             return Err(Refusal::TooMany { capacity: self.capacity });
         }
-        let work = u64::from(pictures).saturating_mul(steps as u64).saturating_mul(pixels);
+        let work = u64::from(pictures).saturating_mul(demand.work());
         if work > self.max_work {
             return Err(Refusal::TooMuch { work, max_work: self.max_work });
         }
         let waiting = self.backlog.pixels.load(Ordering::Relaxed);
         let others = self.backlog.time(waiting);
-        let steps_left = u64::from(pictures) * steps as u64;
         if let (Some(deadline), true) = (deadline, self.backlog.is_measured()) {
-            let own = self.backlog.time(steps_left * pixels);
+            let own = self.backlog.time(work);
             if others + own > deadline {
                 return Err(Refusal::TooLate { others, own, deadline });
             }
@@ -135,10 +122,10 @@ impl Admission {
         let Ok(places) = Arc::clone(&self.permits).try_acquire_many_owned(pictures) else {
             return Err(Refusal::Full { retry_after: retry_after(others) });
         };
-        self.backlog.pixels.fetch_add(steps_left * pixels, Ordering::Relaxed);
+        self.backlog.pixels.fetch_add(work, Ordering::Relaxed);
         self.backlog.requests.fetch_add(1, Ordering::Relaxed);
         self.backlog.permits.send_modify(|permits| *permits += 1);
-        Ok(Permit { places, backlog: Arc::clone(&self.backlog), pixels, steps_left })
+        Ok(Permit { places, backlog: Arc::clone(&self.backlog), demand: Arc::clone(demand), work_left: work })
     }
 
     /// The most work of one request, in megapixels.
@@ -200,12 +187,13 @@ impl Permit {
 
     /// Takes note of a step that is done.
     pub fn note(&mut self, progress: &Progress) {
-        let done = 1.min(self.steps_left);
-        self.steps_left -= done;
-        self.backlog.pixels.fetch_sub(done * self.pixels, Ordering::Relaxed);
+        let step = self.demand.kind(progress.step.saturating_sub(1)).work();
+        let done = step.min(self.work_left);
+        self.work_left -= done;
+        self.backlog.pixels.fetch_sub(done, Ordering::Relaxed);
         // Races between requests cost one measurement, which the next makes good.
         let before = self.backlog.picos_per_pixel.load(Ordering::Relaxed);
-        let pixels = u128::from(self.pixels.max(1)) * progress.batch_size.max(1) as u128;
+        let pixels = u128::from(step.max(1)) * progress.batch_size.max(1) as u128;
         let measured = (progress.step_time.as_nanos() * 1000 / pixels).max(1) as u64;
         let mean = if before == 0 { measured } else { (before / 4).saturating_mul(3).saturating_add(measured / 4).max(1) };
         self.backlog.picos_per_pixel.store(mean, Ordering::Relaxed);
@@ -214,7 +202,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.backlog.pixels.fetch_sub(self.steps_left * self.pixels, Ordering::Relaxed);
+        self.backlog.pixels.fetch_sub(self.work_left, Ordering::Relaxed);
         self.backlog.permits.send_modify(|permits| *permits -= 1);
     }
 }
@@ -222,15 +210,19 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::ImageSize;
 
-    const PIXELS: u64 = 2 * 512 * 512;
+    /// A picture of 512 x 512 with guidance.
+    fn demand(steps: i64) -> Arc<Demand> {
+        sized(512, steps)
+    }
 
-    fn demand(pictures: u32, steps: usize) -> Demand {
-        Demand { pictures, steps, pixels: PIXELS, deadline: None }
+    fn sized(side: u32, steps: i64) -> Arc<Demand> {
+        Arc::new(Demand::plain(ImageSize::new(side, side).unwrap(), steps, true))
     }
 
     fn when_full(admission: &Admission) -> Duration {
-        match admission.admit(demand(1, 1)) {
+        match admission.admit(&demand(1), 1, None) {
             Err(Refusal::Full { retry_after }) => retry_after,
             other => panic!("{other:?}"),
         }
@@ -243,7 +235,7 @@ mod tests {
     #[test]
     fn a_full_queue_says_when_to_come_back() {
         let admission = Admission::new(2);
-        let mut permit = admission.admit(demand(2, 10)).unwrap();
+        let mut permit = admission.admit(&demand(10), 2, None).unwrap();
         assert_eq!(when_full(&admission).as_secs(), 10, "20 steps of a guessed half second");
         for _ in 0..10 {
             permit.note(&step(2000));
@@ -254,18 +246,18 @@ mod tests {
             permit.note(&step(600_000));
         }
         drop(permit);
-        let _room = admission.admit(demand(2, 1000)).unwrap();
+        let _room = admission.admit(&demand(1000), 2, None).unwrap();
         assert_eq!(when_full(&admission), MAX_RETRY_AFTER);
     }
 
     #[test]
     fn a_small_picture_is_not_expected_to_take_as_long_as_a_large_one() {
         let admission = Admission::new(2);
-        let mut permit = admission.admit(demand(1, 1)).unwrap();
+        let mut permit = admission.admit(&demand(1), 1, None).unwrap();
         permit.note(&step(1600));
-        let _waiting = admission.admit(Demand { pixels: PIXELS / 16, ..demand(2, 100) }).unwrap_err();
+        let _waiting = admission.admit(&sized(128, 100), 2, None).unwrap_err();
         drop(permit);
-        let _waiting = admission.admit(Demand { pixels: PIXELS / 16, ..demand(2, 100) }).unwrap();
+        let _waiting = admission.admit(&sized(128, 100), 2, None).unwrap();
         let wait = when_full(&admission);
         assert!((19_900..=20_000).contains(&wait.as_millis()), "200 steps of 0.1 s, not {wait:?}");
     }
@@ -273,7 +265,7 @@ mod tests {
     #[test]
     fn a_step_that_several_pictures_take_together_is_counted_once() {
         let admission = Admission::new(2);
-        let mut permit = admission.admit(demand(2, 5)).unwrap();
+        let mut permit = admission.admit(&demand(5), 2, None).unwrap();
         permit.note(&Progress { batch_size: 4, ..step(2000) });
         let wait = when_full(&admission);
         assert!((4490..=4500).contains(&wait.as_millis()), "9 steps of 2 s, four at a time, not {wait:?}");
@@ -282,46 +274,48 @@ mod tests {
     #[test]
     fn who_cannot_be_served_in_time_is_told_at_once() {
         let admission = Admission::new(3);
-        let hurried = Demand { deadline: Some(Duration::from_secs(5)), ..demand(1, 10) };
+        let hurried = |deadline| admission.admit(&demand(10), 1, Some(Duration::from_secs(deadline)));
         // Nothing is measured yet, and a guess is no reason.
-        let mut first = admission.admit(Demand { deadline: Some(Duration::ZERO), ..hurried }).unwrap();
+        let mut first = hurried(0).unwrap();
         for _ in 0..10 {
             first.note(&step(400));
         }
-        let _second = admission.admit(hurried).unwrap();
-        let Err(Refusal::TooLate { others, own, .. }) = admission.admit(hurried) else { panic!("8 s is more than 5") };
+        let _second = hurried(5).unwrap();
+        let Err(Refusal::TooLate { others, own, .. }) = hurried(5) else { panic!("8 s is more than 5") };
         assert_eq!((others.as_secs_f64().round(), own.as_secs_f64().round()), (4.0, 4.0));
-        assert!(admission.admit(demand(1, 10)).is_ok(), "who does not say waits");
+        assert!(admission.admit(&demand(10), 1, None).is_ok(), "who does not say waits");
     }
 
     #[test]
     fn more_than_there_is_room_for_at_all_is_not_asked_to_come_back() {
-        assert_eq!(Admission::new(2).admit(demand(3, 1)).unwrap_err(), Refusal::TooMany { capacity: 2 });
+        assert_eq!(Admission::new(2).admit(&demand(1), 3, None).unwrap_err(), Refusal::TooMany { capacity: 2 });
     }
 
     #[test]
     fn one_request_has_so_much_work_and_no_more() {
         let admission = Admission::new(4).with_max_work(20);
-        assert!(admission.admit(demand(4, 10)).is_ok(), "half a megapixel each time");
-        for too_much in [demand(4, 11), demand(1, 41), Demand { pixels: 18 * PIXELS, ..demand(1, 4) }, demand(4, usize::MAX)] {
-            assert!(matches!(admission.admit(too_much).unwrap_err(), Refusal::TooMuch { max_work, .. } if max_work == 20 * MEGAPIXEL));
+        assert!(admission.admit(&demand(10), 4, None).is_ok(), "half a megapixel each time");
+        for (demand, pictures) in [(demand(11), 4), (demand(41), 1), (sized(2048, 3), 1), (sized(4096, 1000), 4)] {
+            assert!(
+                matches!(admission.admit(&demand, pictures, None).unwrap_err(), Refusal::TooMuch { max_work, .. } if max_work == 20 * MEGAPIXEL)
+            );
         }
     }
 
     #[test]
     fn a_place_is_taken_for_as_long_as_its_request_lives() {
         let admission = Admission::new(1);
-        let place = admission.admit(demand(1, 1)).unwrap().place().unwrap();
-        assert!(admission.admit(demand(1, 1)).is_err(), "the client is gone, the request is not");
+        let place = admission.admit(&demand(1), 1, None).unwrap().place().unwrap();
+        assert!(admission.admit(&demand(1), 1, None).is_err(), "the client is gone, the request is not");
         drop(place);
-        assert!(admission.admit(demand(1, 1)).is_ok());
+        assert!(admission.admit(&demand(1), 1, None).is_ok());
     }
 
     /// Who stops when nothing is left to do would else cancel a request whose answer is about to be sent.
     #[tokio::test]
     async fn a_request_without_a_place_is_not_over_before_its_answer() {
         let admission = Admission::new(1);
-        let mut permit = admission.admit(demand(1, 1)).unwrap();
+        let mut permit = admission.admit(&demand(1), 1, None).unwrap();
         drop(permit.place());
         assert!(!admission.is_busy() && tokio::time::timeout(Duration::ZERO, admission.idle()).await.is_err());
         drop(permit);
@@ -331,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn dropped_permits_leave_nothing_behind() {
         let admission = Admission::new(3);
-        let permit = admission.admit(demand(3, 50)).unwrap();
+        let permit = admission.admit(&demand(50), 3, None).unwrap();
         drop(permit);
         admission.idle().await;
         assert_eq!(admission.backlog.pixels.load(Ordering::Relaxed), 0);

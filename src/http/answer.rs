@@ -82,7 +82,7 @@ impl Parameters {
     pub(super) fn new(run: &Run, config: SamplingConfig) -> Self {
         let SamplingConfig { size: drawn, steps, guidance_scale, seed, sampler, schedule, options } = config;
         let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, clip_skip, strength } = options;
-        let (size, enlarged_to) = (run.order.size(), run.order.output.enlarged_to);
+        let (size, enlarged_to) = (run.order.picture.size(), run.order.picture.output.enlarged_to);
         Self {
             model: run.model.clone(),
             seed,

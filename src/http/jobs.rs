@@ -81,7 +81,7 @@ async fn submit(
         let info = state.model()?;
         let mut order = request.into_images_request()?.into_order(&info, files.as_ref())?;
         if let Some(files) = files {
-            let input = uploads::decode(files, order.size()).await?;
+            let input = uploads::decode(files, order.picture.size()).await?;
             order = order.beginning_with(input);
         }
         drop(room);

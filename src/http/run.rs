@@ -158,9 +158,10 @@ impl Run {
 
     /// What is kept of it, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let order = &self.order;
-        let texts =
-            order.prompt.as_str().len() + order.negative_prompt.as_str().len() + order.ignored.iter().map(String::len).sum::<usize>();
+        let picture = &self.order.picture;
+        let texts = picture.prompt.as_str().len()
+            + picture.negative_prompt.as_str().len()
+            + self.order.ignored.iter().map(String::len).sum::<usize>();
         texts + self.log.borrow().bytes()
     }
 

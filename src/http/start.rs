@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,12 +19,9 @@ use super::{
     run::{Answers, Follower, Patience, Run},
 };
 use crate::{
-    backend::{GenerationRequest, ModelInfo},
-    common::{RequestId, SamplingConfig},
+    backend::{GenerationRequest, ModelInfo, Order},
+    common::RequestId,
 };
-
-/// Who puts its pictures into the queue.
-static QUEUEING: Mutex<()> = Mutex::new(());
 
 /// Queues an order, all of which is known to be right by now, or follows the run of the same.
 pub(super) fn start(
@@ -57,25 +54,19 @@ pub(super) fn start_run(
 ) -> Result<Arc<Run>, ApiError> {
     // A worker that stops takes all places.
     let refused = |refusal: Refusal| state.model().err().unwrap_or_else(|| refusal.into());
-    let permit = state.admission.admit(order.demand(deadline)).map_err(refused)?;
+    let permit = state.admission.admit(&order.picture.demand, order.count, deadline).map_err(refused)?;
     let accepted_at = Instant::now();
     // A client that may ask again for the same keeps its place until then.
     let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
     let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
     let cancellation = state.stop.child_token();
-    let input = order.input.take();
     let mut answers = Answers { pictures: VecDeque::new(), permit, latest_start, stop: state.stop.clone() };
-    // The pictures of a run stand one behind the other.
-    let _alone = QUEUEING.lock();
+    let input = order.picture.input.take();
     for index in 0..order.count {
         let (response_tx, response_rx) = mpsc::unbounded_channel();
         let request = GenerationRequest {
             request_id: id.clone(),
-            prompt: order.prompt.clone(),
-            negative_prompt: order.negative_prompt.clone(),
-            input: input.clone(),
-            config: SamplingConfig { seed: order.config.seed.offset(index.into()), ..order.config },
-            output: order.output,
+            order: Order { input: input.clone(), ..order.picture.picture(index) },
             cancellation: cancellation.clone(),
             accepted_at,
             // Of several pictures, the first: those that follow have begun with it.

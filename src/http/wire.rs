@@ -13,10 +13,10 @@ use super::{
     order::{ImagesOrder, OnDisconnect},
 };
 use crate::{
-    backend::{InputFiles, ModelInfo, PromptText},
+    backend::{InputFiles, InputKind, ModelInfo, Order, Settings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedSampler, NamedSchedule,
-        NegativePrompt, OutputConfig, Prompt, SamplingConfig, SamplingOptions, Seed, Steps, Strength, WholeNumber,
+        NegativePrompt, OutputConfig, Prompt, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -101,7 +101,7 @@ pub(super) struct ImagesRequest {
 
     /// Steps where the request leaves them out, if not the model's own.
     #[serde(skip)]
-    pub(super) own_steps: Option<Steps>,
+    pub(super) default_steps: Option<Steps>,
     /// The names of all other fields with a value. Some mean something to `OpenAI` and nothing here; the rest mean nothing to anybody.
     #[serde(skip)]
     pub(super) others: Vec<String>,
@@ -156,57 +156,57 @@ impl PartialSchema for WireSeed {
 impl ToSchema for WireSeed {}
 
 impl ImagesRequest {
-    /// Checks the request against the model and fills in what it leaves out. Of the files that it begins with only the headers are
-    /// looked at: decoding them is left to the caller, once all else is right.
+    /// Checks the request against the model and fills in what it leaves out. Only the headers of the input files are read: the caller
+    /// decodes them once all else is right.
     pub(super) fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
-        let asked = self.image_size(info, files)?;
-        info.check_size(asked)?;
-        let config = self.sampling_config(info, info.drawing_size(asked, files.is_some()), files)?;
-        let evaluations = info.plan(&config)?.stages.len();
-        let prompt = PromptText::Positive(self.prompt.as_str());
-        prompt.check()?;
-        let is_guided = info.is_guided(config.guidance_scale) || prompt.parts() > 1;
-        let samples = prompt.parts() + usize::from(is_guided);
-
+        let size = self.image_size(info, files)?;
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
-        let mut ignored: Vec<String> = self.others.iter().map(|name| api_error::clip(name).to_owned()).collect();
-        let mut ignore_if = |given: bool, name: &str| {
-            if given {
-                ignored.push(name.to_owned());
-            }
-        };
-        ignore_if(self.model.is_some_and(|model| model != info.id), "model");
-        ignore_if(self.size.is_some_and(|size| size != "auto" && size.parse() != Ok(asked)), "size");
-        ignore_if(self.output_compression.is_some() && format != ImageFormat::Jpeg, "output_compression");
-        ignore_if(self.partial_images.is_some_and(|n| n.0 > 0) && !stream, "partial_images");
-        ignore_if(self.strength.is_some() && files.is_none(), "strength");
-        ignore_if(self.progress == Some(true) && !stream, "progress");
-        ignore_if(self.clip_skip.is_some() && !info.has_clip_skip(), "clip_skip");
-        let negative_prompt = self.negative_prompt.unwrap_or_default();
-        ignore_if(!is_guided && !negative_prompt.as_str().is_empty(), "negative_prompt");
-        ignored.extend(config.options_without_effect(is_guided).map(str::to_owned));
-        ignored.sort();
-
+        let without_effect = [
+            ("model", self.model.is_some_and(|model| model != info.id)),
+            ("size", self.size.is_some_and(|text| text != "auto" && text.parse() != Ok(size))),
+            ("output_compression", self.output_compression.is_some() && format != ImageFormat::Jpeg),
+            ("partial_images", self.partial_images.is_some_and(|n| n.0 > 0) && !stream),
+            ("progress", self.progress == Some(true) && !stream),
+        ];
         let default_output = OutputConfig::default();
-        Ok(ImagesOrder {
+        let settings = Settings {
             prompt: self.prompt,
-            negative_prompt,
-            input: None,
-            is_edit: false,
-            mask: None,
-            config,
-            evaluations,
-            samples,
+            negative_prompt: self.negative_prompt,
+            size,
+            steps: self.num_inference_steps,
+            default_steps: self.default_steps,
+            guidance_scale: self.guidance_scale,
+            seed: self.seed.and_then(|seed| seed.0),
+            sampler: self.sampler,
+            schedule: self.schedule,
+            eta: self.eta,
+            guidance_rescale: self.guidance_rescale,
+            guidance_interval: self.guidance_interval,
+            zero_snr: self.zero_snr,
+            clip_skip: self.clip_skip,
+            strength: self.strength,
+            input: files.map(|files| InputKind { has_mask: files.mask.is_some() }),
             output: OutputConfig {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),
                 previews: self.partial_images.filter(|_| stream).map_or(0, |n| n.0 as u8),
-                enlarged_to: Some(asked).filter(|asked| *asked != config.size),
+                ..default_output
             },
+        };
+        let (picture, settings_without_effect) = Order::new(settings, info)?;
+
+        let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
+        let others = self.others.iter().map(|name| api_error::clip(name));
+        let mut ignored: Vec<String> = others.chain(without_effect).chain(settings_without_effect).map(str::to_owned).collect();
+        ignored.sort();
+        Ok(ImagesOrder {
+            picture,
+            is_edit: false,
+            mask: None,
             count: self.n.map_or(1, |n| n.0 as u32),
             stream,
             progress: self.progress.unwrap_or(false),
@@ -215,39 +215,13 @@ impl ImagesRequest {
         })
     }
 
-    /// What the request says, or the size of the picture that it begins with, or the model's own.
+    /// The size that the request names, that of its input picture, or the model's own.
     fn image_size(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImageSize, ApiError> {
-        let size = match (self.size.as_deref(), files.map(|files| files.image.size())) {
-            (None | Some("auto"), None) => info.defaults.size,
-            (None | Some("auto"), Some((width, height))) => info.size_for(width, height),
-            (Some(text), _) => text.parse()?,
+        let size = match self.size.as_deref() {
+            None | Some("auto") => info.default_size(files.map(|files| files.image.size())),
+            Some(text) => text.parse()?,
         };
         let side = |given: Option<Bounded<0, MAX_SIDE>>, otherwise| given.map_or(otherwise, |side| side.0 as u32);
         Ok(ImageSize::new(side(self.width, size.width()), side(self.height, size.height()))?)
-    }
-
-    /// How the pictures are sampled, at this size.
-    fn sampling_config(&self, info: &ModelInfo, size: ImageSize, files: Option<&InputFiles>) -> Result<SamplingConfig, ApiError> {
-        let defaults = info.defaults;
-        let (sampler, schedule) = info.sampler(self.sampler, self.schedule)?;
-        let has_mask = files.map(|files| files.mask.is_some());
-        let edit = has_mask.map(|has_mask| (self.strength, has_mask));
-        let (steps, strength) = info.steps(sampler, self.num_inference_steps, self.own_steps.unwrap_or(defaults.steps), edit);
-        Ok(SamplingConfig {
-            size,
-            steps,
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
-            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(Seed::random),
-            sampler,
-            schedule,
-            options: SamplingOptions {
-                eta: self.eta,
-                guidance_rescale: self.guidance_rescale,
-                guidance_interval: self.guidance_interval,
-                zero_snr: self.zero_snr,
-                clip_skip: self.clip_skip.filter(|_| info.has_clip_skip()),
-                strength,
-            },
-        })
     }
 }

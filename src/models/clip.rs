@@ -111,7 +111,7 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// When they have another width, or the device fails.
-    pub fn learn(&mut self, embeddings: &Tensor) -> Result<u32> {
+    pub fn add_tokens(&mut self, embeddings: &Tensor) -> Result<u32> {
         Ok(self.token_embedding.append(embeddings)? as u32)
     }
 

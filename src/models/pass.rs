@@ -20,10 +20,16 @@ impl<'a> Interrupt<'a> {
         Self(Some(is_unwanted))
     }
 
+    /// Whether nobody waits for the result any more.
+    #[must_use]
+    pub fn is_asked(self) -> bool {
+        self.0.is_some_and(|is_unwanted| is_unwanted())
+    }
+
     /// # Errors
     /// When nobody waits for the result any more.
     pub(super) fn check(self) -> Result<()> {
-        if self.0.is_some_and(|is_unwanted| is_unwanted()) { Err(Error::msg("interrupted")) } else { Ok(()) }
+        if self.is_asked() { Err(Error::msg("interrupted")) } else { Ok(()) }
     }
 }
 

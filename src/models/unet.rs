@@ -12,37 +12,11 @@ pub use config::UNet2DConditionConfig;
 use embeddings::{AddEmbedding, TimeEmbedding};
 
 use super::{
+    conditions::Conditions,
     pass::{Interrupt, Pass},
     text_context::TextContext,
 };
-use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, Weights, for_batch};
-
-/// What the network looks at beside latents and timestep.
-#[derive(Debug, Clone, Copy)]
-pub struct Conditions<'a> {
-    /// Text embeddings, `(batch, tokens, cross_attention_dim)`.
-    pub text: &'a Tensor,
-    /// The pooled text, `(batch, pooled_dim)`. SDXL looks at it.
-    pub pooled: Option<&'a Tensor>,
-    /// Height and width of the picture in pixels. SDXL looks at them.
-    pub size: (usize, usize),
-    /// The guidance scale. Networks that are distilled for it look at it.
-    pub guidance_scale: f64,
-}
-
-impl<'a> Conditions<'a> {
-    /// The conditions of a network that looks at the text alone.
-    #[must_use]
-    pub fn of_text(text: &'a Tensor) -> Self {
-        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0 }
-    }
-
-    /// SDXL's `time_ids` of a picture that is the whole of its original, which is diffusers' default.
-    fn time_ids(&self) -> [f64; config::TIME_IDS] {
-        let (height, width) = (self.size.0 as f64, self.size.1 as f64);
-        [height, width, 0.0, 0.0, height, width]
-    }
-}
+use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights, for_batch};
 
 /// What the network's layers make of the [`Conditions`] of one generation, or of several. It stays the same from step to step.
 #[derive(Debug, Clone)]
@@ -83,6 +57,7 @@ pub struct UNet2DConditionModel {
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     config: UNet2DConditionConfig,
+    layer_names: LayerNames,
 }
 
 impl UNet2DConditionModel {
@@ -104,6 +79,7 @@ impl UNet2DConditionModel {
             conv_norm_out: GroupNorm::new(config.norm_num_groups, finest, config.norm_eps, &vb.pp("conv_norm_out"))?,
             conv_out: Conv2d::new(finest, config.out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv_out"))?,
             config,
+            layer_names: vb.layer_names(),
         })
     }
 
@@ -111,6 +87,12 @@ impl UNet2DConditionModel {
     #[must_use]
     pub fn config(&self) -> &UNet2DConditionConfig {
         &self.config
+    }
+
+    /// The numbers of the network's layers, by their names in the checkpoint.
+    #[must_use]
+    pub fn layer_names(&self) -> &LayerNames {
+        &self.layer_names
     }
 
     /// What the network's layers make of the conditions of one generation, once for all steps.

@@ -7,17 +7,18 @@ use candle_core::Tensor;
 use image::RgbImage;
 use sd_worker::{
     backend::{
-        self, Diffusion, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, LoadOptions, ModelFiles,
-        Pipeline, PromptText, RequestQueue,
+        self, Diffusion, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, Interrupt, LoadOptions,
+        ModelFiles, ParsedPrompt, RequestQueue, StepKind,
     },
     common::{InputImage, Mask, MaskMeaning, OutputConfig, Sampler, Schedule},
-    models::{Conditions, UNetContext},
+    models::{Conditions, DenoiserContext},
     ops::Storage,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{
+    asked::{self, Asked},
     made_up,
     parity::Request,
     support::{Worker, bytes, long, steps},
@@ -49,28 +50,29 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 
 /// What a generation's network says of it in a batch, beside what it says of it alone. Prompts are of different lengths.
 fn compare_passes(model: &str, pipeline: &InferencePipeline) {
-    let (unet, long) = (&pipeline.networks().unet, "an owl ".repeat(80));
+    let (denoiser, long) = (&pipeline.networks().denoiser, "an owl ".repeat(80));
     let prompts = [["", "a fox"], ["red", "an owl on a blue background"], ["blurry", &long], ["", "a pizza"]];
     let timesteps = [981.0, 1.0, 500.5, 321.0];
     for with_negative in [true, false] {
         let contexts = prompts.iter().zip([7.5, 1.0, 3.0, 0.0]).map(|([negative, positive], guidance_scale)| {
-            let prompts = [PromptText::Negative(negative), PromptText::Positive(positive)];
-            let encoded = pipeline.prompt_encoder().encode(&prompts[usize::from(!with_negative)..], None).unwrap();
+            let prompts = [&ParsedPrompt::negative(negative), &asked::positive(positive)];
+            let encoded = pipeline.prompt_encoder().encode(&prompts[usize::from(!with_negative)..], None, Interrupt::NEVER).unwrap();
             let conditions = Conditions { text: &encoded.embeddings, pooled: encoded.pooled.as_ref(), size: (72, 80), guidance_scale };
-            unet.context(&conditions).unwrap()
+            denoiser.context(&conditions).unwrap()
         });
-        let contexts: Vec<UNetContext> = contexts.collect();
+        let contexts: Vec<DenoiserContext> = contexts.collect();
         let samples = 1 + usize::from(with_negative);
-        let latents = |i: usize| made_up::made_up(&format!("latents {i}"), &[1, unet.config().in_channels, 9, 10]);
-        let alone: Vec<Vec<u32>> = (0..4).map(|i| bits(&unet.forward(&latents(i), &timesteps[i..=i], &contexts[i]).unwrap())).collect();
+        let latents = |i: usize| made_up::made_up(&format!("latents {i}"), &[1, denoiser.config().in_channels(), 9, 10]);
+        let alone: Vec<Vec<u32>> =
+            (0..4).map(|i| bits(&denoiser.forward(&latents(i), &timesteps[i..=i], &contexts[i], Interrupt::NEVER).unwrap())).collect();
         assert_eq!(alone.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{model}: they are different");
         for company in [&[0, 1, 2, 3][..], &[3, 0], &[2], &[1, 3, 0, 2], &[0, 0, 0]] {
-            let context = UNetContext::join(&company.iter().map(|i| &contexts[*i]).collect::<Vec<_>>()).unwrap();
+            let context = DenoiserContext::join(&company.iter().map(|i| &contexts[*i]).collect::<Vec<_>>()).unwrap();
             let times: Vec<f64> = company.iter().map(|i| timesteps[*i]).collect();
             // Shared by the samples of a generation, and not.
             for copies in [1, samples] {
                 let latents: Vec<Tensor> = company.iter().flat_map(|i| vec![latents(*i); copies]).collect();
-                let output = unet.forward(&Tensor::cat(&latents, 0).unwrap(), &times, &context).unwrap();
+                let output = denoiser.forward(&Tensor::cat(&latents, 0).unwrap(), &times, &context, Interrupt::NEVER).unwrap();
                 let together = output.chunk(company.len(), 0).unwrap();
                 for (i, together) in company.iter().zip(&together) {
                     assert!(bits(together) == alone[*i], "{model}: {i} in {company:?} with {samples} samples");
@@ -91,24 +93,25 @@ fn what_the_network_says_does_not_depend_on_who_else_is_asked_about() {
 #[test]
 fn generations_that_do_not_fit_are_refused() {
     let pipeline = builtin();
-    let unet = &pipeline.networks().unet;
-    let context = |prompts: &[PromptText]| {
-        let text = pipeline.prompt_encoder().encode(prompts, None).unwrap().embeddings;
-        unet.context(&Conditions::of_text(&text)).unwrap()
+    let denoiser = &pipeline.networks().denoiser;
+    let context = |prompts: &[&ParsedPrompt]| {
+        let text = pipeline.prompt_encoder().encode(prompts, None, Interrupt::NEVER).unwrap().embeddings;
+        denoiser.context(&Conditions::of_text(&text)).unwrap()
     };
-    let (one, two) = (context(&[PromptText::Positive("a")]), context(&[PromptText::Negative(""), PromptText::Positive("a")]));
-    let error = UNetContext::join(&[&one, &two]).unwrap_err().to_string();
+    let (negative, positive) = (ParsedPrompt::negative(""), asked::positive("a"));
+    let (one, two) = (context(&[&positive]), context(&[&negative, &positive]));
+    let error = DenoiserContext::join(&[&one, &two]).unwrap_err().to_string();
     assert!(error.contains("the texts of 1 and of 2 samples"), "{error}");
     let latents = made_up::made_up("latents", &[3, 4, 8, 8]);
     for timesteps in [&[1.0, 2.0, 3.0][..], &[1.0, 2.0], &[]] {
-        let error = unet.forward(&latents, timesteps, &two).unwrap_err().to_string();
+        let error = denoiser.forward(&latents, timesteps, &two, Interrupt::NEVER).unwrap_err().to_string();
         assert!(error.contains(&format!("of {} generations with the text of 2 samples", timesteps.len())), "{error}");
     }
 }
 
 /// A request, when it comes, and after which of its steps its client leaves, if it does.
 struct Member {
-    request: GenerationRequest,
+    asked: Asked,
     comes: usize,
     leaves: Option<usize>,
 }
@@ -120,14 +123,14 @@ fn member(sampler: Sampler, comes: usize, settings: &Value) -> Member {
     });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     let request: Request = serde_json::from_value(all).unwrap();
-    Member { request: request.with(sampler, Schedule::Default), comes, leaves: None }
+    Member { asked: request.with(sampler, Schedule::Default), comes, leaves: None }
 }
 
 /// Latents after every step, and the picture if it came to that.
 type Outcome = (Vec<Vec<u32>>, Option<RgbImage>);
 
 fn alone(pipeline: &Arc<InferencePipeline>, member: &Member) -> Outcome {
-    let mut generation = pipeline.begin(&member.request).unwrap();
+    let mut generation = member.asked.begin(pipeline);
     let mut latents = Vec::new();
     for _ in 0..generation.total_steps() {
         generation.step().unwrap();
@@ -136,7 +139,7 @@ fn alone(pipeline: &Arc<InferencePipeline>, member: &Member) -> Outcome {
             return (latents, None);
         }
     }
-    (latents, Some(generation.finish().unwrap()))
+    (latents, Some(generation.finish(Interrupt::NEVER).unwrap()))
 }
 
 /// All of them, with as many in a step as are there at the time.
@@ -145,12 +148,12 @@ fn together(pipeline: &Arc<InferencePipeline>, members: &[Member]) -> Vec<Outcom
     let mut here: BTreeMap<usize, Diffusion> = BTreeMap::new();
     for step in 0.. {
         let coming = members.iter().enumerate().filter(|(_, member)| member.comes == step);
-        here.extend(coming.map(|(i, member)| (i, pipeline.begin(&member.request).unwrap())));
+        here.extend(coming.map(|(i, member)| (i, member.asked.begin(pipeline))));
         let generations: Vec<&Diffusion> = here.values().collect();
         if generations.is_empty() {
             break;
         }
-        let outputs = Diffusion::predict(&generations, &Diffusion::join(&generations).unwrap()).unwrap();
+        let outputs = Diffusion::predict(&generations, &Diffusion::join(&generations).unwrap(), Interrupt::NEVER).unwrap();
         for ((i, generation), output) in here.iter_mut().zip(outputs) {
             generation.update(output).unwrap();
             outcomes[*i].0.push(bits(generation.latents()));
@@ -163,16 +166,20 @@ fn together(pipeline: &Arc<InferencePipeline>, members: &[Member]) -> Vec<Outcom
         let over: Vec<(usize, Diffusion)> = here.extract_if(.., is_over).collect();
         for (i, generation) in over {
             if outcomes[i].0.len() == generation.total_steps() {
-                outcomes[i].1 = Some(generation.finish().unwrap());
+                outcomes[i].1 = Some(generation.finish(Interrupt::NEVER).unwrap());
             }
         }
     }
     outcomes
 }
 
+/// The kind of a member's first step.
+fn kind(pipeline: &InferencePipeline, member: &Member) -> StepKind {
+    member.asked.request(pipeline).order.demand.kind(0)
+}
+
 fn compare_members(what: &str, pipeline: &Arc<InferencePipeline>, members: &[Member]) {
-    let shape = pipeline.shape(&members[0].request);
-    assert!(members.iter().all(|member| pipeline.shape(&member.request) == shape), "{what}: they are of one shape");
+    assert!(members.iter().all(|member| kind(pipeline, member) == kind(pipeline, &members[0])), "{what}: their steps are of one kind");
     for (i, (member, together)) in members.iter().zip(together(pipeline, members)).enumerate() {
         assert!(alone(pipeline, member) == together, "{what}: {i} is another picture in company");
     }
@@ -188,14 +195,14 @@ fn every_sampler_may_be_in_the_company_of_all_others() {
             let prompt = ["a fox", "an owl on a red background", "a very old pizza"][i % 3];
             let settings = json!({ "prompt": prompt, "negative_prompt": (["", "red"][i % 2]), "seed": i, "steps": 2 + i % 4 });
             let mut member = member(sampler, i % 5, &settings);
-            member.request.config.guidance_scale = (2.0 + i as f64).try_into().unwrap();
+            member.asked.config.guidance_scale = (2.0 + i as f64).try_into().unwrap();
             member
         })
         .collect();
     members[1].leaves = Some(1);
-    members[4].request.config.schedule = Schedule::Karras;
-    members[5].request.config.options.guidance_rescale = Some(0.7.try_into().unwrap());
-    members[6].request.prompt = "a fox ".repeat(100).try_into().unwrap();
+    members[4].asked.config.schedule = Schedule::Karras;
+    members[5].asked.config.options.guidance_rescale = Some(0.7.try_into().unwrap());
+    members[6].asked.prompt = "a fox ".repeat(100);
     // Two that are the same.
     members.push(member(Sampler::Euler, 0, &json!({})));
     members.push(member(Sampler::Euler, 0, &json!({})));
@@ -210,11 +217,11 @@ fn pictures_to_begin_with_and_masks_are_ones_own() {
         let sampler = pipeline.info().defaults.sampler;
         let plain = member(sampler, 0, &json!({ "prompt": "a fox", "seed": 1, "steps": 4 }));
         let mut changed = member(Sampler::EulerAncestral, 0, &json!({ "prompt": "an owl", "seed": 2, "steps": 4, "guidance_scale": 6 }));
-        changed.request.config.options.strength = Some(0.8.try_into().unwrap());
-        changed.request.input = Some(Arc::new(InputImage { image: image.clone(), mask: None }));
+        changed.asked.config.options.strength = Some(0.8.try_into().unwrap());
+        changed.asked.input = Some(Arc::new(InputImage { image: image.clone(), mask: None }));
         let mut masked = member(Sampler::Dpmpp2m, 1, &json!({ "prompt": "a pizza", "seed": 3, "steps": 3, "guidance_scale": 2 }));
-        masked.request.config.options.strength = Some(0.9.try_into().unwrap());
-        masked.request.input = Some(Arc::new(InputImage { image: image.clone(), mask: Some(mask.clone()) }));
+        masked.asked.config.options.strength = Some(0.9.try_into().unwrap());
+        masked.asked.input = Some(Arc::new(InputImage { image: image.clone(), mask: Some(mask.clone()) }));
         compare_members(model, pipeline, &[plain, changed, masked]);
     });
 }
@@ -233,11 +240,11 @@ fn those_without_guidance_and_those_with_many_parts_have_company_of_their_kind()
             .collect();
         compare_members(prompts[0], &pipeline, &members);
     }
-    let shape = |settings: &Value| pipeline.shape(&member(Sampler::Ddim, 0, settings).request);
-    let usual = shape(&json!({}));
-    assert!(usual == shape(&json!({ "prompt": "an owl", "steps": 50, "seed": 7, "guidance_scale": 9, "negative_prompt": "red" })));
+    let of = |settings: &Value| kind(&pipeline, &member(Sampler::Ddim, 0, settings));
+    let usual = of(&json!({}));
+    assert!(usual == of(&json!({ "prompt": "an owl", "steps": 50, "seed": 7, "guidance_scale": 9, "negative_prompt": "red" })));
     for other in [json!({ "width": 64 }), json!({ "guidance_scale": 1 }), json!({ "prompt": "a fox AND an owl" })] {
-        assert!(usual != shape(&other), "{other}");
+        assert!(usual != of(&other), "{other}");
     }
 }
 
@@ -245,10 +252,10 @@ fn those_without_guidance_and_those_with_many_parts_have_company_of_their_kind()
 async fn files(pipeline: &Arc<InferencePipeline>, max_batch: usize, members: Vec<Member>) -> Vec<Vec<Vec<u8>>> {
     let (queue, requests) = RequestQueue::new();
     let mut clients = Vec::new();
-    for Member { mut request, .. } in members {
+    for Member { asked, .. } in members {
         let (response_tx, responses) = mpsc::unbounded_channel();
-        request.response_tx = response_tx;
-        request.output = OutputConfig { previews: 2, ..OutputConfig::default() };
+        let mut request = GenerationRequest { response_tx, ..asked.request(pipeline) };
+        request.order.output = OutputConfig { previews: 2, ..OutputConfig::default() };
         queue.add_request(request).unwrap();
         clients.push(responses);
     }

@@ -2,93 +2,159 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, mpsc},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
 use image::RgbImage;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
-    backend::{Generation, GenerationEngine, GenerationError, GenerationRequest, ModelDefaults, ModelInfo, Pipeline, Pulse, RequestQueue},
+    backend::{
+        Demand, Generation, GenerationEngine, GenerationError, GenerationRequest, GenerationResponse, Interrupt, ModelDefaults, ModelInfo,
+        Pipeline, Pulse, RequestQueue, StepKind,
+    },
     common::{ModelFamily, ModelVariant, Sampler, Schedule},
     http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
     schedulers::SchedulerConfig,
 };
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc::UnboundedReceiver, watch},
+};
 use tokio_util::sync::CancellationToken;
 
-/// Fails in the way that the prompt names, or makes a grey picture.
+/// Does what the prompt says, and remembers what it was asked for. Draws gray pictures.
 #[derive(Default)]
 pub(crate) struct FakePipeline {
     /// Held by a test for as long as the prompt "hang" hangs.
     pub(crate) gate: Arc<Mutex<()>>,
+    /// The prompts of all requests that were begun.
+    pub(crate) begun: Mutex<Vec<String>>,
+    /// The prompts of each pass through the network.
+    passes: Mutex<Vec<Vec<String>>>,
+    pub(crate) steps: AtomicUsize,
+    pub(crate) finished: AtomicUsize,
+    /// The client of the request "leave at step 3".
+    client: Mutex<Option<UnboundedReceiver<GenerationResponse>>>,
+    /// Requests that come during the first step of the request "invite".
+    pub(crate) guests: Mutex<Option<(RequestQueue, Vec<GenerationRequest>)>>,
+}
+
+impl FakePipeline {
+    /// One whose request "leave at step 3" drops these responses then.
+    pub(crate) fn with_client(responses: UnboundedReceiver<GenerationResponse>) -> Self {
+        Self { client: Mutex::new(Some(responses)), ..Self::default() }
+    }
+
+    /// In each pass, the prompts.
+    pub(crate) fn passes(&self) -> Vec<String> {
+        self.passes.lock().unwrap().iter().map(|prompts| prompts.join(" + ")).collect()
+    }
 }
 
 pub(crate) struct FakeGeneration {
+    pipeline: Arc<FakePipeline>,
     prompt: String,
-    steps: usize,
-    size: (u32, u32),
-    gate: Arc<Mutex<()>>,
+    demand: Arc<Demand>,
+    done: usize,
+    client: CancellationToken,
 }
 
 impl Pipeline for FakePipeline {
     type Generation = FakeGeneration;
-    type Shape = ();
 
-    fn shape(&self, _: &GenerationRequest) {}
-
-    fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
-        let (config, prompt) = (request.config, request.prompt.as_str().to_owned());
-        let size = (config.size.width(), config.size.height());
-        Ok(FakeGeneration { prompt, steps: config.steps.get(), size, gate: Arc::clone(&self.gate) })
+    fn begin(self: &Arc<Self>, request: &GenerationRequest, _: Interrupt) -> Result<FakeGeneration, GenerationError> {
+        // What comes after an AND is there for its number of parts.
+        let prompt = request.order.prompt.as_str().split(" AND ").next().unwrap_or_default().to_owned();
+        self.begun.lock().unwrap().push(prompt.clone());
+        assert_ne!(prompt, "panic at begin");
+        if prompt == "fail" {
+            return Err(GenerationError::Tokenizer("no such luck".to_owned()));
+        }
+        let (demand, client) = (Arc::clone(&request.order.demand), request.cancellation.clone());
+        Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, demand, done: 0, client })
     }
 
     fn model_id(&self) -> &'static str {
         "fake"
     }
+
+    fn picture_work(&self) -> u64 {
+        2 * info().defaults.size.pixels()
+    }
 }
 
 impl Generation for FakeGeneration {
-    type Context = ();
-    type Output = ();
+    /// Whose it is.
+    type Context = Vec<String>;
+    /// What it was asked about.
+    type Output = (String, usize);
+
+    fn kind(&self) -> StepKind {
+        self.demand.kind(self.done)
+    }
 
     fn total_steps(&self) -> usize {
-        self.steps
+        self.demand.steps()
     }
 
-    fn join(_: &[&Self]) -> Result<(), GenerationError> {
-        Ok(())
+    fn join(generations: &[&Self]) -> Result<Vec<String>, GenerationError> {
+        Ok(generations.iter().map(|generation| generation.prompt.clone()).collect())
     }
 
-    fn predict(generations: &[&Self], (): &()) -> Result<Vec<()>, GenerationError> {
-        Ok(vec![(); generations.len()])
-    }
-
-    fn update(&mut self, (): ()) -> Result<(), GenerationError> {
-        // What comes after an AND is there for its number of parts.
-        match self.prompt.split(" AND ").next().unwrap_or_default() {
-            "panic" => panic!("as the prompt said"),
-            "nan" => Err(GenerationError::NotANumber),
-            "out of memory" => Err(candle_core::Error::msg("CUDA_ERROR_OUT_OF_MEMORY").into()),
-            "hang" => {
-                drop(self.gate.lock());
-                Ok(())
+    fn predict(generations: &[&Self], context: &Vec<String>, _: Interrupt) -> Result<Vec<(String, usize)>, GenerationError> {
+        assert_eq!(*context, Self::join(generations)?, "what was joined is of those who are here");
+        assert!(generations.iter().all(|generation| generation.kind() == generations[0].kind()), "a pass is of one kind");
+        generations[0].pipeline.passes.lock().unwrap().push(context.clone());
+        for generation in generations {
+            let step = generation.done + 1;
+            assert!(generation.prompt != "panic at step 2" || step < 2, "a bug in step {step}");
+            if generation.prompt == "fail at step 2" && step == 2 {
+                return Err(candle_core::Error::msg("no such luck").into());
             }
-            _ => Ok(()),
         }
+        Ok(generations.iter().map(|generation| (generation.prompt.clone(), generation.done)).collect())
+    }
+
+    fn update(&mut self, output: (String, usize)) -> Result<(), GenerationError> {
+        assert_eq!(output, (self.prompt.clone(), self.done), "an answer of one's own, to what one is now");
+        self.done += 1;
+        self.pipeline.steps.fetch_add(1, Ordering::SeqCst);
+        match (self.prompt.as_str(), self.done) {
+            ("panic", _) => panic!("as the prompt said"),
+            ("panic after step 2", 2) => panic!("a bug after step 2"),
+            ("nan", _) => return Err(GenerationError::NotANumber),
+            ("out of memory", _) => return Err(candle_core::Error::msg("CUDA_ERROR_OUT_OF_MEMORY").into()),
+            ("hang", _) => drop(self.pipeline.gate.lock()),
+            ("cancel at step 3", 3) => self.client.cancel(),
+            ("leave at step 3", 3) => drop(self.pipeline.client.lock().unwrap().take()),
+            ("invite", _) => {
+                if let Some((queue, guests)) = self.pipeline.guests.lock().unwrap().take() {
+                    guests.into_iter().for_each(|guest| queue.add_request(guest).unwrap());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn preview(&self) -> Result<RgbImage, GenerationError> {
         Ok(RgbImage::new(8, 8))
     }
 
-    fn finish(self) -> Result<RgbImage, GenerationError> {
-        Ok(RgbImage::from_pixel(self.size.0, self.size.1, image::Rgb([128; 3])))
+    fn finish(self, _: Interrupt) -> Result<RgbImage, GenerationError> {
+        self.pipeline.finished.fetch_add(1, Ordering::SeqCst);
+        let size = self.demand.size;
+        Ok(RgbImage::from_pixel(size.width(), size.height(), image::Rgb([128; 3])))
     }
 
     fn warnings(&self) -> Vec<String> {
-        Vec::new()
+        vec![format!("only a fake of {}", self.prompt)]
     }
 }
 
@@ -155,7 +221,7 @@ fn recorder() -> PrometheusHandle {
     RECORDER.get_or_init(|| http::install_recorder().unwrap()).clone()
 }
 
-fn info() -> ModelInfo {
+pub(crate) fn info() -> ModelInfo {
     let defaults = ModelDefaults {
         own_size_only: false,
         size: "64x64".parse().unwrap(),

@@ -10,14 +10,15 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
+    backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt},
     common::{ModelFamily, ModelVariant, Sampler},
-    models::Conditions,
+    models::{Conditions, DenoiserContext},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
+    asked::positive,
     made_up,
     parity::{Request, largest_pixel_error, relative_error},
     support::{Worker, binary, edit},
@@ -82,23 +83,24 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
     };
     let golden = |part: &str| &goldens[&format!("{}.{part}", owner(part))];
     let mut check = |stage, ours: &Tensor| check(errors, stage, NETWORK_LIMIT, ours, golden(stage), model);
-    let prompts = [PromptText::Negative("red, blurry"), PromptText::Positive("An owl's PIZZA, ünder 3 🍓 skies!")];
-    let encoded = pipeline.prompt_encoder().encode(&prompts, None).unwrap();
+    let prompts = [&ParsedPrompt::negative("red, blurry"), &positive("An owl's PIZZA, ünder 3 🍓 skies!")];
+    let encoded = pipeline.prompt_encoder().encode(&prompts, None, Interrupt::NEVER).unwrap();
     check("text_embeddings", &encoded.embeddings);
 
     let networks = pipeline.networks();
-    let unet = &networks.unet;
+    let denoiser = &networks.denoiser;
     let pooled = encoded.pooled.as_ref();
-    let context = unet.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5 }).unwrap();
-    assert_eq!((pooled.is_some(), context.added().is_some()), (is_xl, is_xl));
-    if let (Some(pooled), Some(added)) = (pooled, context.added()) {
+    let context = denoiser.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5 }).unwrap();
+    let DenoiserContext::UNet(of_unet) = &context;
+    assert_eq!((pooled.is_some(), of_unet.add_embedding().is_some()), (is_xl, is_xl));
+    if let (Some(pooled), Some(added)) = (pooled, of_unet.add_embedding()) {
         check("pooled", pooled);
         check("added", added);
     }
-    let latents = (made_up::made_up("latents", &[1, unet.config().in_channels, 8, 9]) * 2.0).unwrap();
-    check("unet", &unet.forward(&latents, &[801.0], &context).unwrap());
-    check("encoded", &networks.vae.encode(&made_up::made_up("picture", &[1, 3, 64, 72])).unwrap().mean);
-    check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9])).unwrap());
+    let latents = (made_up::made_up("latents", &[1, denoiser.config().in_channels(), 8, 9]) * 2.0).unwrap();
+    check("unet", &denoiser.forward(&latents, &[801.0], &context, Interrupt::NEVER).unwrap());
+    check("encoded", &networks.vae.encode(&made_up::made_up("picture", &[1, 3, 64, 72]), Interrupt::NEVER).unwrap().mean);
+    check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9]), Interrupt::NEVER).unwrap());
 }
 
 /// A whole run.
@@ -106,7 +108,7 @@ fn picture(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
     let golden = |part: &str| &goldens[&format!("{}.{part}", case.name)];
     let sampler = pipeline.info().defaults.sampler;
     let what = format!("{} {} {sampler} {}", case.model, case.scheduler["prediction_type"], case.request.steps);
-    let mut generation = pipeline.begin(&case.request.with(sampler, pipeline.info().defaults.schedule)).unwrap();
+    let mut generation = case.request.with(sampler, pipeline.info().defaults.schedule).begin(pipeline);
     let latents = golden("latents");
     assert_eq!(generation.total_steps() + 1, latents.dim(0).unwrap(), "{what}");
     for step in 0..=generation.total_steps() {
@@ -122,7 +124,7 @@ fn picture(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
             &format!("{what}, step {step}"),
         );
     }
-    let pixels = largest_pixel_error(&generation.finish().unwrap(), golden("image"));
+    let pixels = largest_pixel_error(&generation.finish(Interrupt::NEVER).unwrap(), golden("image"));
     assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
     let worst = errors.entry("pixels").or_default();
     *worst = worst.max(pixels as f32);
@@ -132,9 +134,9 @@ fn picture(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
 #[test]
 fn the_pooled_text_is_that_of_the_first_chunk() {
     let pipeline = load(made_up::model("sdxl").path());
-    let encode = |prompts: &[PromptText]| pipeline.prompt_encoder().encode(prompts, None).unwrap();
-    let (long, short) = (PromptText::Positive("a fox BREAK an owl"), PromptText::Positive("a fox"));
-    let (both, one) = (encode(&[PromptText::Negative(""), long]), encode(&[short]));
+    let encode = |prompts: &[&ParsedPrompt]| pipeline.prompt_encoder().encode(prompts, None, Interrupt::NEVER).unwrap();
+    let (long, short) = (positive("a fox BREAK an owl"), positive("a fox"));
+    let (both, one) = (encode(&[&ParsedPrompt::negative(""), &long]), encode(&[&short]));
     assert_eq!(both.embeddings.dims(), [2, 154, 192]);
     let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(numbers(&both.pooled.as_ref().unwrap().get(1).unwrap()), numbers(one.pooled.as_ref().unwrap()));
@@ -142,7 +144,7 @@ fn the_pooled_text_is_that_of_the_first_chunk() {
     // An empty negative prompt is nothing but zeros, however long it is made.
     let zeros = [numbers(&both.embeddings.get(0).unwrap()), numbers(&both.pooled.unwrap().get(0).unwrap())];
     assert!(zeros.concat().iter().all(|number| *number == 0.0));
-    let empty_words = encode(&[PromptText::Positive(" "), PromptText::Negative("a")]);
+    let empty_words = encode(&[&positive(" "), &ParsedPrompt::negative("a")]);
     assert!(numbers(&empty_words.embeddings).iter().any(|number| *number != 0.0));
 }
 
@@ -222,7 +224,7 @@ fn learned_words_agree_with_diffusers() {
         let files = ModelFiles::open(directory.path().to_str().unwrap()).unwrap().with_embeddings(folder.path()).unwrap();
         let pipeline = backend::load(&files, &LoadOptions::default()).unwrap();
         assert_eq!(pipeline.info().embeddings, ["<cat-toy>", "easy-negative"], "{model}");
-        let encode = |prompt: &str| pipeline.prompt_encoder().encode(&[PromptText::Positive(prompt)], None).unwrap();
+        let encode = |prompt: &str| pipeline.prompt_encoder().encode(&[&positive(prompt)], None, Interrupt::NEVER).unwrap();
         let right = &goldens[&format!("{model}.learned")];
         let encoded = encode("a <cat-toy>, easy-negative fox");
         let error = relative_error(&encoded.embeddings, right);
@@ -261,8 +263,8 @@ fn words_that_were_saved_with_a_model_agree_with_diffusers() {
     edit(&inside("text_encoder/config.json"), |config| config["vocab_size"] = (49_408 + tokens.len()).into());
 
     let encode = || {
-        let prompt = PromptText::Positive("a <cat-toy>, easy-negative easy-negative_1 easy-negative_2 fox");
-        load(directory.path()).prompt_encoder().encode(&[prompt], None).unwrap().embeddings
+        let prompt = positive("a <cat-toy>, easy-negative easy-negative_1 easy-negative_2 fox");
+        load(directory.path()).prompt_encoder().encode(&[&prompt], None, Interrupt::NEVER).unwrap().embeddings
     };
     let error = || relative_error(&encode(), &goldens["sd1.learned"]);
     assert!(error() > 0.1, "they are named nowhere");

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{Generation, InferencePipeline, Pipeline},
+    backend::{Generation, InferencePipeline},
     common::{Sampler, Schedule, Steps},
 };
 use serde::Deserialize;
@@ -72,7 +72,7 @@ fn load(model: &str, prediction_type: &str) -> Arc<InferencePipeline> {
 }
 
 fn last_latents(pipeline: &Arc<InferencePipeline>, request: &Request, sampler: Sampler, schedule: Schedule) -> Tensor {
-    let mut generation = pipeline.begin(&request.with(sampler, schedule)).unwrap();
+    let mut generation = request.with(sampler, schedule).begin(&pipeline);
     for _ in 0..generation.total_steps() {
         generation.step().unwrap();
     }

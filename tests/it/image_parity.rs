@@ -6,7 +6,7 @@ use std::{collections::HashMap, fs, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use sd_worker::{
-    backend::{Generation, GenerationRequest, InferencePipeline, Pipeline},
+    backend::{Generation, InferencePipeline, Interrupt},
     common::{
         GuidanceScale, ImageSize, InputImage, Mask, MaskMeaning, NegativePrompt, Prompt, Sampler, SamplingConfig, SamplingOptions,
         Schedule, Seed, Steps, Strength,
@@ -15,6 +15,7 @@ use sd_worker::{
 use serde::Deserialize;
 
 use crate::{
+    asked::Asked,
     made_up,
     parity::{LATENTS_LIMIT, NETWORK_LIMIT, PIXEL_LIMIT, largest_pixel_error, load, relative_error},
 };
@@ -35,7 +36,7 @@ struct Case {
 }
 
 impl Case {
-    fn request(&self) -> GenerationRequest {
+    fn request(&self) -> Asked {
         let image = picture();
         let mask = || image::open("tests/parity/mask.png").unwrap().into_luma8();
         let mask = self.mask.then(|| Mask { pixels: mask(), meaning: MaskMeaning::White });
@@ -48,8 +49,8 @@ impl Case {
             schedule: self.schedule,
             options: SamplingOptions { strength: Some(self.strength), ..SamplingOptions::default() },
         };
-        let (negative_prompt, input) = (self.negative_prompt.clone(), Some(Arc::new(InputImage { image, mask })));
-        GenerationRequest { negative_prompt, input, ..GenerationRequest::unheard(self.prompt.clone(), config) }
+        let (prompt, negative_prompt) = (self.prompt.as_str().to_owned(), self.negative_prompt.as_str().to_owned());
+        Asked { prompt, negative_prompt, input: Some(Arc::new(InputImage { image, mask })), config }
     }
 }
 
@@ -86,7 +87,7 @@ fn pictures_and_masks_lead_where_they_do_in_diffusers() {
 
 fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&str) -> &'a Tensor, worst: &mut Errors) {
     let what = format!("{} {} {} mask {} strength {}", case.model, case.sampler, case.schedule, case.mask, case.strength.get());
-    let mut generation = pipeline.begin(&case.request()).unwrap();
+    let mut generation = case.request().begin(pipeline);
     let latents = golden("latents");
     assert_eq!(generation.total_steps() + 1, latents.dim(0).unwrap(), "{what}");
     for step in 0..=generation.total_steps() {
@@ -98,7 +99,7 @@ fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&
         let slot = if step == 0 { &mut worst.first } else { &mut worst.latents };
         *slot = slot.max(error);
     }
-    let pixels = largest_pixel_error(&generation.finish().unwrap(), golden("image"));
+    let pixels = largest_pixel_error(&generation.finish(Interrupt::NEVER).unwrap(), golden("image"));
     assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
     worst.pixels = worst.pixels.max(pixels);
 }
@@ -111,7 +112,7 @@ fn the_encoder_is_as_sure_of_a_picture_as_that_of_diffusers() {
     let pixels = Tensor::from_vec(values, (1, height as usize, width as usize, 3), &Device::Cpu).unwrap();
     let pixels = pixels.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap().to_dtype(DType::F32).unwrap();
     for model in ["builtin", "tests/parity/tiny"] {
-        let latents = load(model).networks().vae.encode(&pixels).unwrap();
+        let latents = load(model).networks().vae.encode(&pixels, Interrupt::NEVER).unwrap();
         for (part, ours) in [("mean", &latents.mean), ("deviation", &latents.deviation)] {
             let error = relative_error(ours, &goldens[&format!("{model}.{part}")]);
             println!("{model}: the {part} is off by {error:.1e}");
@@ -126,9 +127,9 @@ fn an_inpainting_model_makes_pictures_from_a_prompt_or_from_a_picture_too() {
     let pipeline = Arc::new(open("sd1-inpainting"));
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/image_goldens.json").unwrap()).unwrap();
     let latents = |input: Option<InputImage>, strength: f64| {
-        let mut request = GenerationRequest { input: input.map(Arc::new), ..cases[0].request() };
+        let mut request = Asked { input: input.map(Arc::new), ..cases[0].request() };
         request.config.options.strength = request.input.as_ref().map(|_| Strength::try_from(strength).unwrap());
-        let mut generation = pipeline.begin(&request).unwrap();
+        let mut generation = request.begin(&pipeline);
         for _ in 0..generation.total_steps() {
             generation.step().unwrap();
         }

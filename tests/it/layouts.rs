@@ -4,12 +4,13 @@ use std::{collections::HashMap, fs, path::Path};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, LoadError, LoadOptions, ModelFiles, PromptText},
+    backend::{self, Interrupt, LoadError, LoadOptions, ModelFiles, ParsedPrompt},
     models::Conditions,
 };
 use serde_json::{Value, json};
 
 use crate::{
+    asked::positive,
     made_up,
     single_file::warnings,
     support::{copy_of_tiny, edit},
@@ -20,12 +21,12 @@ const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-sk
 /// What a model makes of prompts, of latents and of a picture.
 fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let pipeline = backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &LoadOptions::default())?;
-    let text = pipeline.prompt_encoder().encode(&PROMPTS.map(PromptText::Positive), None).unwrap().embeddings;
+    let text = pipeline.prompt_encoder().encode(&PROMPTS.map(positive).each_ref(), None, Interrupt::NEVER).unwrap().embeddings;
     let networks = pipeline.networks();
     let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();
-    let context = networks.unet.context(&Conditions::of_text(&text.narrow(0, 0, 1).unwrap())).unwrap();
-    let output = networks.unet.forward(&latents, &[500.0], &context).unwrap();
-    let picture = networks.vae.decode(&output).unwrap();
+    let context = networks.denoiser.context(&Conditions::of_text(&text.narrow(0, 0, 1).unwrap())).unwrap();
+    let output = networks.denoiser.forward(&latents, &[500.0], &context, Interrupt::NEVER).unwrap();
+    let picture = networks.vae.decode(&output, Interrupt::NEVER).unwrap();
     let flat = [text, output, picture].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     Ok(flat.concat())
 }
@@ -36,7 +37,7 @@ fn what_configurations_leave_out_is_as_in_diffusers() {
     let model = made_up::model("sdxl");
     let nothing = || {
         let pipeline = backend::load(&ModelFiles::open(model.path().to_str().unwrap()).unwrap(), &LoadOptions::default()).unwrap();
-        let text = pipeline.prompt_encoder().encode(&[PromptText::Negative("")], None).unwrap().embeddings;
+        let text = pipeline.prompt_encoder().encode(&[&ParsedPrompt::negative("")], None, Interrupt::NEVER).unwrap().embeddings;
         text.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() == 0.0
     };
     let without =

@@ -3,6 +3,7 @@
 
 mod access;
 mod architecture;
+mod asked;
 mod batches;
 mod bodies;
 mod cli;
@@ -10,6 +11,7 @@ mod connections;
 mod damaged;
 mod defaults;
 mod edits;
+mod engine;
 mod fake;
 mod families;
 mod family_samplers;

@@ -5,13 +5,15 @@ use std::{collections::HashMap, fs, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, GenerationRequest, InferencePipeline, LoadOptions, ModelFiles, Pipeline, PromptText},
+    backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps,
     },
 };
 use serde::Deserialize;
+
+use crate::asked::{Asked, positive};
 
 /// Largest difference of a tensor, next to the largest value of diffusers'.
 pub(crate) const LATENTS_LIMIT: f32 = 1e-3;
@@ -30,7 +32,7 @@ struct Case {
 }
 
 impl Case {
-    fn request(&self) -> GenerationRequest {
+    fn request(&self) -> Asked {
         self.request.with(self.sampler, self.schedule)
     }
 }
@@ -54,7 +56,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn with(&self, sampler: Sampler, schedule: Schedule) -> GenerationRequest {
+    pub(crate) fn with(&self, sampler: Sampler, schedule: Schedule) -> Asked {
         let config = SamplingConfig {
             size: ImageSize::new(self.width, self.height).unwrap(),
             steps: self.steps,
@@ -69,7 +71,8 @@ impl Request {
                 ..SamplingOptions::default()
             },
         };
-        GenerationRequest { negative_prompt: self.negative_prompt.clone(), ..GenerationRequest::unheard(self.prompt.clone(), config) }
+        let (prompt, negative_prompt) = (self.prompt.as_str().to_owned(), self.negative_prompt.as_str().to_owned());
+        Asked { prompt, negative_prompt, input: None, config }
     }
 }
 
@@ -111,7 +114,7 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
     let cases: Vec<PromptCase> = serde_json::from_slice(&fs::read("tests/parity/prompts.json").unwrap()).unwrap();
     let pipeline = load("builtin");
     for (i, case) in cases.iter().enumerate() {
-        let encoded = pipeline.prompt_encoder().encode(&[PromptText::Positive(&case.prompt)], case.clip_skip).unwrap();
+        let encoded = pipeline.prompt_encoder().encode(&[&positive(&case.prompt)], case.clip_skip, Interrupt::NEVER).unwrap();
         let error = relative_error(&encoded.embeddings, &goldens[&i.to_string()]);
         assert!(error < NETWORK_LIMIT, "{}: off by {error}", case.prompt);
         assert!(!encoded.warnings.iter().any(|warning| warning.contains("not read")), "{:?}", encoded.warnings);
@@ -119,7 +122,7 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
     assert_eq!(cases.len(), 14);
 
     let too_many = ClipSkip::try_from(4).unwrap();
-    let error = pipeline.prompt_encoder().encode(&[PromptText::Positive("a")], Some(too_many)).unwrap_err().to_string();
+    let error = pipeline.prompt_encoder().encode(&[&positive("a")], Some(too_many), Interrupt::NEVER).unwrap_err().to_string();
     assert_eq!(error, "clip_skip must be a whole number from 1 to 3 for this model, not 4");
 }
 
@@ -129,8 +132,7 @@ fn parts_of_a_prompt_guide_side_by_side() {
     let pipeline = Arc::new(load("tests/parity/tiny"));
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/goldens.json").unwrap()).unwrap();
     let latents = |prompt: &str| {
-        let request = GenerationRequest { prompt: prompt.parse().unwrap(), ..cases[19].request() };
-        let mut generation = pipeline.begin(&request).unwrap();
+        let mut generation = Asked { prompt: prompt.to_owned(), ..cases[19].request() }.begin(&pipeline);
         for _ in 0..generation.total_steps() {
             generation.step().unwrap();
         }
@@ -149,10 +151,10 @@ fn steps_outside_of_the_interval_have_no_guidance() {
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/goldens.json").unwrap()).unwrap();
     let latents = |prompt: &str, guidance_scale: &str, interval: Option<&str>| {
         let mut request = cases[19].request();
-        request.prompt = prompt.parse().unwrap();
+        prompt.clone_into(&mut request.prompt);
         request.config.guidance_scale = guidance_scale.parse().unwrap();
         request.config.options.guidance_interval = interval.map(|text| text.parse().unwrap());
-        let mut generation = pipeline.begin(&request).unwrap();
+        let mut generation = request.begin(&pipeline);
         for _ in 0..generation.total_steps() {
             generation.step().unwrap();
         }
@@ -171,7 +173,7 @@ pub(crate) fn load(model: &str) -> InferencePipeline {
 
 fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&str) -> Option<&'a Tensor>, worst: &mut Errors) {
     let what = format!("{} {} {} {}", case.model, case.sampler, case.schedule, case.request.prompt.as_str());
-    let mut generation = pipeline.begin(&case.request()).unwrap();
+    let mut generation = case.request().begin(pipeline);
     let latents = golden("latents").unwrap();
     assert_eq!(generation.total_steps() + 1, latents.dim(0).unwrap(), "{what}");
     for step in 0..=generation.total_steps() {
@@ -190,7 +192,7 @@ fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&
     assert!(text < NETWORK_LIMIT, "{what}: text embeddings are off by {text}");
     worst.text = worst.text.max(text);
     worst.whole += 1;
-    let pixels = largest_pixel_error(&generation.finish().unwrap(), image);
+    let pixels = largest_pixel_error(&generation.finish(Interrupt::NEVER).unwrap(), image);
     assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
     worst.pixels = worst.pixels.max(pixels);
 }

@@ -2,11 +2,14 @@
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
-    backend::{self, EncodedPrompts, InferencePipeline, LoadOptions, ModelFiles, PromptText},
-    models::{Conditions, UNet2DConditionConfig},
+    backend::{self, EncodedPrompts, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt},
+    models::{Conditions, DenoiserConfig},
 };
 
-use crate::support::{Worker, bytes, small};
+use crate::{
+    asked::positive,
+    support::{Worker, bytes, small},
+};
 
 /// One whose first level does not look at the text, and one that does so at once.
 const MODELS: [&str; 2] = ["builtin", "tests/parity/tiny"];
@@ -20,35 +23,36 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 }
 
 fn encode(pipeline: &InferencePipeline, prompts: &[&str]) -> EncodedPrompts {
-    let prompts: Vec<PromptText> = prompts.iter().copied().map(PromptText::Positive).collect();
-    pipeline.prompt_encoder().encode(&prompts, None).unwrap()
+    let prompts: Vec<ParsedPrompt> = prompts.iter().copied().map(positive).collect();
+    pipeline.prompt_encoder().encode(&prompts.iter().collect::<Vec<_>>(), None, Interrupt::NEVER).unwrap()
 }
 
 /// One picture's latents, of an odd size, and the text of two samples.
-fn inputs(config: &UNet2DConditionConfig) -> (Tensor, Tensor) {
+fn inputs(config: &DenoiserConfig) -> (Tensor, Tensor) {
     let made_up = |shape: (usize, usize, usize, usize)| {
         let count = shape.0 * shape.1 * shape.2 * shape.3;
         let values = (Tensor::arange(0f64, count as f64, &Device::Cpu).unwrap() * 0.7).unwrap().sin().unwrap();
         values.reshape(shape).unwrap().to_dtype(DType::F32).unwrap()
     };
-    (made_up((1, config.in_channels, 9, 10)), made_up((1, 2, 7, config.cross_attention_dim)).squeeze(0).unwrap())
+    (made_up((1, config.in_channels(), 9, 10)), made_up((1, 2, 7, config.text_dim())).squeeze(0).unwrap())
 }
 
 #[test]
 fn both_sides_of_guidance_may_share_their_latents() {
     for model in MODELS {
         let pipeline = load(model);
-        let unet = &pipeline.networks().unet;
-        let (latents, text) = inputs(unet.config());
-        let context = unet.context(&Conditions::of_text(&text)).unwrap();
+        let denoiser = &pipeline.networks().denoiser;
+        let (latents, text) = inputs(&denoiser.config());
+        let context = denoiser.context(&Conditions::of_text(&text)).unwrap();
         let times = |count: usize| Tensor::cat(&vec![&latents; count], 0).unwrap();
-        let (once, twice) = (unet.forward(&times(1), &[321.0], &context).unwrap(), unet.forward(&times(2), &[321.0], &context).unwrap());
-        assert_eq!(once.dims(), [2, unet.config().out_channels, 9, 10]);
+        let forward = |count| denoiser.forward(&times(count), &[321.0], &context, Interrupt::NEVER);
+        let (once, twice) = (forward(1).unwrap(), forward(2).unwrap());
+        assert_eq!(once.dims(), [2, denoiser.config().out_channels(), 9, 10]);
         assert_eq!(numbers(&once), numbers(&twice), "{model}");
         let sides = [once.get(0).unwrap(), once.get(1).unwrap()].map(|side| numbers(&side));
         assert_ne!(sides[0], sides[1], "the text makes a difference");
 
-        let error = unet.forward(&times(3), &[321.0], &context).unwrap_err().to_string();
+        let error = forward(3).unwrap_err().to_string();
         assert!(error.contains("with the text of 2 samples"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadError, LoadOptions, ModelFiles, Pipeline},
+    backend::{self, Generation, InferencePipeline, Interrupt, LoadError, LoadOptions, ModelFiles},
     common::{ModelVariant, Sampler, Schedule},
 };
 use serde_json::json;
@@ -171,11 +171,11 @@ pub(crate) fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) 
         "height": 64, "steps": 2
     }))
     .unwrap();
-    let mut generation = pipeline.begin(&request.with(Sampler::Euler, Schedule::Default)).unwrap();
+    let mut generation = request.with(Sampler::Euler, Schedule::Default).begin(&pipeline);
     for _ in 0..generation.total_steps() {
         generation.step().unwrap();
     }
-    (generation.latents().flatten_all().unwrap().to_vec1().unwrap(), generation.finish().unwrap().into_raw())
+    (generation.latents().flatten_all().unwrap().to_vec1().unwrap(), generation.finish(Interrupt::NEVER).unwrap().into_raw())
 }
 
 /// What checkpoints have beside the networks.

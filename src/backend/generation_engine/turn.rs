@@ -1,8 +1,11 @@
-//! One request, from its turn to its last answer.
+//! One request, from its beginning to its last answer.
 
 use std::{
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,32 +22,35 @@ use crate::{
     models::Interrupt,
 };
 
-/// A request whose turn has come.
+/// A request that the engine has begun.
 pub(super) struct Turn {
     pub(super) request: GenerationRequest,
-    /// What is logged of it is found under it.
+    /// The parent of everything that is logged about the request.
     pub(super) span: Span,
 }
 
-/// Such a request and its generation.
+/// A request with its generation.
 pub(super) struct Picture<G> {
+    /// No other picture of this process has it.
+    pub(super) number: u64,
     pub(super) turn: Turn,
     pub(super) generation: G,
     pub(super) timings: Timings,
-    /// Why there will be no picture.
+    /// Why there will be no picture, once that is known.
     pub(super) failure: Option<GenerationError>,
-    /// When it was ready for its first step.
+    /// When it became ready for its first step.
     pub(super) ready: Instant,
     steps: usize,
-    /// Those that are still to come.
+    /// The numbers of the previews to come.
     previews: Range<u8>,
 }
 
 impl Turn {
     pub(super) fn new(request: GenerationRequest) -> Self {
+        let config = &request.order.config;
         let span = info_span!(
             parent: &request.span, "generate",
-            request_id = %request.request_id, steps = %request.config.steps, size = %request.config.size, seed = %request.config.seed,
+            request_id = %request.request_id, steps = %config.steps, size = %config.size, seed = %config.seed,
             queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
         );
         Self { request, span }
@@ -81,20 +87,20 @@ impl Turn {
         timings.decode = started.elapsed();
 
         let started = Instant::now();
-        let metadata = ImageMetadata::new(&self.request, model_id);
-        let image = image_utils::encode(&picture, self.request.output, Some(&metadata))?;
+        let metadata = ImageMetadata::new(&self.request.order, model_id);
+        let image = image_utils::encode(&picture, self.request.order.output, Some(&metadata))?;
         timings.encode = started.elapsed();
-        Ok(Complete { image, config: self.request.config, timings, warnings })
+        Ok(Complete { image, config: self.request.order.config, timings, warnings })
     }
 
-    /// The last response, and what is remembered of the request.
+    /// Sends the last answer, and records metrics.
     pub(super) fn conclude(mut self, outcome: Result<Complete, GenerationError>) {
         let span = self.span.clone();
         let _entered = span.enter();
         let outcome = outcome.map_err(|error| match error {
             GenerationError::TooLate => error,
             error if self.request.is_wanted() => error,
-            // Whatever an interrupted network says: that is why it stopped.
+            // An interrupted network fails with an error of its own.
             _ => GenerationError::Cancelled,
         });
         let (name, response) = match outcome {
@@ -120,17 +126,18 @@ impl Turn {
             }
         };
         metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
-        // Whoever hears the answer may ask again at once.
+        // Before the answer: a client that hears it may ask again at once.
         drop(self.request.place.take());
         self.respond(response);
     }
 
-    /// Stops where nobody waits for the picture any more.
+    /// # Errors
+    /// When nobody waits for the picture any more.
     fn check_wanted(&self) -> Result<(), GenerationError> {
         if self.request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
     }
 
-    /// A client that is gone is no error: the next step notices.
+    /// A client that is gone is no error here: the next check of the request notices.
     fn respond(&self, response: GenerationResponse) {
         let _ = self.request.response_tx.send(response);
     }
@@ -138,35 +145,45 @@ impl Turn {
 
 impl<G: Generation> Picture<G> {
     pub(super) fn new(turn: Turn, generation: G, timings: Timings) -> Self {
-        let previews = 0..turn.request.output.previews;
-        Self { turn, generation, timings, failure: None, ready: Instant::now(), steps: 0, previews }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let previews = 0..turn.request.order.output.previews;
+        Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            turn,
+            generation,
+            timings,
+            failure: None,
+            ready: Instant::now(),
+            steps: 0,
+            previews,
+        }
     }
 
-    /// Whether there are no more steps for it to take.
+    /// Whether it takes no more steps.
     pub(super) fn is_over(&self) -> bool {
         self.failure.is_some() || self.steps >= self.generation.total_steps() || !self.turn.request.is_wanted()
     }
 
-    /// For as long as a step takes.
+    /// The span of the next step.
     pub(super) fn step_span(&self) -> Span {
         debug_span!(parent: &self.turn.span, "denoise_step", step = self.steps)
     }
 
-    /// Does something to the generation. If that goes wrong, there will be no picture.
+    /// Changes the generation. An error or a panic fails the picture.
     pub(super) fn go_on(&mut self, pulse: &Pulse, work: impl FnOnce(&mut G) -> Result<(), GenerationError>) {
         let generation = &mut self.generation;
         self.failure = attempt(&[&self.turn], pulse, |_| work(generation)).err();
     }
 
-    /// Says that a step is done, with previews after some. `batch_size` pictures took it together.
+    /// Reports a step that `batch_size` pictures took together, and sends the previews that are due.
     pub(super) fn report(&mut self, pulse: &Pulse, step_time: Duration, batch_size: usize) {
         self.steps += 1;
         let (step, total) = (self.steps, self.generation.total_steps());
         self.turn.respond(GenerationResponse::Progress(Progress { step, total, step_time, batch_size }));
 
-        // The nth of p previews comes after n / (p + 1) of the steps, none after the last: that is the picture itself.
-        let output = self.turn.request.output;
-        let size = output.size(self.turn.request.config.size);
+        // Preview n of p is due after n / (p + 1) of the steps, none after the last, which gives the picture itself.
+        let order = &self.turn.request.order;
+        let (output, size) = (order.output, order.size());
         let due = step * (usize::from(output.previews) + 1) / total;
         while usize::from(self.previews.start) < due && step < total {
             let Some(index) = self.previews.next() else { break };
@@ -182,7 +199,7 @@ impl<G: Generation> Picture<G> {
     }
 }
 
-/// A warning without its end, where it repeats more of a request than anybody reads.
+/// A warning, cut where it repeats a long part of the request.
 fn shortened(mut warning: String) -> String {
     const MOST: usize = 1000;
     if warning.len() > MOST {
@@ -192,12 +209,12 @@ fn shortened(mut warning: String) -> String {
     warning
 }
 
-/// A preview at the picture's own size, so that a client can show it in the picture's place.
+/// A preview at the size of the picture, so that a client can show it in the picture's place.
 fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
     imageops::resize(preview, size.width(), size.height(), imageops::FilterType::Triangle)
 }
 
-/// Where the time went, in the request's span.
+/// Records the timings in the request's span.
 fn trace(timings: &Timings) {
     let (span, millis) = (Span::current(), |time: Duration| time.as_millis() as u64);
     span.record("queue_ms", millis(timings.queue)).record("text_ms", millis(timings.text)).record("denoise_ms", millis(timings.denoise));

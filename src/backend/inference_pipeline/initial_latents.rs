@@ -7,24 +7,24 @@ use tracing::warn;
 
 use super::{InferencePipeline, Networks};
 use crate::{
-    backend::{GenerationError, GenerationRequest, image_utils},
+    backend::{GenerationError, Order, image_utils},
     common::{ImageSize, InputImage, Mask, ModelVariant, TorchRng},
     models::Interrupt,
-    schedulers::{Level, SamplingPlan},
+    schedulers::Level,
 };
 
 /// `(1, channels, height, width)` of latents.
 type LatentShape = (usize, usize, usize, usize);
 
-/// What a generation begins with.
+/// The tensors that a generation begins with.
 #[derive(Debug)]
 pub(super) struct InitialLatents {
     /// `(1, channels, height / 8, width / 8)` in f32, at the sampler's own scale.
     pub(super) latents: Tensor,
-    /// What is kept of a picture, where there is a mask and the UNet does not look at it.
+    /// The part of a picture that a mask keeps, if the denoiser does not look at the mask.
     pub(super) kept: Option<KeptLatents>,
-    /// What the UNet of an inpainting model looks at beside the latents, `(1, 1 + channels, height / 8, width / 8)` in f32: the mask,
-    /// and the latents of what the picture has outside of it.
+    /// What the denoiser of an inpainting model looks at beside the latents, `(1, 1 + channels, height / 8, width / 8)` in f32: the mask,
+    /// and the latents of the picture outside of it.
     pub(super) condition: Option<Tensor>,
 }
 
@@ -33,12 +33,12 @@ pub(super) struct InitialLatents {
 pub(super) struct KeptLatents {
     picture: Tensor,
     noise: Tensor,
-    /// `(1, 1, height / 8, width / 8)`: 1 where the picture is painted anew, 0 where it is kept.
+    /// `(1, 1, height / 8, width / 8)`: 1 where the picture is repainted, 0 where it is kept.
     mask: Tensor,
 }
 
 impl KeptLatents {
-    /// Lays what is kept over `latents`, with as much noise as they have; with none after the last step.
+    /// Lays the kept part over `latents`, at their noise level; without noise after the last step.
     pub(super) fn lay_over(&self, latents: &Tensor, level: Option<Level>) -> Result<Tensor, GenerationError> {
         let kept = match level {
             Some(level) => add_noise(&self.picture, &self.noise, level)?,
@@ -49,25 +49,24 @@ impl KeptLatents {
 }
 
 impl InferencePipeline {
-    /// Whether the UNet looks at a mask and at what a picture has outside of it, beside the latents.
+    /// Whether the denoiser looks at a mask and at the picture outside of it, beside the latents.
     fn is_inpainting(&self) -> bool {
         self.info.variant == ModelVariant::Inpainting
     }
 
-    /// What a run begins with. A model whose UNet looks at a mask paints all of a picture anew where there is none.
+    /// The tensors that a generation begins with. Without a mask, an inpainting model repaints all of the picture.
     pub(super) fn initial_latents(
         &self,
-        request: &GenerationRequest,
-        plan: &SamplingPlan,
+        order: &Order,
         rng: &mut TorchRng,
         interrupt: Interrupt,
     ) -> Result<InitialLatents, GenerationError> {
-        let shape = self.latent_shape(request.config.size);
-        let input = request.input.as_deref().map(|input| image_utils::at_size(input, request.config.size));
+        let shape = self.latent_shape(order.config.size);
+        let input = order.input.as_deref().map(|input| image_utils::at_size(input, order.config.size));
         let input = input.as_deref();
         let mask = input.and_then(|input| input.mask.as_ref());
-        // With a mask, full strength leaves nothing of the picture under it; without one, diffusers leaves a little.
-        let is_noise_alone = mask.is_some() && request.config.options.strength.is_none_or(|strength| strength.get() >= 1.0);
+        // With a mask, full strength keeps nothing of the picture under the mask. Without one, diffusers keeps a little.
+        let is_noise_alone = mask.is_some() && order.config.options.strength.is_none_or(|strength| strength.get() >= 1.0);
 
         let picture = match input {
             Some(input) if !(self.is_inpainting() && is_noise_alone) => {
@@ -76,9 +75,9 @@ impl InferencePipeline {
             _ => None,
         };
         let noise = self.randn(rng, shape)?;
-        let latents = match (&picture, plan.stages.first()) {
+        let latents = match (&picture, order.demand.plan.stages.first()) {
             (Some(picture), Some(first)) if !is_noise_alone => add_noise(picture, &noise, first.level)?,
-            _ => (&noise * plan.init_noise_sigma)?,
+            _ => (&noise * order.demand.plan.init_noise_sigma)?,
         };
         if self.is_inpainting() {
             let condition = Some(self.condition(input, shape, rng, interrupt)?);
@@ -87,7 +86,7 @@ impl InferencePipeline {
         let Some((picture, mask)) = picture.zip(mask) else {
             return Ok(InitialLatents { latents, kept: None, condition: None });
         };
-        // diffusers encodes what is outside of the mask as well: to no end here, but the noise that it draws for it is gone.
+        // diffusers also encodes the picture outside of the mask, which has no use here, but advances the random numbers.
         self.randn(rng, shape)?;
         let kept = Some(KeptLatents { picture, noise, mask: self.latent_mask(mask, shape)? });
         Ok(InitialLatents { latents, kept, condition: None })
@@ -99,7 +98,7 @@ impl InferencePipeline {
         (1, vae.latent_channels, size.height() as usize / scale, size.width() as usize / scale)
     }
 
-    /// What the UNet of an inpainting model looks at: where all of a picture is painted anew, plain gray.
+    /// Mask and masked latents for the denoiser of an inpainting model. Without a mask, the masked picture is gray.
     fn condition(
         &self,
         input: Option<&InputImage>,
@@ -130,13 +129,13 @@ impl InferencePipeline {
         Ok(latents.sample(&self.randn(rng, latents.mean.dims4()?)?)?)
     }
 
-    /// A latent is painted anew or kept as the first of its pixels is.
+    /// The mask at the size of the latents: each latent follows its first pixel.
     fn latent_mask(&self, mask: &Mask, (_, _, height, width): LatentShape) -> Result<Tensor, GenerationError> {
         let scale = self.networks.vae.config().scale_factor();
         Ok(image_utils::mask_to_tensor(&mask.pixels, scale, &self.device)?.reshape((1, 1, height, width))?)
     }
 
-    /// Drawn on the host in f32, so that a seed means the same noise on every device.
+    /// Standard normal noise, drawn on the host in f32: a seed gives the same noise on every device.
     pub(super) fn randn(&self, rng: &mut TorchRng, shape: LatentShape) -> Result<Tensor, GenerationError> {
         let (batch, channels, height, width) = shape;
         let values = rng.randn(batch * channels * height * width);

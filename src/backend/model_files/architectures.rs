@@ -40,14 +40,14 @@ pub(super) struct Architecture {
     /// Width of the embedding of each of the numbers that SDXL is told.
     time_dim: usize,
     /// One, or the two of SDXL.
-    text: &'static [TextNetwork],
+    text: &'static [TextArchitecture],
     /// Channels of the VAE's levels, the finest first.
     vae: [usize; VAE_LEVELS],
 }
 
 /// A text encoder.
 #[derive(Debug, Clone, Copy)]
-struct TextNetwork {
+struct TextArchitecture {
     hidden_size: usize,
     intermediate_size: usize,
     /// Of Stable Diffusion 2's, those that are looked at: its files may have one more.
@@ -55,9 +55,9 @@ struct TextNetwork {
     act: &'static str,
 }
 
-const CLIP_L: TextNetwork = TextNetwork { hidden_size: 768, intermediate_size: 3072, layers: 12, act: "quick_gelu" };
-const OPEN_CLIP_H: TextNetwork = TextNetwork { hidden_size: 1024, intermediate_size: 4096, layers: 23, act: "gelu" };
-const OPEN_CLIP_G: TextNetwork = TextNetwork { hidden_size: 1280, intermediate_size: 5120, layers: 32, act: "gelu" };
+const CLIP_L: TextArchitecture = TextArchitecture { hidden_size: 768, intermediate_size: 3072, layers: 12, act: "quick_gelu" };
+const OPEN_CLIP_H: TextArchitecture = TextArchitecture { hidden_size: 1024, intermediate_size: 4096, layers: 23, act: "gelu" };
+const OPEN_CLIP_G: TextArchitecture = TextArchitecture { hidden_size: 1280, intermediate_size: 5120, layers: 32, act: "gelu" };
 const VAE: [usize; VAE_LEVELS] = [128, 256, 512, 512];
 
 const SD1: Architecture = Architecture {
@@ -85,8 +85,8 @@ const SDXL: Architecture = Architecture {
 };
 
 /// The text encoders and the VAE of the families that the project's tests have, which are small (`tests/parity/make_family_goldens.py`).
-const SMALL_CLIP: TextNetwork = TextNetwork { hidden_size: 64, intermediate_size: 128, layers: 3, act: "quick_gelu" };
-const SMALL_OPEN_CLIP: TextNetwork = TextNetwork { hidden_size: 128, intermediate_size: 256, layers: 3, act: "gelu" };
+const SMALL_CLIP: TextArchitecture = TextArchitecture { hidden_size: 64, intermediate_size: 128, layers: 3, act: "quick_gelu" };
+const SMALL_OPEN_CLIP: TextArchitecture = TextArchitecture { hidden_size: 128, intermediate_size: 256, layers: 3, act: "gelu" };
 const SMALL_VAE: [usize; VAE_LEVELS] = [32, 32, 32, 64];
 
 /// Every variant, after the table of `ComfyUI`'s `model_detection.py`. Inpainting models have more channels for the same, and LCM a tensor.

@@ -16,46 +16,20 @@ use super::{
     tensor_files::{Locate, Place, TensorFiles},
 };
 use crate::{
-    backend::LoadError,
+    backend::{
+        LoadError,
+        families::{self, CLIP, OPEN_CLIP, SGM_OPEN_CLIP, XL_CLIP, XL_OPEN_CLIP},
+    },
     common::{ModelFamily, read_regular},
 };
 
 const VAE: &str = "first_stage_model.";
-/// The text encoders of Stable Diffusion 1, 2, and the two of XL.
-const CLIP: &str = "cond_stage_model.transformer.";
-pub(super) const OPEN_CLIP: &str = "cond_stage_model.model.";
-/// That of 2 as SGM, the program of XL, wrote it: SD-Turbo. SDXL's refiner has such a one too.
-pub(super) const SGM_OPEN_CLIP: &str = "conditioner.embedders.0.model.";
-const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
-pub(super) const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
 /// Of the latents of every Stable Diffusion; inpainting models have a mask and a picture beside them.
 const LATENT_CHANNELS: usize = 4;
-/// Looks at pooled text, and at a picture's sizes.
-const LABEL_EMBEDDING: &str = "model.diffusion_model.label_emb.";
 /// Averages of the UNet's weights over its training.
 const EMA: &str = "model_ema.";
 /// How many numbers there are beside those.
 const EMA_COUNTERS: usize = 2;
-/// Parts of the names of tensors that models have which are not supported, and what those are called.
-const UNSUPPORTED: [(&str, &str); 16] = [
-    ("joint_blocks.0.", "a Stable Diffusion 3 model"),
-    ("single_stream_modulation.", "a FLUX.2 model"),
-    ("distilled_guidance_layer.", "a Chroma model"),
-    ("double_blocks.0.img_attn.", "a FLUX model"),
-    ("edm_mean", "a Playground 2.5 model"),
-    ("edm_vpred.", "a CosXL model"),
-    ("embedder.model.visual.", "a Stable Diffusion 2 unCLIP model"),
-    ("clip_txt_mapper.", "a Stable Cascade model"),
-    ("time_stack.", "a Stable Video Diffusion model"),
-    ("double_layers.0.attn.", "an AuraFlow model"),
-    ("cap_embedder.0.", "a Lumina model"),
-    ("img_mlp.", "a Qwen-Image model"),
-    ("control_model.", "a ControlNet, and no model by itself"),
-    ("lora_", "a LoRA, and no model by itself"),
-    ("hada_w1_a", "a LyCORIS, and no model by itself"),
-    ("emb_params", "an embedding, and no model by itself: its folder is for --embeddings"),
-];
-
 /// A checkpoint in one file.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
@@ -300,11 +274,9 @@ fn below(prefix: &str, mut place: Place) -> Place {
 /// What a file holds, by its tensors' names.
 fn architecture(files: &TensorFiles) -> Result<&'static Architecture, String> {
     let names: Vec<String> = files.names().collect();
-    let supported = super::SUPPORTED;
+    let supported = families::SUPPORTED_NAMES;
     let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
-    let unsupported = UNSUPPORTED.iter().find(|(part, _)| names.iter().any(|name| name.contains(part)));
-    let refiner = (has(SGM_OPEN_CLIP) && has(LABEL_EMBEDDING)).then_some("an SDXL refiner");
-    if let Some(what) = unsupported.map(|(_, what)| *what).or(refiner) {
+    if let Some(what) = families::refused_file(&names) {
         return Err(format!("this is {what}; checkpoints of {supported} are supported"));
     }
     if !has(UNET) {
@@ -316,14 +288,7 @@ fn architecture(files: &TensorFiles) -> Result<&'static Architecture, String> {
             first.join(", ")
         ));
     }
-    // Where the text encoders are not in the file, the UNet tells: XL's looks at pooled text, and that of 2 at a wider text than that of 1.
-    let signs = [
-        (has(XL_OPEN_CLIP), ModelFamily::Sdxl),
-        (has(OPEN_CLIP) || has(SGM_OPEN_CLIP), ModelFamily::Sd2),
-        (has(CLIP), ModelFamily::Sd1),
-        (has(LABEL_EMBEDDING), ModelFamily::Sdxl),
-    ];
-    Architecture::of(files, signs.into_iter().find_map(|(is_there, family)| is_there.then_some(family)))
+    Architecture::of(files, families::by_tensors(has))
 }
 
 #[cfg(test)]

@@ -9,10 +9,13 @@ use serde_json::{Value, json};
 
 use super::{
     architectures::{known_open_clip, known_vae},
-    checkpoint::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP, locate_open_clip, locate_vae, unused_layer, vocab_size},
+    checkpoint::{locate_open_clip, locate_vae, unused_layer, vocab_size},
     tensor_files::{Locate, TensorFiles},
 };
-use crate::backend::LoadError;
+use crate::backend::{
+    LoadError,
+    families::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP},
+};
 
 /// What the names of a VAE's tensors begin with, in files of their own and in whole checkpoints.
 const VAE_PREFIXES: [&str; 3] = ["", "first_stage_model.", "vae."];

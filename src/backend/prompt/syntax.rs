@@ -1,39 +1,46 @@
-//! What people write in prompts beside words, as A1111 reads it: `(stress)`, `[less of it]`, `(so much:1.3)`, `BREAK`, `AND`.
+//! The syntax of prompts, after A1111's `prompt_parser.py`: `(more)`, `[less]`, `(word:1.3)`, `BREAK`, `AND`, `<lora:name:1>`. The time to
+//! parse a prompt is proportional to its length, whatever is in it.
 
-/// What stands between sections.
+/// Separates the sections of a prompt.
 pub(super) const BREAK: &str = "BREAK";
-/// What A1111 tells it by from the word, which it is once brackets have changed the number.
+/// A1111 tells a separator from the word BREAK by this weight, so that one whose weight is changed by brackets is the word.
 const BREAK_WEIGHT: f64 = -1.0;
-/// The stress of a pair of parentheses.
+/// The factor of a pair of parentheses; that of square brackets is its inverse.
 const STRESS: f64 = 1.1;
-/// What A1111 takes out of a prompt, and people's names for it.
+/// Brackets of a kind that are further inside others of their kind change nothing: each costs time for all the text in it.
+const MAX_DEPTH: usize = 100;
+/// The networks that A1111 takes out of a prompt, with people's names for them.
 const NETWORKS: [(&str, &str); 3] = [("lora", "LoRA"), ("lyco", "LyCORIS"), ("hypernet", "hypernetwork")];
-/// No stress is further from 0: thousands of parentheses are no number any more.
+/// No weight is further from 0.
 const MAX_WEIGHT: f64 = 100.0;
 
 /// One of the prompts between `AND`s, which guide the picture side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PromptPart {
-    /// How strongly it guides.
+    /// How strongly this part guides.
     pub(super) weight: f64,
-    /// What stands between `BREAK`s, which begins with a chunk of tokens of its own.
+    /// The text between `BREAK`s. Each section begins with a chunk of tokens of its own.
     pub(super) sections: Vec<Vec<Span>>,
 }
 
-/// Text of one stress.
+/// Text of one weight.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span {
     pub(super) text: String,
     pub(super) weight: f64,
 }
 
-/// A prompt without its `<lora:name:1>` and the like, and what these name.
+/// A prompt without its `<lora:name:1>` and the like, and the networks that these name.
 pub(super) fn without_networks(prompt: &str) -> (String, Vec<String>) {
     let (mut text, mut networks) = (String::with_capacity(prompt.len()), Vec::new());
     let mut rest = prompt;
+    let last_end = prompt.rfind('>').map(|at| prompt.len() - at);
     while let Some((before, inside)) = rest.split_once('<') {
         text.push_str(before);
-        rest = if let Some((name, after)) = network(inside) {
+        // Nothing is looked for behind the last `>`: a prompt may begin a thousand networks and end none.
+        rest = if last_end.is_some_and(|end| inside.len() >= end)
+            && let Some((name, after)) = network(inside)
+        {
             networks.push(name);
             after
         } else {
@@ -56,14 +63,14 @@ fn network(text: &str) -> Option<(String, &str)> {
     Some((format!("{kind} \"{name}\""), after))
 }
 
-/// Reads a prompt. Every text means something: what is no syntax is words.
+/// Parses a prompt. Every text is valid: what is no syntax is words.
 pub(super) fn parse(prompt: &str) -> Vec<PromptPart> {
     let texts = split_at_word(prompt, "AND");
-    // A number at the end of a prompt that stands alone is a part of it, such as a time or a ratio.
+    // Without an `AND`, a number at the end is no weight: it is a time or a ratio.
     if texts.len() == 1 { parse_negative(prompt) } else { texts.into_iter().map(part).collect() }
 }
 
-/// Reads a negative prompt, in which `AND` is a word like others.
+/// Parses a negative prompt, in which `AND` is a word like others.
 pub(super) fn parse_negative(prompt: &str) -> Vec<PromptPart> {
     vec![PromptPart { weight: 1.0, sections: sections(prompt) }]
 }
@@ -71,22 +78,24 @@ pub(super) fn parse_negative(prompt: &str) -> Vec<PromptPart> {
 /// `text` or `text :weight`.
 fn part(text: &str) -> PromptPart {
     let weighted = text.rsplit_once(':').and_then(|(text, weight)| Some((text, number(weight)?)));
-    // Not the end of a `(word:1.2)`: that has a parenthesis after its number.
+    // The number of a `(word:1.2)` has a parenthesis behind it and is not matched.
     let (text, weight) = weighted.unwrap_or((text, 1.0));
     PromptPart { weight, sections: sections(text) }
 }
 
-/// Text with its stress, as it is found.
+/// The text read so far, with its weights.
 #[derive(Default)]
 struct Reader {
     pieces: Vec<Piece>,
-    /// Where each open parenthesis stands in `pieces`.
+    /// For each open parenthesis, the number of pieces before it.
     round: Vec<usize>,
+    /// The same for square brackets.
     square: Vec<usize>,
+    /// Text that is no piece yet.
     text: String,
 }
 
-/// Text between brackets and `BREAK`s, or one of those.
+/// Text between brackets and `BREAK`s, or a `BREAK`.
 struct Piece {
     span: Span,
     is_break: bool,
@@ -103,7 +112,7 @@ fn sections(prompt: &str) -> Vec<Vec<Span>> {
                     reader.text.push(next);
                     after = &after[next.len_utf8()..];
                 }
-                // It is left out, and what stands before it does not go on with what follows when `BREAK`s are looked for.
+                // A lone backslash is left out, and separates words where `BREAK` is looked for.
                 None => reader.flush(),
             },
             '(' => reader.open(true),
@@ -134,7 +143,8 @@ impl Reader {
     fn close(&mut self, is_round: bool, weight: f64) {
         self.flush();
         let stack = if is_round { &mut self.round } else { &mut self.square };
-        let start = stack.pop().unwrap_or(self.pieces.len());
+        let depth = stack.len();
+        let start = stack.pop().filter(|_| depth <= MAX_DEPTH).unwrap_or(self.pieces.len());
         for Piece { span, .. } in &mut self.pieces[start..] {
             span.weight = (span.weight * weight).clamp(-MAX_WEIGHT, MAX_WEIGHT);
         }
@@ -151,7 +161,7 @@ impl Reader {
         }
     }
 
-    /// What is still open ends with the prompt. A `BREAK` between brackets has a stress, and with one it is a word.
+    /// Closes at the end of the prompt what is still open. A `BREAK` with another weight than its own is a word.
     fn finish(mut self) -> Vec<Vec<Span>> {
         while !self.round.is_empty() {
             self.close(true, STRESS);
@@ -172,7 +182,7 @@ impl Reader {
     }
 }
 
-/// Text of the same stress as that before it goes on with it, so that a word is not cut where a parenthesis was escaped.
+/// Appends a span, to the last one if both have the same weight, so that an escaped parenthesis does not cut a word.
 fn push(section: Option<&mut Vec<Span>>, span: Span) {
     let Some(section) = section else { return };
     match section.last_mut() {
@@ -182,10 +192,11 @@ fn push(section: Option<&mut Vec<Span>>, span: Span) {
     }
 }
 
-/// `1.2)` and what follows it.
+/// The number of `1.2)`, and the text behind the parenthesis.
 fn weight_and_end(text: &str) -> Option<(f64, &str)> {
-    let (weight, end) = text.split_once(')')?;
-    Some((number(weight)?, end))
+    // A second colon ends the search: text of nothing but colons is read once, and not once for each.
+    let (weight, end) = text.split_at(text.find([')', ':'])?);
+    Some((number(weight)?, end.strip_prefix(')')?))
 }
 
 /// A number as people write it: no exponent, no infinity.
@@ -318,8 +329,16 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_parentheses_are_read() {
-        assert_eq!(spans(&format!("{}a", "(".repeat(31_999))), [("a".to_owned(), MAX_WEIGHT)]);
+    fn brackets_deep_inside_others_change_nothing() {
+        let weight = |prompt: &str| sections(prompt)[0][0].weight;
+        let nested = |open: &str, depth: usize| weight(&format!("{}a", open.repeat(depth)));
+        assert!(nested("[", MAX_DEPTH) < nested("[", MAX_DEPTH - 1));
+        for depth in [MAX_DEPTH + 1, 31_999] {
+            assert_eq!(nested("[", depth).to_bits(), nested("[", MAX_DEPTH).to_bits(), "{depth}");
+            assert_eq!(nested("(", depth).to_bits(), MAX_WEIGHT.to_bits(), "{depth}");
+        }
+        let closed = format!("{}a{} b", "[".repeat(200), "]".repeat(200));
+        assert_eq!(sections(&closed)[0].len(), 2, "those that change nothing are closed as well");
         assert_eq!(spans(&"(a".repeat(10_000)).len(), 49);
     }
 }

@@ -7,58 +7,39 @@ use candle_core::{DType, Device, Tensor};
 use super::{PromptTokenizer, syntax::PromptPart, tokenizer::Chunk};
 use crate::{
     backend::GenerationError,
-    models::{ClipTextModel, Interrupt},
+    models::{HiddenState, Interrupt, TextNetwork},
 };
 
-/// The smallest mean of embeddings, next to that of their absolute values, which is told from rounding errors.
+/// A mean of embeddings that is smaller than this share of the mean of their absolute values is a rounding error.
 const MIN_MEAN: f32 = 1e-4;
-
-/// What a family of models looks at of a text encoder's states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HiddenState {
-    /// The last one, after the final norm.
-    Last,
-    /// What goes into the last layer: SDXL.
-    Penultimate,
-}
-
-impl HiddenState {
-    /// How many of so many layers a text goes through if none is skipped.
-    pub(super) fn depth(self, layers: usize) -> usize {
-        match self {
-            Self::Last => layers,
-            Self::Penultimate => layers.saturating_sub(1),
-        }
-    }
-}
 
 /// A tokenizer with the network that reads its tokens.
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: PromptTokenizer,
-    model: ClipTextModel,
+    network: TextNetwork,
     state: HiddenState,
 }
 
-/// What a part of a prompt became.
+/// The embeddings of a part of a prompt.
 #[derive(Debug)]
 pub(super) struct ReadPart {
-    /// `(chunks, tokens, hidden)`. They do not depend on what else was in the batch.
+    /// `(chunks, tokens, hidden)`. They do not depend on the rest of the batch.
     pub(super) chunks: Tensor,
     /// The pooled text of the first chunk, `(1, pooled_dim)`, if the network has a projection to it.
     pub(super) pooled: Option<Tensor>,
-    /// The end of it that did not fit.
+    /// The end of the part that did not fit.
     pub(super) cut: Option<String>,
 }
 
 impl TextEncoder {
     /// Puts the two together.
     #[must_use]
-    pub fn new(tokenizer: PromptTokenizer, model: ClipTextModel, state: HiddenState) -> Self {
-        Self { tokenizer, model, state }
+    pub fn new(tokenizer: PromptTokenizer, network: TextNetwork, state: HiddenState) -> Self {
+        Self { tokenizer, network, state }
     }
 
-    /// Learns words, each with its names and its vectors, `(vectors, hidden_size)`.
+    /// Adds learned words, each with its names and its vectors, `(vectors, hidden_size)`.
     ///
     /// # Errors
     /// When they have another width, or the device fails.
@@ -67,7 +48,7 @@ impl TextEncoder {
             return Ok(());
         }
         let vectors: Vec<&Tensor> = words.iter().map(|(_, vectors)| *vectors).collect();
-        let mut id = self.model.learn(&Tensor::cat(&vectors, 0)?)?;
+        let mut id = self.network.add_tokens(&Tensor::cat(&vectors, 0)?)?;
         for (names, vectors) in words {
             let end = id + vectors.dim(0)? as u32;
             self.tokenizer.learn(names, &(id..end));
@@ -78,27 +59,27 @@ impl TextEncoder {
 
     /// The network.
     #[must_use]
-    pub fn model(&self) -> &ClipTextModel {
-        &self.model
+    pub fn network(&self) -> &TextNetwork {
+        &self.network
     }
 
-    /// What a text calls learned words that are none.
+    /// The names in a text that are called learned words and are none.
     pub(super) fn unknown_embeddings(&self, text: &str) -> Vec<String> {
         self.tokenizer.unknown_embeddings(text)
     }
 
-    /// How many layers a text goes through if none is skipped.
+    /// Number of layers up to the state that the denoiser looks at.
     pub(super) fn depth(&self) -> usize {
-        self.state.depth(self.model.depth())
+        self.state.depth(self.network.depth())
     }
 
-    /// Reads parts of prompts in one batch. Layers are skipped where the last one is looked at, and nowhere else.
+    /// Encodes parts of prompts in one batch. `skipped_layers` counts where the last state is looked at, and nowhere else.
     ///
     /// # Errors
     /// When the tokenizer or the device fails.
     pub(super) fn read(
         &self,
-        parts: &[PromptPart],
+        parts: &[&PromptPart],
         skipped_layers: usize,
         device: &Device,
         interrupt: Interrupt,
@@ -112,11 +93,12 @@ impl TextEncoder {
         }
         let ids = all.iter().map(|chunk| Tensor::new(chunk.ids.as_slice(), device)).collect::<Result<Vec<_>, _>>()?;
         let ids = Tensor::stack(&ids, 0)?;
+        let TextNetwork::Clip(model) = &self.network;
         let (embeddings, pooled) = match self.state {
-            HiddenState::Last => (self.model.forward(&ids, skipped_layers, interrupt)?, None),
+            HiddenState::Last => (model.forward(&ids, skipped_layers, interrupt)?, None),
             HiddenState::Penultimate => {
                 let ends: Vec<usize> = all.iter().map(|chunk| self.tokenizer.end_of(chunk)).collect();
-                self.model.forward_penultimate(&ids, &ends, interrupt)?
+                model.forward_penultimate(&ids, &ends, interrupt)?
             }
         };
         let stressed: Vec<Tensor> =
@@ -129,11 +111,10 @@ impl TextEncoder {
     }
 }
 
-/// Multiplies the embeddings `(1, tokens, hidden)` of a chunk with the stress of its tokens and gives them back the mean that they had,
-/// as A1111 does.
+/// Multiplies the embeddings `(1, tokens, hidden)` of a chunk by the weights of its tokens, and restores their mean, as A1111 does.
 fn stress(embeddings: &Tensor, chunk: &Chunk) -> candle_core::Result<Tensor> {
     if chunk.weights.iter().all(|weight| weight.to_bits() == 1f32.to_bits()) {
-        // A copy: a part of the batch would keep all of it.
+        // A copy: a view would keep the whole batch in memory.
         return embeddings.force_contiguous();
     }
     let weights = Tensor::new(chunk.weights.as_slice(), embeddings.device())?.reshape((1, (), 1))?;
@@ -141,7 +122,7 @@ fn stress(embeddings: &Tensor, chunk: &Chunk) -> candle_core::Result<Tensor> {
     let after = before.broadcast_mul(&weights)?;
     let mean = |x: &Tensor| x.mean_all()?.to_scalar::<f32>();
     let (had, has) = (mean(&before)?, mean(&after)?);
-    // Where there is next to no mean, there is nothing to give back.
+    // A mean of next to nothing cannot be given back.
     let factor = if has.abs() > MIN_MEAN * mean(&after.abs()?)? { had / has } else { 1.0 };
     (after * f64::from(factor))?.to_dtype(embeddings.dtype())
 }

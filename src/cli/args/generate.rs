@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ModelArgs, one_of};
-use crate::common::{
-    ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, Prompt, Sampler,
-    SamplingOptions, Schedule, Seed, Steps, Strength,
+use crate::{
+    backend::Settings,
+    common::{
+        ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig,
+        Prompt, Sampler, Schedule, Seed, Steps, Strength,
+    },
 };
 
 /// Pictures of one prompt.
@@ -78,21 +81,31 @@ pub struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// The size asked for; what is left out is the model's.
+    /// The settings of the pictures; `default_size` is their size where none is given.
     ///
     /// # Errors
-    /// When it is no valid size.
-    pub fn size(&self, default: ImageSize) -> Result<ImageSize, InvalidValue> {
-        let default = self.size.unwrap_or(default);
-        ImageSize::new(self.width.unwrap_or(default.width()), self.height.unwrap_or(default.height()))
-    }
-}
-
-impl GenerateArgs {
-    /// What few pictures ask for.
-    pub(in crate::cli) fn options(&self, strength: Option<Strength>) -> SamplingOptions {
-        let Self { eta, clip_skip, guidance_interval, .. } = *self;
-        SamplingOptions { eta, guidance_interval, clip_skip, strength, ..SamplingOptions::default() }
+    /// When width and height are no valid size.
+    pub(in crate::cli) fn settings(&self, default_size: ImageSize) -> Result<Settings, InvalidValue> {
+        let size = self.size.unwrap_or(default_size);
+        Ok(Settings {
+            prompt: self.prompt.clone(),
+            negative_prompt: Some(self.negative_prompt.clone()),
+            size: ImageSize::new(self.width.unwrap_or(size.width()), self.height.unwrap_or(size.height()))?,
+            steps: self.steps,
+            default_steps: None,
+            guidance_scale: self.guidance_scale,
+            seed: self.seed,
+            sampler: self.sampler,
+            schedule: self.schedule,
+            eta: self.eta,
+            guidance_rescale: None,
+            guidance_interval: self.guidance_interval,
+            zero_snr: None,
+            clip_skip: self.clip_skip,
+            strength: self.strength,
+            input: None,
+            output: OutputConfig::default(),
+        })
     }
 }
 

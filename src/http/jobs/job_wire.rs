@@ -182,7 +182,7 @@ impl JobRequest {
             negative_prompt: self.negative_prompt,
             seed: self.seed,
             num_inference_steps: self.steps,
-            own_steps: Steps::try_from(STEPS).ok(),
+            default_steps: Steps::try_from(STEPS).ok(),
             guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
             sampler: self.sampler,
             schedule: self.schedule,

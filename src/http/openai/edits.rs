@@ -127,7 +127,7 @@ pub(super) async fn edits(
         let EditsBody(Digested { value: Edit { request, files }, fingerprint, room }) = body?;
         let info = state.model()?;
         let order = request.into_order(&info, Some(&files))?;
-        let input = uploads::decode(files, order.size()).await?;
+        let input = uploads::decode(files, order.picture.size()).await?;
         let order = order.beginning_with(input);
         drop(room);
         start(&state, &id, wishes, order, fingerprint, &info)

@@ -75,7 +75,7 @@ fn completed(run: &Run, complete: &Arc<Complete>) -> ImageEvent {
     let completed = Box::new(Completed {
         b64_json: Base64::of(Arc::clone(complete)),
         created_at: unix_seconds(),
-        size: run.order.size().to_string(),
+        size: run.order.picture.size().to_string(),
         quality: "auto",
         background: "opaque",
         output_format: complete.image.format,

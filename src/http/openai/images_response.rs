@@ -98,7 +98,7 @@ impl ImagesResponse {
         let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
         let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();
         warnings.dedup();
-        let parameters = Parameters::new(run, run.order.config);
+        let parameters = Parameters::new(run, run.order.picture.config);
         Self {
             created: run.created,
             data: pictures
@@ -106,8 +106,8 @@ impl ImagesResponse {
                 .map(|picture| ImageData { b64_json: Base64::of(Arc::clone(picture)), seed: picture.config.seed })
                 .collect(),
             background: "opaque",
-            output_format: run.order.output.format,
-            size: run.order.size().to_string(),
+            output_format: run.order.picture.output.format,
+            size: run.order.picture.size().to_string(),
             quality: "auto",
             usage: Usage::default(),
             parameters,

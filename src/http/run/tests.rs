@@ -4,9 +4,9 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
 use crate::{
-    backend::{GenerationRequest, Pulse, RequestQueue},
-    common::{ImageSize, NegativePrompt, OutputConfig, RequestId, Sampler, SamplingConfig, SamplingOptions, Schedule},
-    http::{Access, Admission, AppState, Demand, Lifecycle, RunLimits, Runs, order::OnDisconnect, start::start_run},
+    backend::{GenerationRequest, Order, Pulse, RequestQueue},
+    common::RequestId,
+    http::{Access, Admission, AppState, Lifecycle, RunLimits, Runs, order::OnDisconnect, start::start_run},
 };
 
 /// A worker of one place, and what its engine would get.
@@ -30,25 +30,10 @@ fn worker(lifecycle: Lifecycle) -> (AppState, UnboundedReceiver<GenerationReques
 }
 
 fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
-    let config = SamplingConfig {
-        size: ImageSize::new(64, 64).unwrap(),
-        steps: "2".parse().unwrap(),
-        guidance_scale: "1".parse().unwrap(),
-        seed: 0.into(),
-        sampler: Sampler::Euler,
-        schedule: Schedule::Default,
-        options: SamplingOptions::default(),
-    };
     let order = ImagesOrder {
-        prompt: "a fox".to_owned().try_into().unwrap(),
-        negative_prompt: NegativePrompt::default(),
-        input: None,
+        picture: Order::plain("a fox", 2),
         is_edit: false,
         mask: None,
-        config,
-        evaluations: 2,
-        samples: 1,
-        output: OutputConfig::default(),
         count: 1,
         stream: false,
         progress: false,
@@ -73,6 +58,6 @@ async fn who_comes_back_has_the_whole_time_once_more() {
 #[tokio::test]
 async fn a_worker_that_stops_says_so_when_its_places_are_taken() {
     let (state, _requests) = worker(Lifecycle::Draining);
-    let _places = state.admission.admit(Demand { pictures: 1, steps: 1, pixels: 1, deadline: None }).unwrap();
+    let _places = state.admission.admit(&Order::plain("a fox", 1).demand, 1, None).unwrap();
     assert_eq!(start(&state, Patience::Forever).unwrap_err().body().code, "shutting_down");
 }

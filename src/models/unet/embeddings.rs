@@ -3,8 +3,11 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Conditions, UNet2DConditionConfig, config::TIME_IDS};
-use crate::ops::{Linear, Weights, for_batch};
+use super::{UNet2DConditionConfig, config::TIME_IDS};
+use crate::{
+    models::conditions::Conditions,
+    ops::{Linear, Weights, for_batch},
+};
 
 const MAX_PERIOD: f64 = 10_000.0;
 /// Guidance scales are multiplied by this, so that they span the range of timesteps
@@ -116,7 +119,7 @@ impl TimeEmbedding {
             let Some(pooled) = conditions.pooled else {
                 candle_core::bail!("this network looks at pooled text, and the conditions have none")
             };
-            let sizes = for_batch(&numbers.forward(&conditions.time_ids(), pooled)?.flatten_all()?.unsqueeze(0)?, pooled.dim(0)?)?;
+            let sizes = for_batch(&numbers.forward(&time_ids(conditions.size), pooled)?.flatten_all()?.unsqueeze(0)?, pooled.dim(0)?)?;
             embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)
         });
         Ok(AddEmbedding { guidance: guidance.transpose()?, text_time: text_time.transpose()? })
@@ -135,6 +138,12 @@ impl TimeEmbedding {
             None => embedding.silu(),
         }
     }
+}
+
+/// SDXL's `time_ids` of a picture that is the whole of its original, which is diffusers' default.
+fn time_ids((height, width): (usize, usize)) -> [f64; TIME_IDS] {
+    let (height, width) = (height as f64, width as f64);
+    [height, width, 0.0, 0.0, height, width]
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@ use candle_nn::VarBuilder;
 
 use super::*;
 use crate::{
-    models::{AutoencoderKl, AutoencoderKlConfig},
+    models::{AutoencoderKl, AutoencoderKlConfig, Interrupt},
     ops::{Storage, Weights, has_tiles},
 };
+
+const PASS: Pass = Pass { temb: None, text: None, interrupt: Interrupt::NEVER };
 
 fn tiny(dtype: DType) -> AutoencoderKl {
     load("tests/parity/tiny/vae", dtype)
@@ -73,7 +75,7 @@ fn the_bytes_of_a_whole_image_are_those_of_its_largest_layer() {
 
 #[test]
 fn what_takes_too_much_as_a_whole_is_cut() {
-    let strips = |tiling, bytes| Room::of(tiling, bytes).map(|room| (room.whole, room.strip));
+    let strips = |tiling, bytes| StripLimits::of(tiling, bytes).map(|limits| (limits.whole, limits.strip));
     assert_eq!([4 << 30, (4 << 30) + 1].map(|bytes| strips(Tiling::Auto, bytes)), [None, Some((4 << 30, 256 << 20))]);
     assert_eq!([0, 1 << 30, 1 << 40].map(|bytes| strips(Tiling::Off, bytes)), [None; 3]);
     assert_eq!([0, 3 << 30, 1 << 40].map(|bytes| strips(Tiling::On, bytes).unwrap()), [(0, 1), (1 << 30, 192 << 20), (4 << 30, 256 << 20)]);
@@ -89,12 +91,12 @@ fn a_tiled_vae_makes_the_same_of_each() {
         Tensor::cat(&[&one, &(&one * 3.0).unwrap()], 0).unwrap()
     };
     let (latents, pictures) = (batch(4, 9, 8), batch(3, 72, 64));
-    assert!(error(&tiled.decode(&latents).unwrap(), &vae.decode(&latents).unwrap()) < 1e-5);
-    assert!(error(&tiled.encode(&pictures).unwrap().mean, &vae.encode(&pictures).unwrap().mean) < 1e-5);
+    assert!(error(&tiled.decode(&latents, Interrupt::NEVER).unwrap(), &vae.decode(&latents, Interrupt::NEVER).unwrap()) < 1e-5);
+    assert!(error(&tiled.encode(&pictures, Interrupt::NEVER).unwrap().mean, &vae.encode(&pictures, Interrupt::NEVER).unwrap().mean) < 1e-5);
 }
 
-/// `VAE=FOLDER SIDE=PIXELS cargo test --release --lib strips_in_true_size -- --ignored --nocapture`: the room is in the same proportion to the
-/// picture as that of 4096 x 4096, so what is taken beside the weights is too.
+/// `VAE=FOLDER SIDE=PIXELS cargo test --release --lib strips_in_true_size -- --ignored --nocapture`: the limits are in the same proportion to the
+/// picture as those of 4096 x 4096, so what is taken beside the weights is too.
 #[test]
 #[ignore = "takes minutes, and a VAE in its true size"]
 fn strips_in_true_size() {
@@ -106,16 +108,16 @@ fn strips_in_true_size() {
     };
     let decoder = load(&std::env::var("VAE").unwrap(), DType::F32).decoder;
     let of_4096 = |bytes: usize| bytes * side * side / (4096 * 4096);
-    let limits = StripLimits { whole: of_4096(Room::LARGEST.whole), strip: of_4096(Room::LARGEST.strip) };
+    let limits = StripLimits { whole: of_4096(StripLimits::LARGEST.whole), strip: of_4096(StripLimits::LARGEST.strip) };
     let weights = peak();
     let x = decoder.conv_in.forward(&image(4, side / 8, side / 8, DType::F32)).unwrap();
-    let x = decoder.mid_block.forward(&x).unwrap();
+    let x = decoder.mid_block.forward(&x, &PASS).unwrap();
     let middle = peak();
     let started = std::time::Instant::now();
-    let strips = forward_in_strips(x.clone(), decoder.layers(), room).unwrap();
+    let strips = forward_in_strips(x.clone(), decoder.layers(), limits, &PASS).unwrap();
     let (in_strips, strips_time) = (peak(), started.elapsed());
     let started = std::time::Instant::now();
-    let whole = forward_whole(x, &decoder.layers()).unwrap();
+    let whole = forward_whole(x, &decoder.layers(), &PASS).unwrap();
     println!(
         "off by {:.1e} of the largest value; GiB at most: weights {weights:.2}, with the middle block {middle:.2}, in strips {in_strips:.2} \
          ({strips_time:.0?}), whole {:.2} ({:.0?})",

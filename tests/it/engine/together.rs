@@ -61,7 +61,7 @@ async fn one_at_a_time_is_one_at_a_time() {
 #[tokio::test]
 async fn another_shape_waits_for_all_before_it_and_is_not_overtaken() {
     let (mut all, responses) = requests([("a", 1), ("b", 3), ("large", 2), ("c", 1)]);
-    all[2].config.size = ImageSize::new(128, 64).unwrap();
+    all[2].order = order("large", 2, wide);
     let pipeline = serve(3, all).await;
     assert_eq!(pipeline.passes(), ["a + b", "b", "b", "large", "large", "c"]);
     assert_eq!(responses.map(transcript), [("a", 1), ("b", 3), ("large", 2), ("c", 1)].map(|(prompt, steps)| undisturbed(prompt, steps)));
@@ -71,7 +71,7 @@ async fn another_shape_waits_for_all_before_it_and_is_not_overtaken() {
 async fn another_shape_that_nobody_waits_for_holds_nobody_up() {
     let (mut all, mut responses) = requests([("a", 2), ("gone", 2), ("late", 2), ("b", 1)]);
     for other in &mut all[1..3] {
-        other.config.size = ImageSize::new(128, 64).unwrap();
+        other.order = order(other.order.prompt.as_str(), 2, wide);
     }
     responses[1].close();
     all[2].latest_start = Some(Instant::now());
@@ -86,7 +86,7 @@ async fn another_shape_that_nobody_waits_for_holds_nobody_up() {
 async fn what_is_too_late_by_the_time_it_fits_is_not_begun() {
     let (first, _first_responses) = requests([("invite", 2)]);
     let (mut guests, [responses]) = requests([("late", 1)]);
-    guests[0].config.size = ImageSize::new(128, 64).unwrap();
+    guests[0].order = order("late", 1, wide);
     guests[0].latest_start = Some(Instant::now());
     let pipeline = serve_with_guests(2, first, guests).await;
     assert_eq!(*pipeline.begun.lock().unwrap(), ["invite"]);
@@ -106,7 +106,7 @@ async fn who_cancels_leaves_the_others_at_it() {
 #[tokio::test]
 async fn who_leaves_in_the_last_step_costs_no_decoding() {
     let ([leaving, other], [client, other_client]) = requests([("leave at step 3", 3), ("b", 3)]);
-    let pipeline = Arc::new(FakePipeline { client: Mutex::new(Some(client)), ..FakePipeline::default() });
+    let pipeline = Arc::new(FakePipeline::with_client(client));
     serve_together(2, &pipeline, vec![leaving, other], Vec::new()).await;
     assert_eq!(pipeline.finished.load(Ordering::SeqCst), 1);
     assert_eq!(transcript(other_client), undisturbed("b", 3));
@@ -133,19 +133,6 @@ async fn what_goes_wrong_costs_who_is_to_blame() {
     }
 }
 
-/// Between two layers of a pass, as the networks ask.
-#[test]
-fn a_pass_is_given_up_when_nobody_waits_for_any_of_its_pictures() {
-    let (requests, [one, other]) = requests([("a", 1), ("b", 1)]);
-    let turns = requests.map(Turn::new);
-    let interrupted = interrupt(&[&turns[0], &turns[1]], &Pulse::default());
-    assert!(!interrupted());
-    drop(one);
-    assert!(!interrupted(), "the other one still waits");
-    drop(other);
-    assert!(interrupted());
-}
-
 #[tokio::test]
 async fn progress_says_how_many_took_a_step_together() {
     let (all, [mut a, _b]) = requests([("a", 2), ("b", 1)]);
@@ -157,4 +144,78 @@ async fn progress_says_how_many_took_a_step_together() {
         }
     }
     assert_eq!(sizes, [2, 1]);
+}
+
+/// Requests for the pictures of an order.
+fn pictures(order: &Order, count: u32) -> Vec<GenerationRequest> {
+    (0..count).map(|index| of_order(order.picture(index))).map(|(request, responses)| hold(request, responses)).collect()
+}
+
+/// A request that is wanted to the end of the test.
+fn hold(request: GenerationRequest, responses: Responses) -> GenerationRequest {
+    std::mem::forget(responses);
+    request
+}
+
+fn one(order: Order) -> GenerationRequest {
+    let (request, responses) = of_order(order);
+    hold(request, responses)
+}
+
+fn together<const N: usize>(orders: [Vec<GenerationRequest>; N]) -> Vec<GenerationRequest> {
+    orders.into_iter().flatten().collect()
+}
+
+#[tokio::test]
+async fn orders_take_turns_picture_by_picture() {
+    let begun = |max_batch, requests: Vec<GenerationRequest>, guests| async move {
+        let pipeline = Arc::new(FakePipeline::default());
+        serve_together(max_batch, &pipeline, requests, guests).await;
+        pipeline.begun.lock().unwrap().join(" ")
+    };
+    let of = |prompt: &str, count| pictures(&order(prompt, 1, |_| {}), count);
+    // One that comes during the first picture of another order waits for the rest of that one, and for one more.
+    assert_eq!(begun(1, of("invite", 4), of("b", 1)).await, "invite invite b invite invite");
+    assert_eq!(begun(1, together([of("a", 3), of("b", 2), of("c", 1)]), Vec::new()).await, "a b c a b a");
+    assert_eq!(begun(2, together([of("a", 3), of("b", 2), of("c", 1)]), Vec::new()).await, "a b c a b a");
+    // Orders of one prompt are different orders.
+    assert_eq!(begun(1, together([of("a", 2), of("b", 1), of("a", 2)]), Vec::new()).await, "a b a a a");
+}
+
+#[tokio::test]
+async fn a_pass_is_of_one_kind_and_goes_to_the_oldest_picture() {
+    let late_guidance = |config: &mut SamplingConfig| {
+        guided(config);
+        config.options.guidance_interval = Some("0.5,1".parse().unwrap());
+    };
+    let passes = |orders: Vec<Order>| async move {
+        let pipeline = Arc::new(FakePipeline::default());
+        serve_together(2, &pipeline, orders.into_iter().map(one).collect(), Vec::new()).await;
+        pipeline.passes()
+    };
+    let plain = |prompt| order(prompt, 4, |_| {});
+    let (guided, late) = (|prompt| order(prompt, 4, guided), |prompt| order(prompt, 4, late_guidance));
+    assert_eq!(passes(vec![late("a"), late("b")]).await, ["a + b"; 4], "both change from one kind to the other");
+    assert_eq!(passes(vec![late("a"), plain("b")]).await, ["a + b", "a + b", "a", "a", "b", "b"]);
+    assert_eq!(passes(vec![plain("a"), late("b")]).await, ["a + b", "a + b", "a", "a", "b", "b"]);
+    assert_eq!(passes(vec![guided("a"), late("b")]).await, ["a", "a", "a", "a", "b", "b", "b", "b"]);
+}
+
+#[tokio::test]
+async fn a_pass_has_room_for_fewer_large_pictures() {
+    let passes = |orders: Vec<Order>| async move {
+        let pipeline = Arc::new(FakePipeline::default());
+        serve_together(3, &pipeline, orders.into_iter().map(one).collect(), Vec::new()).await;
+        pipeline.passes()
+    };
+    let large = |prompt, width| {
+        order(prompt, 1, move |config| {
+            guided(config);
+            config.size = ImageSize::new(width, 64).unwrap();
+        })
+    };
+    assert_eq!(passes(["a", "b", "c"].map(|prompt| large(prompt, 64)).into()).await, ["a + b + c"]);
+    assert_eq!(passes(["a", "b", "c"].map(|prompt| large(prompt, 128)).into()).await, ["a", "b", "c"], "two would be four of three");
+    assert_eq!(passes(["a", "b", "c"].map(|prompt| large(prompt, 96)).into()).await, ["a + b", "c"]);
+    assert_eq!(passes(["a", "b"].map(|prompt| large(prompt, 512)).into()).await, ["a", "b"], "one alone is always served");
 }

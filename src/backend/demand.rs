@@ -1,0 +1,120 @@
+//! What one picture asks of the engine, worked out once, when its request is checked.
+
+use crate::{
+    common::{GuidanceInterval, ImageSize},
+    schedulers::SamplingPlan,
+};
+
+/// The work on one picture: admission, batches and progress all count by it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Demand {
+    /// The evaluations of the network, and where the latents move after each.
+    pub plan: SamplingPlan,
+    /// With guidance, how strongly each part of the prompt leads away from the negative prompt; empty without guidance.
+    pub part_weights: Vec<f64>,
+    /// The steps with guidance, if not all.
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// The size at which the picture is drawn.
+    pub size: ImageSize,
+}
+
+/// What a pass through the network can be made of: steps of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepKind {
+    /// The size of the picture.
+    pub size: ImageSize,
+    /// How many samples the network is evaluated for: the parts of the prompt and, with guidance, the negative prompt.
+    pub samples: usize,
+}
+
+impl StepKind {
+    /// Pixels of all samples.
+    #[must_use]
+    pub fn work(self) -> u64 {
+        self.size.pixels() * self.samples as u64
+    }
+}
+
+impl Demand {
+    /// Number of steps: evaluations of the network.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.plan.stages.len()
+    }
+
+    /// Whether the network is evaluated for the negative prompt, in any step.
+    #[must_use]
+    pub fn is_guided(&self) -> bool {
+        !self.part_weights.is_empty()
+    }
+
+    /// Whether step `step`, counted from 0, is inside of the guidance interval.
+    #[must_use]
+    pub fn is_in_interval(&self, step: usize) -> bool {
+        self.guidance_interval.is_none_or(|interval| interval.contains(step, self.steps()))
+    }
+
+    /// Whether steps outside of the guidance interval need the prompt alone. At scale 1, the prediction for a single part of weight 1 is
+    /// the result of guidance; several parts are still weighed against each other.
+    #[must_use]
+    pub fn has_steps_of_prompt_alone(&self) -> bool {
+        self.guidance_interval.is_some() && self.part_weights == [1.0]
+    }
+
+    /// The kind of step `step`, counted from 0.
+    #[must_use]
+    pub fn kind(&self, step: usize) -> StepKind {
+        let is_alone = !self.is_guided() || (self.has_steps_of_prompt_alone() && !self.is_in_interval(step));
+        StepKind { size: self.size, samples: if is_alone { 1 } else { 1 + self.part_weights.len() } }
+    }
+
+    /// Pixels of all samples in all steps.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        (0..self.steps()).map(|step| self.kind(step).work()).sum()
+    }
+
+    /// Pixels of all samples in the largest step.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        (0..self.steps()).map(|step| self.kind(step).work()).max().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+impl Demand {
+    /// A picture of `steps` steps of Euler, with guidance or without.
+    pub(crate) fn plain(size: ImageSize, steps: i64, is_guided: bool) -> Self {
+        use crate::{
+            common::{Sampler, Schedule},
+            schedulers::SchedulerConfig,
+        };
+
+        let (config, steps) = (SchedulerConfig::default(), steps.try_into().unwrap());
+        let plan = SamplingPlan::new(&config, Sampler::Euler, Schedule::Default, steps, 0, None).unwrap();
+        Self { plan, part_weights: if is_guided { vec![1.0] } else { Vec::new() }, guidance_interval: None, size }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_outside_of_the_interval_need_the_prompt_alone() {
+        let size = ImageSize::new(64, 128).unwrap();
+        let samples = |demand: &Demand| (0..demand.steps()).map(|step| demand.kind(step).samples).collect::<Vec<_>>();
+        let plain = |is_guided| Demand::plain(size, 4, is_guided);
+        assert_eq!(samples(&plain(false)), [1; 4]);
+        assert_eq!(samples(&plain(true)), [2; 4]);
+        let interval = Some("0.25,0.75".parse().unwrap());
+        let within = Demand { guidance_interval: interval, ..plain(true) };
+        assert_eq!(samples(&within), [1, 2, 2, 1]);
+        assert_eq!((within.work(), within.peak()), (6 * size.pixels(), 2 * size.pixels()));
+        for part_weights in [vec![1.0, 0.5], vec![0.5]] {
+            let weighed = Demand { part_weights, guidance_interval: interval, ..plain(true) };
+            assert_eq!(samples(&weighed), [1 + weighed.part_weights.len(); 4], "parts are weighed against each other in every step");
+        }
+        assert_eq!(samples(&Demand { guidance_interval: interval, ..plain(false) }), [1; 4]);
+    }
+}

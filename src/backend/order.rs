@@ -1,0 +1,179 @@
+//! What is asked of a model, checked against it. Every way in, the server's and the command line's, makes its orders here.
+
+use std::sync::Arc;
+
+use super::{Demand, ModelInfo, ParsedPrompt};
+use crate::common::{
+    ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, InputImage, InvalidValue, NamedSampler, NamedSchedule,
+    NegativePrompt, OutputConfig, Prompt, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
+};
+
+/// The settings of a request, which may leave most of them out.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the pictures show.
+    pub prompt: Prompt,
+    /// What they do not show.
+    pub negative_prompt: Option<NegativePrompt>,
+    /// The size of the pictures.
+    pub size: ImageSize,
+    /// Denoising steps.
+    pub steps: Option<Steps>,
+    /// Steps where they are left out, if not the model's own.
+    pub default_steps: Option<Steps>,
+    /// How strongly the pictures follow the prompt.
+    pub guidance_scale: Option<GuidanceScale>,
+    /// Seed of the first picture.
+    pub seed: Option<Seed>,
+    /// The solver.
+    pub sampler: Option<NamedSampler>,
+    /// How noise levels are spaced.
+    pub schedule: Option<NamedSchedule>,
+    /// How much fresh noise samplers with an `eta` add.
+    pub eta: Option<Eta>,
+    /// How far guidance is kept from changing the contrast.
+    pub guidance_rescale: Option<GuidanceRescale>,
+    /// The steps with guidance.
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// Whether the last timestep is nothing but noise.
+    pub zero_snr: Option<bool>,
+    /// Which of the text encoder's layers is the last one.
+    pub clip_skip: Option<ClipSkip>,
+    /// How much of the input picture is changed.
+    pub strength: Option<Strength>,
+    /// The input picture, if there is one.
+    pub input: Option<InputKind>,
+    /// How the pictures are written. `enlarged_to` follows from the size.
+    pub output: OutputConfig,
+}
+
+/// What is known of an input picture before it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InputKind {
+    /// Whether a mask marks a part of it.
+    pub has_mask: bool,
+}
+
+/// One picture, or several that differ in their seed alone.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// What the picture shows.
+    pub prompt: ParsedPrompt,
+    /// What it does not show.
+    pub negative_prompt: ParsedPrompt,
+    /// The picture that it begins with, if it does not begin with noise alone.
+    pub input: Option<Arc<InputImage>>,
+    /// How it is sampled.
+    pub config: SamplingConfig,
+    /// How it is written.
+    pub output: OutputConfig,
+    /// The work on it. The pictures of one order share it.
+    pub demand: Arc<Demand>,
+}
+
+impl Order {
+    /// Fills in what the settings leave out, and checks them against the model before anything is spent. Also returns the names, in the
+    /// API's words, of settings that have no effect.
+    ///
+    /// # Errors
+    /// Names the setting that the model cannot follow.
+    pub fn new(settings: Settings, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
+        let (asked, has_input) = (settings.size, settings.input.is_some());
+        info.check_size(asked)?;
+        let (sampler, schedule) = info.sampler(settings.sampler, settings.schedule)?;
+        let edit = settings.input.map(|input| (settings.strength, input.has_mask));
+        let (steps, strength) = info.steps(sampler, settings.steps, settings.default_steps.unwrap_or(info.defaults.steps), edit);
+        let config = SamplingConfig {
+            size: info.drawing_size(asked, has_input),
+            steps,
+            guidance_scale: settings.guidance_scale.unwrap_or(info.defaults.guidance_scale),
+            seed: settings.seed.unwrap_or_else(Seed::random),
+            sampler,
+            schedule,
+            options: SamplingOptions {
+                eta: settings.eta,
+                guidance_rescale: settings.guidance_rescale,
+                guidance_interval: settings.guidance_interval,
+                zero_snr: settings.zero_snr,
+                clip_skip: settings.clip_skip.filter(|_| info.has_clip_skip()),
+                strength,
+            },
+        };
+        let negative_prompt = settings.negative_prompt.unwrap_or_default();
+        let order = Self::of(settings.prompt.as_str(), negative_prompt.as_str(), config, info)?;
+        let without_effect = [
+            ("clip_skip", settings.clip_skip.is_some() && !info.has_clip_skip()),
+            ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),
+            ("strength", settings.strength.is_some() && !has_input),
+        ];
+        let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
+        let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();
+        let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
+        Ok((Self { output, ..order }, without_effect))
+    }
+
+    /// An order whose settings are all known: a PNG file from noise alone.
+    ///
+    /// # Errors
+    /// Names the setting that the model cannot follow.
+    pub fn of(prompt: &str, negative_prompt: &str, config: SamplingConfig, info: &ModelInfo) -> Result<Self, InvalidValue> {
+        let plan = info.plan(&config)?;
+        let prompt = ParsedPrompt::positive(prompt)?;
+        // Several parts lead away from the negative prompt side by side, whatever the scale.
+        let part_weights = Some(prompt.part_weights()).filter(|parts| info.is_guided(config.guidance_scale) || parts.len() > 1);
+        let demand = Demand {
+            plan,
+            part_weights: part_weights.unwrap_or_default(),
+            guidance_interval: config.options.guidance_interval.filter(|interval| !interval.is_all()),
+            size: config.size,
+        };
+        let negative_prompt = ParsedPrompt::negative(negative_prompt);
+        Ok(Self { prompt, negative_prompt, input: None, config, output: OutputConfig::default(), demand: Arc::new(demand) })
+    }
+
+    /// The size of the finished pictures.
+    #[must_use]
+    pub fn size(&self) -> ImageSize {
+        self.output.size(self.config.size)
+    }
+
+    /// The order of the `index`th of its pictures, counted from 0.
+    #[must_use]
+    pub fn picture(&self, index: u32) -> Self {
+        let config = SamplingConfig { seed: self.config.seed.offset(index.into()), ..self.config };
+        Self { config, ..self.clone() }
+    }
+
+    /// Whether both are pictures of one order.
+    #[must_use]
+    pub fn is_of_same_order(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.demand, &other.demand)
+    }
+}
+
+#[cfg(test)]
+impl Order {
+    /// An order for a picture of 64 x 64 in `steps` steps, without guidance.
+    pub(crate) fn plain(prompt: &str, steps: i64) -> Self {
+        use crate::common::{Sampler, Schedule};
+
+        let size = ImageSize::new(64, 64).unwrap();
+        let config = SamplingConfig {
+            size,
+            steps: steps.try_into().unwrap(),
+            guidance_scale: 1.0.try_into().unwrap(),
+            seed: 0.into(),
+            sampler: Sampler::Euler,
+            schedule: Schedule::Default,
+            options: SamplingOptions::default(),
+        };
+        Self {
+            prompt: ParsedPrompt::positive(prompt).unwrap(),
+            negative_prompt: ParsedPrompt::negative(""),
+            input: None,
+            config,
+            output: OutputConfig::default(),
+            demand: Arc::new(Demand::plain(size, steps, false)),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What a denoiser looks at beside latents and timestep.
+
+use candle_core::Tensor;
+
+/// The conditions of one generation.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions<'a> {
+    /// Text embeddings, `(samples, tokens, hidden)`.
+    pub text: &'a Tensor,
+    /// The pooled text, `(samples, pooled_dim)`. SDXL looks at it.
+    pub pooled: Option<&'a Tensor>,
+    /// Height and width of the picture in pixels. SDXL looks at them.
+    pub size: (usize, usize),
+    /// The guidance scale. Networks that are distilled for it look at it.
+    pub guidance_scale: f64,
+}
+
+impl<'a> Conditions<'a> {
+    /// The conditions of a network that looks at the text alone.
+    #[must_use]
+    pub fn of_text(text: &'a Tensor) -> Self {
+        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0 }
+    }
+}

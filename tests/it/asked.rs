@@ -1,0 +1,32 @@
+//! Pictures that a pipeline is asked for without a server.
+
+use std::sync::Arc;
+
+use sd_worker::{
+    backend::{Diffusion, GenerationRequest, InferencePipeline, Interrupt, Order, ParsedPrompt, Pipeline},
+    common::{InputImage, SamplingConfig},
+};
+
+/// What a test asks for, and may change before it does.
+#[derive(Clone)]
+pub(crate) struct Asked {
+    pub(crate) prompt: String,
+    pub(crate) negative_prompt: String,
+    pub(crate) input: Option<Arc<InputImage>>,
+    pub(crate) config: SamplingConfig,
+}
+
+impl Asked {
+    pub(crate) fn request(&self, pipeline: &InferencePipeline) -> GenerationRequest {
+        let order = Order::of(&self.prompt, &self.negative_prompt, self.config, pipeline.info()).unwrap();
+        GenerationRequest::unheard(Order { input: self.input.clone(), ..order })
+    }
+
+    pub(crate) fn begin(&self, pipeline: &Arc<InferencePipeline>) -> Diffusion {
+        pipeline.begin(&self.request(pipeline), Interrupt::NEVER).unwrap()
+    }
+}
+
+pub(crate) fn positive(text: &str) -> ParsedPrompt {
+    ParsedPrompt::positive(text).unwrap()
+}
