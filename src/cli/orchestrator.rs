@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use axum::http::Uri;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::{
@@ -15,7 +14,7 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 use tracing::{debug, warn};
-use ureq::Agent;
+use ureq::{Agent, http::Uri};
 
 use super::OrchestratorArgs;
 use crate::{

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{GuidanceInterval, Sampler, Schedule, WholeNumber};
+use super::{GuidanceInterval, InvalidValue, Sampler, Schedule, WholeNumber};
 
 /// Everything that decides how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -185,33 +185,6 @@ share! {
     /// How far a picture to begin with is changed, 0 to 1: that share of the steps is taken, from the noise level at which they begin
     /// ([Meng et al.](https://arxiv.org/abs/2108.01073)).
     Strength, "strength"
-}
-
-/// How much of a wrong value is said again: whoever sent it knows the rest.
-const SHOWN: usize = 100;
-
-/// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be {allowed}, not {value}")]
-pub struct InvalidValue {
-    /// What the value is for, in the words of the API.
-    pub name: &'static str,
-    /// The value as given, or its beginning.
-    pub value: String,
-    /// The values that are allowed, to be read after "must be".
-    pub allowed: String,
-}
-
-impl InvalidValue {
-    /// Says that `value` is none of the `allowed` values of `name`.
-    pub fn new(name: &'static str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
-        let mut value = value.to_string();
-        if let Some((end, _)) = value.char_indices().nth(SHOWN) {
-            value.truncate(end);
-            value.push('…');
-        }
-        Self { name, value, allowed: allowed.into() }
-    }
 }
 
 /// Width and height in pixels: multiples of 8 from 64 to 4096.
