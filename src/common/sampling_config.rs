@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{GuidanceInterval, InvalidValue, Sampler, Schedule, WholeNumber};
 
@@ -360,7 +361,7 @@ impl Seed {
     /// A seed that nobody chose: 32 bits, so that it survives JSON numbers and can be typed.
     #[must_use]
     pub fn random() -> Self {
-        Self(rand::random::<u32>().into())
+        Self(u64::from(Uuid::new_v4().as_u128() as u32))
     }
 
     /// The number.

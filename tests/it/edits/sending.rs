@@ -34,7 +34,7 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
     }
     // One that does not say how long it is, is read as far as that.
     let chunks = (0..60).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1 << 20]));
-    let endless = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
+    let endless = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
     let request = Client::new().post(worker.url("/v1/images/edits")).header("content-type", "application/json").body(endless);
     assert_eq!(request.send().await.unwrap().status(), 413);
     // What other routes take is no more for it.

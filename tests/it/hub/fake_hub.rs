@@ -18,7 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use futures::StreamExt;
+use futures_util::StreamExt;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -130,7 +130,7 @@ async fn resolve(
     }
     let Some(commit) = hub.commit(&revision) else { return StatusCode::NOT_FOUND.into_response() };
     let Some(mut bytes) = file(&path, commit) else { return StatusCode::NOT_FOUND.into_response() };
-    let hash = format!("{:x}", Sha256::digest(&bytes));
+    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let takes_gzip = headers.get("accept-encoding").is_some_and(|value| value.to_str().unwrap().contains("gzip"));
     let compresses = hub.compresses.is_some_and(|whom| whom == Compresses::ForAll || takes_gzip);
     if compresses && !path.ends_with(".safetensors") {
@@ -174,7 +174,7 @@ async fn resolve(
     let end = break_at.map(|_| Err(std::io::Error::other("the line breaks")));
     // What was sent before the break is on its way when it comes: the server gets to write between any two pieces.
     let pieces = part.chunks(1 << 14).map(|piece| Ok(Bytes::copy_from_slice(piece))).chain(end).collect::<Vec<_>>();
-    let pieces = futures::stream::iter(pieces).then(async |piece| {
+    let pieces = futures_util::stream::iter(pieces).then(async |piece| {
         tokio::task::yield_now().await;
         piece
     });
