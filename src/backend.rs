@@ -18,6 +18,7 @@ mod order;
 mod picture_decoder;
 mod prompt;
 mod pulse;
+mod recording;
 mod request_queue;
 #[cfg(feature = "builtin-model")]
 mod selfcheck;
@@ -38,6 +39,7 @@ pub use model_loader::{LoadOptions, load};
 pub use order::{InputKind, Order, Settings};
 pub use prompt::{EncodedPrompts, KnownWords, ParsedPrompt, PromptEncoder, PromptTokenizer, TextEncoder};
 pub use pulse::Pulse;
+pub use recording::Recording;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};
 #[cfg(feature = "builtin-model")]
 pub use selfcheck::{Comparison, selfcheck};

@@ -5,6 +5,7 @@ mod error_chain;
 mod guidance_interval;
 mod image_format;
 mod input_image;
+mod invalid_value;
 mod loopback;
 mod model_family;
 mod outgoing;
@@ -21,6 +22,7 @@ pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, Mask, MaskMeaning};
+pub use invalid_value::InvalidValue;
 pub use loopback::{is_loopback, normalised_host};
 pub use model_family::{ModelFamily, ModelVariant};
 pub use outgoing::{BadProxy, agent, without_secrets};
@@ -30,7 +32,7 @@ pub use request_id::RequestId;
 pub use sampler::{Sampler, Schedule};
 pub use sampler_names::{NamedSampler, NamedSchedule};
 pub use sampling_config::{
-    ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, InvalidValue, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
+    ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };
 pub use torch_rng::TorchRng;
 pub use whole_number::WholeNumber;

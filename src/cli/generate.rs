@@ -1,14 +1,12 @@
 //! `sd-worker generate`: pictures without a server.
 
 use std::{
-    collections::HashMap,
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use candle_core::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
@@ -18,8 +16,8 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles, InputKind,
-        Interrupt, ModelInfo, Order, Pipeline, Settings,
+        self, Diffusion, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles,
+        InputKind, Interrupt, ModelInfo, Order, Pipeline, Recording, Settings,
     },
     common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, read_regular},
 };
@@ -52,10 +50,13 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     for index in 0..args.count {
         let order = order.picture(index.into());
         let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = order.config;
-        let mut record = Record::new(args.save_latents.as_deref());
-        let (picture, times) = draw(&pipeline, order, &mut record)?;
+        let mut recording = args.save_latents.as_ref().map(|_| Recording::default());
+        let (picture, times) = draw(&pipeline, order, recording.as_mut())?;
         let path = output.write(index, &picture)?;
-        record.write()?;
+        if let (Some(path), Some(recording)) = (&args.save_latents, recording) {
+            let bytes = recording.to_safetensors().map_err(|source| Failure::Output { path: path.clone(), source })?;
+            output_file::write(path, &bytes)?;
+        }
         let loaded = if index == 0 { format!("load {}, ", seconds(load_time)) } else { String::new() };
         let path = path.display();
         // Whoever does not read this has the picture.
@@ -65,7 +66,11 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
 }
 
 /// One picture as a file, and the times that it took.
-fn draw(pipeline: &Arc<InferencePipeline>, order: Order, record: &mut Record) -> Result<(Vec<u8>, String), GenerationError> {
+fn draw(
+    pipeline: &Arc<InferencePipeline>,
+    order: Order,
+    mut recording: Option<&mut Recording>,
+) -> Result<(Vec<u8>, String), GenerationError> {
     let started = Instant::now();
     let request = GenerationRequest::unheard(order);
     let mut generation = pipeline.begin(&request, Interrupt::NEVER)?;
@@ -73,14 +78,18 @@ fn draw(pipeline: &Arc<InferencePipeline>, order: Order, record: &mut Record) ->
     for warning in generation.warnings() {
         stderr().line(format!("warning: {warning}"));
     }
-    record.add("text_embeddings", generation.text_embeddings());
-    record.add("latents.0", generation.latents());
+    let mut record = |step, generation: &Diffusion| {
+        if let Some(recording) = &mut recording {
+            recording.add(step, generation);
+        }
+    };
+    record(0, &generation);
 
     let started = Instant::now();
     let bar = progress_bar(generation.total_steps());
     for step in 1..=generation.total_steps() {
         generation.step()?;
-        record.add(&format!("latents.{step}"), generation.latents());
+        record(step, &generation);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -139,28 +148,4 @@ fn progress_bar(steps: usize) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-/// Tensors that are kept on the way, if somebody wants them.
-struct Record<'a> {
-    path: Option<&'a Path>,
-    tensors: HashMap<String, Tensor>,
-}
-
-impl<'a> Record<'a> {
-    fn new(path: Option<&'a Path>) -> Self {
-        Self { path, tensors: HashMap::new() }
-    }
-
-    fn add(&mut self, name: &str, tensor: &Tensor) {
-        if self.path.is_some() {
-            self.tensors.insert(name.to_owned(), tensor.clone());
-        }
-    }
-
-    fn write(&self) -> Result<(), Failure> {
-        let Some(path) = self.path else { return Ok(()) };
-        let failed = |error| Failure::Output { path: path.to_owned(), source: io::Error::other(error) };
-        output_file::write(path, &safetensors::serialize(&self.tensors, None).map_err(failed)?)
-    }
 }

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use axum::http::Uri;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::{
@@ -15,7 +14,11 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 use tracing::{debug, warn};
-use ureq::Agent;
+use tracing_subscriber::fmt::{
+    format::Writer,
+    time::{FormatTime, SystemTime},
+};
+use ureq::{Agent, http::Uri};
 
 use super::OrchestratorArgs;
 use crate::{
@@ -157,8 +160,17 @@ impl Heart {
             "id": self.id, "model_id": self.model, "device": device, "port": self.port, "status": status,
             "implementation": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION"),
         });
-        json!({ "worker": worker, "timestamp": humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string() })
+        json!({ "worker": worker, "timestamp": timestamp() })
     }
+}
+
+/// The time in UTC as in [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339), in milliseconds.
+fn timestamp() -> String {
+    let mut time = String::new();
+    // A `String` takes everything.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    time.truncate("2026-01-31T00:00:00.000".len());
+    time + "Z"
 }
 
 async fn post(url: String, body: Value) -> Result<(), String> {

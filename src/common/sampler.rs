@@ -1,13 +1,10 @@
-//! Samplers and schedules. What other tools call them is in [`super::sampler_names`].
+//! Samplers and schedules. How their names are read, and what other tools call them, is in [`super::sampler_names`].
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    InvalidValue,
-    sampler_names::{self, NamedSampler},
-};
+use super::{InvalidValue, invalid_value::one_of};
 
 /// The solver that turns predictions of the network into the next latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,23 +154,6 @@ impl From<Sampler> for &'static str {
     }
 }
 
-impl FromStr for Sampler {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let named: NamedSampler = text.parse()?;
-        if named.schedule.is_none() { Ok(named.sampler) } else { Err(sampler_names::unknown("sampler", text, &Self::ALL)) }
-    }
-}
-
-impl TryFrom<String> for Sampler {
-    type Error = InvalidValue;
-
-    fn try_from(text: String) -> Result<Self, InvalidValue> {
-        text.parse()
-    }
-}
-
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -241,32 +221,8 @@ impl From<Schedule> for &'static str {
     }
 }
 
-impl FromStr for Schedule {
-    type Err = InvalidValue;
-
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        sampler_names::schedule(text).ok_or_else(|| sampler_names::unknown("schedule", text, &Self::ALL))
-    }
-}
-
-impl TryFrom<String> for Schedule {
-    type Error = InvalidValue;
-
-    fn try_from(text: String) -> Result<Self, InvalidValue> {
-        text.parse()
-    }
-}
-
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-pub(super) fn one_of<T: fmt::Display>(all: &[T]) -> String {
-    let names: Vec<String> = all.iter().map(ToString::to_string).collect();
-    match names.as_slice() {
-        [only] => only.clone(),
-        _ => format!("one of {}", names.join(", ")),
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
 
-use super::{InvalidValue, Sampler, Schedule, sampler::one_of};
+use super::{InvalidValue, Sampler, Schedule, invalid_value::one_of};
 
 /// `SchedulerMixin`s of diffusers 0.42.
 const DIFFUSERS: &str = "diffusers";
@@ -135,6 +135,39 @@ impl From<Sampler> for NamedSampler {
     }
 }
 
+impl FromStr for Sampler {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let named: NamedSampler = text.parse()?;
+        if named.schedule.is_none() { Ok(named.sampler) } else { Err(unknown("sampler", text, &Self::ALL)) }
+    }
+}
+
+impl TryFrom<String> for Sampler {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        text.parse()
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        schedule(text).ok_or_else(|| unknown("schedule", text, &Self::ALL))
+    }
+}
+
+impl TryFrom<String> for Schedule {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        text.parse()
+    }
+}
+
 impl FromStr for NamedSampler {
     type Err = InvalidValue;
 
@@ -182,7 +215,7 @@ fn sampler(name: &str) -> Option<NamedSampler> {
 }
 
 /// The schedule of this name.
-pub(super) fn schedule(name: &str) -> Option<Schedule> {
+fn schedule(name: &str) -> Option<Schedule> {
     schedule_names().find(|(other, _)| plain(other) == plain(name)).map(|(_, schedule)| schedule)
 }
 
@@ -196,7 +229,7 @@ fn plain(name: &str) -> String {
     name.trim().to_lowercase().replace([' ', '-'], "_").replace("++_", "++").replace("++", "pp_")
 }
 
-pub(super) fn unknown<T: fmt::Display>(name: &'static str, text: &str, all: &[T]) -> InvalidValue {
+fn unknown<T: fmt::Display>(name: &'static str, text: &str, all: &[T]) -> InvalidValue {
     InvalidValue::new(name, format_args!("\"{text}\""), one_of(all))
 }
 

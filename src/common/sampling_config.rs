@@ -3,8 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{GuidanceInterval, Sampler, Schedule, WholeNumber};
+use super::{GuidanceInterval, InvalidValue, Sampler, Schedule, WholeNumber};
 
 /// Everything that decides how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -187,33 +188,6 @@ share! {
     Strength, "strength"
 }
 
-/// How much of a wrong value is said again: whoever sent it knows the rest.
-const SHOWN: usize = 100;
-
-/// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be {allowed}, not {value}")]
-pub struct InvalidValue {
-    /// What the value is for, in the words of the API.
-    pub name: &'static str,
-    /// The value as given, or its beginning.
-    pub value: String,
-    /// The values that are allowed, to be read after "must be".
-    pub allowed: String,
-}
-
-impl InvalidValue {
-    /// Says that `value` is none of the `allowed` values of `name`.
-    pub fn new(name: &'static str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
-        let mut value = value.to_string();
-        if let Some((end, _)) = value.char_indices().nth(SHOWN) {
-            value.truncate(end);
-            value.push('…');
-        }
-        Self { name, value, allowed: allowed.into() }
-    }
-}
-
 /// Width and height in pixels: multiples of 8 from 64 to 4096.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageSize {
@@ -387,7 +361,7 @@ impl Seed {
     /// A seed that nobody chose: 32 bits, so that it survives JSON numbers and can be typed.
     #[must_use]
     pub fn random() -> Self {
-        Self(rand::random::<u32>().into())
+        Self(u64::from(Uuid::new_v4().as_u128() as u32))
     }
 
     /// The number.

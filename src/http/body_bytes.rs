@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::body::Body;
-use futures::StreamExt;
+use futures_util::StreamExt;
 use tokio::{
     sync::{Mutex, Semaphore, SemaphorePermit},
     time::timeout,

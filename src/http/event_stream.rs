@@ -9,7 +9,7 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use futures::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt};
 
 /// Comments in long steps keep proxies from closing a stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);

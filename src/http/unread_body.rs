@@ -14,7 +14,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use futures::StreamExt;
+use futures_util::StreamExt;
 use http_body::{Frame, SizeHint};
 use tokio::{runtime::Handle, time::timeout};
 

@@ -34,6 +34,7 @@ mod parity;
 mod parts;
 mod probes;
 mod proxies;
+mod refusals;
 mod sharing;
 mod single_file;
 mod sizes;

@@ -104,7 +104,7 @@ async fn memory_that_is_not_there_costs_the_upload_that_needs_it() {
                 request("/v1/images/edits").json(&edit).send(),
                 request("/v1/jobs").json(&job).send(),
                 request("/v1/images/edits").multipart(form(&large)).send(),
-                futures::future::join_all(pictures)
+                futures_util::future::join_all(pictures)
             );
             for answer in [a, b, c].into_iter().chain(pictures) {
                 let (status, body) = read(answer.unwrap()).await;

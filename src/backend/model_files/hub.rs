@@ -6,7 +6,7 @@ mod client;
 use std::{
     env,
     fs::{self, File},
-    io,
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
@@ -117,9 +117,14 @@ fn is_other(path: &Path, name: &str) -> io::Result<bool> {
     if name.len() != 2 * Sha256::output_size() || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(false);
     }
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hash)?;
-    Ok(format!("{:x}", hash.finalize()) != name)
+    let (mut file, mut hash, mut bytes) = (BufReader::with_capacity(1 << 16, File::open(path)?), Sha256::new(), 1);
+    while bytes > 0 {
+        let piece = file.fill_buf()?;
+        hash.update(piece);
+        bytes = piece.len();
+        file.consume(bytes);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>() != name)
 }
 
 /// Where the cache has a revision, as far as its index tells.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::response::{Response, sse::Event};
-use futures::stream;
+use futures_util::stream;
 
 use super::job_wire::JobEvent;
 use crate::http::{

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::response::{Response, sse::Event};
-use futures::stream;
+use futures_util::stream;
 
 use super::{
     image_events::{Completed, ImageEvent, Preview, ProgressEvent},
