@@ -15,7 +15,7 @@ use crate::{
     common::ModelFamily,
     device,
     models::{AutoencoderKl, ClipTextModel, Tiling, UNet2DConditionModel},
-    ops::{self, Storage, Weights},
+    ops::{self, WeightType, Weights},
 };
 
 /// How a model is loaded.
@@ -24,7 +24,7 @@ pub struct LoadOptions {
     /// Where it runs.
     pub device: Device,
     /// How its weights are kept.
-    pub storage: Storage,
+    pub storage: WeightType,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
     /// How its VAE works on large pictures.
@@ -41,7 +41,7 @@ impl LoadOptions {
 impl Default for LoadOptions {
     /// As the binary has them on a CPU if nothing is said.
     fn default() -> Self {
-        Self { device: Device::Cpu, storage: Storage::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
+        Self { device: Device::Cpu, storage: WeightType::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
     }
 }
 
@@ -101,7 +101,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let unet = builder.build("unet", |vb| UNet2DConditionModel::new(unet.clone(), vb))?;
-    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), options));
+    let wide_vae = (storage != WeightType::F32).then(|| WideVae::new(files.clone(), vae.clone(), options));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     let networks = Networks { unet, vae, wide_vae };
@@ -123,7 +123,7 @@ struct Builder<'a> {
     files: &'a ModelFiles,
     dtype: DType,
     device: &'a Device,
-    storage: Storage,
+    storage: WeightType,
     low_memory: bool,
     opened: Vec<PartWeights>,
 }

@@ -10,7 +10,7 @@ use candle_core::{DType, Error, Result};
 use super::{LoadOptions, ModelFiles};
 use crate::{
     models::{AutoencoderKl, AutoencoderKlConfig},
-    ops::{Storage, Weights},
+    ops::{WeightType, Weights},
 };
 
 /// Read when it is first needed, and kept from then on.
@@ -26,7 +26,7 @@ impl WideVae {
         let (device, tiling) = (options.device.clone(), options.vae_tiling);
         let read = move || {
             let weights = files.weights("vae", DType::F32, &device).map_err(Error::wrap)?;
-            Ok(AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, Storage::F32))?.with_tiling(tiling))
+            Ok(AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, WeightType::F32))?.with_tiling(tiling))
         };
         Self { read: Box::new(read), vae: Mutex::default() }
     }

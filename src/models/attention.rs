@@ -111,7 +111,7 @@ mod tests {
     use candle_nn::VarBuilder;
 
     use super::*;
-    use crate::ops::{Storage, concat_channels, to_image};
+    use crate::ops::{WeightType, concat_channels, to_image};
 
     fn made_up(dtype: DType, shape: &[usize], scale: f64) -> Tensor {
         let count = shape.iter().product::<usize>() as f64;
@@ -124,7 +124,7 @@ mod tests {
         let weight = |(name, i)| (format!("{name}.weight"), made_up(dtype, &[6, 6], 0.2 + 0.1 * f64::from(i)));
         let mut tensors: Vec<_> = weights.map(weight).collect();
         tensors.push(("to_out.0.bias".to_owned(), made_up(dtype, &[6], 0.9)));
-        let vb = Weights::new(VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu), Storage::F32);
+        let vb = Weights::new(VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu), WeightType::F32);
         Attention::new(6, 6, 2, &vb).unwrap()
     }
 

@@ -90,7 +90,7 @@ mod tests {
     use candle_nn::VarBuilder;
 
     use super::*;
-    use crate::ops::Storage;
+    use crate::ops::WeightType;
 
     /// A layer that counted instead of asking by name would look at another one's keys.
     #[test]
@@ -105,7 +105,7 @@ mod tests {
             Ok::<_, candle_core::Error>(all)
         };
         let tensors = [weights("one", 0.3).unwrap(), weights("two", 0.7).unwrap()].concat().into_iter().collect();
-        let vb = Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &cpu), Storage::F32);
+        let vb = Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &cpu), WeightType::F32);
         let [one, two] = ["one", "two"].map(|name| CrossAttention::new(4, 4, 2, &vb.pp(name)).unwrap());
 
         let (x, text) = (values(0.5).unwrap().unsqueeze(0).unwrap(), values(0.9).unwrap().unsqueeze(0).unwrap());
