@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use sd_worker::ops::{Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, Storage, Weights, attention};
+use sd_worker::ops::{Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, WeightType, Weights, attention};
 
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
@@ -29,7 +29,7 @@ fn weights(shape: &[usize]) -> (HashMap<String, Tensor>, Tensor, Tensor) {
 }
 
 fn builder(tensors: HashMap<String, Tensor>) -> Weights {
-    Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), Storage::F32)
+    Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), WeightType::F32)
 }
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {

@@ -17,6 +17,7 @@ mod device;
 mod embedding;
 mod layer_names;
 mod linear;
+mod matrix;
 mod norm;
 mod on_demand;
 mod pixels;
@@ -37,10 +38,12 @@ pub use norm::{GroupNorm, LayerNorm};
 pub use on_demand::OnDemand;
 pub use pixels::{to_image, to_sequence};
 pub use samples::for_batch;
-pub use weights::{Storage, Weights};
+pub use weights::{WeightType, Weights};
 
-/// Whether this processor has units for matrices, whose products are less exact.
+use matrix::Blocks;
+
+/// Whether products of matrices have every digit of f32 on this processor.
 #[cfg(test)]
-pub(crate) fn has_tiles() -> bool {
-    cpu::Machine::best().has_tiles()
+pub(crate) fn has_exact_products() -> bool {
+    cpu::Machine::best().has_exact_products()
 }

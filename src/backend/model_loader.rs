@@ -14,7 +14,7 @@ use super::{
 use crate::{
     device,
     models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
-    ops::{self, Storage, Weights},
+    ops::{self, WeightType, Weights},
 };
 
 /// How a model is loaded.
@@ -23,7 +23,7 @@ pub struct LoadOptions {
     /// Where it runs.
     pub device: Device,
     /// How its weights are kept.
-    pub storage: Storage,
+    pub storage: WeightType,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
     /// How its VAE works on large pictures.
@@ -40,7 +40,7 @@ impl LoadOptions {
 impl Default for LoadOptions {
     /// As the binary has them on a CPU if nothing is said.
     fn default() -> Self {
-        Self { device: Device::Cpu, storage: Storage::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
+        Self { device: Device::Cpu, storage: WeightType::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
     }
 }
 
@@ -100,7 +100,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let denoiser = builder.build("unet", |vb| Denoiser::new(&denoiser, vb))?;
-    let wide_vae = (storage != Storage::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
+    let wide_vae = (storage != WeightType::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     let networks = Networks { denoiser, vae, wide_vae };
@@ -122,7 +122,7 @@ struct Builder<'a> {
     files: &'a ModelFiles,
     dtype: DType,
     device: &'a Device,
-    storage: Storage,
+    storage: WeightType,
     low_memory: bool,
     opened: Vec<PartWeights>,
 }

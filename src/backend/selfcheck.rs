@@ -13,7 +13,7 @@ use crate::{
     builtin_model,
     common::{ImageSize, Sampler, SamplingConfig, SamplingOptions, Schedule, Seed},
     models::Interrupt,
-    ops::Storage,
+    ops::WeightType,
 };
 
 /// The stages, by the names of their goldens, and what each may be off by: in f32; with 10 bits of fraction; and with 7. The last two are
@@ -54,14 +54,14 @@ impl Comparison {
 ///
 /// # Errors
 /// When the built-in model does not load or work there.
-pub fn selfcheck(device: &Device, storage: Storage) -> std::result::Result<Vec<Comparison>, LoadError> {
+pub fn selfcheck(device: &Device, storage: WeightType) -> std::result::Result<Vec<Comparison>, LoadError> {
     let options = LoadOptions { device: device.clone(), storage, ..LoadOptions::default() };
     let pipeline = load(&ModelFiles::open("builtin")?, &options)?;
     let precision = match storage {
-        Storage::F32 if device.is_cpu() => 0,
+        WeightType::F32 if device.is_cpu() => 0,
         // cuDNN works out convolutions in f32 with the 10 bits of TF32.
-        Storage::F32 | Storage::F16 => 1,
-        Storage::Bf16 | Storage::Q8_0 => 2,
+        WeightType::F32 | WeightType::F16 => 1,
+        WeightType::Bf16 | WeightType::Q8_0 => 2,
     };
     goldens().map_err(GenerationError::from).and_then(|goldens| compare(pipeline, precision, &goldens)).map_err(LoadError::SelfTest)
 }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::backend::model_loader::load_as;
 
-    fn pipeline(dtype: DType, storage: Storage) -> InferencePipeline {
+    fn pipeline(dtype: DType, storage: WeightType) -> InferencePipeline {
         let options = LoadOptions { storage, ..LoadOptions::default() };
         load_as(dtype, &ModelFiles::open("builtin").unwrap(), &options).unwrap()
     }
@@ -141,14 +141,14 @@ mod tests {
     /// On a CPU that goes through candle's own operations, as it does on a GPU.
     #[test]
     fn networks_that_work_in_f16_are_right() {
-        let comparisons = compare(pipeline(DType::F16, Storage::F16), 1, &goldens().unwrap()).unwrap();
+        let comparisons = compare(pipeline(DType::F16, WeightType::F16), 1, &goldens().unwrap()).unwrap();
         assert!(comparisons.iter().all(|comparison| comparison.is_right() && comparison.error > 1e-4), "{comparisons:?}");
     }
 
     #[test]
     fn a_golden_that_is_changed_is_noticed() {
         let wrong = |goldens: &Goldens| -> Vec<&str> {
-            let comparisons = compare(pipeline(DType::F32, Storage::F32), 0, goldens).unwrap();
+            let comparisons = compare(pipeline(DType::F32, WeightType::F32), 0, goldens).unwrap();
             comparisons.iter().filter(|comparison| !comparison.is_right()).map(|comparison| comparison.stage).collect()
         };
         let goldens = goldens().unwrap();

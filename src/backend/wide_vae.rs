@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Error, Result};
 use super::ModelFiles;
 use crate::{
     models::{AutoencoderKl, AutoencoderKlConfig, Tiling},
-    ops::{Storage, Weights},
+    ops::{WeightType, Weights},
 };
 
 /// Read when it is first needed, and kept from then on.
@@ -25,7 +25,7 @@ impl WideVae {
     pub fn new(files: ModelFiles, config: AutoencoderKlConfig, device: Device, tiling: Tiling) -> Self {
         let read = move || {
             let weights = files.weights("vae", DType::F32, &device).map_err(Error::wrap)?;
-            Ok(AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, Storage::F32))?.with_tiling(tiling))
+            Ok(AutoencoderKl::new(config.clone(), &Weights::new(weights.vb, WeightType::F32))?.with_tiling(tiling))
         };
         Self { read: Box::new(read), vae: Mutex::default() }
     }

@@ -18,7 +18,7 @@ use super::Failure;
 use crate::{
     backend::{LoadError, LoadOptions, ModelFiles, Tiling},
     device::{self, DeviceChoice},
-    ops::Storage,
+    ops::WeightType,
 };
 
 /// Stable Diffusion over HTTP: one process, one model, one device.
@@ -108,7 +108,7 @@ pub struct ModelArgs {
     pub device: DeviceChoice,
     /// How weights are kept: f32, f16, bf16 or q8_0; on a CPU, less takes less memory and about the same time
     #[arg(long, env = "SD_WORKER_DTYPE", default_value_t, value_name = "TYPE")]
-    pub dtype: Storage,
+    pub dtype: WeightType,
     /// Threads that work on a CPU, 1 to 1024, and at most 8 for each CPU that the process may use [default: one for each]
     #[arg(long, env = "SD_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     pub threads: Option<u16>,

@@ -21,7 +21,7 @@ pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
     use crate::{
         backend::{self, LoadError},
         device,
-        ops::Storage,
+        ops::WeightType,
     };
 
     let device = args.device.open().map_err(LoadError::from)?;
@@ -29,7 +29,7 @@ pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
     say(format!("{} beside diffusers on a CPU in f32: largest difference / largest value", device::describe(&device)));
     say(format!("{:<6}{:<18}{:>8}{:>10}", "type", "stage", "error", "limit"));
     let (mut wrong, mut all) = (0, 0);
-    for storage in [Storage::F32, Storage::F16, Storage::Bf16] {
+    for storage in [WeightType::F32, WeightType::F16, WeightType::Bf16] {
         for comparison in backend::selfcheck(&device, storage)? {
             let verdict = if comparison.is_right() { "" } else { "  WRONG" };
             say(format!("{:<6}{:<18}{:>8.1e}{:>10.1e}{verdict}", storage.name(), comparison.stage, comparison.error, comparison.limit));

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use crate::{
         models::{Interrupt, text_context::TextContext},
-        ops::{Storage, concat_channels, to_image},
+        ops::{WeightType, concat_channels, to_image},
     };
 
     const PASS: Pass = Pass { temb: None, text: None, interrupt: Interrupt::NEVER };
@@ -140,7 +140,7 @@ mod tests {
         let weight = |(name, i)| (format!("{name}.weight"), made_up(dtype, &[6, 6], 0.2 + 0.1 * f64::from(i)));
         let mut tensors: Vec<_> = weights.map(weight).collect();
         tensors.push(("to_out.0.bias".to_owned(), made_up(dtype, &[6], 0.9)));
-        let vb = Weights::new(VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu), Storage::F32);
+        let vb = Weights::new(VarBuilder::from_tensors(tensors.into_iter().collect(), dtype, &Device::Cpu), WeightType::F32);
         Attention::new(6, 6, 2, &vb).unwrap()
     }
 
@@ -212,7 +212,7 @@ mod tests {
             all
         };
         let tensors = [weights("one", 0.3), weights("two", 0.7)].concat().into_iter().collect();
-        let vb = Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), Storage::F32);
+        let vb = Weights::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), WeightType::F32);
         let [one, two] = ["one", "two"].map(|name| CrossAttention::new(4, 4, 2, &vb.pp(name)).unwrap());
 
         let (x, text) = (values(0.5).unsqueeze(0).unwrap(), values(0.9).unsqueeze(0).unwrap());

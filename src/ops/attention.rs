@@ -25,7 +25,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
     if cpu::is_fast(q) {
         let shape = cpu::Sequences { batch, heads, head_dim: width / heads, queries, keys, causal };
         let (q, k, v) = (cpu::Rows::new(q)?, cpu::Rows::new(k)?, cpu::Rows::new(v)?);
-        let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(q, k, v, shape)))))?;
+        let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(cpu::Machine::best(), q, k, v, shape)))))?;
         return Tensor::from_vec(result, (batch, queries, width), &Device::Cpu);
     }
     let q = &for_batch(q, batch)?.contiguous()?;

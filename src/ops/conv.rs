@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{GroupNorm, Storage, Weights, cpu, for_batch};
+use super::{GroupNorm, Weights, cpu, for_batch, weights::DenseType};
 
 /// Shape of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +27,15 @@ impl Conv2dConfig {
 /// A convolution with bias.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    layer: Layer,
+    kernel: Kernel,
     config: Conv2dConfig,
 }
 
+/// What computes a convolution.
 #[derive(Debug, Clone)]
-enum Layer {
+enum Kernel {
     Packed(Box<cpu::PackedConv>),
-    Plain { weight: Tensor, bias: Tensor },
+    Candle { weight: Tensor, bias: Tensor },
 }
 
 /// What is added to the result of a convolution.
@@ -52,44 +53,48 @@ impl Conv2d {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &Weights) -> Result<Self> {
-        let pack = |storage, weight: &[f32], in_channels, bias| cpu::PackedConv::new(storage, weight, in_channels, bias, config);
-        Self::build(in_channels, out_channels, config, vb, pack)
+        Self::read(in_channels, out_channels, config, vb, |dtype, weight, bias| {
+            cpu::PackedConv::new(cpu::Machine::best(), dtype, weight, in_channels, bias, config)
+        })
     }
 
-    fn build(
+    /// `pack` packs the weight for a CPU.
+    fn read(
         in_channels: usize,
         out_channels: usize,
         config: Conv2dConfig,
         vb: &Weights,
-        pack: impl FnOnce(Storage, &[f32], usize, Vec<f32>) -> cpu::PackedConv,
+        pack: impl FnOnce(DenseType, &[f32], Vec<f32>) -> cpu::PackedConv,
     ) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, config.kernel, config.kernel), "weight")?;
         let bias = vb.get(out_channels, "bias")?;
-        let layer = if let Some(storage) = vb.packed(&weight).map(Storage::of_convolutions) {
+        let kernel = if let Some(dtype) = vb.packed_type(&weight) {
             let bias = bias.to_vec1()?;
-            let packed = cpu::Rows::new(&weight)?.with(|weight| Ok(pack(storage, weight, in_channels, bias)))?;
-            Layer::Packed(Box::new(packed))
+            let packed = cpu::Rows::new(&weight)?.with(|weight| Ok(pack(dtype, weight, bias)))?;
+            Kernel::Packed(Box::new(packed))
         } else {
-            Layer::Plain { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
+            Kernel::Candle { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
         };
-        Ok(Self { layer, config })
+        Ok(Self { kernel, config })
     }
 
-    /// A 3 x 3 convolution for [`Conv2d::forward_enlarged`] to exactly twice the size, and nothing else: where there are tile units, its
-    /// weights are kept in another order.
+    /// A 3 x 3 convolution for [`Conv2d::forward_enlarged`] to exactly twice the size, and nothing else: some machines keep its weights as
+    /// four kernels of 2 x 2.
     ///
     /// # Errors
     /// As [`Conv2d::new`].
     pub fn doubling(in_channels: usize, out_channels: usize, vb: &Weights) -> Result<Self> {
-        Self::build(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, cpu::PackedConv::doubling)
+        Self::read(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, |dtype, weight, bias| {
+            cpu::PackedConv::doubling(cpu::Machine::best(), dtype, weight, in_channels, bias)
+        })
     }
 
     /// Channels of the result.
     #[must_use]
     pub fn out_channels(&self) -> usize {
-        match &self.layer {
-            Layer::Packed(packed) => packed.outputs(),
-            Layer::Plain { bias, .. } => bias.elem_count(),
+        match &self.kernel {
+            Kernel::Packed(packed) => packed.outputs(),
+            Kernel::Candle { bias, .. } => bias.elem_count(),
         }
     }
 
@@ -114,41 +119,48 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::forward_add`] and [`GroupNorm::forward_silu`].
     pub fn forward_normed(&self, norm: &GroupNorm, x: &Tensor, added: Added) -> Result<Tensor> {
-        match &self.layer {
-            Layer::Packed(packed) => packed_forward(packed, x, Some(norm), (x.dim(2)?, x.dim(3)?), added),
-            Layer::Plain { .. } => self.forward_add(&norm.forward_silu(x)?, added),
+        match &self.kernel {
+            Kernel::Packed(packed) => packed_forward(packed, x, Some(norm), (x.dim(2)?, x.dim(3)?), added),
+            Kernel::Candle { .. } => self.forward_add(&norm.forward_silu(x)?, added),
         }
     }
 
-    /// The same, of an image that nothing else holds: the result may take its memory.
+    /// [`Conv2d::forward_normed`] of an image that nothing else uses: the result may take its memory. Tensors that share that memory see the
+    /// result in it, and `residual` must not be one of them.
     ///
     /// # Errors
     /// As [`Conv2d::forward_normed`].
-    #[allow(clippy::needless_pass_by_value, reason = "it is given up")]
+    #[allow(clippy::needless_pass_by_value, reason = "the image is given up")]
     pub fn forward_normed_in_place(&self, norm: &GroupNorm, x: Tensor, added: Added) -> Result<Tensor> {
-        let Layer::Packed(packed) = &self.layer else { return self.forward_normed(norm, &x, added) };
+        let Kernel::Packed(packed) = &self.kernel else { return self.forward_normed(norm, &x, added) };
         let size = (x.dim(2)?, x.dim(3)?);
         packed_forward_by(packed, &x, Some(norm), size, added, |image, shape, norm, epilogue| {
-            Ok(packed.forward_in_place(image.into_pixels()?, shape, norm, epilogue))
+            if !packed.works_in_place(shape) {
+                return new_image(packed, &image, shape, norm, epilogue);
+            }
+            let ((), written) = image.with_mut(|pixels| Ok(packed.forward_in_place(pixels, shape, norm, epilogue)))?;
+            Ok(written)
         })
     }
 
-    /// Added to an image of the result's shape that nothing else holds: the result takes its memory.
+    /// Added to an image of the result's shape that nothing else uses: the result takes its memory. Tensors that share that memory see the
+    /// result in it, and `x` must not be one of them.
     ///
     /// # Errors
     /// As [`Conv2d::forward_add`].
-    #[allow(clippy::needless_pass_by_value, reason = "it is given up")]
+    #[allow(clippy::needless_pass_by_value, reason = "the image is given up")]
     pub fn forward_onto(&self, x: &Tensor, onto: Tensor) -> Result<Tensor> {
-        let Layer::Packed(packed) = &self.layer else {
+        let Kernel::Packed(packed) = &self.kernel else {
             return self.forward_add(x, Added { sample_bias: None, residual: Some(&onto) });
         };
         let size = packed.output_size((x.dim(2)?, x.dim(3)?));
         if onto.dims() != [x.dim(0)?, packed.outputs(), size.0, size.1] {
             candle_core::bail!("a convolution of {:?} cannot be added to {:?}", x.shape(), onto.shape());
         }
-        let onto = cpu::Image::new(&onto)?.into_pixels()?;
+        let onto = cpu::Image::new(&onto)?;
         packed_forward_by(packed, x, None, (x.dim(2)?, x.dim(3)?), Added::default(), |image, shape, _, _| {
-            image.with(|pixels| Ok(packed.forward_onto(pixels, shape, onto)))
+            let ((), written) = image.with(|pixels| onto.with_mut(|onto| Ok(packed.forward_onto(pixels, shape, onto))))?;
+            Ok(written)
         })
     }
 
@@ -157,9 +169,9 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::forward_add`].
     pub fn forward_enlarged(&self, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
-        match &self.layer {
-            Layer::Packed(packed) => packed_forward(packed, x, None, size, added),
-            Layer::Plain { weight, bias } => {
+        match &self.kernel {
+            Kernel::Packed(packed) => packed_forward(packed, x, None, size, added),
+            Kernel::Candle { weight, bias } => {
                 let same = size == (x.dim(2)?, x.dim(3)?);
                 let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
                 let y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?;
@@ -179,19 +191,30 @@ impl Conv2d {
 }
 
 fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, norm: Option<&GroupNorm>, size: (usize, usize), added: Added) -> Result<Tensor> {
-    packed_forward_by(packed, x, norm, size, added, |image, shape, norm, epilogue| {
-        image.with(|pixels| Ok(packed.forward(pixels, shape, norm, epilogue)))
-    })
+    packed_forward_by(packed, x, norm, size, added, |image, shape, norm, epilogue| new_image(packed, &image, shape, norm, epilogue))
 }
 
-/// `run` does the work, once everything is known to fit.
+/// The result in memory of its own.
+fn new_image(
+    packed: &cpu::PackedConv,
+    image: &cpu::Image,
+    shape: cpu::Shape,
+    norm: Option<&cpu::Normalization>,
+    epilogue: cpu::Epilogue,
+) -> Result<Tensor> {
+    let (height, width) = packed.output_size(shape.seen);
+    let pixels = image.with(|pixels| Ok(packed.forward(pixels, shape, norm, epilogue)))?;
+    cpu::Image::tensor(pixels, shape.batch, height, width, packed.outputs())
+}
+
+/// Checks that everything fits, and has `run` do the work.
 fn packed_forward_by(
     packed: &cpu::PackedConv,
     x: &Tensor,
     norm: Option<&GroupNorm>,
     size: (usize, usize),
     added: Added,
-    run: impl FnOnce(cpu::Image, cpu::Shape, Option<&cpu::Normalization>, cpu::Epilogue) -> Result<Vec<f32>>,
+    run: impl FnOnce(cpu::Image, cpu::Shape, Option<&cpu::Normalization>, cpu::Epilogue) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let image = cpu::Image::new(x)?;
     let (batch, (height, width), channels) = (image.batch, packed.output_size(size), packed.outputs());
@@ -213,9 +236,56 @@ fn packed_forward_by(
         let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
         run(image, shape, norm.as_ref(), cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() })
     };
-    let pixels = cpu::fallible(|| match &residual {
+    cpu::fallible(|| match &residual {
         Some(residual) => residual.with(|residual| run(Some(residual))),
         None => run(None),
-    })?;
-    cpu::Image::tensor(pixels, batch, height, width, channels)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use candle_nn::VarBuilder;
+
+    use super::*;
+    use crate::ops::WeightType;
+
+    fn made_up(shape: &[usize], scale: f64) -> Tensor {
+        let count = shape.iter().product::<usize>() as f64;
+        let numbers = (Tensor::arange(0f64, count, &Device::Cpu).unwrap() * scale).unwrap().sin().unwrap();
+        numbers.to_dtype(DType::F32).unwrap().reshape(shape).unwrap()
+    }
+
+    fn numbers(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// candle's own operations trust a tensor's shape: whatever is written over, it must stay true of the memory.
+    #[test]
+    fn a_tensor_whose_memory_is_taken_sees_the_result() {
+        let tensors = [
+            ("weight".to_owned(), made_up(&[16, 16, 3, 3], 0.7)),
+            ("bias".to_owned(), made_up(&[16], 0.4)),
+            ("norm.weight".to_owned(), made_up(&[16], 0.2)),
+            ("norm.bias".to_owned(), made_up(&[16], 0.3)),
+        ];
+        let vb = Weights::new(VarBuilder::from_tensors(tensors.into(), DType::F32, &Device::Cpu), WeightType::F32);
+        let conv = Conv2d::new(16, 16, Conv2dConfig::SAME_3X3, &vb).unwrap();
+        let norm = GroupNorm::new(4, 16, 1e-5, &vb.pp("norm")).unwrap();
+        // In memory with the channels last, as between layers.
+        let image = || made_up(&[1, 16, 16, 16], 0.1).permute((0, 3, 1, 2)).unwrap();
+
+        let right = conv.forward_normed(&norm, &image(), Added::default()).unwrap();
+        let x = image();
+        let result = conv.forward_normed_in_place(&norm, x.clone(), Added::default()).unwrap();
+        assert_eq!(numbers(&result), numbers(&right));
+        assert_eq!(numbers(&x), numbers(&right));
+
+        let x = image();
+        let onto = image();
+        let right = conv.forward_add(&x, Added { residual: Some(&onto), ..Added::default() }).unwrap();
+        let result = conv.forward_onto(&x, onto.clone()).unwrap();
+        assert_eq!(numbers(&result), numbers(&right));
+        assert_eq!(numbers(&onto), numbers(&right));
+    }
 }

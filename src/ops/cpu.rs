@@ -1,14 +1,15 @@
 //! The hot operations on a CPU, in f32.
 //!
 //! Images are kept with their channels last: a tensor of shape `(batch, channels, height, width)` whose memory is ordered
-//! `(batch, height, width, channels)`, which is what candle calls a permuted view and torch `channels_last`. Pixels are then rows of
-//! a matrix, so that convolutions, linear layers and attention all come down to one kernel in [`matmul`], and going from an image
-//! to a sequence of pixels costs nothing.
+//! `(batch, height, width, channels)`. candle calls that a permuted view, torch `channels_last`. Pixels are then rows of a matrix:
+//! convolutions and linear layers become one matrix product, [`matmul`], and the step from an image to a sequence of pixels costs nothing.
 //!
-//! However work is cut into tasks, each number is summed in one order, so results do not depend on how many cores there are or
-//! on what else is in the batch.
+//! Who does what: [`panels`] keeps weights, [`products`] multiplies in the arithmetic that is fastest on this [`machine`], [`epilogue`]
+//! finishes sums, [`output`] and [`memory`] own the memory.
+//!
+//! The work is cut into tasks in ways that depend on the number of threads, but each number is always summed in one order. So results
+//! depend neither on that number nor on the rest of the batch.
 
-mod amx;
 mod attention;
 mod band;
 mod concat;
@@ -20,8 +21,10 @@ mod math;
 mod matmul;
 mod memory;
 mod norm;
+mod output;
 mod padded;
 mod panels;
+mod products;
 mod tensor;
 mod winograd;
 
@@ -29,7 +32,7 @@ pub(super) use attention::{Sequences, attention};
 pub(super) use concat::concat;
 pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
-pub(super) use linear::PackedLinear;
+pub(super) use linear::{LinearWeight, PackedLinear};
 pub(super) use machine::Machine;
 pub use memory::zeroed;
 pub(super) use memory::{check_free, check_room, fallible};

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{Storage, Weights};
+use super::{Weights, weights::DenseType};
 
 /// A table with a row for each token, kept in half the space where weights are.
 #[derive(Debug, Clone)]
@@ -19,10 +19,10 @@ impl Embedding {
     pub fn new(rows: usize, features: usize, vb: &Weights) -> Result<Self> {
         let table = vb.get((rows, features), "weight")?;
         let dtype = table.dtype();
-        let kept = match vb.packed(&table).map(Storage::of_convolutions) {
-            Some(Storage::F16) => DType::F16,
-            Some(Storage::Bf16) => DType::BF16,
-            _ => dtype,
+        let kept = match vb.packed_type(&table) {
+            Some(DenseType::F16) => DType::F16,
+            Some(DenseType::Bf16) => DType::BF16,
+            Some(DenseType::F32) | None => dtype,
         };
         Ok(Self { table: table.to_dtype(kept)?, dtype })
     }

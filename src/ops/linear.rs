@@ -1,25 +1,48 @@
-//! Fully connected layer.
+//! Fully connected layers.
 
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::Module;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Activation, Weights, cpu};
+use super::{Activation, Weights, cpu, matrix::Matrix};
 
 /// `x W^T + b` over the last dimension.
 #[derive(Debug, Clone)]
-pub struct Linear(Layer);
+pub struct Linear(Kernel);
 
+/// What computes a layer.
 #[derive(Debug, Clone)]
-enum Layer {
+enum Kernel {
     Packed(Box<cpu::PackedLinear>),
-    Plain { product: candle_nn::Linear, bias: Option<Tensor> },
+    Candle { product: candle_nn::Linear, bias: Option<Tensor> },
 }
 
-impl Layer {
-    fn plain(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self::Plain { product: candle_nn::Linear::new(weight, None), bias }
+impl Kernel {
+    /// Reads `weight` `(outputs, inputs)` and, if there is one, `bias`. `pack` packs them for a CPU.
+    fn read(
+        (inputs, outputs): (usize, usize),
+        has_bias: bool,
+        vb: &Weights,
+        pack: impl FnOnce(cpu::LinearWeight, Option<Vec<f32>>) -> cpu::PackedLinear,
+    ) -> Result<Self> {
+        let matrix = vb.matrix(outputs, inputs)?;
+        let bias = has_bias.then(|| vb.get(outputs, "bias")).transpose()?;
+        let numbers = || bias.as_ref().map(Tensor::to_vec1).transpose();
+        let packed = match matrix {
+            Matrix::Blocks(blocks) => {
+                let bias = numbers()?;
+                cpu::fallible(|| Ok(pack(cpu::LinearWeight::Blocks(&blocks), bias)))?
+            }
+            Matrix::Dense(weight) => {
+                let Some(dtype) = vb.packed_type(&weight) else {
+                    return Ok(Self::Candle { product: candle_nn::Linear::new(weight, None), bias });
+                };
+                let bias = numbers()?;
+                cpu::Rows::new(&weight)?.with(|weight| Ok(pack(cpu::LinearWeight::Dense(dtype, weight, inputs), bias)))?
+            }
+        };
+        Ok(Self::Packed(Box::new(packed)))
     }
 }
 
@@ -29,7 +52,7 @@ impl Linear {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
-        Self::pack(vb, &vb.get((out_features, in_features), "weight")?, Some(&vb.get(out_features, "bias")?))
+        Self::read(in_features, out_features, true, vb)
     }
 
     /// Reads `weight` alone.
@@ -37,17 +60,12 @@ impl Linear {
     /// # Errors
     /// As [`Linear::new`].
     pub fn no_bias(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
-        Self::pack(vb, &vb.get((out_features, in_features), "weight")?, None)
+        Self::read(in_features, out_features, false, vb)
     }
 
-    fn pack(vb: &Weights, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let Some(storage) = vb.packed(weight) else {
-            return Ok(Self(Layer::plain(weight.clone(), bias.cloned())));
-        };
-        let (outputs, inputs) = weight.dims2()?;
-        let bias = bias.map(Tensor::to_vec1).transpose()?;
-        let packed = cpu::Rows::new(weight)?.with(|weight| Ok(cpu::PackedLinear::new(storage, weight, inputs, outputs, bias)))?;
-        Ok(Self(Layer::Packed(Box::new(packed))))
+    fn read(in_features: usize, out_features: usize, has_bias: bool, vb: &Weights) -> Result<Self> {
+        let pack = |weight: cpu::LinearWeight, bias| cpu::PackedLinear::new(cpu::Machine::best(), weight, out_features, bias);
+        Kernel::read((in_features, out_features), has_bias, vb, pack).map(Self)
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -76,8 +94,8 @@ impl Linear {
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
         let (product, bias) = match &self.0 {
-            Layer::Packed(packed) => return run_packed(packed, x, residual, activation),
-            Layer::Plain { product, bias } => (product, bias.as_ref()),
+            Kernel::Packed(packed) => return run_packed(packed, x, residual, activation),
+            Kernel::Candle { product, bias } => (product, bias.as_ref()),
         };
         let mut y = product.forward(x)?;
         #[cfg(feature = "cuda")]
@@ -118,7 +136,7 @@ fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>,
 
 /// [GEGLU](https://arxiv.org/abs/2002.05202): a linear layer, the second half of whose outputs gates the first through a GELU.
 #[derive(Debug, Clone)]
-pub struct Geglu(Layer);
+pub struct Geglu(Kernel);
 
 impl Geglu {
     /// Reads `weight` `(2 * out_features, in_features)` and `bias`.
@@ -126,14 +144,10 @@ impl Geglu {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
-        let (weight, bias) = (vb.get((2 * out_features, in_features), "weight")?, vb.get(2 * out_features, "bias")?);
-        let Some(storage) = vb.packed(&weight) else {
-            return Ok(Self(Layer::plain(weight, Some(bias))));
+        let pack = |weight: cpu::LinearWeight, bias: Option<Vec<f32>>| {
+            cpu::PackedLinear::gated(cpu::Machine::best(), weight, out_features, &bias.unwrap_or_default())
         };
-        let bias = bias.to_vec1::<f32>()?;
-        let packed = cpu::Rows::new(&weight)?
-            .with(|weight| Ok(cpu::PackedLinear::gated(cpu::Machine::best(), storage, weight, in_features, out_features, &bias)))?;
-        Ok(Self(Layer::Packed(Box::new(packed))))
+        Kernel::read((in_features, 2 * out_features), true, vb, pack).map(Self)
     }
 
     /// `(batch, tokens, in_features)` to `(batch, tokens, out_features)`.
@@ -142,8 +156,8 @@ impl Geglu {
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Layer::Packed(packed) => run_packed(packed, x, None, None),
-            Layer::Plain { product, bias } => {
+            Kernel::Packed(packed) => run_packed(packed, x, None, None),
+            Kernel::Candle { product, bias } => {
                 let mut both = product.forward(x)?;
                 #[cfg(feature = "cuda")]
                 if let (true, Some(bias)) = (cuda::takes(&both), bias) {

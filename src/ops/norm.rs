@@ -181,7 +181,7 @@ mod tests {
     use candle_nn::VarBuilder;
 
     use super::*;
-    use crate::ops::Storage;
+    use crate::ops::WeightType;
 
     /// In f64 everything goes through candle's own operations, as it does on other devices.
     #[test]
@@ -193,7 +193,7 @@ mod tests {
                 values.reshape(shape).unwrap().to_dtype(dtype).unwrap()
             };
             let tensors = [("weight".to_owned(), made_up(&[12], 0.7)), ("bias".to_owned(), made_up(&[12], 0.4))];
-            let vb = Weights::new(VarBuilder::from_tensors(tensors.into(), dtype, &Device::Cpu), Storage::F32);
+            let vb = Weights::new(VarBuilder::from_tensors(tensors.into(), dtype, &Device::Cpu), WeightType::F32);
             let norm = GroupNorm::new(3, 12, 1e-6, &vb).unwrap();
             let x = made_up(&[1, 12, 9, 8], 0.3);
             let part = |x: &Tensor| x.narrow(2, 2, 5).unwrap().narrow(3, 1, 4).unwrap();

@@ -8,10 +8,10 @@ use super::Weights;
 
 /// A part of a network: in memory from the start, or, where its [`Weights`] are freed after use, only while it works.
 #[derive(Clone)]
-pub struct OnDemand<T>(Place<T>);
+pub struct OnDemand<T>(Source<T>);
 
 #[derive(Clone)]
-enum Place<T> {
+enum Source<T> {
     Memory(T),
     Files(Arc<dyn Fn() -> Result<T> + Send + Sync>),
 }
@@ -24,7 +24,7 @@ impl<T> OnDemand<T> {
     pub fn new(weights: Weights, new: impl Fn(&Weights) -> Result<T> + Send + Sync + 'static) -> Result<Self> {
         let part = new(&weights)?;
         let is_freed = weights.are_freed_after_use();
-        Ok(Self(if is_freed { Place::Files(Arc::new(move || new(&weights))) } else { Place::Memory(part) }))
+        Ok(Self(if is_freed { Source::Files(Arc::new(move || new(&weights))) } else { Source::Memory(part) }))
     }
 
     /// Has the part do its work.
@@ -33,8 +33,8 @@ impl<T> OnDemand<T> {
     /// Those of `work`, and when the weights cannot be read any more.
     pub fn with<R>(&self, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
         match &self.0 {
-            Place::Memory(part) => work(part),
-            Place::Files(read) => work(&read()?),
+            Source::Memory(part) => work(part),
+            Source::Files(read) => work(&read()?),
         }
     }
 }

@@ -1,15 +1,18 @@
-//! Where the weights of a layer come from, and how they are kept.
+//! Where the weights of a layer come from, and in which type they are kept.
 
 use std::{fmt, str::FromStr};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{LayerIndex, LayerNames};
+use super::{
+    LayerIndex, LayerNames, cpu,
+    matrix::{Blocks, Matrix},
+};
 
-/// How weights are kept. On a CPU everything is worked out in f32, whatever they are kept in; elsewhere it is the networks' type.
+/// The type in which weights are kept. A CPU computes in f32 whatever it is; another device computes in this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Storage {
+pub enum WeightType {
     /// 32 bits.
     #[default]
     F32,
@@ -22,8 +25,16 @@ pub enum Storage {
     Q8_0,
 }
 
-impl Storage {
-    /// The name that people know it by.
+/// A type of one number for each weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DenseType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl WeightType {
+    /// The name that users know it by.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -34,7 +45,7 @@ impl Storage {
         }
     }
 
-    /// The type in which networks work on a device, if they can with weights kept so.
+    /// The type in which networks compute on a device, if they can with such weights.
     #[must_use]
     pub fn compute_type(self, device: &Device) -> Option<DType> {
         match self {
@@ -46,49 +57,54 @@ impl Storage {
         }
     }
 
-    /// For weights that are not of linear layers.
-    pub(super) fn of_convolutions(self) -> Self {
-        if self == Self::Q8_0 { Self::F16 } else { self }
+    /// The type for dense weights, as those of convolutions and embeddings always are.
+    fn dense(self) -> DenseType {
+        match self {
+            Self::F32 => DenseType::F32,
+            Self::F16 | Self::Q8_0 => DenseType::F16,
+            Self::Bf16 => DenseType::Bf16,
+        }
     }
 }
 
-impl fmt::Display for Storage {
+impl fmt::Display for WeightType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// A name that is none of them.
+/// A name that no type of weights has.
 #[derive(Debug, thiserror::Error)]
 #[error("\"{0}\" is none of f32, f16, bf16, q8_0")]
-pub struct UnknownStorage(String);
+pub struct UnknownWeightType(String);
 
-impl FromStr for Storage {
-    type Err = UnknownStorage;
+impl FromStr for WeightType {
+    type Err = UnknownWeightType;
 
-    fn from_str(name: &str) -> std::result::Result<Self, UnknownStorage> {
+    fn from_str(name: &str) -> std::result::Result<Self, UnknownWeightType> {
         let all = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
-        all.into_iter().find(|storage| storage.name().eq_ignore_ascii_case(name)).ok_or_else(|| UnknownStorage(name.to_owned()))
+        all.into_iter().find(|all| all.name().eq_ignore_ascii_case(name)).ok_or_else(|| UnknownWeightType(name.to_owned()))
     }
 }
 
-/// A place in a checkpoint, and how the weights below it are to be kept.
+/// The tensors of a checkpoint below a prefix, and the type in which to keep them.
 #[derive(Clone)]
 pub struct Weights {
     vb: VarBuilder<'static>,
-    storage: Storage,
+    weight_type: WeightType,
     freed_after_use: bool,
     layers: LayerNames,
 }
 
 impl Weights {
-    /// `vb` gives tensors of the type that the networks work in.
+    /// `vb` gives tensors of the type that the networks compute in.
     #[must_use]
-    pub fn new(vb: VarBuilder<'static>, storage: Storage) -> Self {
-        Self { vb, storage, freed_after_use: false, layers: LayerNames::default() }
+    pub fn new(vb: VarBuilder<'static>, weight_type: WeightType) -> Self {
+        Self { vb, weight_type, freed_after_use: false, layers: LayerNames::default() }
     }
 
-    /// The same, for parts of networks that can be read again to be in memory only while they work.
+    /// The same. If `freed_after_use`, parts of networks that can be read again are in memory only while they run, see
+    /// [`OnDemand`](super::OnDemand).
     #[must_use]
     pub fn freed_after_use(self, freed_after_use: bool) -> Self {
         Self { freed_after_use, ..self }
@@ -98,13 +114,13 @@ impl Weights {
         self.freed_after_use
     }
 
-    /// The place of that name below this one.
+    /// The tensors below `name`. After candle's `VarBuilder::pp`, "push prefix".
     #[must_use]
     pub fn pp(&self, name: impl ToString) -> Self {
         Self { vb: self.vb.pp(name), ..self.clone() }
     }
 
-    /// The name of this place.
+    /// The prefix of the tensors' names.
     #[must_use]
     pub fn prefix(&self) -> String {
         self.vb.prefix()
@@ -122,7 +138,7 @@ impl Weights {
         self.layers.clone()
     }
 
-    /// A tensor of this shape.
+    /// The tensor of this name and shape.
     ///
     /// # Errors
     /// When there is none, or it has another shape.
@@ -136,8 +152,22 @@ impl Weights {
         self.vb.contains_tensor(name)
     }
 
-    /// How to pack a weight for the kernels of this crate, if they take it.
-    pub(super) fn packed(&self, weight: &Tensor) -> Option<Storage> {
-        super::cpu::is_fast(weight).then_some(self.storage)
+    /// The tensor `weight` of a linear layer, `(outputs, inputs)`.
+    ///
+    /// # Errors
+    /// When there is none, or it has another shape, or there is no memory for it.
+    pub(super) fn matrix(&self, outputs: usize, inputs: usize) -> Result<Matrix> {
+        let weight = self.get((outputs, inputs), "weight")?;
+        match self.weight_type {
+            WeightType::Q8_0 if cpu::is_fast(&weight) => {
+                cpu::Rows::new(&weight)?.with(|numbers| Blocks::quantize(numbers, inputs)).map(Matrix::Blocks)
+            }
+            WeightType::F32 | WeightType::F16 | WeightType::Bf16 | WeightType::Q8_0 => Ok(Matrix::Dense(weight)),
+        }
+    }
+
+    /// The type in which the kernels of this crate keep a dense weight, if they take it.
+    pub(super) fn packed_type(&self, weight: &Tensor) -> Option<DenseType> {
+        cpu::is_fast(weight).then(|| self.weight_type.dense())
     }
 }

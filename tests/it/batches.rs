@@ -12,7 +12,7 @@ use sd_worker::{
     },
     common::{InputImage, Mask, MaskMeaning, OutputConfig, Sampler, Schedule},
     models::{Conditions, DenoiserContext},
-    ops::Storage,
+    ops::WeightType,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -24,22 +24,22 @@ use crate::{
     support::{Worker, bytes, long, steps},
 };
 
-fn load(model: &Path, storage: Storage) -> Arc<InferencePipeline> {
+fn load(model: &Path, storage: WeightType) -> Arc<InferencePipeline> {
     let options = LoadOptions { storage, ..LoadOptions::default() };
     Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
 }
 
 fn builtin() -> Arc<InferencePipeline> {
-    load(Path::new("builtin"), Storage::F32)
+    load(Path::new("builtin"), WeightType::F32)
 }
 
 /// Calls `check` with every model: one whose first level does not look at the text, one that does so at once, and one of each family.
 fn for_every_model(check: impl Fn(&str, &Arc<InferencePipeline>)) {
     for model in ["builtin", "tests/parity/tiny"] {
-        check(model, &load(Path::new(model), Storage::F32));
+        check(model, &load(Path::new(model), WeightType::F32));
     }
     for model in ["sd1-inpainting", "sd2", "sdxl", "lcm"] {
-        check(model, &load(made_up::model(model).path(), Storage::F32));
+        check(model, &load(made_up::model(model).path(), WeightType::F32));
     }
 }
 
@@ -85,7 +85,7 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
 #[test]
 fn what_the_network_says_does_not_depend_on_who_else_is_asked_about() {
     for_every_model(|model, pipeline| compare_passes(model, pipeline));
-    for storage in [Storage::F16, Storage::Bf16, Storage::Q8_0] {
+    for storage in [WeightType::F16, WeightType::Bf16, WeightType::Q8_0] {
         compare_passes(&format!("builtin in {storage}"), &load(Path::new("builtin"), storage));
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     backend::LoadError,
-    ops::{Storage, Weights},
+    ops::{WeightType, Weights},
 };
 
 /// The weights of a part.
@@ -65,7 +65,7 @@ impl PartWeights {
         let survey = Survey::new(Arc::clone(&self.files), Arc::clone(&self.locate));
         // Of a type that no kernel packs, so that there is nothing but shapes in memory.
         let vb = VarBuilder::from_backend(Box::new(survey.clone()), DType::F64, Device::Cpu);
-        let _ = new(&Weights::new(vb, Storage::F32));
+        let _ = new(&Weights::new(vb, WeightType::F32));
         match survey.wrong() {
             Some(wrong) => LoadError::MissingWeights { path: self.path.clone(), owner: self.owner, wrong },
             None => LoadError::WrongWeights { path: self.path.clone(), source },

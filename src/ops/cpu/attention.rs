@@ -1,23 +1,25 @@
-//! Attention that streams over the keys ([FlashAttention](https://arxiv.org/abs/2205.14135)): the scores of a block of queries and
-//! a block of keys are all that is ever kept.
+//! Attention that streams over the keys ([FlashAttention](https://arxiv.org/abs/2205.14135)): `softmax(q k^T / sqrt(head_dim)) v`, of
+//! sequences `(batch, tokens, heads * head_dim)`. Of the scores, no more is kept at a time than those of a block of queries and keys.
 //!
-//! Everything is turned on its side: scores are kept `(keys, queries)` and sums `(head_dim, queries)`, so that a vector holds
-//! neighbouring queries. Then keys and values are read where they lie, the highest score and the total need no sums within a vector,
-//! and the scores of a block are in just the order in which the second product reads its weights.
+//! Everything is transposed: scores are `(keys, queries)` and sums `(head_dim, queries)`, so that a vector holds neighbouring queries.
+//! Keys and values are then read where they are, the maximum and the total need no sums within a vector, and scores are in the order in
+//! which the second product reads its weights. The speed is bound by the two products; the exponential takes about a quarter of the time
+//! where heads are short.
 
 #![allow(unsafe_code)]
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::cast_slice_mut;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    amx::{Amx, BLOCK, Lines, TILE},
     epilogue::map,
     machine::Machine,
     math::exp2,
-    matmul::{multiply, tasks},
-    memory::{Shared, odd_lines, with_scratch, written},
+    matmul::tasks,
+    memory::{odd_lines, with_scratch, written},
+    output::Output,
+    products::{Lines, Multiplier, Products, fma},
 };
 
 /// Panels of queries of a task, which read each block of keys and values together.
@@ -25,7 +27,7 @@ const PANELS: usize = 2;
 /// Keys of a block: its scores stay in the first-level cache.
 const KEYS: usize = 128;
 
-/// Sequences `(batch, tokens, heads * head_dim)`.
+/// Shape of sequences `(batch, tokens, heads * head_dim)`.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct Sequences {
     pub(in crate::ops) batch: usize,
@@ -33,46 +35,52 @@ pub(in crate::ops) struct Sequences {
     pub(in crate::ops) head_dim: usize,
     pub(in crate::ops) queries: usize,
     pub(in crate::ops) keys: usize,
-    /// Whether a query sees only the keys up to its own place.
+    /// Whether a query sees no keys after its own token.
     pub(in crate::ops) causal: bool,
 }
 
-/// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` is of fewer samples, each is what as many of the batch are asked.
-pub(in crate::ops) fn attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
-    attention_on(Machine::best(), q, k, v, shape)
+impl Sequences {
+    /// Numbers of a token.
+    fn width(self) -> usize {
+        self.heads * self.head_dim
+    }
 }
 
-/// With a choice of instructions, for tests.
-pub(super) fn attention_on(machine: Machine, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
-    let Sequences { batch, heads, head_dim, queries, keys, .. } = shape;
-    let width = heads * head_dim;
-    let samples = q.len() / (queries * width).max(1);
+/// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` has fewer samples than the batch, each stands for as many of it.
+pub(in crate::ops) fn attention(machine: Machine, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
+    let Sequences { batch, queries, keys, .. } = shape;
+    let (q_len, kv_len) = (queries * shape.width(), keys * shape.width());
+    let samples = q.len() / q_len.max(1);
     assert!(batch.is_multiple_of(samples));
-    assert!(q.len() == samples * queries * width && k.len() == batch * keys * width && v.len() == k.len());
+    assert!(q.len() == samples * q_len && k.len() == batch * kv_len && v.len() == k.len());
     let write = |out: &mut [_]| {
-        let out = Shared::new(out);
-        let Some(amx) = machine.amx else { return attend(machine, q, Keys::Plain { k, v }, shape, out) };
-        // Sample by sample, for what is split takes as much memory as keys and values do.
+        let mut out = Output::new(out);
+        if machine.products.is_plain() {
+            return attend(machine, q, Keys::InPlace { k, v }, shape, &mut out);
+        }
+        // Sample by sample, for prepared keys and values take as much memory again.
         let shape = Sequences { batch: 1, ..shape };
-        let lengths = Split::lengths(shape);
-        with_scratch(lengths.0 + lengths.1, |scratch| {
-            let (split_k, split_v) = scratch.split_at_mut(lengths.0);
-            for (sample, (k, v)) in k.chunks_exact((keys * width).max(1)).zip(v.chunks_exact((keys * width).max(1))).enumerate() {
-                Split::prepare(amx, k, v, shape, cast_slice_mut(split_k), cast_slice_mut(split_v));
-                let q = &q[sample * samples / batch * queries * width..][..queries * width];
-                let keys = Keys::Split { amx, k: cast_slice(split_k), v: cast_slice(split_v) };
-                attend(machine, q, keys, shape, out.part(sample * queries * width..(sample + 1) * queries * width));
+        let prepared = Prepared::new(machine.products, shape);
+        with_scratch(shape.heads * (prepared.k_len() + prepared.v_len()), |scratch| {
+            let (prepared_k, prepared_v) = scratch.split_at_mut(shape.heads * prepared.k_len());
+            for sample in 0..batch {
+                let of_sample = sample * kv_len..(sample + 1) * kv_len;
+                prepared.prepare(machine.products, &k[of_sample.clone()], &v[of_sample], shape, prepared_k, prepared_v);
+                let q = &q[sample * samples / batch * q_len..][..q_len];
+                let keys = Keys::Prepared { layout: prepared, k: prepared_k, v: prepared_v };
+                attend(machine, q, keys, shape, &mut out.part(sample * q_len..(sample + 1) * q_len));
             }
         });
     };
-    // SAFETY: each query of each head is written.
-    unsafe { written(batch * queries * width, write) }
+    // SAFETY: the result of each query of each head is written.
+    unsafe { written(batch * q_len, write) }
 }
 
-/// Writes the result for each query of each head.
-fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: Shared) {
+/// Writes the result of each query of each head.
+fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: &mut Output) {
+    let out = &*out;
     let Sequences { batch, heads, head_dim, queries, .. } = shape;
-    let width = heads * head_dim;
+    let width = shape.width();
     let samples = q.len() / (queries * width).max(1);
     let panel = 2 * machine.lanes();
     let per_task = PANELS * panel;
@@ -83,11 +91,24 @@ fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: Shared
         let (sample, offset) = (head / heads, head % heads * head_dim);
         let start_of = |sample: usize| (sample * queries + first) * width + offset;
         let (q, start) = (&q[start_of(sample * samples / batch)..], start_of(sample));
-        let panels = count.div_ceil(panel);
-        let numbers = panel * (panels * (3 * head_dim.next_multiple_of(BLOCK) + 2) + 2 * KEYS.max(head_dim));
         let keys = keys.of_head(head, shape);
-        with_scratch(numbers, |scratch| {
-            machine.run(Task { q, keys, shape, first, count, out, start, scratch });
+        let cut = Cut::new(machine.products, head_dim, panel, count.div_ceil(panel));
+        with_scratch(cut.numbers(), |scratch| {
+            // SAFETY: a task writes the results of its queries of one head, which no other task has. Nobody reads.
+            let out = unsafe { out.for_task() };
+            machine.run(|multiplier| Task {
+                multiplier,
+                products: machine.products,
+                q,
+                keys,
+                shape,
+                first,
+                count,
+                out,
+                start,
+                cut,
+                scratch,
+            });
         });
     });
 }
@@ -96,108 +117,124 @@ fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: Shared
 #[derive(Clone, Copy)]
 enum Keys<'a> {
     /// `(batch, keys, heads * head_dim)`
-    Plain { k: &'a [f32], v: &'a [f32] },
-    /// As [`Split::prepare`] leaves them.
-    Split { amx: Amx, k: &'a [u16], v: &'a [u16] },
+    InPlace { k: &'a [f32], v: &'a [f32] },
+    /// As [`Prepared::prepare`] leaves them.
+    Prepared { layout: Prepared, k: &'a [f32], v: &'a [f32] },
 }
 
 impl Keys<'_> {
-    /// From where those of a head are, counted over all samples.
+    /// Those of one head and all that follow. Heads are counted over all samples.
     fn of_head(&self, head: usize, shape: Sequences) -> Self {
         let Sequences { heads, head_dim, keys, .. } = shape;
-        match self {
-            Self::Plain { k, v } => {
+        match *self {
+            Self::InPlace { k, v } => {
                 let start = (head / heads * keys * heads + head % heads) * head_dim;
-                Self::Plain { k: &k[start..], v: &v[start..] }
+                Self::InPlace { k: &k[start..], v: &v[start..] }
             }
-            Self::Split { amx, k, v } => {
-                let split = Split::of(shape);
-                Self::Split { amx: *amx, k: &k[head * split.k_len()..], v: &v[head * split.v_len()..] }
-            }
+            Self::Prepared { layout, k, v } => Self::Prepared { layout, k: &k[head * layout.k_len()..], v: &v[head * layout.v_len()..] },
         }
     }
+}
 
-    /// `(keys, queries)` for `count` keys from `start` on.
-    #[inline(always)]
-    fn scores<S: Simd>(&self, simd: S, shape: Sequences, (start, count): (usize, usize), queries: &[f32], scores: &mut [f32]) {
-        match self {
-            Self::Plain { k, .. } => {
-                let stride = shape.heads * shape.head_dim;
-                multiply(simd, &k[start * stride..], (stride, 1), count, queries, 2 * S::F32_LANES, scores, false);
-            }
-            Self::Split { amx, k, .. } => {
-                let split = Split::of(shape);
-                let lines = Lines { halves: &k[start * split.k_pitch..], low: split.depth, pitch: split.k_pitch };
-                amx.multiply(lines, count.next_multiple_of(TILE), cast_slice(queries), scores, false);
-            }
-        }
+/// How a task cuts its scratch memory.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Queries of a panel.
+    panel: usize,
+    panels: usize,
+    /// Numbers of a panel of queries or sums, whose rows are padded as weights are.
+    square: usize,
+    /// The most rows of a panel that are written at a time.
+    rows: usize,
+}
+
+impl Cut {
+    fn new(products: Products, head_dim: usize, panel: usize, panels: usize) -> Self {
+        Self { panel, panels, square: products.padded(head_dim) * panel, rows: KEYS.max(head_dim) }
     }
 
-    /// Adds the values of as many keys as there are weights `(keys, queries)`, to sums `(head_dim, queries)`.
-    #[inline(always)]
-    fn add<S: Simd>(&self, simd: S, shape: Sequences, start: usize, weights: &[f32], scratch: &mut [f32], sums: &mut [f32]) {
-        match self {
-            Self::Plain { v, .. } => {
-                let stride = shape.heads * shape.head_dim;
-                multiply(simd, &v[start * stride..], (1, stride), shape.head_dim, weights, 2 * S::F32_LANES, sums, true);
-            }
-            Self::Split { amx, v, .. } => {
-                let split = Split::of(shape);
-                let blocks = &mut cast_slice_mut(scratch)[..2 * weights.len()];
-                amx.pack(weights, blocks);
-                let lines = Lines { halves: &v[start / KEYS * split.v_block..], low: KEYS, pitch: V_PITCH };
-                amx.multiply(lines, split.features, blocks, sums, true);
-            }
-        }
+    /// Queries, sums, maxima, totals, scores and what they are packed into.
+    fn numbers(self) -> usize {
+        self.panels * (2 * self.square + 2 * self.panel) + 2 * self.rows * self.panel
     }
 }
 
 /// Some queries of one head over all keys.
 struct Task<'a> {
+    multiplier: Multiplier,
+    products: Products,
     q: &'a [f32],
     keys: Keys<'a>,
     shape: Sequences,
     /// The first query, and how many there are.
     first: usize,
     count: usize,
-    out: Shared,
+    out: Output<'a>,
     /// Where the result begins.
     start: usize,
+    cut: Cut,
     scratch: &'a mut [f32],
+}
+
+impl Task<'_> {
+    /// Scores `(keys, queries)` of `count` keys from `start` on.
+    #[inline(always)]
+    fn score<S: Simd>(&self, simd: S, start: usize, count: usize, queries: &[f32], scores: &mut [f32]) {
+        let width = 2 * S::F32_LANES;
+        match self.keys {
+            Keys::InPlace { k, .. } => {
+                let stride = self.shape.width();
+                fma::multiply(simd, &k[start * stride..], (stride, 1), count, queries, width, scores, false);
+            }
+            Keys::Prepared { layout, k, .. } => {
+                let lines = Lines { words: &k[start * layout.k_pitch..], pitch: layout.k_pitch, numbers: layout.depth };
+                let rows = count.next_multiple_of(self.products.blocking().rows);
+                self.multiplier.multiply(simd, lines, rows, (queries, &[]), width, scores, false);
+            }
+        }
+    }
+
+    /// Adds the values from key `start` on, as many as there are weights `(keys, queries)`, to sums `(head_dim, queries)`.
+    #[inline(always)]
+    fn add_values<S: Simd>(&self, simd: S, start: usize, weights: &[f32], packed: &mut [f32], sums: &mut [f32]) {
+        let width = 2 * S::F32_LANES;
+        match self.keys {
+            Keys::InPlace { v, .. } => {
+                let stride = self.shape.width();
+                fma::multiply(simd, &v[start * stride..], (1, stride), self.shape.head_dim, weights, width, sums, true);
+            }
+            Keys::Prepared { layout, v, .. } => {
+                let packed = &mut packed[..weights.len()];
+                self.products.pack(weights, packed);
+                let lines = Lines { words: &v[start / KEYS * layout.v_block..], pitch: layout.v_pitch, numbers: KEYS };
+                self.multiplier.multiply(simd, lines, layout.features, (packed, &[]), width, sums, true);
+            }
+        }
+    }
 }
 
 impl WithSimd for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Sequences { heads, head_dim, keys, causal, .. } = self.shape;
-        let (panel, stride) = (2 * S::F32_LANES, heads * head_dim);
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let Sequences { head_dim, keys, causal, .. } = self.shape;
+        let Cut { panel, panels, square, rows } = self.cut;
         let keys = if causal { keys.min(self.first + self.count) } else { keys };
-        let panels = self.count.div_ceil(panel);
-        // Whole blocks for tile units; where there are none, whole numbers of vectors.
-        let (rows, whole) = match self.keys {
-            Keys::Plain { .. } => (head_dim, 1),
-            Keys::Split { .. } => (head_dim.next_multiple_of(BLOCK), BLOCK),
-        };
-        let square = rows * panel;
-        let (queries, rest) = self.scratch.split_at_mut(panels * square);
+        let (queries, rest) = std::mem::take(&mut self.scratch).split_at_mut(panels * square);
         let (sums, rest) = rest.split_at_mut(panels * square);
         let (highest, rest) = rest.split_at_mut(panels * panel);
         let (totals, rest) = rest.split_at_mut(panels * panel);
-        let (scores, spare) = rest.split_at_mut(KEYS.max(head_dim) * panel);
+        let (scores, packed) = rest.split_at_mut(rows * panel);
         pack_queries(self.q, self.shape, self.count, sums, panel, square);
-        match self.keys {
-            Keys::Plain { .. } => queries.copy_from_slice(sums),
-            Keys::Split { amx, .. } => amx.pack(sums, cast_slice_mut(queries)),
-        }
+        self.products.pack(sums, queries);
         sums.fill(0.0);
         highest.fill(f32::MIN);
         totals.fill(0.0);
         for start in (0..keys).step_by(KEYS) {
             let count = KEYS.min(keys - start);
             for p in 0..panels {
-                self.keys.scores(simd, self.shape, (start, count), &queries[p * square..][..square], scores);
+                self.score(simd, start, count, &queries[p * square..][..square], scores);
                 let (seen, rest) = scores.split_at_mut(count * panel);
                 if causal {
                     hide(seen, panel, start, self.first + p * panel);
@@ -205,26 +242,26 @@ impl WithSimd for Task<'_> {
                 let sums = &mut sums[p * square..][..square];
                 let of_panel = p * panel..(p + 1) * panel;
                 soften(simd, seen, &mut highest[of_panel.clone()], &mut totals[of_panel], sums);
-                let filled = count.next_multiple_of(whole);
-                rest[..(filled - count) * panel].fill(0.0);
-                self.keys.add(simd, self.shape, start, &scores[..filled * panel], spare, sums);
+                let padded = self.products.padded(count);
+                rest[..(padded - count) * panel].fill(0.0);
+                self.add_values(simd, start, &scores[..padded * panel], packed, sums);
             }
         }
         for (query, total) in totals.iter().enumerate().take(self.count) {
             let (p, lane) = (query / panel, query % panel);
-            // The highest score weighs 1. Where nothing does, all scores were -infinity, and there is no answer.
+            // The highest score weighs 1. Where the total is less, all scores were -infinity, and there is no answer.
             let total = if *total < 0.5 { f32::NAN } else { *total };
             let row = &mut scores[..head_dim];
             for (i, value) in row.iter_mut().enumerate() {
                 *value = sums[p * square + i * panel + lane] / total;
             }
-            // SAFETY: each task has queries of one head to itself.
-            unsafe { self.out.write(self.start + query * stride, row) };
+            self.out.write(self.start + query * self.shape.width(), row);
         }
     }
 }
 
-/// Panels `(head_dim, queries)`, `square` numbers apart, multiplied with the scale, and so that powers of 2 serve for those of e. Past the last query and number they hold zeros.
+/// Panels `(head_dim, queries)`, `square` numbers apart, of queries times the scale and log2(e), so that `exp2` serves for `exp`. Padding
+/// is zeros.
 #[inline(always)]
 fn pack_queries(q: &[f32], shape: Sequences, count: usize, out: &mut [f32], panel: usize, square: usize) {
     let Sequences { heads, head_dim, .. } = shape;
@@ -238,7 +275,7 @@ fn pack_queries(q: &[f32], shape: Sequences, count: usize, out: &mut [f32], pane
     }
 }
 
-/// Takes away what a query must not see: the keys after it.
+/// Hides the keys after each query from it.
 fn hide(scores: &mut [f32], panel: usize, first_key: usize, first_query: usize) {
     for (key, scores) in scores.chunks_exact_mut(panel).enumerate() {
         let hidden = (first_key + key).saturating_sub(first_query).min(panel);
@@ -246,7 +283,8 @@ fn hide(scores: &mut [f32], panel: usize, first_key: usize, first_query: usize) 
     }
 }
 
-/// Scores `(keys, queries)` become weights relative to the highest so far, and earlier sums are brought to the same measure.
+/// The streaming softmax: turns scores `(keys, queries)` into weights relative to the highest score so far, and scales the totals and sums
+/// of earlier blocks to it.
 #[inline(always)]
 fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mut [f32], sums: &mut [f32]) {
     let scores: &mut [[S::f32s; 2]] = cast_slice_mut(scores);
@@ -254,7 +292,7 @@ fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mu
     let highest: &mut [S::f32s] = cast_slice_mut(highest);
     let totals: &mut [S::f32s] = cast_slice_mut(totals);
     for j in 0..2 {
-        // A score that is no number does not win here; it is seen in the total.
+        // A NaN does not become the maximum, but the total.
         let mut now = highest[j];
         for score in scores.iter() {
             now = simd.max_f32s(score[j], now);
@@ -272,71 +310,66 @@ fn soften<S: Simd>(simd: S, scores: &mut [f32], highest: &mut [f32], totals: &mu
     }
 }
 
-/// Keys and values of each head, split for tile units: keys `(keys, head_dim)`, values in blocks of [`KEYS`] and turned on their side,
-/// `(head_dim, KEYS)`, with zeros up to whole blocks of theirs.
+/// How keys and values are prepared, for each head: keys as lines of `head_dim` numbers; values transposed, in blocks of [`KEYS`] keys, as
+/// lines of as many numbers. Whole blocks and lines are filled up with zeros.
 #[derive(Clone, Copy)]
-struct Split {
-    /// Keys of a head.
+struct Prepared {
+    /// Lines of the keys of a head.
     keys: usize,
-    /// Numbers of a key.
+    /// Numbers of a key's line.
     depth: usize,
-    /// Rows of values.
-    features: usize,
-    /// Halves from key to key.
+    /// Words from key to key.
     k_pitch: usize,
-    /// Halves of a block of values.
+    /// Blocks of the values of a head.
+    blocks: usize,
+    /// Lines of a block of values.
+    features: usize,
+    /// Words from line to line of values.
+    v_pitch: usize,
+    /// Words of a block of values.
     v_block: usize,
 }
 
-/// Halves from row to row of values.
-const V_PITCH: usize = 2 * odd_lines(KEYS);
-
-impl Split {
-    fn of(shape: Sequences) -> Self {
-        let (depth, features) = (shape.head_dim.next_multiple_of(BLOCK), shape.head_dim.next_multiple_of(TILE));
-        Self { keys: shape.keys.next_multiple_of(BLOCK), depth, features, k_pitch: 2 * odd_lines(depth), v_block: features * V_PITCH }
+impl Prepared {
+    fn new(products: Products, shape: Sequences) -> Self {
+        let (depth, features) = (products.padded(shape.head_dim), shape.head_dim.next_multiple_of(products.blocking().rows));
+        let (k_pitch, v_pitch) = (odd_lines(products.words(depth)), odd_lines(products.words(KEYS)));
+        let keys = shape.keys.next_multiple_of(products.blocking().rows);
+        Self { keys, depth, k_pitch, blocks: shape.keys.div_ceil(KEYS), features, v_pitch, v_block: features * v_pitch }
     }
 
-    /// Halves of the keys of a head.
+    /// Words of the keys of a head.
     fn k_len(self) -> usize {
         self.keys * self.k_pitch
     }
 
-    /// Halves of the values of a head.
+    /// Words of the values of a head.
     fn v_len(self) -> usize {
-        self.keys.div_ceil(KEYS) * self.v_block
+        self.blocks * self.v_block
     }
 
-    /// In f32 numbers, of the keys and of the values of all heads.
-    fn lengths(shape: Sequences) -> (usize, usize) {
-        let (split, heads) = (Self::of(shape), shape.batch * shape.heads);
-        (heads * split.k_len() / 2, heads * split.v_len() / 2)
-    }
-
-    fn prepare(amx: Amx, k: &[f32], v: &[f32], shape: Sequences, split_k: &mut [u16], split_v: &mut [u16]) {
-        let Sequences { heads, head_dim, keys, .. } = shape;
-        let (split, width) = (Self::of(shape), heads * head_dim);
-        let of_heads = split_k.par_chunks_exact_mut(split.k_len()).zip(split_v.par_chunks_exact_mut(split.v_len()));
-        of_heads.enumerate().for_each(|(head, (split_k, split_v))| {
-            let start = head / heads * keys * width + head % heads * head_dim;
-            let (k, v) = (&k[start..], &v[start..]);
-            with_scratch(split.depth.max(KEYS), |row| {
-                for (key, line) in split_k.chunks_exact_mut(split.k_pitch).enumerate() {
-                    let row = &mut row[..split.depth];
+    /// Prepares the keys and values of all heads of one sample.
+    fn prepare(self, products: Products, k: &[f32], v: &[f32], shape: Sequences, prepared_k: &mut [f32], prepared_v: &mut [f32]) {
+        let Sequences { head_dim, keys, .. } = shape;
+        let width = shape.width();
+        let of_heads = prepared_k.par_chunks_exact_mut(self.k_len().max(1)).zip(prepared_v.par_chunks_exact_mut(self.v_len().max(1)));
+        of_heads.enumerate().for_each(|(head, (prepared_k, prepared_v))| {
+            let (k, v) = (&k[head * head_dim..], &v[head * head_dim..]);
+            with_scratch(self.depth.max(KEYS), |row| {
+                for (key, line) in prepared_k.chunks_exact_mut(self.k_pitch).enumerate() {
+                    let row = &mut row[..self.depth];
                     row.fill(0.0);
                     if key < keys {
                         row[..head_dim].copy_from_slice(&k[key * width..][..head_dim]);
                     }
-                    let (high, low) = line.split_at_mut(split.depth);
-                    amx.split(row, high, &mut low[..split.depth]);
+                    products.prepare(row, &mut line[..products.words(self.depth)]);
                 }
-                for (block, split_v) in split_v.chunks_exact_mut(split.v_block).enumerate() {
-                    for (feature, line) in split_v.chunks_exact_mut(V_PITCH).enumerate() {
+                for (block, prepared_v) in prepared_v.chunks_exact_mut(self.v_block).enumerate() {
+                    for (feature, line) in prepared_v.chunks_exact_mut(self.v_pitch).enumerate() {
                         for (key, value) in (block * KEYS..).zip(&mut row[..KEYS]) {
                             *value = if key < keys && feature < head_dim { v[key * width + feature] } else { 0.0 };
                         }
-                        let (high, low) = line.split_at_mut(KEYS);
-                        amx.split(&row[..KEYS], high, &mut low[..KEYS]);
+                        products.prepare(&row[..KEYS], &mut line[..products.words(KEYS)]);
                     }
                 }
             });

@@ -1,4 +1,4 @@
-//! Joining pixels.
+//! Joining the channels of images. The speed is bound by memory.
 
 use rayon::prelude::*;
 
@@ -7,11 +7,12 @@ use super::memory::written;
 /// Numbers that a task writes, about.
 const TASK: usize = 1 << 16;
 
-/// Pixels of `left` and `right` channels to as many of both.
+/// Pixels `a` of `left` channels and `b` of `right` channels to pixels of `left + right` channels.
 #[allow(unsafe_code)]
 pub(in crate::ops) fn concat(a: &[f32], left: usize, b: &[f32], right: usize) -> Vec<f32> {
     let both = left + right;
     let pixels = a.len() / left.max(1);
+    assert!(left > 0 && right > 0 && a.len() == pixels * left && b.len() == pixels * right);
     let per_task = (TASK / both.max(1)).max(1);
     let write = |out: &mut [std::mem::MaybeUninit<f32>]| {
         let inputs = a.par_chunks((per_task * left).max(1)).zip(b.par_chunks((per_task * right).max(1)));
@@ -22,7 +23,6 @@ pub(in crate::ops) fn concat(a: &[f32], left: usize, b: &[f32], right: usize) ->
             }
         });
     };
-    assert_eq!((a.len(), b.len()), (pixels * left, pixels * right));
-    // SAFETY: there are as many pixels in each, and all of a pixel is written.
+    // SAFETY: by the assertion, both sides have as many pixels as the result, and all of a pixel is written.
     unsafe { written(pixels * both, write) }
 }

@@ -4,12 +4,33 @@ use super::{
     epilogue::Epilogue,
     machine::Machine,
     matmul::{MatrixRows, matmul},
-    memory::{Shared, written},
+    memory::written,
+    output::Output,
     panels::Panels,
 };
-use crate::ops::Storage;
+use crate::ops::{Blocks, weights::DenseType};
 
-/// The weights of a linear layer.
+/// The weight of a linear layer `(outputs, inputs)`, before it is packed.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) enum LinearWeight<'a> {
+    /// Every number, and how many inputs there are.
+    Dense(DenseType, &'a [f32], usize),
+    Blocks(&'a Blocks),
+}
+
+impl LinearWeight<'_> {
+    /// A matrix whose column `n` is row `row(n)` of the weight, or zeros where there is none.
+    fn pack(self, machine: Machine, columns: usize, row: impl Fn(usize) -> Option<usize> + Sync) -> Panels {
+        match self {
+            Self::Dense(dtype, weight, inputs) => {
+                Panels::new(machine, dtype, (inputs, columns), |k, n| row(n).map_or(0.0, |row| weight[row * inputs + k]))
+            }
+            Self::Blocks(blocks) => Panels::of_blocks(machine, blocks, columns, row),
+        }
+    }
+}
+
+/// A linear layer.
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct PackedLinear {
     panels: Panels,
@@ -19,28 +40,21 @@ pub(in crate::ops) struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// Packs `weight` `(outputs, inputs)`.
-    pub(in crate::ops) fn new(storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: Option<Vec<f32>>) -> Self {
-        Self::on(Machine::best(), storage, weight, inputs, outputs, bias)
+    /// Packs a weight of `outputs` rows.
+    pub(in crate::ops) fn new(machine: Machine, weight: LinearWeight, outputs: usize, bias: Option<Vec<f32>>) -> Self {
+        Self { panels: weight.pack(machine, outputs, Some), bias, outputs, gated: false }
     }
 
-    /// With a choice of instructions, for tests.
-    pub(super) fn on(machine: Machine, storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: Option<Vec<f32>>) -> Self {
-        let panels = Panels::new(machine, storage, inputs, outputs, |k, n| weight[n * inputs + k]);
-        Self { panels, bias, outputs, gated: false }
-    }
-
-    /// Packs `weight` `(2 * outputs, inputs)`, whose second half gates the first: vectors of values and of gates take turns.
-    pub(in crate::ops) fn gated(machine: Machine, storage: Storage, weight: &[f32], inputs: usize, outputs: usize, bias: &[f32]) -> Self {
+    /// Packs a weight of `2 * outputs` rows, of which the second half gates the first: vectors of values and of gates take turns.
+    pub(in crate::ops) fn gated(machine: Machine, weight: LinearWeight, outputs: usize, bias: &[f32]) -> Self {
         let lanes = machine.lanes();
-        let source = |n: usize| {
+        let row = |n: usize| {
             let column = n / (2 * lanes) * lanes + n % lanes;
             (column < outputs).then_some(n / lanes % 2 * outputs + column)
         };
         let columns = 2 * lanes * outputs.div_ceil(lanes);
-        let panels = Panels::new(machine, storage, inputs, columns, |k, n| source(n).map_or(0.0, |row| weight[row * inputs + k]));
-        let bias = (0..columns).map(|n| source(n).map_or(0.0, |row| bias[row])).collect();
-        Self { panels, bias: Some(bias), outputs, gated: true }
+        let bias = (0..columns).map(|n| row(n).map_or(0.0, |row| bias[row])).collect();
+        Self { panels: weight.pack(machine, columns, row), bias: Some(bias), outputs, gated: true }
     }
 
     /// Number of outputs.
@@ -59,7 +73,7 @@ impl PackedLinear {
         let rows = values.len() / self.panels.depth;
         let epilogue = Epilogue { columns: self.outputs, bias: self.bias.as_deref(), gated: self.gated, ..epilogue };
         let inputs = MatrixRows { values, depth: self.panels.depth };
-        // SAFETY: a matrix product writes all of its result.
-        unsafe { written(rows * self.outputs, |out| matmul(&inputs, 0..rows, &self.panels, &epilogue, Shared::new(out))) }
+        // SAFETY: a matrix product writes each of its rows, and the panels have a column, or two where it is gated, for each output.
+        unsafe { written(rows * self.outputs, |out| matmul(&inputs, 0..rows, &self.panels, &epilogue, &mut Output::new(out))) }
     }
 }

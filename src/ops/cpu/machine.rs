@@ -1,60 +1,71 @@
-//! What the kernels may use of the processor, found when the process runs.
-
-use std::fmt;
+//! What the kernels use of the processor, found when the process runs.
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::amx::Amx;
+use super::products::{Multiplier, Products};
 
-/// Instructions.
-#[derive(Clone, Copy)]
+/// Instructions that the processor has.
+#[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct Machine {
     /// For vectors.
     pub(super) vectors: Arch,
-    /// For matrices, if there are any.
-    pub(super) amx: Option<Amx>,
+    /// For products of matrices.
+    pub(super) products: Products,
 }
 
 impl Machine {
-    /// All that there is.
+    /// The fastest that there are.
     pub(in crate::ops) fn best() -> Self {
-        Self { vectors: Arch::new(), amx: Amx::try_new() }
+        Self { vectors: Arch::new(), products: Products::best() }
     }
 
-    /// Runs what multiplies matrices.
+    /// Runs work that multiplies matrices.
     #[inline]
-    pub(super) fn run<W: WithSimd>(self, work: W) -> W::Output {
-        match self.amx {
-            Some(amx) => amx.with_tiles(|| self.vectors.dispatch(work)),
-            None => self.vectors.dispatch(work),
-        }
-    }
-
-    /// Whether matrices are multiplied by units for them, in halves of 8 bits.
-    #[cfg(test)]
-    pub(in crate::ops) fn has_tiles(self) -> bool {
-        self.amx.is_some()
+    pub(super) fn run<W: WithSimd>(self, work: impl FnOnce(Multiplier) -> W) -> W::Output {
+        self.vectors.dispatch(work(self.products.multiplier()))
     }
 
     /// Numbers of a vector.
     pub(super) fn lanes(self) -> usize {
+        struct Lanes;
+        impl WithSimd for Lanes {
+            type Output = usize;
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> usize {
+                S::F32_LANES
+            }
+        }
         self.vectors.dispatch(Lanes)
     }
-}
 
-impl fmt::Debug for Machine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vectors of {}{}", self.lanes(), if self.amx.is_some() { " and tiles" } else { "" })
+    /// Columns of a panel of weights, in a matrix of so many columns.
+    pub(super) fn panel_width(self, columns: usize) -> usize {
+        self.products.panel_width(self.lanes(), columns)
     }
 }
 
-struct Lanes;
+#[cfg(test)]
+impl Machine {
+    /// All sets of instructions that can be tested here, the portable one first.
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = vec![Arch::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(pulp::x86::V3::try_new().map(Arch::V3));
+            all.extend(pulp::x86::V4::try_new().map(Arch::V4));
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.push(Arch::new());
+        let with_products = |vectors| {
+            let lanes = Self { vectors, products: Products::Fma }.lanes();
+            Products::all(lanes).into_iter().map(move |products| Self { vectors, products })
+        };
+        all.into_iter().flat_map(with_products).collect()
+    }
 
-impl WithSimd for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        S::F32_LANES
+    /// Whether products of matrices are those of f32.
+    pub(in crate::ops) fn has_exact_products(self) -> bool {
+        self.products.are_exact()
     }
 }

@@ -6,7 +6,6 @@ use std::{
     alloc::{Layout, alloc_zeroed},
     cell::RefCell,
     mem::MaybeUninit,
-    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
@@ -94,78 +93,6 @@ pub(super) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f3
     // SAFETY: by the caller's word.
     unsafe { values.set_len(len) };
     values
-}
-
-/// A result that tasks write side by side.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(*mut f32, usize);
-
-// SAFETY: tasks write disjoint parts, and nobody reads before all of them are done.
-unsafe impl Sync for Shared {}
-// SAFETY: as above.
-unsafe impl Send for Shared {}
-
-impl Shared {
-    pub(super) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
-        Self(values.as_mut_ptr().cast(), values.len())
-    }
-
-    /// Of numbers that are there already.
-    pub(super) fn of(values: &mut [f32]) -> Self {
-        Self(values.as_mut_ptr(), values.len())
-    }
-
-    /// Numbers that are only read.
-    pub(super) fn to_read(values: &[f32]) -> Self {
-        Self(values.as_ptr().cast_mut(), values.len())
-    }
-
-    /// Of a part of it.
-    pub(super) fn part(self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.1);
-        Self(self.0.wrapping_add(range.start), range.len())
-    }
-
-    pub(super) fn len(self) -> usize {
-        self.1
-    }
-
-    /// Lends a part of what is there.
-    ///
-    /// # Safety
-    /// It is written, and no task writes there while it is lent.
-    #[inline(always)]
-    pub(super) unsafe fn read<'a>(&self, start: usize, len: usize) -> &'a [f32] {
-        assert!(start + len <= self.1);
-        // SAFETY: in bounds; apart from writers by the caller's word.
-        unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
-    }
-
-    /// Whether it is the same memory.
-    pub(super) fn is(self, other: Self) -> bool {
-        std::ptr::eq(self.0, other.0)
-    }
-
-    /// Exchanges a part of what is there.
-    ///
-    /// # Safety
-    /// It is written, and no task writes or reads there.
-    pub(super) unsafe fn swap(&self, start: usize, values: &mut [f32]) {
-        assert!(start + values.len() <= self.1);
-        // SAFETY: in bounds; apart from others by the caller's word.
-        unsafe { std::ptr::swap_nonoverlapping(values.as_mut_ptr(), self.0.add(start), values.len()) }
-    }
-
-    /// Writes a part of the result.
-    ///
-    /// # Safety
-    /// No other task writes or reads there.
-    #[inline(always)]
-    pub(super) unsafe fn write(&self, start: usize, values: &[f32]) {
-        assert!(start + values.len() <= self.1);
-        // SAFETY: in bounds; apart from others by the caller's word.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.0.add(start), values.len()) }
-    }
 }
 
 /// Numbers of a cache line.

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::{
     epilogue::{load, map, store},
     math::silu,
-    memory::{Shared, written},
+    memory::written,
+    output::Output,
 };
 
 /// Numbers of a task, about: they are read a second time while they are in a cache, where all of a sample fits one.
@@ -96,16 +97,16 @@ pub(in crate::ops) fn group_norm(pixels: &[f32], batch: usize, config: GroupNorm
 /// With a choice of instructions, for tests.
 pub(super) fn group_norm_with(arch: Arch, pixels: &[f32], batch: usize, config: GroupNormConfig) -> Vec<f32> {
     let norm = Normalization::with_arch(arch, pixels, batch, config);
-    let parts = Parts::new(pixels.len(), batch, config.weight.len());
+    let Parts { sample, part, .. } = Parts::new(pixels.len(), batch, config.weight.len());
     let write = |out: &mut [_]| {
-        let out = Shared::new(out);
-        (0..parts.count()).into_par_iter().for_each(|index| {
-            let part = parts.range(index);
-            // SAFETY: each task has a part of its own.
-            unsafe { norm.apply(index / parts.of_sample, &pixels[part.clone()], part.start, out) };
+        let samples = pixels.par_chunks(sample.max(1)).zip(out.par_chunks_mut(sample.max(1))).enumerate();
+        samples.for_each(|(sample, (pixels, out))| {
+            pixels.par_chunks(part).zip(out.par_chunks_mut(part)).for_each(|(pixels, out)| {
+                norm.apply(sample, pixels, &mut Output::new(out));
+            });
         });
     };
-    // SAFETY: the parts make up all pixels.
+    // SAFETY: the parts make up all samples, and a part is whole pixels, all of which are written.
     unsafe { written(pixels.len(), write) }
 }
 
@@ -122,6 +123,7 @@ struct Parts {
 
 impl Parts {
     fn new(numbers: usize, batch: usize, channels: usize) -> Self {
+        assert!(numbers.is_multiple_of(batch * channels), "{numbers} numbers in {batch} samples of {channels} channels");
         let sample = numbers / batch.max(1);
         let part = (TASK / channels).max(1) * channels;
         Self { batch, sample, part, of_sample: sample.div_ceil(part) }
@@ -166,12 +168,9 @@ impl Normalization {
         Self { arch, scales, activate: config.activate }
     }
 
-    /// Writes what becomes of pixels of a sample, from `start` on.
-    ///
-    /// # Safety
-    /// As [`Shared::write`].
-    pub(super) unsafe fn apply(&self, sample: usize, pixels: &[f32], start: usize, out: Shared) {
-        self.arch.dispatch(Rescale { pixels, scale: &self.scales[sample], activate: self.activate, start, out });
+    /// Writes the normalized pixels of a sample.
+    pub(super) fn apply(&self, sample: usize, pixels: &[f32], out: &mut Output) {
+        self.arch.dispatch(Rescale { pixels, scale: &self.scales[sample], activate: self.activate, out });
     }
 }
 
@@ -244,16 +243,14 @@ impl WithSimd for ChannelSums<'_> {
 }
 
 /// `x * factor + shift` of each channel, and `SiLU` of it where that follows.
-struct Rescale<'a> {
+struct Rescale<'a, 'b> {
     pixels: &'a [f32],
     scale: &'a Scale,
     activate: bool,
-    /// Where the result begins.
-    start: usize,
-    out: Shared,
+    out: &'a mut Output<'b>,
 }
 
-impl WithSimd for Rescale<'_> {
+impl WithSimd for Rescale<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -266,8 +263,7 @@ impl WithSimd for Rescale<'_> {
                 let x = load(simd, &pixel[part.clone()]);
                 let y = simd.mul_add_e_f32s(x, load(simd, &factor[part.clone()]), load(simd, &shift[part.clone()]));
                 let y = if self.activate { map(y, silu) } else { y };
-                // SAFETY: each task has pixels of its own.
-                unsafe { store::<S>(y, part.len(), self.start + i * channels + first, self.out) };
+                store::<S>(y, part.len(), i * channels + first, self.out);
             }
         }
     }
@@ -280,14 +276,14 @@ pub(in crate::ops) fn layer_norm(values: &[f32], eps: f32, weight: &[f32], bias:
 
 /// With a choice of instructions, for tests.
 pub(super) fn layer_norm_with(arch: Arch, values: &[f32], eps: f32, weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    assert!(values.len().is_multiple_of(weight.len()), "rows of {} features in {} numbers", weight.len(), values.len());
     let task = (TASK / weight.len()).max(1) * weight.len();
     let write = |out: &mut [_]| {
-        let out = Shared::new(out);
-        values.par_chunks(task).enumerate().for_each(|(i, values)| {
-            arch.dispatch(LayerNormRows { values, eps, weight, bias, start: i * task, out });
+        values.par_chunks(task).zip(out.par_chunks_mut(task)).for_each(|(values, out)| {
+            arch.dispatch(LayerNormRows { values, eps, weight, bias, out: Output::new(out) });
         });
     };
-    // SAFETY: the tasks write each row.
+    // SAFETY: each task writes its rows, which are whole.
     unsafe { written(values.len(), write) }
 }
 
@@ -296,16 +292,14 @@ struct LayerNormRows<'a> {
     eps: f32,
     weight: &'a [f32],
     bias: &'a [f32],
-    /// Where the result begins.
-    start: usize,
-    out: Shared,
+    out: Output<'a>,
 }
 
 impl WithSimd for LayerNormRows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
         let features = self.weight.len();
         for (i, row) in self.values.chunks_exact(features).enumerate() {
             let mut sum = simd.splat_f32s(0.0);
@@ -326,8 +320,7 @@ impl WithSimd for LayerNormRows<'_> {
                 let part = first..(first + S::F32_LANES).min(features);
                 let x = simd.mul_f32s(simd.sub_f32s(load(simd, &row[part.clone()]), simd.splat_f32s(mean)), deviation);
                 let y = simd.mul_add_e_f32s(x, load(simd, &self.weight[part.clone()]), load(simd, &self.bias[part.clone()]));
-                // SAFETY: each task has rows of its own.
-                unsafe { store::<S>(y, part.len(), self.start + i * features + first, self.out) };
+                store::<S>(y, part.len(), i * features + first, &mut self.out);
             }
         }
     }

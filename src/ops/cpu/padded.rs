@@ -1,39 +1,44 @@
-//! 3 x 3 convolutions on tile units, without windows: a band of the image's rows has zeros around it, so that what one weight of the
-//! kernel is multiplied with, for pixel after pixel, are lines of the band one after the other, and tiles are loaded from there.
+//! 3 x 3 convolutions without windows, for an arithmetic that prepares its lines: `(batch, height, width, channels)` to
+//! `(batch, height', width', outputs)`.
 //!
-//! Positions are counted over the band's lines, two more to a row than pixels: what comes out at those two is not kept.
+//! A band of the image's rows is prepared with zeros around it, one line a pixel. What one weight of the kernel is multiplied with, for
+//! pixel after pixel, are then lines that follow each other, and the product reads them where they are: nine products, added up, are the
+//! convolution. Positions are counted over the lines of the band, two more to a row than there are pixels; the sums at those two are
+//! dropped. The speed is bound by multiplication: each pixel is prepared once, and not once for each of nine windows.
 //!
-//! Of an image that is enlarged to twice its size, three neighbours are never more than two pixels along each side: each of the four
-//! pixels that one becomes has a kernel of 2 x 2 of its own, whose weights are sums of the nine, and 36 products become 16.
+//! An image that is enlarged to twice its size by nearest neighbours has no more than two different pixels in three neighbours. So each of
+//! the four pixels that one becomes, its phases, has a 2 x 2 kernel of its own, whose weights are sums of the nine: 16 products for 36.
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use bytemuck::cast_slice;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    amx::{Amx, BLOCK, Lines},
-    band::{BAND, normalize, split},
+    band::{BAND, prepare_pixels},
     epilogue::Epilogue,
+    machine::Machine,
     matmul::tasks,
-    memory::{Shared, odd_lines, with_scratch},
+    memory::{odd_lines, with_scratch},
     norm::Normalization,
+    output::Output,
     panels::Panels,
+    products::{Lines, Multiplier},
 };
+use crate::ops::weights::DenseType;
 
-/// Positions of a task: what they see, and their sums, stay in the second-level cache while the panels run by.
+/// Positions of a task: their lines and sums stay in the second-level cache while the panels run by.
 const TASK: usize = 192;
-/// Panels of a task at most.
+/// The most panels of a task.
 const TASK_PANELS: usize = 16;
-/// Tasks for each thread that a band is cut into at least, where it is large enough.
+/// The fewest tasks for each thread, where a band is large enough.
 const TASKS: usize = 8;
-/// Pixels that are made ready at a time.
+/// Pixels that are prepared at a time.
 const PIXELS: usize = 64;
 
-/// What each pixel of the result sees.
+/// Which pixels of the image a pixel of the result is a sum of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kernel {
     /// 3 x 3.
@@ -43,7 +48,7 @@ pub(super) enum Kernel {
 }
 
 impl Kernel {
-    /// Pixels along each side that one becomes.
+    /// Pixels that one becomes, along each side.
     pub(super) fn scale(self) -> usize {
         match self {
             Self::Same => 1,
@@ -51,7 +56,7 @@ impl Kernel {
         }
     }
 
-    /// Pixels that are seen along each side.
+    /// Pixels of the kernel along each side.
     fn side(self) -> usize {
         match self {
             Self::Same => 3,
@@ -59,21 +64,21 @@ impl Kernel {
         }
     }
 
-    /// Where the pixel begins that a tap sees, from the line before the position's: rows and lines.
+    /// How many rows and lines a tap's pixel comes after the position's upper left neighbour.
     fn offset(self, phase: usize, tap: usize) -> (usize, usize) {
         (phase / self.scale() + tap / self.side(), phase % self.scale() + tap % self.side())
     }
 
-    /// Packs `weight(output, channel, y, x)`: rows are `(taps, channels)`, columns `(phases, outputs)`.
+    /// Packs `weight(output, channel, y, x)` as a matrix `(taps * channels, phases * outputs)`.
     pub(super) fn pack(
         self,
-        machine: super::Machine,
-        storage: crate::ops::Storage,
+        machine: Machine,
+        dtype: DenseType,
         (channels, outputs): (usize, usize),
         weight: impl Fn(usize, usize, usize, usize) -> f32 + Sync,
     ) -> Panels {
         let (side, scale) = (self.side(), self.scale());
-        // The weights along one side that see the same pixel.
+        // The weights along one side that fall on the same pixel.
         let shared = |phase: usize, tap: usize| match (self, tap) {
             (Self::Same, _) => tap..tap + 1,
             (Self::Doubling, 0) => 0..1 + phase,
@@ -84,51 +89,49 @@ impl Kernel {
             let (ys, xs) = (shared(phase / scale, tap / side), shared(phase % scale, tap % side));
             ys.flat_map(|y| xs.clone().map(move |x| (y, x))).map(|(y, x)| weight(output, channel, y, x)).sum()
         };
-        Panels::new(machine, storage, side * side * channels, scale * scale * outputs, at)
+        Panels::new(machine, dtype, (side * side * channels, scale * scale * outputs), at)
     }
 
-    /// Whether channels and outputs fall into whole blocks, as they must.
-    pub(super) fn takes(self, channels: usize, outputs: usize) -> bool {
-        channels.is_multiple_of(BLOCK) && (self == Self::Same || outputs.is_multiple_of(BLOCK))
+    /// Whether it can convolve such an image: a tap's channels need no padding, and no panel has outputs of two phases.
+    pub(super) fn takes(self, machine: Machine, channels: usize, outputs: usize) -> bool {
+        let products = machine.products;
+        let width = machine.panel_width(self.scale() * self.scale() * outputs);
+        !products.is_plain() && products.padded(channels) == channels && (self == Self::Same || outputs.is_multiple_of(width))
     }
 }
 
 /// A convolution of an image.
 pub(super) struct PaddedConv<'a> {
     pub(super) kernel: Kernel,
-    /// `(batch, height, width, channels)`. The result may be written over it.
-    pub(super) pixels: Shared,
+    /// `(batch, height, width, channels)`; none where the result's memory holds the image, which is then written over.
+    pub(super) pixels: Option<&'a [f32]>,
     /// Batch, height, width.
     pub(super) shape: (usize, usize, usize),
     pub(super) channels: usize,
-    /// Applied to the image first.
+    /// Is applied to the image first.
     pub(super) norm: Option<&'a Normalization>,
-    pub(super) amx: Amx,
+    /// Those of [`Kernel::pack`].
     pub(super) weights: &'a Panels,
     pub(super) epilogue: &'a Epilogue<'a>,
-    pub(super) out: Shared,
 }
 
 impl PaddedConv<'_> {
     /// Writes all of the result.
-    ///
-    /// # Safety
-    /// Nobody else writes to the image or looks at the result.
-    pub(super) unsafe fn run(&self) {
+    pub(super) fn run(&self, out: &mut Output) {
         let (batch, height, _) = self.shape;
         let row = self.line() * self.pitch();
         let rows = (BAND / (4 * row)).clamp(1, height.max(1));
-        // The last tile of positions may look past the end.
-        with_scratch((rows + 2) * row + (BLOCK + 2) * self.pitch(), |ready| {
+        // The last positions, rounded up, reach beyond the band.
+        let spare = (self.weights.machine.products.blocking().rows + 2) * self.pitch();
+        with_scratch((rows + 2) * row + spare, |words| {
             for sample in 0..batch {
                 for first in (0..height).step_by(rows) {
                     let count = rows.min(height - first);
                     // The last two rows of a band are the first two of the next. Their pixels may have been written over.
                     let kept = if first > 0 { 2 } else { 0 };
-                    ready.copy_within(rows * row..(rows + kept) * row, 0);
-                    // SAFETY: by the caller's word; of these rows nothing was written yet.
-                    unsafe { self.prepare(sample, first + kept, &mut ready[kept * row..(count + 2) * row]) };
-                    self.multiply(sample, first, count, ready);
+                    words.copy_within(rows * row..(rows + kept) * row, 0);
+                    self.prepare(sample, first + kept, &mut words[kept * row..(count + 2) * row], out);
+                    self.multiply(sample, first, count, words, out);
                 }
             }
         });
@@ -139,42 +142,37 @@ impl PaddedConv<'_> {
         self.shape.2 + 2
     }
 
-    /// Numbers from position to position.
+    /// Words from position to position.
     fn pitch(&self) -> usize {
-        odd_lines(self.channels)
+        odd_lines(self.weights.machine.products.words(self.channels))
     }
 
-    /// Rows of the image in halves, with a row of zeros above the first and below the last, and a pixel of them at both ends of each.
-    ///
-    /// # Safety
-    /// Nobody writes to these rows meanwhile.
-    unsafe fn prepare(&self, sample: usize, first: usize, ready: &mut [f32]) {
-        let ((_, height, width), pitch) = (self.shape, self.pitch());
-        ready.par_chunks_exact_mut(self.line() * pitch).enumerate().for_each(|(i, ready)| {
+    /// Prepares rows, counted from the one above the image, with zeros above and below it and at both ends of each row.
+    fn prepare(&self, sample: usize, first: usize, rows: &mut [f32], out: &Output) {
+        let ((_, height, width), channels, pitch) = (self.shape, self.channels, self.pitch());
+        rows.par_chunks_exact_mut(self.line() * pitch).enumerate().for_each(|(i, row)| {
             let Some(y) = (first + i).checked_sub(1).filter(|y| *y < height) else {
-                return ready.fill(0.0);
+                return row.fill(0.0);
             };
-            ready[..pitch].fill(0.0);
-            ready[(width + 1) * pitch..].fill(0.0);
-            for (x, ready) in (0..width).step_by(PIXELS).zip(ready[pitch..(width + 1) * pitch].chunks_mut(PIXELS * pitch)) {
-                let numbers = ready.len() / pitch * self.channels;
-                // SAFETY: pixels of this row, which nobody writes to by the caller's word.
-                let pixels = unsafe { self.pixels.read(((sample * height + y) * width + x) * self.channels, numbers) };
-                match self.norm {
-                    None => split(self.amx, pixels, self.channels, ready, (pitch, self.channels)),
-                    Some(norm) => with_scratch(numbers, |normed| {
-                        normalize(norm, sample, pixels, normed);
-                        split(self.amx, normed, self.channels, ready, (pitch, self.channels));
-                    }),
-                }
+            row[..pitch].fill(0.0);
+            row[(width + 1) * pitch..].fill(0.0);
+            for (x, lines) in (0..width).step_by(PIXELS).zip(row[pitch..(width + 1) * pitch].chunks_mut(PIXELS * pitch)) {
+                let (start, numbers) = (((sample * height + y) * width + x) * channels, lines.len() / pitch * channels);
+                let pixels = match self.pixels {
+                    Some(pixels) => &pixels[start..start + numbers],
+                    None => out.read(start, numbers),
+                };
+                prepare_pixels(self.weights.machine.products, self.norm, sample, (pixels, channels), (lines, pitch));
             }
         });
     }
 
-    /// Some rows of a sample's result, from what is ready.
-    fn multiply(&self, sample: usize, first: usize, count: usize, ready: &[f32]) {
+    /// Writes rows of a sample's result, from prepared rows.
+    fn multiply(&self, sample: usize, first: usize, count: usize, words: &[f32], out: &mut Output) {
+        let out = &*out;
+        let blocking = self.weights.machine.products.blocking();
         let positions = count * self.line() - 2;
-        let block = positions.div_ceil(positions.div_ceil(TASK)).next_multiple_of(BLOCK);
+        let block = positions.div_ceil(positions.div_ceil(TASK)).next_multiple_of(blocking.task_row_step);
         let (blocks, panels) = (positions.div_ceil(block), self.weights.count());
         let per_task = (blocks * panels / (TASKS * rayon::current_num_threads())).clamp(1, TASK_PANELS);
         let chunks = panels.div_ceil(per_task);
@@ -183,8 +181,12 @@ impl PaddedConv<'_> {
             let (first_position, first_panel) = (task / chunks * block, task % chunks * per_task);
             let positions = first_position..(first_position + block).min(positions);
             let panels = first_panel.min(panels)..(first_panel + per_task).min(panels);
-            with_scratch(block * BLOCK + self.weights.scratch(self.channels), |scratch| {
-                self.weights.machine.run(Task { conv: self, ready, sample, first, positions, panels, scratch });
+            with_scratch(block * self.weights.width + self.weights.scratch(self.channels), |scratch| {
+                // SAFETY: a task writes the pixels of its positions, of its panels' phases and outputs. No two tasks have positions and
+                // panels in common, and nobody reads: what the image had at these pixels is prepared already.
+                let out = unsafe { out.for_task() };
+                let machine = self.weights.machine;
+                machine.run(|multiplier| Task { multiplier, conv: self, words, sample, first, positions, panels, out, scratch });
             });
         });
     }
@@ -192,13 +194,15 @@ impl PaddedConv<'_> {
 
 /// Some positions times some panels.
 struct Task<'a> {
+    multiplier: Multiplier,
     conv: &'a PaddedConv<'a>,
-    ready: &'a [f32],
+    words: &'a [f32],
     sample: usize,
     /// The first row.
     first: usize,
     positions: Range<usize>,
     panels: Range<usize>,
+    out: Output<'a>,
     scratch: &'a mut [f32],
 }
 
@@ -207,27 +211,27 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { conv, ready, sample, first, positions, panels, scratch } = self;
-        let PaddedConv { kernel, shape: (_, height, width), channels, amx, weights, epilogue, out, .. } = *conv;
+        let Self { multiplier, conv, words, sample, first, positions, panels, mut out, scratch } = self;
+        let PaddedConv { kernel, shape: (_, height, width), channels, weights, epilogue, .. } = *conv;
         let (line, pitch, scale) = (conv.line(), conv.pitch(), kernel.scale());
         let of_phase = weights.count() / (scale * scale);
-        let rows = positions.len().next_multiple_of(BLOCK);
-        let (sums, decoded) = scratch.split_at_mut(rows * BLOCK);
+        let rows = positions.len().next_multiple_of(weights.machine.products.blocking().rows);
+        let (sums, decoded) = scratch.split_at_mut(rows * weights.width);
         for panel in panels {
-            let (phase, column) = (panel / of_phase, panel % of_phase * BLOCK);
+            let (phase, column) = (panel / of_phase, panel % of_phase * weights.width);
             for tap in 0..weights.depth / channels {
                 let (down, right) = kernel.offset(phase, tap);
                 let start = positions.start + down * line + right;
-                let lines = Lines { halves: cast_slice(&ready[start * pitch..]), low: channels, pitch: 2 * pitch };
-                amx.multiply(lines, rows, weights.blocks(amx, panel, tap * channels, channels, decoded), sums, tap > 0);
+                let lines = Lines { words: &words[start * pitch..], pitch, numbers: channels };
+                let packed = weights.packed(panel, tap * channels, channels, decoded);
+                multiplier.multiply(simd, lines, rows, (packed, &[]), weights.width, sums, tap > 0);
             }
-            for (sums, position) in sums.chunks_exact(BLOCK).zip(positions.clone()) {
+            for (sums, position) in sums.chunks_exact(weights.width).zip(positions.clone()) {
                 let (y, x) = (first + position / line, position % line);
                 if x < width {
                     let (y, x) = (scale * y + phase / scale, scale * x + phase % scale);
                     let row = (sample * scale * height + y) * scale * width + x;
-                    // SAFETY: this task alone writes these pixels of these panels, and what the image had there is ready already.
-                    unsafe { epilogue.write(simd, row, column, sums, out) };
+                    epilogue.write(simd, row, column, sums, &mut out);
                 }
             }
         }

@@ -1,20 +1,16 @@
-//! Weights in the order in which the kernel reads them, in f32 or stored in half the space.
+//! Weights in the order in which they are multiplied, in f32 or in fewer bits.
 
 use std::ops::Range;
 
-use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
+use bytemuck::{Zeroable, cast_slice};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{
-    amx::{self, Amx, BLOCK, BLOCK_HALVES},
-    machine::Machine,
-    memory::zeros,
-};
-use crate::ops::Storage;
+use super::{machine::Machine, memory::zeros};
+use crate::ops::{Blocks, weights::DenseType};
 
-/// A matrix `(depth, columns)` in panels of as many columns as two vectors hold (one, where that is enough), each panel row by row; for
-/// tile units, in blocks of 32 by 32 in their order.
+/// A matrix `(depth, columns)`, cut into panels of `width` columns, each `(rows, width)` in memory. `rows` is the depth as the machine's
+/// arithmetic pads it; padding is zeros.
 #[derive(Debug, Clone)]
 pub(super) struct Panels {
     values: Values,
@@ -25,174 +21,159 @@ pub(super) struct Panels {
     pub(super) machine: Machine,
 }
 
+/// The numbers of all panels.
 #[derive(Debug, Clone)]
 enum Values {
+    /// Packed weights.
     F32(Vec<f32>),
-    /// Blocks as the tile units take them.
-    Split(Vec<u16>),
+    /// These and the following are in the order of [`Products::place`](super::products::Products::place), and packed when they are used.
     F16(Vec<u16>),
     Bf16(Vec<u16>),
-    /// Whole numbers, and a row of factors for every [`QUANTIZED`] rows.
-    Q8(Vec<i8>, Vec<f32>),
+    /// Whole numbers, and the factors that they are multiplied with, one row for each
+    /// [`Products::group_rows`](super::products::Products::group_rows) rows of a panel.
+    Q8_0(Vec<i8>, Vec<f32>),
 }
-
-/// Weights of a column that share a factor.
-const QUANTIZED: usize = 32;
 
 impl Panels {
     /// Packs the matrix whose element at `(k, n)` is `at(k, n)`.
-    pub(super) fn new(machine: Machine, storage: Storage, depth: usize, columns: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+    pub(super) fn new(
+        machine: Machine,
+        dtype: DenseType,
+        (depth, columns): (usize, usize),
+        at: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Self {
+        let mut panels = Self::empty(machine, depth, columns);
+        panels.values = match dtype {
+            DenseType::F32 => Values::F32(panels.pack(at)),
+            DenseType::F16 => Values::F16(panels.place(|k, n| f16::from_f32(at(k, n)).to_bits())),
+            DenseType::Bf16 => Values::Bf16(panels.place(|k, n| bf16::from_f32(at(k, n)).to_bits())),
+        };
+        panels
+    }
+
+    /// Packs a matrix whose column `n` is row `row(n)` of `blocks`, or zeros where there is none.
+    pub(super) fn of_blocks(machine: Machine, blocks: &Blocks, columns: usize, row: impl Fn(usize) -> Option<usize> + Sync) -> Self {
+        let mut panels = Self::empty(machine, blocks.columns(), columns);
+        let values = panels.place(|k, n| row(n).map_or(0, |row| blocks.value(row, k)));
+        let factor = |k, n| row(n).map_or(0.0, |row| blocks.factor(row, k));
+        let per_group = machine.products.group_rows();
+        let factors = fill(panels.count(), panels.rows().div_ceil(per_group), panels.width, |group, column| {
+            panels.element(group * per_group, column).map_or(0.0, |(k, n)| factor(k, n))
+        });
+        panels.values = Values::Q8_0(values, factors);
+        panels
+    }
+
+    fn empty(machine: Machine, depth: usize, columns: usize) -> Self {
         assert!(depth > 0, "a matrix without rows");
-        let lanes = machine.lanes();
-        let Some(amx) = machine.amx else {
-            let width = if columns > lanes { 2 * lanes } else { lanes };
-            return Self { values: Values::new(storage, (depth, columns, width), (QUANTIZED, 1), at), depth, columns, width, machine };
-        };
-        let shape = (depth.next_multiple_of(BLOCK), columns.next_multiple_of(BLOCK), BLOCK);
-        let in_tiles = |k: usize, n: usize| {
-            let (row, column) = amx::place(k % BLOCK, n % BLOCK);
-            let (k, n) = (k / BLOCK * BLOCK + row, n / BLOCK * BLOCK + column);
-            if k < depth && n < columns { at(k, n) } else { 0.0 }
-        };
-        let values = match storage {
-            Storage::F32 => Values::Split(split(amx, shape, in_tiles)),
-            // Of a block, a column is two numbers of each row of a tile.
-            _ => Values::new(storage, shape, (QUANTIZED / 2, 2), in_tiles),
-        };
-        Self { values, depth, columns, width: BLOCK, machine }
+        Self { values: Values::F32(Vec::new()), depth, columns, width: machine.panel_width(columns), machine }
     }
 
     pub(super) fn count(&self) -> usize {
         self.columns.div_ceil(self.width)
     }
 
-    /// How many numbers of scratch memory it takes to make so many rows of a panel ready.
-    pub(super) fn scratch(&self, rows: usize) -> usize {
-        let copies = match (&self.values, self.machine.amx) {
-            (Values::F32(_) | Values::Split(_), _) => 0,
-            (_, None) => 1,
-            (_, Some(_)) => 2,
-        };
-        copies * rows.next_multiple_of(BLOCK) * self.width
+    /// Rows of a panel.
+    fn rows(&self) -> usize {
+        self.machine.products.padded(self.depth)
     }
 
-    /// Rows of a panel in f32, which what is stored otherwise becomes in `scratch`: `width` numbers for each.
+    /// Which element of the matrix belongs at `(row, column)` of all panels side by side; none where there is padding.
+    fn element(&self, row: usize, column: usize) -> Option<(usize, usize)> {
+        let (k, n) = self.machine.products.place(row, column);
+        (k < self.depth && n < self.columns).then_some((k, n))
+    }
+
+    /// Numbers in the order of [`Products::place`](super::products::Products::place).
+    fn place<T: Zeroable + Send>(&self, at: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
+        fill(self.count(), self.rows(), self.width, |row, column| self.element(row, column).map_or_else(T::zeroed, |(k, n)| at(k, n)))
+    }
+
+    /// Packed weights.
+    fn pack(&self, at: impl Fn(usize, usize) -> f32 + Sync) -> Vec<f32> {
+        let (products, width) = (self.machine.products, self.width);
+        let step = products.blocking().depth;
+        let mut packed = zeros(self.count() * self.rows() * width);
+        packed.par_chunks_exact_mut(self.rows() * width).enumerate().for_each(|(panel, packed)| {
+            let mut numbers = vec![0.0; step * width];
+            for (first, packed) in (0..).step_by(step).zip(packed.chunks_exact_mut(step * width)) {
+                for (i, number) in numbers.iter_mut().enumerate() {
+                    let (k, n) = (first + i / width, panel * width + i % width);
+                    *number = if k < self.depth && n < self.columns { at(k, n) } else { 0.0 };
+                }
+                products.pack(&numbers, packed);
+            }
+        });
+        packed
+    }
+
+    /// Words of scratch memory that [`Panels::packed`] needs for so many rows.
+    pub(super) fn scratch(&self, rows: usize) -> usize {
+        let products = self.machine.products;
+        let copies = match &self.values {
+            Values::F32(_) => 0,
+            Values::F16(_) | Values::Bf16(_) | Values::Q8_0(..) => 1 + usize::from(!products.is_plain()),
+        };
+        copies * products.padded(rows) * self.width
+    }
+
+    /// Packed weights: `count` rows of a panel from `first` on. `count` is rounded up, and `first` a multiple of, what the arithmetic pads
+    /// to. `scratch` is for weights that are not f32.
     #[inline(always)]
-    pub(super) fn rows<'a>(&'a self, panel: usize, first: usize, count: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        let part = self.part(panel, first, count);
+    pub(super) fn packed<'a>(&'a self, panel: usize, first: usize, count: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+        let products = self.machine.products;
+        let part = self.part(panel, first, products.padded(count));
+        let (numbers, packed) = match &self.values {
+            Values::F32(values) => return &values[part],
+            Values::F16(_) | Values::Bf16(_) | Values::Q8_0(..) => scratch.split_at_mut(part.len()),
+        };
         match &self.values {
-            Values::Split(_) => unreachable!("what is split is for tile units"),
-            Values::F32(values) => &values[part],
-            Values::F16(values) => decode(&values[part], scratch, f16_to_f32),
-            Values::Bf16(values) => decode(&values[part], scratch, |bits| f32::from_bits(u32::from(bits) << 16)),
-            Values::Q8(values, factors) => {
-                let shared = if self.machine.amx.is_some() { QUANTIZED / 2 } else { QUANTIZED };
-                let factors = &factors[panel * self.stored_depth().div_ceil(shared) * self.width..];
-                let scratch = &mut scratch[..part.len()];
-                for (k, (wide, values)) in scratch.chunks_exact_mut(self.width).zip(values[part].chunks_exact(self.width)).enumerate() {
-                    let factors = &factors[(first + k) / shared * self.width..][..self.width];
-                    for ((wide, value), factor) in wide.iter_mut().zip(values).zip(factors) {
-                        *wide = f32::from(*value) * factor;
+            Values::F32(_) => {}
+            Values::F16(values) => decode(&values[part], numbers, f16_to_f32),
+            Values::Bf16(values) => decode(&values[part], numbers, |bits| f32::from_bits(u32::from(bits) << 16)),
+            Values::Q8_0(values, factors) => {
+                let (shared, width) = (products.group_rows(), self.width);
+                let factors = &factors[panel * self.rows().div_ceil(shared) * width..];
+                for (k, (numbers, values)) in numbers.chunks_exact_mut(width).zip(values[part].chunks_exact(width)).enumerate() {
+                    let factors = &factors[(first + k) / shared * width..][..width];
+                    for ((number, value), factor) in numbers.iter_mut().zip(values).zip(factors) {
+                        *number = f32::from(*value) * factor;
                     }
                 }
-                scratch
             }
         }
+        if products.is_plain() {
+            return numbers;
+        }
+        let packed = &mut packed[..numbers.len()];
+        products.pack_placed(numbers, packed);
+        packed
     }
 
-    /// The memory of rows of a panel, for who wants it near before it is read.
+    /// The memory of rows of a panel, to be fetched before it is read.
     pub(super) fn stored(&self, panel: usize, first: usize, count: usize) -> &[u8] {
         let part = self.part(panel, first, count);
         match &self.values {
             Values::F32(values) => cast_slice(&values[part]),
-            Values::Split(halves) => cast_slice(&halves[2 * part.start..2 * part.end]),
             Values::F16(values) | Values::Bf16(values) => cast_slice(&values[part]),
-            Values::Q8(values, _) => cast_slice(&values[part]),
+            Values::Q8_0(values, _) => cast_slice(&values[part]),
         }
-    }
-
-    /// Rows of a panel as tile units take them. `count` is rounded up to whole blocks, and `first` begins one.
-    #[inline(always)]
-    pub(super) fn blocks<'a>(&'a self, amx: Amx, panel: usize, first: usize, count: usize, scratch: &'a mut [f32]) -> &'a [u16] {
-        let count = count.next_multiple_of(BLOCK);
-        if let Values::Split(halves) = &self.values {
-            let part = self.part(panel, first, count);
-            return &halves[2 * part.start..2 * part.end];
-        }
-        let (decoded, halves) = scratch.split_at_mut(count * self.width);
-        let numbers = self.rows(panel, first, count, decoded);
-        let halves = &mut cast_slice_mut(halves)[..2 * numbers.len()];
-        split_blocks(amx, numbers, halves);
-        halves
     }
 
     /// Where rows of a panel are.
     fn part(&self, panel: usize, first: usize, count: usize) -> Range<usize> {
-        let start = (panel * self.stored_depth() + first) * self.width;
+        let start = (panel * self.rows() + first) * self.width;
         start..start + count * self.width
     }
-
-    fn stored_depth(&self) -> usize {
-        if self.machine.amx.is_some() { self.depth.next_multiple_of(BLOCK) } else { self.depth }
-    }
 }
 
-impl Values {
-    /// `shared` rows of `paired` columns each have a factor in common, where there are factors.
-    fn new(
-        storage: Storage,
-        (depth, columns, width): (usize, usize, usize),
-        (shared, paired): (usize, usize),
-        at: impl Fn(usize, usize) -> f32 + Sync,
-    ) -> Self {
-        let shape = (depth, columns, width);
-        match storage {
-            Storage::F32 => Self::F32(pack(shape, at)),
-            Storage::F16 => Self::F16(pack(shape, |k, n| f16::from_f32(at(k, n)).to_bits())),
-            Storage::Bf16 => Self::Bf16(pack(shape, |k, n| bf16::from_f32(at(k, n)).to_bits())),
-            Storage::Q8_0 => {
-                let groups = depth.div_ceil(shared);
-                let largest = |group: usize, n: usize| {
-                    let rows = group * shared..((group + 1) * shared).min(depth);
-                    let of_row = |k| (n / paired * paired..(n / paired + 1) * paired).map(move |n| (k, n));
-                    rows.flat_map(of_row).map(|(k, n)| at(k, n).abs()).fold(0.0, f32::max)
-                };
-                let factors = pack((groups, columns, width), |group, n| largest(group, n) / f32::from(i8::MAX));
-                let factor = |k: usize, n: usize| factors[(n / width * groups + k / shared) * width + n % width];
-                // Where all are zero, so is the factor: what comes of a division by it is a zero again.
-                Self::Q8(pack(shape, |k, n| (at(k, n) / factor(k, n)).round() as i8), factors)
-            }
-        }
-    }
-}
-
-/// Of whole blocks.
-fn split(amx: Amx, (depth, columns, width): (usize, usize, usize), at: impl Fn(usize, usize) -> f32 + Sync) -> Vec<u16> {
-    let mut halves = zeros(2 * depth * columns);
-    halves.par_chunks_exact_mut(2 * depth * width).enumerate().for_each(|(panel, halves)| {
-        for (first, halves) in (0..depth).step_by(BLOCK).zip(halves.chunks_exact_mut(BLOCK_HALVES)) {
-            let numbers: [f32; BLOCK * BLOCK] = std::array::from_fn(|i| at(first + i / width, panel * width + i % width));
-            split_blocks(amx, &numbers, halves);
-        }
-    });
-    halves
-}
-
-/// The high halves of each block, then its low ones.
-#[inline(always)]
-fn split_blocks(amx: Amx, numbers: &[f32], halves: &mut [u16]) {
-    for (numbers, halves) in numbers.chunks_exact(BLOCK * BLOCK).zip(halves.chunks_exact_mut(BLOCK_HALVES)) {
-        let (high, low) = halves.split_at_mut(BLOCK * BLOCK);
-        amx.split(numbers, high, low);
-    }
-}
-
-fn pack<T: Zeroable + Send>((depth, columns, width): (usize, usize, usize), at: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-    let mut values = zeros(columns.div_ceil(width) * depth * width);
-    values.par_chunks_exact_mut((depth * width).max(1)).enumerate().for_each(|(panel, values)| {
-        for (k, row) in values.chunks_exact_mut(width).enumerate() {
-            for (n, value) in row.iter_mut().enumerate().take(columns - panel * width) {
-                *value = at(k, panel * width + n);
+/// `panels` panels `(rows, width)` of what `at` says belongs at a row and column of all of them side by side.
+fn fill<T: Zeroable + Send>(panels: usize, rows: usize, width: usize, at: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
+    let mut values = zeros(panels * rows * width);
+    values.par_chunks_exact_mut(rows * width).enumerate().for_each(|(panel, values)| {
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            for (column, value) in values.iter_mut().enumerate() {
+                *value = at(row, panel * width + column);
             }
         }
     });
@@ -200,23 +181,21 @@ fn pack<T: Zeroable + Send>((depth, columns, width): (usize, usize, usize), at: 
 }
 
 #[inline(always)]
-fn decode<'a>(values: &[u16], scratch: &'a mut [f32], one: impl Fn(u16) -> f32) -> &'a [f32] {
-    let scratch = &mut scratch[..values.len()];
-    scratch.iter_mut().zip(values).for_each(|(wide, value)| *wide = one(*value));
-    scratch
+fn decode(values: &[u16], numbers: &mut [f32], one: impl Fn(u16) -> f32) {
+    numbers.iter_mut().zip(values).for_each(|(number, value)| *number = one(*value));
 }
 
-/// With choices in place of branches, so that loops over it become vector code on every machine, and without arithmetic on denormal
-/// numbers, which some machines are slow at.
+/// Selects instead of branching, so that loops become vector code on every machine, and does no arithmetic on subnormal numbers, which
+/// some machines are slow at.
 #[inline(always)]
 fn f16_to_f32(bits: u16) -> f32 {
     const BIAS: u32 = (127 - 15) << 23;
     const SMALLEST_NORMAL: u32 = (127 - 14) << 23;
     let wide = u32::from(bits);
     let (shifted, exponent) = ((wide & 0x7fff) << 13, wide & 0x7c00);
-    let denormal = f32::from_bits(shifted + SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL);
+    let subnormal = f32::from_bits(shifted + SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL);
     let normal = shifted + BIAS + if exponent == 0x7c00 { BIAS } else { 0 };
-    let magnitude = if exponent == 0 { denormal.to_bits() } else { normal };
+    let magnitude = if exponent == 0 { subnormal.to_bits() } else { normal };
     f32::from_bits(magnitude | (wide & 0x8000) << 16)
 }
 

@@ -1,4 +1,4 @@
-//! Between candle's tensors and slices.
+//! The way from candle's tensors to slices, and back.
 
 use std::cell::Cell;
 
@@ -11,14 +11,14 @@ pub(in crate::ops) fn is_fast(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
-/// A tensor's numbers in their order.
+/// A tensor's numbers, in the order of its shape.
 #[derive(Debug)]
 pub(in crate::ops) struct Rows {
     tensor: Tensor,
 }
 
 impl Rows {
-    /// Copies only what is not in order already.
+    /// Copies the numbers only where they are in another order.
     pub(in crate::ops) fn new(tensor: &Tensor) -> Result<Self> {
         if !tensor.is_contiguous() {
             check_room(tensor.elem_count())?;
@@ -26,7 +26,7 @@ impl Rows {
         Ok(Self { tensor: tensor.contiguous()? })
     }
 
-    /// Lends the numbers. That there is no memory for what is made of them is an error like any other.
+    /// Lends the numbers. Where there is no memory for what `f` makes of them, that is an error.
     pub(in crate::ops) fn with<T>(&self, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
         let (storage, layout) = self.tensor.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { candle_core::bail!("the tensor is not f32 on a CPU") };
@@ -34,33 +34,31 @@ impl Rows {
         fallible(|| f(&values[start..start + layout.shape().elem_count()]))
     }
 
-    /// The numbers themselves. What shares the tensor's memory is left with nothing.
-    fn into_vec(self) -> Result<Vec<f32>> {
-        let whole = {
-            let (storage, layout) = self.tensor.storage_and_layout();
-            matches!(&*storage, Storage::Cpu(CpuStorage::F32(values)) if values.len() == layout.shape().elem_count())
-        };
-        if !whole {
-            return self.with(|values| Ok(values.to_vec()));
-        }
-        let take = Take(Cell::default());
-        self.tensor.inplace_op1(&take)?;
-        Ok(take.0.into_inner())
+    /// Lends the numbers for writing; returns the result of `f` and the tensor of what it wrote. Tensors that share the memory see it, too.
+    pub(in crate::ops) fn with_mut<T>(self, f: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<(T, Tensor)> {
+        let write = Write { f: Cell::new(Some(f)), result: Cell::new(None) };
+        self.tensor.inplace_op1(&write)?;
+        let result = write.result.into_inner();
+        result.map(|result| (result, self.tensor)).ok_or_else(|| candle_core::Error::Msg("nothing was written".to_owned()))
     }
 }
 
-/// Takes the numbers out of a storage.
-struct Take(Cell<Vec<f32>>);
+/// Runs `f` once, on the numbers of a tensor.
+struct Write<F, T> {
+    f: Cell<Option<F>>,
+    result: Cell<Option<T>>,
+}
 
-impl InplaceOp1 for Take {
+impl<T, F: FnOnce(&mut [f32]) -> Result<T>> InplaceOp1 for Write<F, T> {
     fn name(&self) -> &'static str {
-        "take"
+        "write"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
-        if let CpuStorage::F32(values) = storage {
-            self.0.set(std::mem::take(values));
-        }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(values), Some(f)) = (storage, self.f.take()) else { candle_core::bail!("the tensor is not f32 on a CPU") };
+        let start = layout.start_offset();
+        let result = fallible(|| f(&mut values[start..start + layout.shape().elem_count()]))?;
+        self.result.set(Some(result));
         Ok(())
     }
 }
@@ -69,18 +67,14 @@ impl InplaceOp1 for Take {
 #[derive(Debug)]
 pub(in crate::ops) struct Image {
     rows: Rows,
-    /// Batch.
     pub(in crate::ops) batch: usize,
-    /// Channels.
     pub(in crate::ops) channels: usize,
-    /// Height.
     pub(in crate::ops) height: usize,
-    /// Width.
     pub(in crate::ops) width: usize,
 }
 
 impl Image {
-    /// Copies only where the channels are not last already.
+    /// Copies the numbers only where the channels are not last already.
     pub(in crate::ops) fn new(tensor: &Tensor) -> Result<Self> {
         let (batch, channels, height, width) = tensor.dims4()?;
         Ok(Self { rows: Rows::new(&tensor.permute((0, 2, 3, 1))?)?, batch, channels, height, width })
@@ -91,9 +85,10 @@ impl Image {
         self.rows.with(f)
     }
 
-    /// The numbers themselves. What shares the tensor's memory is left with nothing.
-    pub(in crate::ops) fn into_pixels(self) -> Result<Vec<f32>> {
-        self.rows.into_vec()
+    /// Lends the numbers for writing, as [`Rows::with_mut`]. The tensor of what was written is `(batch, channels, height, width)` again.
+    pub(in crate::ops) fn with_mut<T>(self, f: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<(T, Tensor)> {
+        let (result, written) = self.rows.with_mut(f)?;
+        Ok((result, written.permute((0, 3, 1, 2))?))
     }
 
     /// A tensor of pixels `(batch, height, width, channels)`, seen as `(batch, channels, height, width)`.

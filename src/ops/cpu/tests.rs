@@ -1,19 +1,17 @@
 //! Every kernel against a plain f64 version, on random shapes and on every set of instructions that this machine has.
 
 use proptest::prelude::*;
-use pulp::Arch;
 
 use super::{
     Epilogue, Machine,
-    amx::Amx,
-    attention::{Sequences, attention_on},
+    attention::{Sequences, attention},
     conv::{Algorithm, PackedConv, Shape},
-    linear::PackedLinear,
+    linear::{LinearWeight, PackedLinear},
     math,
     norm::{GroupNormConfig, Normalization, group_norm, group_norm_with, layer_norm_with},
     padded::Kernel,
 };
-use crate::ops::{Activation, Conv2dConfig, Storage};
+use crate::ops::{Activation, Blocks, Conv2dConfig, WeightType, weights::DenseType};
 
 mod edges;
 mod extremes;
@@ -26,33 +24,42 @@ const fn up_to(most: usize, under_miri: usize) -> std::ops::Range<usize> {
     1..if cfg!(miri) { under_miri } else { most }
 }
 
-/// What the machine has, the portable path first.
-fn machines() -> Vec<Machine> {
-    let mut vectors = vec![Arch::Scalar];
-    #[cfg(target_arch = "x86_64")]
-    {
-        vectors.extend(pulp::x86::V3::try_new().map(Arch::V3));
-        vectors.extend(pulp::x86::V4::try_new().map(Arch::V4));
-    }
-    #[cfg(target_arch = "aarch64")]
-    vectors.push(Arch::new());
-    let mut machines: Vec<_> = vectors.into_iter().map(|vectors| Machine { vectors, amx: None }).collect();
-    machines.extend(Amx::try_new().map(|amx| Machine { vectors: Arch::new(), amx: Some(amx) }));
-    machines
+/// The largest error of products that is allowed: those that are not exact have 16 binary digits of each number.
+fn limit(machine: Machine, of_exact: f64) -> f64 {
+    if machine.has_exact_products() { of_exact } else { of_exact.max(6e-5) }
 }
 
-/// The largest error allowed of products: tile units see no more than 16 binary digits of a number.
-fn limit(machine: Machine, of_vectors: f64) -> f64 {
-    if machine.amx.is_some() { of_vectors.max(6e-5) } else { of_vectors }
-}
-
-/// How a convolution may be worked out there, and the largest error of each way.
+/// The algorithms that a machine has for a convolution, and the largest error of each.
 fn algorithms(machine: Machine, config: Conv2dConfig, channels: usize, shape: Shape) -> Vec<(Algorithm, f64)> {
     let same = config == Conv2dConfig::SAME_3X3;
-    let winograd = (same && machine.amx.is_none()).then_some((Algorithm::Winograd, 6e-5));
-    let plain = same && shape.seen == (shape.height, shape.width) && Kernel::Same.takes(channels, 1);
-    let padded = (plain && machine.amx.is_some()).then_some((Algorithm::Padded, limit(machine, 1e-5)));
+    let winograd = (same && machine.products.is_plain()).then_some((Algorithm::Winograd, 6e-5));
+    let padded = same && shape.seen == (shape.height, shape.width) && Kernel::Same.takes(machine, channels, 1);
+    let padded = padded.then_some((Algorithm::Padded, limit(machine, 1e-5)));
     [(Algorithm::Direct, limit(machine, 1e-5))].into_iter().chain(winograd).chain(padded).collect()
+}
+
+const ALL_TYPES: [WeightType; 4] = [WeightType::F32, WeightType::F16, WeightType::Bf16, WeightType::Q8_0];
+const DENSE_TYPES: [(WeightType, DenseType); 3] =
+    [(WeightType::F32, DenseType::F32), (WeightType::F16, DenseType::F16), (WeightType::Bf16, DenseType::Bf16)];
+
+/// A linear layer of `weight` `(bias.len(), inputs)`.
+fn linear(machine: Machine, kept: WeightType, weight: &[f32], inputs: usize, bias: &[f32]) -> PackedLinear {
+    with_weight(kept, weight, inputs, |weight| PackedLinear::new(machine, weight, bias.len(), Some(bias.to_vec())))
+}
+
+/// A linear layer of `weight` `(2 * outputs, inputs)`, the second half of whose outputs gates the first.
+fn gated(machine: Machine, kept: WeightType, weight: &[f32], inputs: usize, outputs: usize, bias: &[f32]) -> PackedLinear {
+    with_weight(kept, weight, inputs, |weight| PackedLinear::gated(machine, weight, outputs, bias))
+}
+
+fn with_weight<T>(kept: WeightType, weight: &[f32], inputs: usize, pack: impl Fn(LinearWeight) -> T) -> T {
+    let dense = |dtype| pack(LinearWeight::Dense(dtype, weight, inputs));
+    match kept {
+        WeightType::F32 => dense(DenseType::F32),
+        WeightType::F16 => dense(DenseType::F16),
+        WeightType::Bf16 => dense(DenseType::Bf16),
+        WeightType::Q8_0 => pack(LinearWeight::Blocks(&Blocks::quantize(weight, inputs).unwrap())),
+    }
 }
 
 /// Numbers in [-1, 1) that differ from place to place and from seed to seed.
@@ -66,12 +73,12 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
 }
 
 /// What is left of weights `(outputs, inputs)` once they are stored.
-fn stored(storage: Storage, mut weights: Vec<f32>, inputs: usize) -> Vec<f32> {
-    match storage {
-        Storage::F32 => {}
-        Storage::F16 => weights.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
-        Storage::Bf16 => weights.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
-        Storage::Q8_0 => {
+fn stored(kept: WeightType, mut weights: Vec<f32>, inputs: usize) -> Vec<f32> {
+    match kept {
+        WeightType::F32 => {}
+        WeightType::F16 => weights.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
+        WeightType::Bf16 => weights.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
+        WeightType::Q8_0 => {
             for group in weights.chunks_exact_mut(inputs).flat_map(|row| row.chunks_mut(32)) {
                 let factor = group.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0;
                 for v in group {
@@ -166,11 +173,11 @@ proptest! {
         rows in up_to(120, 9),
         depth in prop_oneof![up_to(90, 40), if cfg!(miri) { 641..645usize } else { 380..1400 }],
         columns in up_to(90, 7),
-        storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16, Storage::Q8_0][..]),
+        kept in prop::sample::select(&ALL_TYPES[..]),
         seed in any::<u64>(),
     ) {
         let values = numbers(rows * depth, seed);
-        let weight: Vec<f32> = stored(storage, numbers(columns * depth, seed ^ 1), depth);
+        let weight: Vec<f32> = stored(kept, numbers(columns * depth, seed ^ 1), depth);
         let (bias, residual) = (numbers(columns, seed ^ 2), numbers(rows * columns, seed ^ 3));
         let sample_rows = rows.div_ceil(2);
         let sample_bias = numbers(2 * columns, seed ^ 4);
@@ -182,19 +189,19 @@ proptest! {
         }).collect();
         let gelu = |x: f64| f64::from(math::gelu(x as f32));
         let gates = columns / 2;
-        let gated: Vec<f64> = (0..rows * gates).map(|i| {
+        let right_gated: Vec<f64> = (0..rows * gates).map(|i| {
             let start = i / gates * columns + i % gates;
             products[start] * gelu(products[start + gates])
         }).collect();
-        for machine in machines() {
+        for machine in Machine::all() {
             let epilogue = Epilogue {
                 sample_bias: Some((&sample_bias, sample_rows)), residual: Some(&residual), activation: Some(Activation::Silu), ..Epilogue::default()
             };
-            let ours = PackedLinear::on(machine, storage, &weight, depth, columns, Some(bias.clone())).forward(&values, epilogue);
+            let ours = linear(machine, kept, &weight, depth, &bias).forward(&values, epilogue);
             prop_assert!(error(&ours, &right) < limit(machine, 4e-5), "{machine:?}: {}", error(&ours, &right));
             if columns == 2 * gates {
-                let ours = PackedLinear::gated(machine, storage, &weight, depth, gates, &bias).forward(&values, Epilogue::default());
-                prop_assert!(error(&ours, &gated) < 2.0 * limit(machine, 4e-5), "{machine:?}: {}", error(&ours, &gated));
+                let ours = gated(machine, kept, &weight, depth, gates, &bias).forward(&values, Epilogue::default());
+                prop_assert!(error(&ours, &right_gated) < 2.0 * limit(machine, 4e-5), "{machine:?}: {}", error(&ours, &right_gated));
             }
         }
     }
@@ -205,7 +212,7 @@ proptest! {
         (channels, outputs) in (prop_oneof![up_to(40, 4), (1usize..3).prop_map(|blocks| 32 * blocks)], up_to(40, 4)),
         (kernel, stride, padding) in prop::sample::select(&[(3usize, 1usize, 1usize), (1, 1, 0), (3, 2, 1), (3, 2, 0), (5, 1, 2)][..]),
         enlarged in any::<bool>(),
-        storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16][..]),
+        (kept, dtype) in prop::sample::select(&DENSE_TYPES[..]),
         seed in any::<u64>(),
     ) {
         let config = Conv2dConfig { kernel, stride, padding };
@@ -214,11 +221,11 @@ proptest! {
         prop_assume!(seen.0 + 2 * padding >= kernel && seen.1 + 2 * padding >= kernel);
         let shape = Shape { batch, height, width, seen };
         let pixels = numbers(batch * height * width * channels, seed);
-        let weight: Vec<f32> = stored(storage, numbers(outputs * channels * kernel * kernel, seed ^ 1), channels);
+        let weight: Vec<f32> = stored(kept, numbers(outputs * channels * kernel * kernel, seed ^ 1), channels);
         let bias = numbers(outputs, seed ^ 2);
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, config);
-        for machine in machines() {
-            let packed = PackedConv::on(machine, storage, &weight, channels, bias.clone(), config);
+        for machine in Machine::all() {
+            let packed = PackedConv::new(machine, dtype, &weight, channels, bias.clone(), config);
             for (algorithm, limit) in algorithms(machine, config, channels, shape) {
                 let ours = packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default());
                 prop_assert!(error(&ours, &right) < limit, "{machine:?}, {algorithm:?}: {}", error(&ours, &right));
@@ -231,25 +238,25 @@ proptest! {
     fn doubling_convolutions_agree_with_f64(
         (batch, height, width) in (1usize..4, 1usize..14, 1usize..40),
         (channels, outputs) in prop::sample::select(&[(32usize, 32usize), (64, 32), (32, 96), (8, 32), (32, 5)][..]),
-        storage in prop::sample::select(&[Storage::F32, Storage::F16, Storage::Bf16][..]),
+        (kept, dtype) in prop::sample::select(&DENSE_TYPES[..]),
         seed in any::<u64>(),
     ) {
         let shape = Shape { batch, height, width, seen: (2 * height, 2 * width) };
         let pixels = numbers(batch * height * width * channels, seed);
-        let weight: Vec<f32> = stored(storage, numbers(outputs * channels * 9, seed ^ 1), channels);
+        let weight: Vec<f32> = stored(kept, numbers(outputs * channels * 9, seed ^ 1), channels);
         let bias = numbers(outputs, seed ^ 2);
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
-        for machine in machines() {
-            let packed = PackedConv::doubling_on(machine, storage, &weight, channels, bias.clone());
-            prop_assert_eq!(packed.is_doubling(), machine.amx.is_some() && channels % 32 == 0 && outputs % 32 == 0);
+        for machine in Machine::all() {
+            let packed = PackedConv::doubling(machine, dtype, &weight, channels, bias.clone());
+            prop_assert_eq!(packed.is_doubling(), !machine.products.favours_winograd() && Kernel::Doubling.takes(machine, channels, outputs));
             let ours = packed.forward(&pixels, shape, None, Epilogue::default());
-            // Sums of weights are stored as weights are.
-            let of_storage = match storage {
-                Storage::F16 if packed.is_doubling() => 2e-3,
-                Storage::Bf16 if packed.is_doubling() => 1.6e-2,
+            // Sums of weights are kept as weights are.
+            let of_type = match kept {
+                WeightType::F16 if packed.is_doubling() => 2e-3,
+                WeightType::Bf16 if packed.is_doubling() => 1.6e-2,
                 _ => 6e-5,
             };
-            prop_assert!(error(&ours, &right) < of_storage, "{machine:?}, {}", error(&ours, &right));
+            prop_assert!(error(&ours, &right) < of_type, "{machine:?}, {}", error(&ours, &right));
         }
     }
 
@@ -270,10 +277,10 @@ proptest! {
             } values };
         let (q, k, v) = (scaled(numbers(batch * queries * width, seed)), scaled(numbers(batch * keys * width, seed ^ 1)), numbers(batch * keys * width, seed ^ 2));
         let right = plain_attention(&q, &k, &v, shape);
-        for machine in machines() {
-            let ours = attention_on(machine, &q, &k, &v, shape);
+        for machine in Machine::all() {
+            let ours = attention(machine, &q, &k, &v, shape);
             // The weight of a key is off by as much of it as its score is off: scores here are up to 40, of 2^-17 of which it may be.
-            let limit = if machine.amx.is_some() { 4e-4 } else { 1e-4 };
+            let limit = if !machine.has_exact_products() { 4e-4 } else { 1e-4 };
             prop_assert!(error(&ours, &right) < limit, "{machine:?}: {}", error(&ours, &right));
         }
     }
@@ -285,7 +292,7 @@ proptest! {
         let (weight, bias) = (numbers(channels, seed ^ 1), numbers(channels, seed ^ 2));
         let right = plain_group_norm(&values, batch, groups, &weight, &bias, true);
         let right_rows = plain_layer_norm(&values, &weight, &bias);
-        for machine in machines() {
+        for machine in Machine::all() {
             let config = GroupNormConfig { groups, eps: EPS, weight: &weight, bias: &bias, activate: true, statistics: None };
             // One or two near-equal numbers are divided by almost nothing.
             if pixels * per_group > 2 {
@@ -363,8 +370,8 @@ fn nan_is_not_lost() {
     let pixels = [vec![f32::NAN], numbers(16 * 16 * channels - 1, 1)].concat();
     let shape = Shape { batch: 1, height: 16, width: 16, seen: (16, 16) };
     let weight = numbers(16 * channels * 9, 2);
-    for machine in machines() {
-        let packed = PackedConv::on(machine, Storage::F32, &weight, channels, vec![0.0; 16], Conv2dConfig::SAME_3X3);
+    for machine in Machine::all() {
+        let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, vec![0.0; 16], Conv2dConfig::SAME_3X3);
         for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, channels, shape) {
             assert!(packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default())[0].is_nan(), "{machine:?}, {algorithm:?}");
         }

@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code)]
 
-use std::{mem::MaybeUninit, ops::Range};
+use std::ops::Range;
 
 use pulp::{Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
@@ -17,10 +17,12 @@ use super::{
     band::Source,
     conv::{Pixels, Shape},
     epilogue::{Epilogue, load, store},
-    matmul::{multiply_ahead, tasks},
-    memory::{Shared, odd_lines, with_scratch},
+    matmul::tasks,
+    memory::{odd_lines, with_scratch},
     norm::Normalization,
+    output::Output,
     panels::Panels,
+    products::{Products, fma::multiply_ahead},
 };
 
 /// Pixels of a tile of the result, along each side.
@@ -49,78 +51,75 @@ pub(super) fn pays(channels: usize, (height, width): (usize, usize)) -> bool {
     channels >= 16 && POINTS * tiles + WEIGHTS_COST < TAPS * height * width
 }
 
-/// The whole convolution of a picture `(batch, height, width, channels)`. `weights` are `(9 * channels, outputs)`.
-///
-/// # Safety
-/// Nobody else writes to the picture or looks at the result. They may be the same memory, where the shape stays.
-pub(super) unsafe fn convolve(
-    pixels: Shared,
+/// Writes the whole convolution of an image `(batch, height, width, channels)`. Where there are no `pixels`, the result's memory holds the
+/// image, whose shape the result must have, and is written over. `weights` are `(9 * channels, outputs)`.
+pub(super) fn convolve(
+    pixels: Option<&[f32]>,
     (shape, channels): (Shape, usize),
     norm: Option<&Normalization>,
     weights: &Panels,
     epilogue: &Epilogue,
-    out: Shared,
+    out: &mut Output,
 ) {
     let grid = Grid { rows: shape.seen.0.div_ceil(OUT), columns: shape.seen.1.div_ceil(OUT) };
     let tiles = shape.batch * grid.rows * grid.columns;
     let most = (CACHE / (4 * POINTS * channels)).next_multiple_of(TASK_TILES);
     let equal = tiles.div_ceil(tiles.div_ceil(most).max(1));
-    // Whole rows of tiles: rows of pixels are made ready again for each time that they are seen.
+    // Whole rows of tiles: a row of pixels is prepared again each time that it is read.
     let at_once = equal.next_multiple_of(grid.columns.max(1));
     let pitch = odd_lines(channels);
     let plane = odd_lines(at_once * pitch);
     let line = shape.width * channels;
-    let kept_line = if pixels.is(out) { line } else { 0 };
+    let kept_line = if pixels.is_none() { line } else { 0 };
     with_scratch(POINTS * plane + kept_line, |scratch| {
         let (transformed, kept) = scratch.split_at_mut(POINTS * plane);
         for start in (0..tiles).step_by(at_once) {
             let count = at_once.min(tiles - start);
             let rows = grid.image_rows(start..start + count, shape);
-            // The row above was written over: its pixels are put back for as long as they are looked at.
             let above = rows.start * line;
-            let swap = |kept: &mut [f32]| {
-                if !kept.is_empty() && grid.place(start).y > 0 {
-                    // SAFETY: by the caller's word.
-                    unsafe { pixels.swap(above, kept) };
-                }
+            // In place, the row above was written over. Its pixels are put back as long as they are read.
+            let put_back = !kept.is_empty() && grid.origin(start).y > 0;
+            if put_back {
+                out.swap(above, kept);
+            }
+            let values = match pixels {
+                Some(pixels) => &pixels[above..above + rows.len() * line],
+                None => out.read(above, rows.len() * line),
             };
-            swap(kept);
-            // SAFETY: by the caller's word; nothing is written before these rows are no longer looked at.
-            let values = unsafe { pixels.read(above, rows.len() * line) };
             let image = Pixels { values, first: rows.start * shape.width, pitch: channels, shape, channels };
-            let shared = Shared::new(uninit(transformed));
-            Source { image, norm, amx: None }.with_rows(rows.clone(), |image| {
+            let points = Output::over(transformed);
+            Source { image, norm, products: Products::Fma }.with_rows(rows.clone(), |image| {
                 (0..count).into_par_iter().with_min_len(4).for_each(|i| {
-                    let work = TransformInput { image, place: grid.place(start + i), at: i * pitch, plane, out: shared };
-                    weights.machine.vectors.dispatch(work);
+                    // SAFETY: each tile has numbers of its own at each point, and nobody reads them.
+                    let out = unsafe { points.for_task() };
+                    weights.machine.vectors.dispatch(TransformInput { image, origin: grid.origin(start + i), at: i * pitch, plane, out });
                 });
             });
-            swap(kept);
-            if !kept.is_empty() && start + count < tiles && grid.place(start + count).y > 0 {
-                let next = grid.image_rows(start + count..start + count + 1, shape).start;
-                // SAFETY: as above.
-                kept.copy_from_slice(unsafe { pixels.read(next * line, line) });
+            if put_back {
+                out.swap(above, kept);
             }
+            if !kept.is_empty() && start + count < tiles && grid.origin(start + count).y > 0 {
+                let next = grid.image_rows(start + count..start + count + 1, shape).start;
+                kept.copy_from_slice(out.read(next * line, line));
+            }
+            let out = &*out;
             let parts = count.div_ceil(TASK_TILES);
             let part = count.div_ceil(parts);
             tasks(weights.count() * parts).for_each(|task| {
                 let (panel, first) = (task / parts, task % parts * part);
                 let tiles = first.min(count)..(first + part).min(count);
-                let places = Places { grid, start, size: shape.seen };
+                let origins = Origins { grid, start, size: shape.seen };
                 let [kernel, sums] = [DEPTH, tiles.len()].map(|rows| odd_lines(rows * weights.width));
                 let numbers = POINTS * (kernel + sums) + TAPS * STRETCH * weights.width;
                 with_scratch(numbers, |scratch| {
-                    let work = Multiply { transformed, pitch, plane, tiles, places, weights, panel, epilogue, out };
-                    weights.machine.vectors.dispatch(WithScratch { work, scratch });
+                    // SAFETY: a task writes the pixels of its tiles, of its panel's outputs; no two tasks have both in common. Nobody reads.
+                    let out = unsafe { out.for_task() };
+                    let work = Multiply { transformed, pitch, plane, tiles, origins, weights, panel, epilogue };
+                    weights.machine.vectors.dispatch(WithScratch { work, out, scratch });
                 });
             });
         }
     });
-}
-
-fn uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: the same in memory, and whoever gets it writes nothing but numbers.
-    unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<f32>]) }
 }
 
 /// Tiles of a picture.
@@ -132,22 +131,22 @@ struct Grid {
 
 /// Where a tile begins in the result.
 #[derive(Clone, Copy)]
-struct Place {
+struct Origin {
     batch: usize,
     y: usize,
     x: usize,
 }
 
 impl Grid {
-    fn place(self, tile: usize) -> Place {
+    fn origin(self, tile: usize) -> Origin {
         let (batch, tile) = (tile / (self.rows * self.columns), tile % (self.rows * self.columns));
-        Place { batch, y: tile / self.columns * OUT, x: tile % self.columns * OUT }
+        Origin { batch, y: tile / self.columns * OUT, x: tile % self.columns * OUT }
     }
 
     /// The rows of an image that tiles see, counted over all of the batch.
     fn image_rows(self, tiles: Range<usize>, shape: Shape) -> Range<usize> {
-        let row = |Place { batch, .. }, seen: usize| batch * shape.height + seen.min(shape.seen.0 - 1) * shape.height / shape.seen.0;
-        let (first, last) = (self.place(tiles.start), self.place(tiles.end - 1));
+        let row = |Origin { batch, .. }, seen: usize| batch * shape.height + seen.min(shape.seen.0 - 1) * shape.height / shape.seen.0;
+        let (first, last) = (self.origin(tiles.start), self.origin(tiles.end - 1));
         let (top, bottom) = (first.y.saturating_sub(1), last.y + OUT);
         row(first, top)..row(last, bottom) + 1
     }
@@ -155,7 +154,7 @@ impl Grid {
 
 /// The tiles that are worked on at a time.
 #[derive(Clone, Copy)]
-struct Places {
+struct Origins {
     grid: Grid,
     start: usize,
     /// Height and width of a picture.
@@ -229,12 +228,12 @@ impl<S: Simd> Arithmetic<S> {
 /// `B^T d B` of one tile.
 struct TransformInput<'a> {
     image: &'a Pixels<'a>,
-    place: Place,
+    origin: Origin,
     /// Where its numbers of the first point begin.
     at: usize,
     /// Numbers from point to point.
     plane: usize,
-    out: Shared,
+    out: Output<'a>,
 }
 
 impl WithSimd for TransformInput<'_> {
@@ -242,8 +241,8 @@ impl WithSimd for TransformInput<'_> {
 
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several arrays at once")]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Place { batch, y, x } = self.place;
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let Origin { batch, y, x } = self.origin;
         let pixel = |point: usize| {
             let (dy, dx) = (point / IN, point % IN);
             self.image.at(batch, (y + dy).cast_signed() - 1, (x + dx).cast_signed() - 1)
@@ -264,8 +263,7 @@ impl WithSimd for TransformInput<'_> {
                 let row = [columns[0][y], columns[1][y], columns[2][y], columns[3][y], columns[4][y], columns[5][y]];
                 for (x, vector) in Arithmetic(simd).input(row).into_iter().enumerate() {
                     let at = (y * IN + x) * self.plane + self.at + channel;
-                    // SAFETY: each tile has places of its own.
-                    unsafe { store::<S>(vector, channels.len(), at, self.out) };
+                    store::<S>(vector, channels.len(), at, &mut self.out);
                 }
             }
         }
@@ -292,16 +290,16 @@ struct Multiply<'a> {
     /// Numbers from point to point.
     plane: usize,
     tiles: Range<usize>,
-    places: Places,
+    origins: Origins,
     weights: &'a Panels,
     panel: usize,
     epilogue: &'a Epilogue<'a>,
-    out: Shared,
 }
 
 /// With memory for weights and sums.
 struct WithScratch<'a> {
     work: Multiply<'a>,
+    out: Output<'a>,
     scratch: &'a mut [f32],
 }
 
@@ -310,7 +308,7 @@ impl WithSimd for WithScratch<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { work, scratch } = self;
+        let Self { work, mut out, scratch } = self;
         let (channels, width) = (work.weights.depth / TAPS, work.weights.width);
         let count = work.tiles.len();
         // Not powers of two: what is written or read of all points at once would be in each other's way in the caches.
@@ -331,7 +329,7 @@ impl WithSimd for WithScratch<'_> {
             }
         }
         for (i, tile) in work.tiles.clone().enumerate() {
-            work.transform_output(simd, tile, &all_sums[i * width..], sums_plane);
+            work.transform_output(simd, tile, &all_sums[i * width..], sums_plane, &mut out);
         }
     }
 }
@@ -356,7 +354,7 @@ impl Multiply<'_> {
             let count = STRETCH.min(of.end - first);
             let mut taps = [&[][..]; TAPS];
             for (tap, (rows, decoded)) in taps.iter_mut().zip(decoded.chunks_exact_mut(STRETCH * width)).enumerate() {
-                *rows = bytemuck::cast_slice(self.weights.rows(self.panel, tap * channels + first, count, decoded));
+                *rows = bytemuck::cast_slice(self.weights.packed(self.panel, tap * channels + first, count, decoded));
             }
             for i in 0..count * width / S::F32_LANES {
                 let arithmetic = Arithmetic(simd);
@@ -379,9 +377,9 @@ impl Multiply<'_> {
     /// `A^T m A` of one tile, with the epilogue. `sums` holds its numbers of the first point, those of the next are `step` further on.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several arrays at once")]
-    fn transform_output<S: Simd>(&self, simd: S, tile: usize, sums: &[f32], step: usize) {
-        let Place { batch, y, x } = self.places.grid.place(self.places.start + tile);
-        let (height, width) = self.places.size;
+    fn transform_output<S: Simd>(&self, simd: S, tile: usize, sums: &[f32], step: usize, out: &mut Output) {
+        let Origin { batch, y, x } = self.origins.grid.origin(self.origins.start + tile);
+        let (height, width) = self.origins.size;
         let first = self.panel * self.weights.width;
         for column in (0..self.weights.width).step_by(S::F32_LANES) {
             let sums = &sums[column..];
@@ -398,10 +396,7 @@ impl Multiply<'_> {
                 let row: [S::f32s; OUT] = Arithmetic(simd).output(points);
                 for (dx, vector) in row.iter().enumerate().take(width - x) {
                     let pixel = (batch * height + y + dy) * width + x + dx;
-                    // SAFETY: each tile has pixels of its own, and each task columns.
-                    unsafe {
-                        self.epilogue.write(simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), self.out);
-                    };
+                    self.epilogue.write(simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), out);
                 }
             }
         }

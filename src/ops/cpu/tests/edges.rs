@@ -12,8 +12,8 @@ fn convolutions_of_odd_shapes() {
         let (pixels, weight) = (numbers(3 * height * width * channels, 1), numbers(outputs * channels * 9, 2));
         let bias = numbers(outputs, 3);
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
-        for machine in machines() {
-            let packed = PackedConv::on(machine, Storage::F32, &weight, channels, bias.clone(), Conv2dConfig::SAME_3X3);
+        for machine in Machine::all() {
+            let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, bias.clone(), Conv2dConfig::SAME_3X3);
             for (algorithm, limit) in algorithms(machine, Conv2dConfig::SAME_3X3, channels, shape) {
                 let error = error(&packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default()), &right);
                 assert!(error < limit, "{machine:?}, {algorithm:?}, {shape:?}, {channels} to {outputs}: {error}");
@@ -29,8 +29,8 @@ fn a_convolution_of_many_rounds() {
     let (channels, outputs) = (600, 5);
     let shape = Shape { batch: 3, height: 61, width: 63, seen: (61, 63) };
     let (pixels, weight) = (numbers(3 * 61 * 63 * channels, 1), numbers(outputs * channels * 9, 2));
-    let machine = Machine { amx: None, ..Machine::best() };
-    let packed = PackedConv::on(machine, Storage::F32, &weight, channels, numbers(outputs, 3), Conv2dConfig::SAME_3X3);
+    let machine = Machine::all().into_iter().rfind(|machine| machine.products.is_plain()).unwrap();
+    let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, numbers(outputs, 3), Conv2dConfig::SAME_3X3);
     let by = |algorithm| packed.forward_by(algorithm, &pixels, shape, None, Epilogue::default());
     let direct: Vec<f64> = by(Algorithm::Direct).into_iter().map(f64::from).collect();
     assert!(error(&by(Algorithm::Winograd), &direct) < 1e-4);
@@ -53,11 +53,11 @@ fn a_convolution_of_many_bands() {
     let rows = (0..batch).flat_map(|b| (0..2 * height - 1).map(move |y| b * height + y * height / (2 * height - 1)));
     let copied: Vec<f32> = rows.flat_map(row).copied().collect();
     let enlarged_shape = Shape { seen: (2 * height - 1, width), ..enlarged_shape };
-    for machine in machines().into_iter().skip(1) {
+    for machine in Machine::all().into_iter().skip(1) {
         for (kernel, stride, padding) in [(3, 1, 1), (1, 1, 0), (3, 2, 1), (3, 2, 0), (5, 1, 2)] {
             let weight = numbers(outputs * channels * kernel * kernel, 4);
             let config = Conv2dConfig { kernel, stride, padding };
-            let packed = PackedConv::on(machine, Storage::F32, &weight, channels, numbers(outputs, 5), config);
+            let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, numbers(outputs, 5), config);
             let run = |algorithm, pixels: &[f32], shape, norm| packed.forward_by(algorithm, pixels, shape, norm, Epilogue::default());
             for (algorithm, _) in algorithms(machine, config, channels, shape) {
                 let right = run(algorithm, &normed, shape, None);
@@ -83,23 +83,23 @@ fn a_convolution_may_take_the_memory_of_its_image() {
     let shape = Shape { batch, height, width, seen: (height, width) };
     let residual = numbers(pixels.len(), 4);
     let epilogue = || Epilogue { residual: Some(&residual), ..Epilogue::default() };
-    for machine in machines().into_iter().skip(1) {
-        let packed = PackedConv::on(
+    for machine in Machine::all().into_iter().skip(1) {
+        let packed = PackedConv::new(
             machine,
-            Storage::F32,
+            DenseType::F32,
             &numbers(channels * channels * 9, 5),
             channels,
             residual[..channels].to_vec(),
             Conv2dConfig::SAME_3X3,
         );
-        let image = pixels.clone();
-        let (right, memory) = (packed.forward(&pixels, shape, Some(&norm), epilogue()), image.as_ptr());
+        let right = packed.forward(&pixels, shape, Some(&norm), epilogue());
         let directly: Vec<f64> =
             packed.forward_by(Algorithm::Direct, &pixels, shape, Some(&norm), epilogue()).into_iter().map(f64::from).collect();
         assert!(error(&right, &directly) < 1e-4, "{machine:?}");
-        let ours = packed.forward_in_place(image, shape, Some(&norm), epilogue());
+        assert!(packed.works_in_place(shape), "{machine:?}");
+        let mut ours = pixels.clone();
+        packed.forward_in_place(&mut ours, shape, Some(&norm), epilogue());
         assert!(ours == right, "{machine:?}");
-        assert_eq!(ours.as_ptr(), memory, "{machine:?}");
     }
 }
 
@@ -109,12 +109,20 @@ fn a_convolution_is_added_to_what_there_is() {
     let (channels, outputs) = if cfg!(miri) { (2, 3) } else { (32, 33) };
     let pixels = numbers(2 * 5 * 17 * channels, 1);
     let onto = numbers(2 * 5 * 17 * outputs, 2);
-    for (machine, kernel) in machines().into_iter().flat_map(|machine| [(machine, 1), (machine, 3)]) {
+    for (machine, kernel) in Machine::all().into_iter().flat_map(|machine| [(machine, 1), (machine, 3)]) {
         let config = Conv2dConfig { kernel, stride: 1, padding: kernel / 2 };
-        let packed =
-            PackedConv::on(machine, Storage::F32, &numbers(outputs * channels * kernel * kernel, 3), channels, numbers(outputs, 4), config);
+        let packed = PackedConv::new(
+            machine,
+            DenseType::F32,
+            &numbers(outputs * channels * kernel * kernel, 3),
+            channels,
+            numbers(outputs, 4),
+            config,
+        );
         let right = packed.forward(&pixels, shape, None, Epilogue { residual: Some(&onto), ..Epilogue::default() });
-        assert!(packed.forward_onto(&pixels, shape, onto.clone()) == right, "{machine:?}, {kernel}");
+        let mut ours = onto.clone();
+        packed.forward_onto(&pixels, shape, &mut ours);
+        assert!(ours == right, "{machine:?}, {kernel}");
     }
 }
 
@@ -124,24 +132,24 @@ fn linear_layers_of_odd_shapes() {
     let inputs: &[usize] = if cfg!(miri) { &[1, 33] } else { &[1, 31, 33, 641, 1281] };
     for (rows, inputs) in rows.iter().flat_map(|rows| inputs.iter().map(move |inputs| (*rows, *inputs))) {
         for outputs in [1, 2, 34] {
-            for storage in [Storage::F32, Storage::F16, Storage::Bf16, Storage::Q8_0] {
+            for kept in ALL_TYPES {
                 let (values, weight) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
                 let bias = numbers(outputs, 3);
-                let right = plain_linear(&values, &stored(storage, weight.clone(), inputs), &bias, inputs);
+                let right = plain_linear(&values, &stored(kept, weight.clone(), inputs), &bias, inputs);
                 let gates = outputs / 2;
-                let gated =
+                let right_gated =
                     right.chunks_exact(outputs).flat_map(|row| (0..gates).map(|n| row[n] * f64::from(math::gelu(row[gates + n] as f32))));
-                let gated: Vec<f64> = gated.collect();
-                for machine in machines() {
-                    let layer = PackedLinear::on(machine, storage, &weight, inputs, outputs, Some(bias.clone()));
+                let right_gated: Vec<f64> = right_gated.collect();
+                for machine in Machine::all() {
+                    let layer = linear(machine, kept, &weight, inputs, &bias);
                     let error_of = |layer: PackedLinear, right: &[f64]| error(&layer.forward(&values, Epilogue::default()), right);
                     let plain_error = error_of(layer, &right);
-                    assert!(plain_error < limit(machine, 2e-5), "{machine:?}, {storage}, {rows} x {inputs} x {outputs}: {plain_error}");
+                    assert!(plain_error < limit(machine, 2e-5), "{machine:?}, {kept}, {rows} x {inputs} x {outputs}: {plain_error}");
                     if gates > 0 {
-                        let gated_error = error_of(PackedLinear::gated(machine, storage, &weight, inputs, gates, &bias), &gated);
+                        let gated_error = error_of(gated(machine, kept, &weight, inputs, gates, &bias), &right_gated);
                         assert!(
                             gated_error < 2.0 * limit(machine, 2e-5),
-                            "{machine:?}, {storage}, gated, {rows} x {inputs} x {outputs}: {gated_error}"
+                            "{machine:?}, {kept}, gated, {rows} x {inputs} x {outputs}: {gated_error}"
                         );
                     }
                 }
@@ -170,11 +178,11 @@ fn attention_of_odd_shapes() {
                 continue;
             }
             let right = plain_attention(&q, &k, &v, shape);
-            for machine in machines() {
-                let error = error(&attention_on(machine, &q, &k, &v, shape), &right);
+            for machine in Machine::all() {
+                let error = error(&attention(machine, &q, &k, &v, shape), &right);
                 assert!(error < limit(machine, 1e-5), "{machine:?}, {shape:?}: {error}");
                 // One key has all the weight there is.
-                assert!(keys > 1 || error < if machine.amx.is_some() { 1e-5 } else { 1e-7 }, "{machine:?}, {shape:?}: {error}");
+                assert!(keys > 1 || error < if !machine.has_exact_products() { 1e-5 } else { 1e-7 }, "{machine:?}, {shape:?}: {error}");
             }
         }
     }
@@ -193,7 +201,7 @@ fn norms_of_odd_shapes() {
         );
         // One number less its mean is nothing, and is divided by almost nothing.
         let limit = if pixels * channels == groups { 1e-3 } else { 5e-5 };
-        for machine in machines() {
+        for machine in Machine::all() {
             for (activate, right) in [true, false].into_iter().zip(&right) {
                 let config = GroupNormConfig { groups, eps: EPS, weight: &weight, bias: &bias, activate, statistics: None };
                 let error = error(&group_norm_with(machine.vectors, &values, 3, config), right);

@@ -4,7 +4,6 @@ use super::*;
 
 /// The smallest number above zero, to which denormal results are rounded.
 const SMALLEST: f64 = 1.5e-45;
-const STORAGES: [Storage; 4] = [Storage::F32, Storage::F16, Storage::Bf16, Storage::Q8_0];
 
 /// Denormal numbers.
 fn faint(values: Vec<f32>) -> Vec<f32> {
@@ -13,9 +12,9 @@ fn faint(values: Vec<f32>) -> Vec<f32> {
     values
 }
 
-/// Tile units take denormal numbers for zeros.
-fn vector_machines() -> Vec<Machine> {
-    machines().into_iter().filter(|machine| machine.amx.is_none()).collect()
+/// Those that do not take subnormal numbers for zeros.
+fn exact_machines() -> Vec<Machine> {
+    Machine::all().into_iter().filter(|machine| machine.has_exact_products()).collect()
 }
 
 /// The largest difference.
@@ -45,7 +44,7 @@ const CONV: Shape = Shape { batch: 3, height: 7, width: 9, seen: (7, 9) };
 const CHANNELS: (usize, usize) = (5, 3);
 
 fn conv(machine: Machine, weight: &[f32], bias: Vec<f32>) -> PackedConv {
-    PackedConv::on(machine, Storage::F32, weight, CHANNELS.0, bias, Conv2dConfig::SAME_3X3)
+    PackedConv::new(machine, DenseType::F32, weight, CHANNELS.0, bias, Conv2dConfig::SAME_3X3)
 }
 
 #[test]
@@ -54,7 +53,7 @@ fn convolutions_keep_denormals() {
     let bias = vec![0.0; CHANNELS.1];
     for (pixels, weight) in [(faint(pixels.clone()), weight.clone()), (pixels, faint(weight))] {
         let right = plain_conv(&pixels, &weight, &bias, CONV, CHANNELS.0, Conv2dConfig::SAME_3X3);
-        for machine in vector_machines() {
+        for machine in exact_machines() {
             // Directly, each product is rounded once. Winograd's transforms multiply what was rounded by up to a thousand.
             for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, CHANNELS.0, CONV) {
                 let ours = conv(machine, &weight, bias.clone()).forward_by(algorithm, &pixels, CONV, None, Epilogue::default());
@@ -82,11 +81,11 @@ fn an_infinite_pixel_reaches_the_windows_that_hold_it() {
         let sees = |at: usize, pixel: usize| (at / 4 * 4..at / 4 * 4 + 6).contains(&(pixel + 1));
         let in_tile = |i: usize| place(i).0 == 1 && sees(place(i).1, y) && sees(place(i).2, x);
         assert!(right.iter().enumerate().all(|(i, v)| v.is_finite() != in_window(i)));
-        for machine in machines() {
+        for machine in Machine::all() {
             let packed = conv(machine, &weight, bias.clone());
             let by = |algorithm, pixels: &[f32]| packed.forward_by(algorithm, pixels, CONV, None, Epilogue::default());
             spread(&by(Algorithm::Direct, &pixels), &by(Algorithm::Direct, &clean), &right, in_window);
-            if machine.amx.is_some() {
+            if !machine.products.is_plain() {
                 continue;
             }
             let ours = by(Algorithm::Winograd, &pixels);
@@ -96,63 +95,62 @@ fn an_infinite_pixel_reaches_the_windows_that_hold_it() {
     }
 }
 
-/// Shape of the linear layers here: more inputs than two groups of [`Storage::Q8_0`], outputs that fill no vector.
+/// Shape of the linear layers here: more inputs than two groups of [`WeightType::Q8_0`], outputs that fill no vector.
 const ROWS: usize = 5;
 const INPUTS: usize = 70;
 const OUTPUTS: usize = 19;
 
 /// Through a layer, and through one of which two outputs become one.
-fn both_linear(machine: Machine, storage: Storage, weight: &[f32], values: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<f32>) {
+fn both_linear(machine: Machine, kept: WeightType, weight: &[f32], values: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let outputs = bias.len();
-    let plain = PackedLinear::on(machine, storage, weight, INPUTS, outputs, Some(bias.to_vec()));
-    let gated = PackedLinear::gated(machine, storage, weight, INPUTS, outputs / 2, bias);
+    let plain = linear(machine, kept, weight, INPUTS, bias);
+    let gated = gated(machine, kept, weight, INPUTS, outputs / 2, bias);
     (plain.forward(values, Epilogue::default()), gated.forward(values, Epilogue::default()))
 }
 
 #[test]
 fn linear_layers_keep_denormals() {
     let (values, weight, bias) = (numbers(ROWS * INPUTS, 1), numbers(2 * OUTPUTS * INPUTS, 2), vec![0.0; 2 * OUTPUTS]);
-    for (storage, machine) in STORAGES.into_iter().flat_map(|storage| vector_machines().into_iter().map(move |machine| (storage, machine)))
-    {
-        let kept = stored(storage, weight.clone(), INPUTS);
+    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| exact_machines().into_iter().map(move |machine| (kept, machine))) {
+        let rounded = stored(kept, weight.clone(), INPUTS);
         let faint_values = faint(values.clone());
-        let right = plain_linear(&faint_values, &kept, &bias, INPUTS);
-        let (ours, _) = both_linear(machine, storage, &weight, &faint_values, &bias);
+        let right = plain_linear(&faint_values, &rounded, &bias, INPUTS);
+        let (ours, _) = both_linear(machine, kept, &weight, &faint_values, &bias);
         let limit = SMALLEST * INPUTS as f64;
-        assert!(limit < 1e-3 * largest(&right) && distance(&ours, &right) < limit, "{storage}, {machine:?}: {}", distance(&ours, &right));
+        assert!(limit < 1e-3 * largest(&right) && distance(&ours, &right) < limit, "{kept}, {machine:?}: {}", distance(&ours, &right));
 
         // With a bias of 1, a gate is GELU(1) and a value the sum: the product is as faint as the sum is, or 1 to an f32.
         let open: Vec<f32> = (0..2 * OUTPUTS).map(|n| if n < OUTPUTS { 0.0 } else { 1.0 }).collect();
         let gate = f64::from(math::gelu(1.0));
         let right: Vec<f64> = right.chunks_exact(2 * OUTPUTS).flat_map(|row| row[..OUTPUTS].iter().map(|v| v * gate)).collect();
-        let (_, ours) = both_linear(machine, storage, &weight, &faint_values, &open);
-        assert!(distance(&ours, &right) < 2.0 * limit, "{storage}, {machine:?}, gated: {}", distance(&ours, &right));
+        let (_, ours) = both_linear(machine, kept, &weight, &faint_values, &open);
+        assert!(distance(&ours, &right) < 2.0 * limit, "{kept}, {machine:?}, gated: {}", distance(&ours, &right));
 
         // In f16 denormal f32 weights are zeros, in bf16 they have fewer digits the smaller they are, and in q8_0 the factor is rounded
         // to a denormal number, 127 times of which is kept.
         let faint_weight = faint(weight.clone());
         let right = plain_linear(&values, &faint_weight, &bias, INPUTS);
-        let (ours, gated) = both_linear(machine, storage, &faint_weight, &values, &bias);
-        let per_weight = match storage {
-            Storage::F32 => SMALLEST,
-            Storage::F16 => f64::from(f32::MIN_POSITIVE),
-            Storage::Bf16 => f64::from(f32::MIN_POSITIVE) / 128.0,
-            Storage::Q8_0 => f64::from(f32::MIN_POSITIVE) / 127.0,
+        let (ours, gated) = both_linear(machine, kept, &faint_weight, &values, &bias);
+        let per_weight = match kept {
+            WeightType::F32 => SMALLEST,
+            WeightType::F16 => f64::from(f32::MIN_POSITIVE),
+            WeightType::Bf16 => f64::from(f32::MIN_POSITIVE) / 128.0,
+            WeightType::Q8_0 => f64::from(f32::MIN_POSITIVE) / 127.0,
         };
         let limit = per_weight * INPUTS as f64;
-        assert!(distance(&ours, &right) < limit, "{storage}, {machine:?}: {}", distance(&ours, &right));
-        assert!(gated.iter().all(|v| *v == 0.0), "{storage}, {machine:?}: a faint number times half of one");
+        assert!(distance(&ours, &right) < limit, "{kept}, {machine:?}: {}", distance(&ours, &right));
+        assert!(gated.iter().all(|v| *v == 0.0), "{kept}, {machine:?}: a faint number times half of one");
     }
 }
 
 #[test]
-fn tile_units_take_denormals_for_zeros() {
-    let Some(amx) = Amx::try_new() else { return };
-    let machine = Machine { amx: Some(amx), ..Machine::best() };
+fn products_that_are_not_exact_take_subnormals_for_zeros() {
     let (values, weight, bias) = (numbers(ROWS * INPUTS, 1), numbers(OUTPUTS * INPUTS, 2), numbers(OUTPUTS, 3));
-    let layer = |weight: &[f32]| PackedLinear::on(machine, Storage::F32, weight, INPUTS, OUTPUTS, Some(bias.clone()));
-    assert_eq!(layer(&weight).forward(&faint(values.clone()), Epilogue::default()), bias.repeat(ROWS));
-    assert_eq!(layer(&faint(weight)).forward(&values, Epilogue::default()), bias.repeat(ROWS));
+    for machine in Machine::all().into_iter().filter(|machine| !machine.has_exact_products()) {
+        let layer = |weight: &[f32]| linear(machine, WeightType::F32, weight, INPUTS, &bias);
+        assert_eq!(layer(&weight).forward(&faint(values.clone()), Epilogue::default()), bias.repeat(ROWS));
+        assert_eq!(layer(&faint(weight.clone())).forward(&values, Epilogue::default()), bias.repeat(ROWS));
+    }
 }
 
 #[test]
@@ -161,23 +159,23 @@ fn weights_of_nothing_give_the_bias() {
     let mut weight = vec![0.0; OUTPUTS * INPUTS];
     weight[3 * INPUTS] = f32::from_bits(1);
     let (values, bias) = (numbers(ROWS * INPUTS, 1), numbers(OUTPUTS, 2));
-    for (storage, machine) in STORAGES.into_iter().flat_map(|storage| machines().into_iter().map(move |machine| (storage, machine))) {
-        let (ours, _) = both_linear(machine, storage, &weight, &values, &bias);
-        assert_eq!(ours, bias.repeat(ROWS), "{storage}, {machine:?}");
+    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| Machine::all().into_iter().map(move |machine| (kept, machine))) {
+        let (ours, _) = both_linear(machine, kept, &weight, &values, &bias);
+        assert_eq!(ours, bias.repeat(ROWS), "{kept}, {machine:?}");
     }
 }
 
 #[test]
 fn an_infinity_reaches_its_row_or_its_column() {
     let (values, weight, bias) = (numbers(ROWS * INPUTS, 1), numbers(2 * OUTPUTS * INPUTS, 2), numbers(2 * OUTPUTS, 3));
-    for (storage, machine) in STORAGES.into_iter().flat_map(|storage| machines().into_iter().map(move |machine| (storage, machine))) {
-        let kept = stored(storage, weight.clone(), INPUTS);
-        let (clean, clean_gated) = both_linear(machine, storage, &weight, &values, &bias);
+    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| Machine::all().into_iter().map(move |machine| (kept, machine))) {
+        let rounded = stored(kept, weight.clone(), INPUTS);
+        let (clean, clean_gated) = both_linear(machine, kept, &weight, &values, &bias);
         let in_row = |row: usize, width: usize| move |i: usize| i / width == row;
         let mut with = values.clone();
         with[2 * INPUTS + 33] = f32::NEG_INFINITY;
-        let right = plain_linear(&with, &kept, &bias, INPUTS);
-        let (ours, gated) = both_linear(machine, storage, &weight, &with, &bias);
+        let right = plain_linear(&with, &rounded, &bias, INPUTS);
+        let (ours, gated) = both_linear(machine, kept, &weight, &with, &bias);
         spread(&ours, &clean, &right, in_row(2, 2 * OUTPUTS));
         let nan_where =
             |seen: &dyn Fn(usize) -> bool| (0..ROWS * OUTPUTS).map(|i| if seen(i) { f64::NAN } else { 0.0 }).collect::<Vec<_>>();
@@ -187,7 +185,7 @@ fn an_infinity_reaches_its_row_or_its_column() {
         // A weight: its column, whether it is one of values or of gates. In q8_0, a factor is infinite then.
         let mut with = weight.clone();
         with[7 * INPUTS + 33] = f32::INFINITY;
-        let (ours, gated) = both_linear(machine, storage, &with, &values, &bias);
+        let (ours, gated) = both_linear(machine, kept, &with, &values, &bias);
         let column: Vec<f64> = (0..ours.len()).map(|i| if i % (2 * OUTPUTS) == 7 { f64::NAN } else { 0.0 }).collect();
         spread(&ours, &clean, &column, |i| i % (2 * OUTPUTS) == 7);
         let seen = |i: usize| i % OUTPUTS == 7;
@@ -205,18 +203,18 @@ fn attention_keeps_denormals() {
     let (q, k, v) = (numbers(len, 1), numbers(len, 2), numbers(len, 3));
     for (shape, machine) in [true, false]
         .into_iter()
-        .flat_map(|causal| vector_machines().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
+        .flat_map(|causal| exact_machines().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
     {
         // A mean of faint numbers is one.
         let faint_v = faint(v.clone());
         let right = plain_attention(&q, &k, &faint_v, shape);
-        let ours = attention_on(machine, &q, &k, &faint_v, shape);
+        let ours = attention(machine, &q, &k, &faint_v, shape);
         let limit = SMALLEST * (shape.keys + 10) as f64;
         assert!(limit < 1e-3 * largest(&right) && distance(&ours, &right) < limit, "{machine:?}: {}", distance(&ours, &right));
         // Where scores are as good as nothing, all keys weigh the same.
         for (q, k) in [(faint(q.clone()), k.clone()), (q.clone(), faint(k.clone())), (faint(q.clone()), faint(k.clone()))] {
             let right = plain_attention(&q, &k, &v, shape);
-            let ours = attention_on(machine, &q, &k, &v, shape);
+            let ours = attention(machine, &q, &k, &v, shape);
             assert!(distance(&ours, &right) < 1e-6, "{machine:?}: {}", distance(&ours, &right));
         }
     }
@@ -239,25 +237,26 @@ fn an_infinity_reaches_the_queries_that_see_it() {
         values[at] = infinity;
         values
     };
-    for (shape, machine) in
-        [true, false].into_iter().flat_map(|causal| machines().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
+    for (shape, machine) in [true, false]
+        .into_iter()
+        .flat_map(|causal| Machine::all().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
     {
-        let clean = attention_on(machine, &q, &k, &v, shape);
+        let clean = attention(machine, &q, &k, &v, shape);
         let sees = |i: usize| of_head(i) && (!shape.causal || query(i) >= token);
         for infinity in [f32::INFINITY, f32::NEG_INFINITY] {
             // A query: all its scores are infinite; where they are all -infinity, it has no key to look at, and no answer.
             let q = put(&q, infinity);
             let right = plain_attention(&q, &k, &v, shape);
             assert!(right.iter().enumerate().all(|(i, v)| v.is_nan() == (of_head(i) && query(i) == token)));
-            spread(&attention_on(machine, &q, &k, &v, shape), &clean, &right, |i| of_head(i) && query(i) == token);
+            spread(&attention(machine, &q, &k, &v, shape), &clean, &right, |i| of_head(i) && query(i) == token);
         }
         // A key: its score is infinite, and takes all there is or nothing.
         let with = put(&k, f32::INFINITY);
-        spread(&attention_on(machine, &q, &with, &v, shape), &clean, &plain_attention(&q, &with, &v, shape), sees);
+        spread(&attention(machine, &q, &with, &v, shape), &clean, &plain_attention(&q, &with, &v, shape), sees);
         // A value: of its place alone. What is hidden weighs nothing, which times infinity is no number, as in torch: a query before
         // it, in the same task, may have no answer, but has no other one either.
         let with = put(&v, f32::NEG_INFINITY);
-        let ours = attention_on(machine, &q, &k, &with, shape);
+        let ours = attention(machine, &q, &k, &with, shape);
         let right = plain_attention(&q, &k, &with, shape);
         assert!(ours.iter().zip(&clean).all(|(a, b)| a.is_nan() || a.is_infinite() || a.to_bits() == b.to_bits()));
         spread(&ours, &clean, &right, |i| of_head(i) && i % WIDTH == 7);
@@ -274,7 +273,7 @@ fn norms_keep_denormals() {
     let right = plain_group_norm(&values, 3, 2, &weight, &bias, false);
     let right_rows = plain_layer_norm(&values, &weight, &bias);
     assert!(largest(&right) > 1e-37 && largest(&right_rows) > 1e-37);
-    for machine in machines() {
+    for machine in Machine::all() {
         let config = GroupNormConfig { groups: 2, eps: EPS, weight: &weight, bias: &bias, activate: false, statistics: None };
         let ours = group_norm_with(machine.vectors, &values, 3, config);
         assert!(distance(&ours, &right) < 1e-41, "{machine:?}: {}", distance(&ours, &right));
@@ -287,7 +286,7 @@ fn norms_keep_denormals() {
 fn an_infinity_reaches_what_is_normed_with_it() {
     let (clean, weight, bias) = (numbers(3 * SAMPLE, 1), numbers(NORM_CHANNELS, 2), numbers(NORM_CHANNELS, 3));
     for (infinity, machine) in
-        [f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|v| machines().into_iter().map(move |machine| (v, machine)))
+        [f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|v| Machine::all().into_iter().map(move |machine| (v, machine)))
     {
         let mut values = clean.clone();
         values[SAMPLE + 11 * NORM_CHANNELS + 4] = infinity;

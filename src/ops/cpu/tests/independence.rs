@@ -25,8 +25,8 @@ fn convolutions_are_independent() {
     for (side, channels, outputs) in if cfg!(miri) { [(6, 2, 3)].to_vec() } else { [(45, 48, 40), (45, 64, 40)].to_vec() } {
         let weight = numbers(outputs * channels * 9, 1);
         let shape_of = |batch| Shape { batch, height: side, width: side, seen: (side, side) };
-        for machine in machines() {
-            let packed = PackedConv::on(machine, Storage::F16, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
+        for machine in Machine::all() {
+            let packed = PackedConv::new(machine, DenseType::F16, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
             for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, channels, shape_of(1)) {
                 alone_or_not(&format!("{algorithm:?} on {machine:?}"), side * side * channels, |pixels, batch| {
                     let epilogue = Epilogue { activation: Some(Activation::Silu), ..Epilogue::default() };
@@ -37,16 +37,18 @@ fn convolutions_are_independent() {
     }
     let (channels, outputs) = if cfg!(miri) { (2, 3) } else { (64, 64) };
     let weight = numbers(outputs * channels * 9, 1);
-    let doubling = PackedConv::doubling(Storage::F32, &weight, channels, numbers(outputs, 2));
-    alone_or_not("a doubling convolution", 7 * 23 * channels, |pixels, batch| {
-        doubling.forward(pixels, Shape { batch, height: 7, width: 23, seen: (14, 46) }, None, Epilogue::default())
-    });
-    // The choice of the algorithm is of one picture, too.
-    let packed = PackedConv::new(Storage::F32, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
-    for side in [6, 9, 12, 15, 16] {
-        alone_or_not(&format!("{side} x {side}"), side * side * channels, |pixels, batch| {
-            packed.forward(pixels, Shape { batch, height: side, width: side, seen: (side, side) }, None, Epilogue::default())
+    for machine in Machine::all() {
+        let doubling = PackedConv::doubling(machine, DenseType::F32, &weight, channels, numbers(outputs, 2));
+        alone_or_not(&format!("a doubling convolution on {machine:?}"), 7 * 23 * channels, |pixels, batch| {
+            doubling.forward(pixels, Shape { batch, height: 7, width: 23, seen: (14, 46) }, None, Epilogue::default())
         });
+        // The choice of the algorithm follows from one image, too.
+        let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, numbers(outputs, 2), Conv2dConfig::SAME_3X3);
+        for side in [6, 9, 12, 15, 16] {
+            alone_or_not(&format!("{side} x {side} on {machine:?}"), side * side * channels, |pixels, batch| {
+                packed.forward(pixels, Shape { batch, height: side, width: side, seen: (side, side) }, None, Epilogue::default())
+            });
+        }
     }
 }
 
@@ -54,14 +56,11 @@ fn convolutions_are_independent() {
 fn linear_layers_are_independent() {
     let (rows, inputs, outputs) = if cfg!(miri) { (7, 34, 6) } else { (131, 500, 90) };
     let (weight, bias) = (numbers(outputs * inputs, 1), numbers(outputs, 2));
-    for (storage, machine) in [Storage::F32, Storage::F16, Storage::Bf16, Storage::Q8_0]
-        .into_iter()
-        .flat_map(|s| machines().into_iter().map(move |machine| (s, machine)))
-    {
-        let plain = PackedLinear::on(machine, storage, &weight, inputs, outputs, Some(bias.clone()));
-        let gated = PackedLinear::gated(machine, storage, &weight, inputs, outputs / 2, &bias);
+    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| Machine::all().into_iter().map(move |machine| (kept, machine))) {
+        let plain = linear(machine, kept, &weight, inputs, &bias);
+        let gated = gated(machine, kept, &weight, inputs, outputs / 2, &bias);
         for (name, layer) in [("a layer", plain), ("a gated layer", gated)] {
-            let name = format!("{name} in {storage} on {machine:?}");
+            let name = format!("{name} in {kept} on {machine:?}");
             alone_or_not(&name, rows * inputs, |values, _| layer.forward(values, Epilogue::default()));
         }
     }
@@ -70,17 +69,17 @@ fn linear_layers_are_independent() {
 #[test]
 fn attention_is_independent() {
     let (tokens, head_dim) = if cfg!(miri) { (5, 3) } else { (150, 24) };
-    for (causal, machine) in [true, false].into_iter().flat_map(|causal| machines().into_iter().map(move |machine| (causal, machine))) {
+    for (causal, machine) in [true, false].into_iter().flat_map(|causal| Machine::all().into_iter().map(move |machine| (causal, machine))) {
         let shape = |batch| Sequences { batch, heads: 2, head_dim, queries: tokens, keys: tokens, causal };
-        let run = |values: &[f32], batch| attention_on(machine, values, values, values, shape(batch));
+        let run = |values: &[f32], batch| attention(machine, values, values, values, shape(batch));
         alone_or_not(&format!("attention on {machine:?}"), tokens * 2 * head_dim, run);
         // Queries of one sample are those of every sample; those of two, of each half.
         let len = tokens * 2 * head_dim;
         let (one, other, keys) = (numbers(len, 1), numbers(len, 3), numbers(6 * len, 2));
-        let asked_once = attention_on(machine, &one, &keys[..3 * len], &keys[..3 * len], shape(3));
-        assert_eq!(asked_once, attention_on(machine, &one.repeat(3), &keys[..3 * len], &keys[..3 * len], shape(3)));
-        let asked_twice = attention_on(machine, &[&one[..], &other].concat(), &keys, &keys, shape(6));
-        assert_eq!(asked_twice, attention_on(machine, &[one.repeat(3), other.repeat(3)].concat(), &keys, &keys, shape(6)));
+        let asked_once = attention(machine, &one, &keys[..3 * len], &keys[..3 * len], shape(3));
+        assert_eq!(asked_once, attention(machine, &one.repeat(3), &keys[..3 * len], &keys[..3 * len], shape(3)));
+        let asked_twice = attention(machine, &[&one[..], &other].concat(), &keys, &keys, shape(6));
+        assert_eq!(asked_twice, attention(machine, &[one.repeat(3), other.repeat(3)].concat(), &keys, &keys, shape(6)));
     }
 }
 
@@ -88,7 +87,7 @@ fn attention_is_independent() {
 fn norms_are_independent() {
     let (pixels, channels) = if cfg!(miri) { (20, 6) } else { (4000, 36) };
     let (weight, bias) = (numbers(channels, 1), numbers(channels, 2));
-    for machine in machines() {
+    for machine in Machine::all() {
         for activate in [true, false] {
             let config = GroupNormConfig { groups: channels / 3, eps: EPS, weight: &weight, bias: &bias, activate, statistics: None };
             alone_or_not(&format!("a group norm on {machine:?}"), pixels * channels, |values, batch| {

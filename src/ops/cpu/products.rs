@@ -1,0 +1,223 @@
+//! The arithmetics in which matrices are multiplied, behind one enum. Nothing outside this file and its folder knows which one is in use.
+//!
+//! A product is `sums (rows, columns) = lines (rows, depth) * weights (depth, columns)` in f32, for the columns of one panel of weights.
+//! An arithmetic has a form of its own for either factor, which it keeps in memory of f32 words:
+//!
+//! - a *prepared line* is one row of inputs, see [`Products::prepare`],
+//! - *packed weights* are rows of a panel, see [`Products::pack`].
+//!
+//! A further arithmetic is a variant here and a file in `products/`: the compiler then names every match that lacks it.
+
+pub(super) mod fma;
+mod split_bf16;
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use split_bf16::{Amx, Tiles};
+
+use crate::ops::matrix::GROUP;
+
+/// An arithmetic that the processor has.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Products {
+    /// Vectors of f32, multiplied and added with one rounding. Lines and weights are the numbers themselves.
+    Fma,
+    /// Tile units for bf16. Each f32 is split into two bf16 numbers, so that products keep 16 binary digits.
+    SplitBf16(Amx),
+}
+
+/// How an arithmetic wants matrices to be cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blocking {
+    /// The depth of lines and weights is padded with zeros to a multiple of this.
+    pub(super) depth: usize,
+    /// The rows of a product are a multiple of this.
+    pub(super) rows: usize,
+    /// The most rows of a task, whose lines and sums stay in the second-level cache.
+    pub(super) task_rows: usize,
+    /// The rows of a task are a multiple of this, so that the fastest kernel serves all but the last of them.
+    pub(super) task_row_step: usize,
+}
+
+/// Rows of inputs, each a prepared line.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lines<'a> {
+    /// From the first line on.
+    pub(super) words: &'a [f32],
+    /// Words from line to line.
+    pub(super) pitch: usize,
+    /// Numbers of a line, padding included.
+    pub(super) numbers: usize,
+}
+
+impl Products {
+    /// The fastest arithmetic of this processor.
+    pub(super) fn best() -> Self {
+        Amx::try_new().map_or(Self::Fma, Self::SplitBf16)
+    }
+
+    pub(super) fn blocking(self) -> Blocking {
+        match self {
+            Self::Fma => fma::BLOCKING,
+            Self::SplitBf16(_) => split_bf16::BLOCKING,
+        }
+    }
+
+    /// Columns of a panel of weights, in a matrix of so many columns, where vectors hold `lanes` numbers.
+    pub(super) fn panel_width(self, lanes: usize, columns: usize) -> usize {
+        match self {
+            Self::Fma => fma::panel_width(lanes, columns),
+            Self::SplitBf16(_) => split_bf16::BLOCK,
+        }
+    }
+
+    /// Whether lines and weights are the numbers themselves, so that nothing has to be prepared or packed.
+    pub(super) fn is_plain(self) -> bool {
+        match self {
+            Self::Fma => true,
+            Self::SplitBf16(_) => false,
+        }
+    }
+
+    /// Whether multiplications are so slow that Winograd's transforms pay.
+    pub(super) fn favours_winograd(self) -> bool {
+        match self {
+            Self::Fma => true,
+            Self::SplitBf16(_) => false,
+        }
+    }
+
+    /// Numbers of a line once it is padded.
+    pub(super) fn padded(self, numbers: usize) -> usize {
+        numbers.next_multiple_of(self.blocking().depth)
+    }
+
+    /// Words of a prepared line of so many numbers.
+    pub(super) fn words(self, numbers: usize) -> usize {
+        match self {
+            Self::Fma => numbers,
+            Self::SplitBf16(_) => self.padded(numbers),
+        }
+    }
+
+    /// Prepares a row of numbers as a line of [`Products::words`] words.
+    #[inline(always)]
+    pub(super) fn prepare(self, numbers: &[f32], line: &mut [f32]) {
+        match self {
+            Self::Fma => line.copy_from_slice(numbers),
+            Self::SplitBf16(amx) => split_bf16::prepare(amx, numbers, line),
+        }
+    }
+
+    /// Prepares rows of `len` numbers. Their lines are `pitch` words apart.
+    pub(super) fn prepare_rows(self, rows: &[f32], len: usize, lines: &mut [f32], pitch: usize) {
+        let words = self.words(len);
+        for (row, line) in rows.chunks_exact(len).zip(lines.chunks_exact_mut(pitch)) {
+            self.prepare(row, &mut line[..words]);
+        }
+    }
+
+    /// Fills the numbers `to` of a prepared line with those of another line from `first` on, or with zeros where there is none.
+    #[inline(always)]
+    pub(super) fn copy(self, from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<usize>) {
+        match self {
+            Self::Fma => fma::copy(from, line, to),
+            Self::SplitBf16(_) => split_bf16::copy(from, line, to),
+        }
+    }
+
+    /// Packs rows of a panel, `(depth, width)` with the depth padded, into as many words.
+    #[inline(always)]
+    pub(super) fn pack(self, numbers: &[f32], packed: &mut [f32]) {
+        match self {
+            Self::Fma => packed.copy_from_slice(numbers),
+            Self::SplitBf16(amx) => split_bf16::pack(amx, numbers, packed),
+        }
+    }
+
+    /// Which element of a panel, as row and column, belongs at `(row, column)` of its packed form: weights of other types than f32 are
+    /// kept in that order.
+    pub(super) fn place(self, row: usize, column: usize) -> (usize, usize) {
+        match self {
+            Self::Fma => (row, column),
+            Self::SplitBf16(_) => split_bf16::place(row, column),
+        }
+    }
+
+    /// Rows of a panel in the order of [`Products::place`] whose numbers in one column belong to the same [`GROUP`] of the depth.
+    pub(super) fn group_rows(self) -> usize {
+        match self {
+            Self::Fma => GROUP,
+            Self::SplitBf16(_) => split_bf16::GROUP_ROWS,
+        }
+    }
+
+    /// Packs rows of a panel whose numbers are in the order of [`Products::place`].
+    #[inline(always)]
+    pub(super) fn pack_placed(self, numbers: &[f32], packed: &mut [f32]) {
+        match self {
+            Self::Fma => packed.copy_from_slice(numbers),
+            Self::SplitBf16(amx) => split_bf16::pack_placed(amx, numbers, packed),
+        }
+    }
+
+    /// Readies this thread for products.
+    #[inline]
+    pub(super) fn multiplier(self) -> Multiplier {
+        match self {
+            Self::Fma => Multiplier::Fma,
+            Self::SplitBf16(amx) => Multiplier::SplitBf16(amx.tiles()),
+        }
+    }
+}
+
+/// An arithmetic that this thread is ready to multiply in.
+#[derive(Debug)]
+pub(super) enum Multiplier {
+    Fma,
+    SplitBf16(Tiles),
+}
+
+impl Multiplier {
+    /// `sums (rows, width) = lines * weights`, or `sums += …` where `add` says so. The depth is that of the packed weights.
+    ///
+    /// `soon` is memory that is read next; its cache lines are fetched meanwhile, where that helps.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+    pub(super) fn multiply<S: Simd>(
+        &self,
+        simd: S,
+        lines: Lines,
+        rows: usize,
+        (weights, soon): (&[f32], &[u8]),
+        width: usize,
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        match self {
+            Self::Fma => fma::multiply_then(simd, lines.words, (lines.pitch, 1), rows, (weights, soon), width, sums, add),
+            Self::SplitBf16(tiles) => tiles.multiply(lines, rows, weights, sums, add),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Products {
+    /// All arithmetics that can be tested here, next to vectors of `lanes` numbers.
+    pub(super) fn all(lanes: usize) -> Vec<Self> {
+        let amx = Amx::try_new().into_iter().chain(Some(Amx::emulated()));
+        // A panel is two vectors.
+        let amx = amx.filter(|_| 2 * lanes == split_bf16::BLOCK);
+        std::iter::once(Self::Fma).chain(amx.map(Self::SplitBf16)).collect()
+    }
+
+    /// Whether products are those of f32: with every digit, and of subnormal numbers too.
+    pub(in crate::ops) fn are_exact(self) -> bool {
+        match self {
+            Self::Fma => true,
+            Self::SplitBf16(_) => false,
+        }
+    }
+}
