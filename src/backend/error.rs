@@ -1,4 +1,4 @@
-//! What can go wrong behind the queue.
+//! Errors of generations, and of loading a model.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::{
     models::ConfigError,
 };
 
-/// Why a generation ended without a picture. Costs the request that it happened to, and no other.
+/// Why a generation ended without a picture. It fails its own request alone.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     /// The request asks for what this model or this worker cannot do.
@@ -17,16 +17,16 @@ pub enum GenerationError {
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
-    /// It waited for its turn longer than the client waits for it.
+    /// The request waited for its turn until after its latest start.
     #[error("its turn did not come in the time that the client waits")]
     TooLate,
-    /// The picture has values that are no numbers.
+    /// The picture has values that are NaN or infinite.
     #[error("the picture came out with values that are not numbers (NaN); try fewer extremes in guidance_scale, or another sampler")]
     NotANumber,
-    /// Nothing but black.
+    /// Every pixel is black.
     #[error("the picture came out all black; try another seed, or a lower guidance_scale")]
     AllBlack,
-    /// Nothing but one colour.
+    /// Every pixel has this colour.
     #[error("the picture came out in one colour, {0:?} in red, green and blue; try another seed, or a lower guidance_scale")]
     OneColor([u8; 3]),
     /// The tokenizer failed.
@@ -35,7 +35,7 @@ pub enum GenerationError {
     /// A tensor operation failed.
     #[error("the model failed")]
     Model(#[source] candle_core::Error),
-    /// The device has no room for it.
+    /// The device has not enough memory.
     #[error("the device ran out of memory; ask for a smaller picture")]
     OutOfMemory(#[source] candle_core::Error),
     /// The picture could not be written.
@@ -52,7 +52,7 @@ pub enum LoadError {
     /// There is no such model.
     #[error("{0}")]
     NotFound(String),
-    /// What is asked for does not work on this device.
+    /// An option does not work with this model or on this device.
     #[error("{0}")]
     Unsupported(String),
     /// A file of the model is missing.
@@ -63,7 +63,7 @@ pub enum LoadError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -72,7 +72,7 @@ pub enum LoadError {
     BadWeights {
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// The parser's error.
         #[source]
         source: candle_core::Error,
     },
@@ -81,7 +81,7 @@ pub enum LoadError {
     MissingWeights {
         /// The file.
         path: PathBuf,
-        /// What asks for them: the name of a variant of Stable Diffusion, or a configuration.
+        /// What they belong to: a variant of Stable Diffusion, or a configuration.
         owner: &'static str,
         /// The tensors that are missing or have another shape.
         wrong: String,
@@ -91,11 +91,11 @@ pub enum LoadError {
     WrongWeights {
         /// The file.
         path: PathBuf,
-        /// Which tensor, and how.
+        /// Names the tensor, and what is wrong with it.
         #[source]
         source: candle_core::Error,
     },
-    /// A configuration that describes nothing that can be built.
+    /// A configuration cannot be used.
     #[error("{path}: {reason}", path = .path.display())]
     BadConfig {
         /// The file.
@@ -108,11 +108,11 @@ pub enum LoadError {
     Download {
         /// The repository's name.
         repository: String,
-        /// What the hub says.
+        /// The hub's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The model's own pictures would be refused.
+    /// `--max-pixels` refuses pictures of the model's own size.
     #[error("--max-pixels {max_pixels} is less than the model's own {size} needs")]
     Limit {
         /// The option.
@@ -123,12 +123,12 @@ pub enum LoadError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The model is loaded, but a small real generation with it failed.
+    /// The model is loaded, but the first small picture failed.
     #[error("the model loads, but does not work")]
     SelfTest(#[source] GenerationError),
 }
 
-// Not derived, since the value is the message and not a cause of it.
+// Not derived: the value is the message, and not its cause.
 impl From<InvalidValue> for GenerationError {
     fn from(error: InvalidValue) -> Self {
         Self::Unsupported(error)
@@ -141,9 +141,9 @@ impl From<candle_core::Error> for GenerationError {
     }
 }
 
-/// What drivers say has no type of its own.
+/// Drivers have no error type for it: the text tells.
 fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    // To write a backtrace out takes memory.
+    // Formatting a backtrace takes memory.
     if let candle_core::Error::WithBacktrace { inner, .. } = error {
         return is_out_of_memory(inner);
     }

@@ -20,8 +20,8 @@ use crate::models::Interrupt;
 
 /// Owns the receiver of the queue and a share of the pipeline. It alone answers requests.
 ///
-/// Orders take turns, picture by picture: one for ten pictures does not keep another waiting for all ten. Among orders that have had as many
-/// turns, the first to come is the first to be served.
+/// Orders take turns, picture by picture: one for ten pictures does not keep another waiting for all ten. New orders go behind those that
+/// wait.
 #[derive(Debug)]
 pub struct GenerationEngine<P = InferencePipeline> {
     pipeline: Arc<P>,

@@ -1,4 +1,4 @@
-//! Pictures as files that come in. Their headers say what they are before anything of them is decoded.
+//! Input pictures as files. A header is checked before anything is decoded.
 
 use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage, metadata::Orientation};
 
@@ -11,38 +11,38 @@ use crate::{
     ops,
 };
 
-/// The most pixels of a picture that comes in: 6000 x 5592, about 100 MB once it is decoded.
+/// The most pixels of an input picture: 6000 x 5592, about 100 MB once decoded.
 pub const MAX_INPUT_PIXELS: u64 = 1 << 25;
 
-/// What is accepted, for error messages.
+/// The accepted formats, for error messages.
 const ACCEPTED: &str = "a PNG, JPEG or WebP file";
 
-/// A picture as a file, of which the header has been read and found right.
+/// A picture as a file, whose header is valid.
 #[derive(Debug)]
 pub struct ImageFile {
-    /// What the request calls it.
+    /// The request's name for it.
     name: &'static str,
     bytes: Vec<u8>,
     format: ImageFormat,
     orientation: Orientation,
-    /// As it is looked at, not as it is stored.
+    /// Width and height after the orientation is applied.
     size: (u32, u32),
 }
 
-/// The files of a picture to begin with.
+/// The files of an input picture.
 #[derive(Debug)]
 pub struct InputFiles {
     /// The picture.
     pub image: ImageFile,
-    /// What of it is painted anew.
+    /// The mask, which marks the part to be repainted.
     pub mask: Option<ImageFile>,
 }
 
 impl ImageFile {
-    /// Reads the header. `name` is what errors call the picture.
+    /// Reads the header. Errors call the picture `name`.
     ///
     /// # Errors
-    /// When it is no picture, none of the formats that are read, or too large.
+    /// When it is no picture, has another format, or is too large.
     pub fn open(name: &'static str, bytes: Vec<u8>) -> Result<Self, InvalidValue> {
         if bytes.is_empty() {
             return Err(InvalidValue::new(name, "an empty file", ACCEPTED));
@@ -85,13 +85,13 @@ fn is_on_its_side(orientation: Orientation) -> bool {
 }
 
 impl InputFiles {
-    /// Decodes the files and brings them to the size of the picture to make: what does not fit its proportions is cut off evenly on
-    /// both sides, and the rest is scaled. A mask is laid over the picture before, whatever its own size.
+    /// Decodes the files and brings them to the size of the picture to make: what exceeds its proportions is cut off evenly on both sides,
+    /// and the rest is scaled. A mask of another size is stretched over the input picture first.
     ///
     /// # Errors
     /// When a file is broken, the mask marks nothing, or there is no memory for the pixels.
     pub fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
-        // One after the other, each in memory that is there: decoders end the process where there is none for them.
+        // One after the other, each in memory that was asked for first: a decoder without memory ends the process.
         let room = |file: &ImageFile| picture_decoder::room_for(&file.bytes, file.size, size);
         let cut = || Ok::<_, InvalidValue>(image_utils::cut(&flatten(&self.image.decode()?), self.image.size, size));
         let image = ops::with_room(room(&self.image), cut)??;
@@ -101,7 +101,7 @@ impl InputFiles {
     }
 }
 
-/// What is transparent is white.
+/// Transparent pixels become white.
 fn flatten(picture: &DynamicImage) -> RgbImage {
     if !picture.color().has_alpha() {
         return picture.to_rgb8();
@@ -113,7 +113,7 @@ fn flatten(picture: &DynamicImage) -> RgbImage {
     })
 }
 
-/// A mask with transparency says by it what is painted anew: all that is transparent altogether. Any other says so in white.
+/// A mask with transparent pixels marks the part to be repainted by them, and any other mask by white.
 fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, InvalidValue> {
     let picture = file.decode()?;
     let alpha = picture.color().has_alpha().then(|| picture.to_rgba8());

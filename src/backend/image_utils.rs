@@ -8,7 +8,7 @@ use image::{ExtendedColorType, GrayImage, ImageBuffer, ImageEncoder, Luma, Pixel
 use super::{EncodedImage, GenerationError, ImageMetadata};
 use crate::common::{ImageFormat, ImageSize, InputImage, Mask, OutputConfig};
 
-/// The first of a batch of pictures `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
+/// The first picture of a batch `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
 /// `VaeImageProcessor.postprocess` rounds them.
 ///
 /// # Errors
@@ -36,20 +36,20 @@ pub(super) fn to_tensor(picture: &RgbImage, device: &Device) -> candle_core::Res
     Tensor::from_vec(values, (1, height as usize, width as usize, 3), device)?.permute((0, 3, 1, 2))?.contiguous()
 }
 
-/// Every `stride`th pixel of a mask along each side as a tensor `(1, 1, height / stride, width / stride)`: 1 where a picture is painted
-/// anew, 0 where it is kept.
+/// Every `stride`th pixel of a mask along each side as a tensor `(1, 1, height / stride, width / stride)`: 1 where a picture is
+/// repainted, 0 where it is kept.
 pub(super) fn mask_to_tensor(mask: &GrayImage, stride: usize, device: &Device) -> candle_core::Result<Tensor> {
     let (width, height) = (mask.width() as usize / stride, mask.height() as usize / stride);
     let pixels = (0..height).flat_map(|y| (0..width).map(move |x| mask.get_pixel((x * stride) as u32, (y * stride) as u32)));
     Tensor::from_vec(pixels.map(|pixel| f32::from(u8::from(is_new(*pixel)))).collect::<Vec<_>>(), (1, 1, height, width), device)
 }
 
-/// Whether a mask says that a pixel is painted anew.
+/// Whether a mask marks a pixel as to be repainted.
 fn is_new(pixel: Luma<u8>) -> bool {
     pixel.0[0] > 127
 }
 
-/// Lays what a mask keeps of `kept` over a picture.
+/// Copies the part of `kept` that a mask keeps over a picture.
 pub(super) fn lay_over(picture: &mut RgbImage, kept: &RgbImage, mask: &Mask) {
     for ((pixel, kept), mask) in picture.pixels_mut().zip(kept.pixels()).zip(mask.pixels.pixels()) {
         if !is_new(*mask) {
@@ -58,14 +58,15 @@ pub(super) fn lay_over(picture: &mut RgbImage, kept: &RgbImage, mask: &Mask) {
     }
 }
 
-/// The middle of a picture, in the proportions of `size` and at it. A mask is stretched over the picture of size `of` that it belongs to.
+/// The middle of a picture in the proportions of `size`, scaled to it. A mask is first stretched over the picture of size `of` that it
+/// belongs to.
 pub(super) fn cut<P>(picture: &ImageBuffer<P, Vec<u8>>, of: (u32, u32), size: ImageSize) -> ImageBuffer<P, Vec<u8>>
 where
     P: Pixel<Subpixel = u8> + 'static,
 {
     let (width, height) = (f64::from(of.0), f64::from(of.1));
     let scale = (width / f64::from(size.width())).min(height / f64::from(size.height()));
-    // What is left of each side, as a share of it.
+    // The share of each side that is left.
     let (across, down) = (f64::from(size.width()) * scale / width, f64::from(size.height()) * scale / height);
     let span = |share: f64, side: u32| {
         let length = ((share * f64::from(side)).round() as u32).clamp(1, side);
@@ -79,7 +80,7 @@ where
     imageops::resize(&*part, size.width(), size.height(), imageops::FilterType::Lanczos3)
 }
 
-/// A picture in the proportions of `size`: its edges go on where it is too narrow or too low.
+/// A picture in the proportions of `size`: where it is too narrow or too low, its edges are repeated.
 pub(super) fn extend(picture: &RgbImage, size: ImageSize) -> RgbImage {
     let (width, height) = picture.dimensions();
     let proportion = f64::from(size.width()) / f64::from(size.height());
@@ -91,7 +92,7 @@ pub(super) fn extend(picture: &RgbImage, size: ImageSize) -> RgbImage {
     })
 }
 
-/// What [`cut`] does, of a mask, whose pixels stay 0 or 255.
+/// [`cut`] for a mask, whose pixels stay 0 or 255.
 pub(super) fn cut_mask(mask: &GrayImage, of: (u32, u32), size: ImageSize) -> GrayImage {
     let mut pixels = cut(mask, of, size);
     for pixel in pixels.pixels_mut() {
@@ -100,7 +101,7 @@ pub(super) fn cut_mask(mask: &GrayImage, of: (u32, u32), size: ImageSize) -> Gra
     pixels
 }
 
-/// What a generation begins with, at the size at which it draws.
+/// An input picture at the size at which the model draws.
 pub(super) fn at_size(input: &InputImage, size: ImageSize) -> Cow<'_, InputImage> {
     let of = input.image.dimensions();
     if of == (size.width(), size.height()) {
@@ -136,7 +137,7 @@ fn write_png(picture: &RgbImage, metadata: Option<&ImageMetadata>, bytes: &mut V
     encoder.set_depth(png::BitDepth::Eight);
     if let Some(metadata) = metadata {
         let text = metadata.to_a1111();
-        // tEXt is Latin-1 only; iTXt is what Pillow, and so A1111, falls back to.
+        // tEXt is Latin-1 only. For other text, Pillow, and so A1111, writes iTXt.
         if text.is_ascii() {
             encoder.add_text_chunk("parameters".to_owned(), text)?;
         } else {

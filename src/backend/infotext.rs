@@ -1,4 +1,4 @@
-//! What a PNG file says of how it was made, in the form of
+//! The parameters of a picture as text in its PNG file, in the form of
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
 use super::Order;
@@ -65,8 +65,8 @@ impl<'a> ImageMetadata<'a> {
     }
 }
 
-/// A value of which no part can be taken for another value: as it is, or as a string of JSON. In that, commas and colons are escaped as
-/// well, since not all that read these texts know of quotes.
+/// A value that reads as one value: as it is, or quoted as a JSON string. Commas and colons are escaped too, since not every reader knows
+/// quotes.
 fn quoted(value: &str) -> String {
     let is_plain = value == value.trim() && !value.starts_with('"') && !value.contains([',', ':']) && !value.contains(char::is_control);
     if is_plain { value.to_owned() } else { serde_json::json!(value).to_string().replace(',', "\\u002c").replace(':', "\\u003a") }

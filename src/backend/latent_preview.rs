@@ -1,8 +1,8 @@
-//! What latents look like, without the decoder: a linear map from each latent to one colour.
+//! Rough pictures of latents, without the decoder: a linear map from each latent to one colour.
 //!
-//! The idea is that of the well-known tables of "latent RGB factors", but fitted to the VAE at hand: plain pictures in the eight
-//! corner colours of the cube go through the encoder, and least squares give the map back from their latents to their colours.
-//! Of the charts that were tried, gradients, patches and larger sets of colours among them, this small one did best.
+//! Like the well-known tables of "latent RGB factors", but fitted to the VAE at hand: plain pictures in the eight corner colours of the
+//! cube go through the encoder, and least squares map their latents back to the colours. This small chart did better than gradients,
+//! patches and larger sets of colours.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use image::RgbImage;
@@ -11,7 +11,7 @@ use crate::models::{AutoencoderKl, Interrupt};
 
 /// The corners of the cube of colours in [-1, 1].
 const CORNERS: usize = 8;
-/// Side of each plain picture in latents: enough that most of them do not see the border.
+/// Side of each plain picture in latents: large enough that most of them do not depend on the border.
 const SIDE: usize = 8;
 
 /// The map: one row for each latent channel and one for the constant, one column for each colour.
@@ -35,7 +35,7 @@ impl LatentPreview {
         Ok(Self { weights: least_squares(&inputs, &outputs) })
     }
 
-    /// Whether the VAE gave it numbers to go by.
+    /// Whether the VAE's numbers were finite.
     #[must_use]
     pub fn is_finite(&self) -> bool {
         self.weights.iter().flatten().all(|weight| weight.is_finite())
@@ -70,7 +70,7 @@ fn rows(latents: &Tensor) -> Result<Vec<Vec<f64>>> {
     Ok(rows)
 }
 
-/// Solves the normal equations, slightly damped so that a channel that never moves costs nothing.
+/// Solves the normal equations, slightly damped for channels that never change.
 fn least_squares(inputs: &[Vec<f64>], outputs: &[[f64; 3]]) -> Vec<[f64; 3]> {
     const DAMPING: f64 = 1e-3;
     let n = inputs.first().map_or(0, Vec::len);

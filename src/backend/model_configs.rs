@@ -25,7 +25,7 @@ pub(super) struct ModelConfigs {
     pub(super) family: ModelFamily,
     pub(super) variant: ModelVariant,
     pub(super) force_zeros_for_empty_prompt: bool,
-    /// One, or the two of SDXL.
+    /// One text encoder, or the two of SDXL.
     pub(super) text: Vec<TextConfigs>,
     pub(super) denoiser: DenoiserConfig,
     pub(super) vae: AutoencoderKlConfig,
@@ -165,8 +165,7 @@ fn variant(denoiser: &DenoiserConfig, vae: &AutoencoderKlConfig, scheduler: &Sch
         && scheduler.prediction_type == PredictionType::Epsilon
         && !scheduler.rescale_betas_zero_snr
     {
-        // A run of one step begins at the last timestep. Models other than Turbo that begin there predict velocity: the latents are nothing but
-        // noise there, so that predicting the noise teaches nothing.
+        // Turbo's one step begins at the last timestep. Other models that begin there predict velocity: there is no picture in the latents.
         ModelVariant::Turbo
     } else {
         ModelVariant::Base

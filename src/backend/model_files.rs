@@ -1,4 +1,4 @@
-//! The files of a model, wherever they are.
+//! The files of a model, whatever their layout and wherever they are.
 
 mod architectures;
 mod checkpoint;
@@ -29,17 +29,17 @@ use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
 pub use self::{part_weights::PartWeights, tensor_files::dequantized};
 use crate::{backend::LoadError, common::read_regular};
 
-/// A model, read as one in the layout of diffusers' `save_pretrained`, whatever it is.
+/// A model, presented in the layout of diffusers' `save_pretrained` whatever its own is.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     id: String,
     source: Source,
-    /// Parts that are taken from elsewhere, by their folder in the layout of diffusers.
+    /// Sources of parts that come from elsewhere, by the part's folder in diffusers' layout.
     elsewhere: BTreeMap<&'static str, Source>,
     embeddings: Vec<TextualInversion>,
 }
 
-/// Where a model, or a part of one, is.
+/// Where a model, or one part of it, comes from.
 #[derive(Debug, Clone)]
 enum Source {
     /// In this binary.
@@ -53,24 +53,24 @@ enum Source {
     PartFile(Arc<PartFile>),
 }
 
-/// Names under which weights are looked for, in this order.
+/// File names of weights, in the order of the search.
 pub(super) const WEIGHTS: [&str; 4] =
     ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors"];
-/// Names of the lists of files that weights are spread over, looked for next.
+/// File names of the indexes of weights in several files, searched next.
 pub(super) const INDEXES: [&str; 4] = [
     "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors.index.fp16.json",
     "model.safetensors.index.fp16.json",
 ];
-/// Pickled weights, which run code when they are read.
+/// File names of pickled weights, which run code when they are read.
 const PICKLES: [&str; 4] =
     ["diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.fp16.bin", "pytorch_model.fp16.bin"];
-/// How the names of pickled checkpoints end.
+/// Extensions of pickled checkpoints.
 const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
-/// No configuration or vocabulary is larger: that of CLIP has 4 MB.
+/// The largest configuration or vocabulary: CLIP's has 4 MB.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
-/// The text encoder whose pooled text is looked at.
+/// The text encoder that gives the pooled text.
 pub(super) const POOLING: &str = "text_encoder_2";
 const NO_PICKLES: &str = "pickled weights are not read, since reading them runs code; convert them to safetensors";
 
@@ -78,16 +78,16 @@ impl ModelFiles {
     /// `builtin`, a directory, a checkpoint in one file, or the name of a repository on the Hugging Face Hub, which is downloaded.
     ///
     /// # Errors
-    /// When there is no such model, or it is none of a family that is supported.
+    /// When there is no such model, or its family is not supported.
     pub fn open(model: &str) -> Result<Self, LoadError> {
         Self::open_at(model, None, &[])
     }
 
-    /// The same, of a repository at a revision: a branch, a tag, or a commit. Parts that will come from `elsewhere` may have weights there
-    /// that are not read.
+    /// The same with a revision of the repository: a branch, a tag, or a commit. Parts that will come from `elsewhere` may have weights in
+    /// the repository that this worker cannot read.
     ///
     /// # Errors
-    /// As [`ModelFiles::open`], and when what is no repository is to have a revision.
+    /// As [`ModelFiles::open`], and when there is a revision and the model is no repository.
     pub fn open_at(model: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<Self, LoadError> {
         if hub::is_repository(model) {
             return Ok(Self::new(model.to_owned(), Source::Directory(hub::fetch(model, revision, elsewhere)?)));
@@ -122,14 +122,14 @@ impl ModelFiles {
         Self { id, source, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
-    /// The same model under a name that its owner has for it.
+    /// The same model under another name.
     #[must_use]
     pub fn with_id(self, id: &str) -> Self {
         Self { id: id.to_owned(), ..self }
     }
 
-    /// The same model with one part (`vae`, `text_encoder`, `text_encoder_2`) from another place: a directory of the part alone, one of a
-    /// whole model, or a safetensors file.
+    /// The same model with one part (`vae`, `text_encoder`, `text_encoder_2`) from elsewhere: a directory of the part or of a whole
+    /// model, or a safetensors file.
     ///
     /// # Errors
     /// When there is none.
@@ -153,7 +153,7 @@ impl ModelFiles {
         Ok(self)
     }
 
-    /// The same model with words that were learned, from a folder of their files.
+    /// The same model with the learned words of a folder.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -162,10 +162,8 @@ impl ModelFiles {
         Ok(self)
     }
 
-    /// Makes sure that there are all parts of a checkpoint in one file, in it or elsewhere.
-    ///
     /// # Errors
-    /// Names those that are missing, and how to give them.
+    /// When a checkpoint in one file lacks parts that come from nowhere else. Names them, and the options that give them.
     pub(super) fn check_parts(&self) -> Result<(), LoadError> {
         let Source::Checkpoint(checkpoint) = &self.source else { return Ok(()) };
         let missing: Vec<&str> = checkpoint.missing().filter(|part| !self.is_elsewhere(part)).collect();
@@ -179,12 +177,12 @@ impl ModelFiles {
         Err(LoadError::BadConfig { path: checkpoint.path().to_owned(), reason })
     }
 
-    /// Whether a part comes from another place.
+    /// Whether a part comes from elsewhere.
     pub(super) fn is_elsewhere(&self, part: &str) -> bool {
         self.elsewhere.contains_key(part)
     }
 
-    /// Words that were learned.
+    /// The learned words.
     pub(super) fn embeddings(&self) -> &[TextualInversion] {
         &self.embeddings
     }
@@ -215,10 +213,10 @@ impl ModelFiles {
         self.find(name)?.ok_or_else(|| LoadError::MissingFile(self.path(name)))
     }
 
-    /// What a file says in JSON.
+    /// A file of JSON, deserialized.
     ///
     /// # Errors
-    /// As [`ModelFiles::read`], and when it says something else: names the field.
+    /// As [`ModelFiles::read`], and when the file does not fit the type. Names the field.
     pub(super) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, LoadError> {
         let json = self.read(name)?;
         let found = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&json));
@@ -304,7 +302,7 @@ impl ModelFiles {
         Ok((path, files.map_err(|(path, source)| LoadError::BadWeights { path, source })?))
     }
 
-    /// The files that a list names.
+    /// The files that an index names.
     fn shards(&self, part: &str, index: &str) -> Result<Vec<PathBuf>, LoadError> {
         let bad = |reason: String| LoadError::BadConfig { path: self.path(index), reason };
         let ShardIndex { weight_map } = self.json(index)?;
@@ -320,12 +318,12 @@ impl ModelFiles {
     }
 }
 
-/// What a model is called that nobody gave a name: as its path ends, without the ending of a file. Links have names of their own, such as
-/// those of the hub's cache to files that are called by their hashes.
+/// The default name of a model: the last part of its path, without the extension of a file. Links are not resolved: in the hub's cache,
+/// they have the names, and the files are named by their hashes.
 fn name_of(path: &Path) -> String {
     let end =
         |path: &Path| if path.is_file() { path.file_stem() } else { path.file_name() }.map(|name| name.to_string_lossy().into_owned());
-    // A path such as `..` ends in no name.
+    // A path such as `..` has no last part.
     end(path).or_else(|| end(&path.canonicalize().ok()?)).unwrap_or_else(|| "model".to_owned())
 }
 
@@ -333,7 +331,7 @@ fn is_pickle(path: &Path) -> bool {
     path.extension().is_some_and(|end| PICKLE_ENDINGS.iter().any(|pickle| end.eq_ignore_ascii_case(pickle)))
 }
 
-/// What people call a part.
+/// A part's name, for messages.
 fn part_name(part: &str) -> &str {
     match part {
         "vae" => "VAE",
@@ -345,7 +343,7 @@ fn part_name(part: &str) -> &str {
 /// `….safetensors.index.json`
 #[derive(Deserialize)]
 struct ShardIndex {
-    /// Which file each tensor is in.
+    /// The file of each tensor.
     weight_map: BTreeMap<String, String>,
 }
 

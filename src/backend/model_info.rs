@@ -1,4 +1,4 @@
-//! What the world may know of the loaded model.
+//! The loaded model's name, limits and defaults.
 
 use super::families;
 use crate::{
@@ -9,19 +9,18 @@ use crate::{
     schedulers::{SamplingPlan, SchedulerConfig},
 };
 
-/// The loaded model: its name, what it runs on, and what it does when a request does not say.
+/// The loaded model, as requests are checked against it.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
     /// Name in `/v1/models` and in answers.
     pub id: String,
-    /// Its architecture.
+    /// The family of its architecture.
     pub family: ModelFamily,
     /// What it was trained further for.
     pub variant: ModelVariant,
-    /// Whether the network itself looks at the guidance scale, as distilled ones do: then there are no two sides to guide between, and
-    /// no negative prompt.
+    /// Whether the network looks at the guidance scale, as distilled ones do. The negative prompt then has no effect.
     pub embeds_guidance: bool,
-    /// Where it runs, such as `cpu` or `cuda:0`.
+    /// The device that it runs on, such as `cpu` or `cuda:0`.
     pub device: String,
     /// Number format of the weights, such as `f32`.
     pub dtype: &'static str,
@@ -29,15 +28,15 @@ pub struct ModelInfo {
     pub max_pixels: u64,
     /// Sides of pictures are multiples of this.
     pub size_multiple: u32,
-    /// The most steps: as many as there were timesteps in training.
+    /// The most steps: the number of timesteps in training.
     pub max_steps: usize,
-    /// Words that prompts may use beyond those of the model's own vocabulary.
+    /// Learned words beyond the model's vocabulary.
     pub embeddings: Vec<String>,
     /// The largest `clip_skip`: as many as the text encoder has layers, or 1 in families in which it has no effect.
     pub max_clip_skip: usize,
     /// Settings of a request that leaves them out.
     pub defaults: ModelDefaults,
-    /// The noise levels that it was trained with.
+    /// Its noise levels in training.
     pub scheduler: SchedulerConfig,
 }
 
@@ -48,16 +47,16 @@ impl ModelInfo {
         input.map_or(self.defaults.size, |(width, height)| self.size_for(width, height))
     }
 
-    /// The size at which a picture of `width` x `height` pixels is changed: its own, or as many pixels as the model's own size has where
-    /// it has more, in its proportions and rounded down to what the model can do.
+    /// The size for an input picture of `width` x `height` pixels: its own, rounded down to what the model can do. A picture of more pixels
+    /// than the model's own size is scaled down to that many.
     #[must_use]
     pub fn size_for(&self, width: u32, height: u32) -> ImageSize {
         let own = self.defaults.size;
         size_for(own.pixels().min(self.max_pixels), self.size_multiple, width, height).unwrap_or(own)
     }
 
-    /// The size at which a picture of this size is drawn: the same, unless the model makes nothing sensible of it. One that begins with a
-    /// picture has its proportions.
+    /// The size at which a picture of this size is drawn: the same, unless the model draws well at its own size alone and `size` is larger.
+    /// With an input picture, its proportions are kept.
     #[must_use]
     pub fn drawing_size(&self, size: ImageSize, begins_with_picture: bool) -> ImageSize {
         let own = self.defaults.size;
@@ -70,7 +69,7 @@ impl ModelInfo {
         }
     }
 
-    /// What there is to say of a picture drawn at a size that is not the model's own, and of one that is enlarged.
+    /// A warning about a picture that is enlarged, or drawn at a size far from the model's own.
     #[must_use]
     pub fn size_warning(&self, drawn: ImageSize, enlarged_to: Option<ImageSize>) -> Option<String> {
         let own = self.defaults.size;
@@ -84,7 +83,7 @@ impl ModelInfo {
         let [across, down] = [side(drawn.width(), own.width()), side(drawn.height(), own.height())];
         let (shortest, longest) = (across.min(down), across.max(down));
         let what = match share {
-            // Things are repeated, beside and above each other.
+            // Objects are repeated beside and above each other.
             _ if share > FAR || longest > FAR => "things may appear several times",
             _ if share <= 1.0 / FAR.powi(2) || self.defaults.own_size_only && shortest < NEAR => "it may be blurred or cut off",
             _ => return None,
@@ -92,10 +91,8 @@ impl ModelInfo {
         Some(format!("this model was made for pictures of {own}; at {drawn}, {what}"))
     }
 
-    /// Makes sure that a picture of this size may be asked for.
-    ///
     /// # Errors
-    /// When it is too large for this worker, or not one that the model can do.
+    /// When pictures of this size are too large for this worker, or impossible for the model.
     pub fn check_size(&self, size: ImageSize) -> Result<(), InvalidValue> {
         if size.pixels() > self.max_pixels {
             let allowed = format!("at most {} pixels on this worker (its --max-pixels)", self.max_pixels);
@@ -107,7 +104,7 @@ impl ModelInfo {
         Ok(())
     }
 
-    /// Whether a guidance scale leads away from the negative prompt, in a second evaluation of the network.
+    /// Whether a guidance scale takes a second evaluation of the network, for the negative prompt.
     #[must_use]
     pub fn is_guided(&self, scale: GuidanceScale) -> bool {
         scale.is_guided() && !self.embeds_guidance
@@ -119,7 +116,7 @@ impl ModelInfo {
         families::of(self.family).has_clip_skip
     }
 
-    /// The sampler and the schedule of a request that may leave them out: the checkpoint's own.
+    /// The sampler and the schedule of a request. The checkpoint's own take the place of those that are left out.
     ///
     /// # Errors
     /// When the name of the sampler and the schedule beside it do not agree.
@@ -135,8 +132,8 @@ impl ModelInfo {
         self.scheduler.most_steps(sampler)
     }
 
-    /// How many steps a request has that may leave them out and then has its `own`, and its strength, where it begins with a picture: `edit` is the strength that
-    /// it asks for, and whether there is a mask. What is left out never excludes what is given, or what else is left out.
+    /// The steps of a request, `own` if `given` leaves them out, and its strength if it has an input picture: `edit` is the strength that it
+    /// asks for, and whether there is a mask. Defaults never exclude a value that is given.
     #[must_use]
     pub fn steps(
         &self,
@@ -156,7 +153,7 @@ impl ModelInfo {
         }
     }
 
-    /// How the model does what is asked: whatever it cannot do is found out here, before anything is spent on it.
+    /// The plan of a picture. What the model cannot do is an error here, before anything is spent.
     ///
     /// # Errors
     /// Names the setting that it cannot follow.
@@ -174,19 +171,19 @@ impl ModelInfo {
     }
 }
 
-/// How many times as many pixels as a model's own size has, or as long a side, are far from it.
+/// A size with this many times the model's own pixels, or its own side, is far from it.
 const FAR: f64 = 2.0;
-/// What share of its own side a model that draws well at one size alone needs at least.
+/// The least share of its own side for a model that draws well at its own size alone.
 const NEAR: f64 = 0.85;
 
-/// A size of at most so many pixels in the proportions of `width` x `height`.
+/// A size of at most `most` pixels in the proportions of `width` x `height`.
 fn size_for(most: u64, size_multiple: u32, width: u32, height: u32) -> Option<ImageSize> {
     let most = most as f64;
     let scale = (most / (f64::from(width) * f64::from(height))).sqrt().min(1.0);
     let least = ImageSize::MIN_SIDE.next_multiple_of(size_multiple);
     let side = |length: f64| ((length as u32).min(ImageSize::MAX_SIDE) / size_multiple * size_multiple).max(least);
     let short = side(f64::from(width.min(height)) * scale);
-    // A strip cannot be as long as it is thin.
+    // The shorter side has a minimum: the longer one makes up for it.
     let long = side((f64::from(width.max(height)) * scale).min(most / f64::from(short)));
     let (width, height) = if width < height { (short, long) } else { (long, short) };
     ImageSize::new(width, height).ok()
@@ -197,7 +194,7 @@ fn size_for(most: u64, size_multiple: u32, width: u32, height: u32) -> Option<Im
 pub struct ModelDefaults {
     /// The size that the model was trained for.
     pub size: ImageSize,
-    /// Whether it makes nothing sensible of a larger one, which is then drawn at this size and enlarged.
+    /// Whether the model draws well at this size alone. Larger pictures are drawn at it and enlarged.
     pub own_size_only: bool,
     /// Denoising steps.
     pub steps: Steps,

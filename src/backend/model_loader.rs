@@ -22,23 +22,23 @@ use crate::{
 pub struct LoadOptions {
     /// Where it runs.
     pub device: Device,
-    /// How its weights are kept.
+    /// The type in which its weights are kept.
     pub storage: WeightType,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
-    /// How its VAE works on large pictures.
+    /// Whether large pictures go through the VAE in strips.
     pub vae_tiling: Tiling,
-    /// Whether the layers of text encoders and the VAE's encoder are in memory only while they work, and read again each time.
+    /// Whether the layers of text encoders and the VAE's encoder are read for each use, and are in memory only while they run.
     pub low_memory: bool,
 }
 
 impl LoadOptions {
-    /// The largest picture unless something else is said: all sizes that `OpenAI`'s API has.
+    /// The default: all sizes of `OpenAI`'s API fit.
     pub const MAX_PIXELS: u64 = 2 << 20;
 }
 
 impl Default for LoadOptions {
-    /// As the binary has them on a CPU if nothing is said.
+    /// The binary's defaults on a CPU.
     fn default() -> Self {
         Self { device: Device::Cpu, storage: WeightType::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
     }
@@ -59,7 +59,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeli
     }
 }
 
-/// The same with networks that work in this type.
+/// The same with networks that compute in `dtype`.
 pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
     let (device, storage) = (&options.device, options.storage);
     let configs = ModelConfigs::load(files)?;
@@ -117,7 +117,7 @@ fn fit_preview(networks: &Networks, dtype: DType, device: &Device) -> candle_cor
     }
 }
 
-/// Builds networks from the weights of a model's parts, and remembers what it opened.
+/// Builds networks from the weights of a model's parts, and keeps a list of those.
 struct Builder<'a> {
     files: &'a ModelFiles,
     dtype: DType,
@@ -136,7 +136,7 @@ impl Builder<'_> {
         Ok(network)
     }
 
-    /// Tensors that no network asked for are a sign of a model that is not what its configuration says.
+    /// Tensors that no network read are a sign of a wrong configuration.
     fn warn_of_unread(&self) {
         let mut seen: Vec<&PathBuf> = Vec::new();
         for weights in &self.opened {

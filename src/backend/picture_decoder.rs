@@ -1,5 +1,5 @@
-//! Files that strangers send, from bytes to pixels. Nothing of a file is read but its pixels and its orientation: what it carries
-//! beside them, such as a compressed colour profile, is skipped. A file that ends early is broken, whatever its format.
+//! From the bytes of a stranger's file to pixels. Only pixels and orientation are read; all else, such as a compressed colour profile, is
+//! skipped. A file that ends early is broken, whatever its format.
 
 use std::{
     io::Cursor,
@@ -16,11 +16,11 @@ use crate::common::ImageSize;
 #[error("{0}")]
 pub(super) struct Broken(String);
 
-/// What a decoder takes at most beside the file, in bytes for each pixel: its own buffers, samples of 16 bits with an alpha channel, and
-/// their conversion to 8.
+/// The most bytes for each pixel that a decoder takes beside the file: its buffers, samples of 16 bits with an alpha channel, and their
+/// conversion to 8.
 const BYTES_PER_PIXEL: u64 = 16;
 
-/// What the header of a file says.
+/// The header of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
     /// Width and height as they are stored.
@@ -28,19 +28,19 @@ pub(super) struct Header {
     pub(super) orientation: Orientation,
 }
 
-/// Memory that it takes at most to [`decode`] a file and to scale the picture to `to`, in bytes.
+/// The most bytes of memory that it takes to [`decode`] a file and to scale the picture to `to`.
 pub(super) fn room_for(file: &[u8], (width, height): (u32, u32), to: ImageSize) -> u64 {
     let pixels = u64::from(width) * u64::from(height);
-    // Between its two passes, the scaler keeps four numbers of 32 bits for each pixel of the one size's width and the other's height.
+    // Between its two passes, the scaler keeps an image of the new width and the old height, of four numbers of 32 bits a pixel.
     let between = BYTES_PER_PIXEL * u64::from(width) * u64::from(to.height());
-    // Decoders keep a copy of the file, which grows by doubling.
+    // Decoders copy the file into a buffer that doubles as it grows.
     4 * file.len() as u64 + BYTES_PER_PIXEL * pixels + between + BYTES_PER_PIXEL * to.pixels()
 }
 
 /// Reads the header.
 ///
 /// # Errors
-/// When it is broken, or the file ends early in a way that costs little to find out.
+/// When the header is broken, or the file visibly ends early.
 pub(super) fn header(file: &[u8], format: ImageFormat) -> Result<Header, Broken> {
     guarded(|| match format {
         ImageFormat::Png => {
@@ -70,7 +70,7 @@ pub(super) fn decode(file: &[u8], format: ImageFormat) -> Result<DynamicImage, B
     })
 }
 
-/// A file that a decoder panics at is a broken file.
+/// A file that makes a decoder panic is a broken file.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Broken>) -> Result<T, Broken> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Broken("the decoder gave up".to_owned())))
 }
@@ -79,7 +79,7 @@ fn broken(error: impl std::fmt::Display) -> Broken {
     Broken(error.to_string())
 }
 
-/// The header is read, and nothing but pixels will be: image's own decoder inflates profiles and texts first, however long they are.
+/// A reader that skips all but the pixels: image's own decoder inflates profiles and texts first, however long they are.
 fn open_png(file: &[u8]) -> Result<png::Reader<Cursor<&[u8]>>, Broken> {
     let mut options = png::DecodeOptions::default();
     options.set_ignore_iccp_chunk(true);
@@ -115,8 +115,8 @@ fn picture<P: Pixel>((width, height): (u32, u32), samples: Vec<P::Subpixel>) -> 
     ImageBuffer::from_raw(width, height, samples)
 }
 
-/// Whether the marker that ends a JPEG is there: decoders fill with grey what did not arrive (ITU T.81, B.1). Markers inside of segments,
-/// such as those of a thumbnail, are skipped with them.
+/// Whether a JPEG has its end marker (ITU T.81, B.1). Without this check, decoders fill missing samples with gray. Markers inside of
+/// segments, such as a thumbnail's, are skipped with their segments.
 fn has_jpeg_end(file: &[u8]) -> bool {
     const FILL: u8 = 0xff;
     const START: u8 = 0xd8;
@@ -127,7 +127,7 @@ fn has_jpeg_end(file: &[u8]) -> bool {
     while let Some(at) = rest.windows(2).position(|pair| pair[0] == FILL && pair[1] != 0 && pair[1] != FILL) {
         let marker = rest[at + 1];
         rest = &rest[at + 2..];
-        // Another picture begins where this one has not come to its end.
+        // Another picture begins before this one has ended.
         if matches!(marker, START | END) {
             return marker == END;
         }

@@ -1,4 +1,4 @@
-//! Whether the engine's loop still moves.
+//! A sign of life of the engine's loop.
 
 use std::{
     sync::{
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Beaten by the engine between two layers of a network, so that a step that hangs can be told from one that takes long.
+/// The engine beats it between two layers of a network. A step that hangs beats no more; one that takes long does.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     start: Instant,
@@ -25,17 +25,17 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// The engine moves.
+    /// The engine makes progress.
     pub fn beat(&self) {
         self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// The engine has nothing to do, for as long as that may be.
+    /// The engine is idle.
     pub fn rest(&self) {
         self.last.store(IDLE, Ordering::Relaxed);
     }
 
-    /// How long the engine has not moved though it has something to do.
+    /// How long the engine, if it has work, has made no progress.
     #[must_use]
     pub fn silence(&self) -> Duration {
         match self.last.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
-//! Whether a device works out what diffusers does: each stage of a small picture of the built-in model beside that of
-//! `tests/parity/make_selfcheck_goldens.py`.
+//! A check of a device: each stage of a small picture of the built-in model is compared with diffusers' numbers, which
+//! `tests/parity/make_selfcheck_goldens.py` writes.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,9 +16,8 @@ use crate::{
     ops::WeightType,
 };
 
-/// The stages, by the names of their goldens, and what each may be off by: in f32; with 10 bits of fraction; and with 7. The last two are
-/// five and three times what diffusers itself is off by in f16 and bf16 on a CPU, as the script prints it: candle's convolutions add up in
-/// f16 what is in f16.
+/// The stages, by the names of their goldens, with limits of their errors: in f32, with 10 bits of fraction, and with 7. The last two are
+/// five and three times diffusers' own errors in f16 and bf16 on a CPU, which the script prints: candle's convolutions sum f16 in f16.
 const STAGES: [(&str, [f32; 3]); 6] = [
     ("text_embeddings", [1e-4, 5e-3, 2e-2]),
     ("unet", [1e-4, 3e-2, 2.5e-1]),
@@ -28,29 +27,29 @@ const STAGES: [(&str, [f32; 3]); 6] = [
     ("encoded", [1e-4, 3e-3, 1.5e-2]),
 ];
 
-/// By the stages' names.
+/// Tensors by the stages' names.
 type Goldens = HashMap<String, Tensor>;
 
-/// A stage beside diffusers'.
+/// The comparison of a stage with diffusers'.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
     /// `text_embeddings`; `unet`, its first pass; `latents`, after the last step; `picture`; `decoded` and `encoded`, the VAE alone.
     pub stage: &'static str,
-    /// The largest difference, next to the largest value; infinite where something is no number.
+    /// The largest difference, divided by the largest value; infinite if a value is not finite.
     pub error: f32,
-    /// What it may be.
+    /// The limit of the error.
     pub limit: f32,
 }
 
 impl Comparison {
-    /// Whether the stage is right.
+    /// Whether the error is within its limit.
     #[must_use]
     pub fn is_right(&self) -> bool {
         self.error <= self.limit
     }
 }
 
-/// Compares every stage on a device, with weights kept so.
+/// Compares every stage on a device, with weights kept in this type.
 ///
 /// # Errors
 /// When the built-in model does not load or work there.
@@ -59,7 +58,7 @@ pub fn selfcheck(device: &Device, storage: WeightType) -> std::result::Result<Ve
     let pipeline = load(&ModelFiles::open("builtin")?, &options)?;
     let precision = match storage {
         WeightType::F32 if device.is_cpu() => 0,
-        // cuDNN works out convolutions in f32 with the 10 bits of TF32.
+        // cuDNN computes convolutions of f32 with the 10 bits of TF32.
         WeightType::F32 | WeightType::F16 => 1,
         WeightType::Bf16 | WeightType::Q8_0 => 2,
     };
@@ -70,7 +69,7 @@ fn goldens() -> Result<Goldens> {
     candle_core::safetensors::load_buffer(builtin_model::GOLDENS, &Device::Cpu)
 }
 
-/// `precision` is the limits' place in [`STAGES`].
+/// `precision` is the index of the limits in [`STAGES`].
 fn compare(pipeline: InferencePipeline, precision: usize, goldens: &Goldens) -> std::result::Result<Vec<Comparison>, GenerationError> {
     let found = stages(&Arc::new(pipeline), goldens)?;
     let compare = |(stage, limits): (&'static str, [f32; 3])| {
@@ -79,7 +78,7 @@ fn compare(pipeline: InferencePipeline, precision: usize, goldens: &Goldens) -> 
     STAGES.into_iter().map(compare).collect()
 }
 
-/// What this device makes of every stage. The VAE alone sees what is in the goldens.
+/// Every stage on this device. The VAE alone is given the goldens' input.
 fn stages(pipeline: &Arc<InferencePipeline>, goldens: &Goldens) -> std::result::Result<HashMap<&'static str, Tensor>, GenerationError> {
     let mut generation = pipeline.begin(&request(pipeline.info())?, Interrupt::NEVER)?;
     let tokens = goldens["text_embeddings"].dim(1)?;

@@ -1,4 +1,4 @@
-//! The VAE once more, in f32: for pictures that its numbers overflow on where they have less room. SDXL's own VAE is known for it.
+//! The VAE in f32, beside one in 16 bits, for pictures on which that one overflows. SDXL's own VAE is known for it.
 
 use std::{
     fmt,
@@ -13,14 +13,14 @@ use crate::{
     ops::{WeightType, Weights},
 };
 
-/// Read when it is first needed, and kept from then on.
+/// A VAE that is read when it is first needed, and kept.
 pub struct WideVae {
     read: Box<dyn Fn() -> Result<AutoencoderKl> + Send + Sync>,
     vae: Mutex<Option<Arc<AutoencoderKl>>>,
 }
 
 impl WideVae {
-    /// That of a model's files.
+    /// The VAE of a model's files.
     #[must_use]
     pub fn new(files: ModelFiles, config: AutoencoderKlConfig, device: Device, tiling: Tiling) -> Self {
         let read = move || {
@@ -35,7 +35,7 @@ impl WideVae {
     /// # Errors
     /// When its files cannot be read any more, or there is no memory for it.
     pub fn get(&self) -> Result<Arc<AutoencoderKl>> {
-        // A panic while it was read left nothing half done.
+        // A panic during the read leaves nothing half done.
         let mut vae = self.vae.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(vae) = &*vae {
             return Ok(Arc::clone(vae));

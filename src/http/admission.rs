@@ -98,8 +98,7 @@ impl Admission {
         Self { max_work: megapixels.saturating_mul(MEGAPIXEL), ..self }
     }
 
-    /// A permit for `pictures` pictures, each of which asks for `demand`. `deadline` is how long the client waits for all of them, if it says
-    /// so.
+    /// A permit for `pictures` pictures of `demand` each. `deadline` is how long the client waits for all of them, if it says so.
     ///
     /// # Errors
     /// When there is no room for them, or not enough time.

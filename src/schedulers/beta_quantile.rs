@@ -4,12 +4,12 @@
 const SHAPE: f64 = 0.6;
 /// The beta function at (0.6, 0.6): gamma(0.6)^2 / gamma(1.2).
 const BETA_FUNCTION: f64 = 2.415_344_208_002_472_3;
-/// Where the terms of the series are below what an `f64` shows: they halve from one to the next.
+/// Number of terms of the series: each is at most half the one before, so the next is below the precision of an `f64`.
 const TERMS: u32 = 60;
-/// Halvings of an interval until it is as narrow.
+/// Number of bisections, to the precision of an `f64`.
 const HALVINGS: u32 = 60;
 
-/// The value that a Beta(0.6, 0.6) variable stays below with probability `share`, 0 to 1. As `scipy.stats.beta.ppf`.
+/// The quantile `share`, 0 to 1, of Beta(0.6, 0.6). As `scipy.stats.beta.ppf`.
 pub(super) fn beta_quantile(share: f64) -> f64 {
     if share > 0.5 {
         return 1.0 - beta_quantile(1.0 - share);
@@ -24,7 +24,7 @@ pub(super) fn beta_quantile(share: f64) -> f64 {
 
 /// The regularised incomplete beta function, for `x` up to 1/2, where its series converges fast.
 fn share_below(x: f64) -> f64 {
-    // The integrand t^(a - 1) (1 - t)^(a - 1), its second factor expanded, term by term.
+    // The integrand t^(a - 1) (1 - t)^(a - 1), with its second factor expanded into a series.
     let mut factor = 1.0;
     let mut sum = 0.0;
     for k in 0..TERMS {

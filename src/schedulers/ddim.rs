@@ -7,7 +7,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let width = (config.num_train_timesteps / request.steps) as f64;
     let eta = request.eta.unwrap_or(0.0);
     let stage = |timestep: f64| {
-        // Whole training timesteps only; diffusers rounds the evenly spaced ones as well.
+        // As in diffusers, evenly spaced timesteps are rounded.
         let timestep = timestep.round_ties_even();
         let (from, to) = (alphas.at(timestep), alphas.at(timestep - width));
         let variance = (1.0 - to) / (1.0 - from) * (1.0 - from / to);

@@ -3,7 +3,7 @@
 
 use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpacing, alphas::Alphas, sigmas};
 
-/// No variance is smaller.
+/// The smallest variance.
 const MIN_VARIANCE: f64 = 1e-20;
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {

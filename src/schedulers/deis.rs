@@ -1,18 +1,14 @@
 //! [DEIS](https://arxiv.org/abs/2204.13902), second order, with polynomials in the logarithm of rho, the ratio of noise to picture.
 //! After diffusers' `scheduling_deis_multistep.py` with its default settings.
 
-use super::{
-    PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
-    levels::{Level, LevelSchedule},
-    scheduler_config::FinalSigmas,
-};
+use super::{Level, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, levels::LevelSchedule, scheduler_config::FinalSigmas};
 
 /// Runs of fewer steps end with a step of first order.
 const SHORT_RUN: usize = 15;
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let steps = request.steps;
-    // The logarithm has no end at no noise at all.
+    // The logarithm is infinite without noise.
     let run = LevelSchedule::new(config, request.schedule, steps, FinalSigmas::SigmaMin);
     let levels = &run.levels;
     let stage = |i: usize| {
@@ -38,7 +34,7 @@ fn update(before: Option<Level>, from: Level, to: Level) -> Vec<(Term, f64)> {
     let (newest, older) = slopes.unwrap_or((rho(to) - rho(from), None));
     let mut update = vec![(Term::Sample(0), to.alpha / from.alpha)];
     let mut add_noise = |age: usize, level: Level, weight: f64| {
-        // The noise in the latents then: (x - alpha x0) / sigma.
+        // The noise in the latents: (x - alpha x0) / sigma.
         let weight = to.alpha * weight / level.sigma;
         update.extend([(Term::Sample(age), weight), (Term::Denoised(age), -weight * level.alpha)]);
     };

@@ -2,20 +2,20 @@
 //! After diffusers' `scheduling_dpmsolver_multistep.py` with its default `solver_order` and `solver_type`.
 
 use super::{
-    BetaSchedule, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
-    levels::{Level, LevelSchedule, truncate},
+    BetaSchedule, Level, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
+    levels::{LevelSchedule, truncate},
     scheduler_config::FinalSigmas,
 };
 
 /// Runs of fewer steps end with a step of first order.
 const SHORT_RUN: usize = 15;
 
-/// Whether noise is added on the way.
+/// The equation that is solved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Equation {
-    /// No.
+    /// The probability-flow ODE, without noise.
     Ode,
-    /// Yes, in every step.
+    /// The SDE, with fresh noise in every step.
     Sde,
 }
 
@@ -29,7 +29,7 @@ pub(super) fn sde(config: &SchedulerConfig, request: PlanRequest) -> SamplingPla
 
 fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> SamplingPlan {
     let steps = request.steps;
-    // diffusers keeps whole timesteps; those of the cosine schedule lose their fraction without being rounded first.
+    // As in diffusers, timesteps are whole. Those of the cosine schedule are truncated, not rounded.
     let whole = if config.beta_schedule == BetaSchedule::SquaredCosine { truncate } else { f64::round_ties_even };
     let run = LevelSchedule::with_karras_timesteps(config, request.schedule, steps, config.final_sigmas_type, whole);
     let levels = &run.levels;
@@ -51,7 +51,7 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> S
 }
 
 impl Equation {
-    /// A step that takes x0 for constant.
+    /// A step of first order, with constant x0.
     pub(super) fn first_order(self, from: Level, to: Level) -> Vec<(Term, f64)> {
         let mut update = vec![(Term::Sample(0), self.kept(from, to)), (Term::Denoised(0), self.gained(from, to))];
         if self == Self::Sde {
@@ -60,7 +60,7 @@ impl Equation {
         update
     }
 
-    /// What is left of the latents at the end of a step.
+    /// The weight of the latents in a step.
     pub(super) fn kept(self, from: Level, to: Level) -> f64 {
         let ratio = to.sigma / from.sigma;
         match self {
@@ -69,7 +69,7 @@ impl Equation {
         }
     }
 
-    /// How much of x0 is in the end of a step.
+    /// The weight of x0 in a step.
     pub(super) fn gained(self, from: Level, to: Level) -> f64 {
         let h = to.lambda() - from.lambda();
         match self {
@@ -79,7 +79,7 @@ impl Equation {
     }
 }
 
-/// How much noise the SDE adds in a step.
+/// The weight of fresh noise in a step of the SDE.
 pub(super) fn noise(from: Level, to: Level) -> f64 {
     // Not below 0: next to zero terminal SNR, a very fine schedule can begin with a noise level just below its second.
     to.sigma * (-(2.0 * (from.lambda() - to.lambda())).exp_m1()).max(0.0).sqrt()
@@ -89,7 +89,7 @@ fn second_order(equation: Equation, before: Level, from: Level, to: Level) -> Ve
     let r = (from.lambda() - before.lambda()) / (to.lambda() - from.lambda());
     let mut update = equation.first_order(from, to);
     if r == 0.0 || !r.is_finite() {
-        // Very many steps visit a timestep twice: there is no slope between a level and itself.
+        // Runs of many steps visit a timestep twice: there is no slope between a level and itself.
         return update;
     }
     // D0 + D1 / 2 with D0 = x0 and D1 = (x0 - previous x0) / r

@@ -3,19 +3,19 @@
 //! one is halfway, and goes on from where the one before it began.
 
 use super::{
-    PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpacing,
+    Level, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpacing,
     dpmpp_multistep::{Equation, noise},
-    levels::{Level, LevelSchedule},
+    levels::LevelSchedule,
     scheduler_config::FinalSigmas,
 };
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
-    // diffusers' class does not look at the checkpoint's spacing.
+    // diffusers' class ignores the checkpoint's spacing.
     let config = &SchedulerConfig { timestep_spacing: Some(TimestepSpacing::Linspace), ..config.clone() };
     let steps = request.steps;
     let run = LevelSchedule::new(config, request.schedule, steps, config.final_sigmas_type);
     let levels = &run.levels;
-    // Where its class is told so, an even number of steps ends with two of first order; so does every run to no noise at all.
+    // As in diffusers: runs of an even number of steps, and runs that end without noise, end with two steps of first order.
     let ends_lower =
         (steps.is_multiple_of(2) && config.lower_order_final.unwrap_or(false)) || config.final_sigmas_type == FinalSigmas::Zero;
     let is_second_order = |i: usize| i > request.start && i % 2 == 1 && i < steps - usize::from(ends_lower);

@@ -4,16 +4,16 @@
 use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, scheduler_config::FinalSigmas, sigmas};
 
 const ORDER: usize = 4;
-/// Points of Gauss and Legendre on [-1, 1] and their weights: exact for the cubic polynomials that there are.
+/// Gauss-Legendre points on [-1, 1] and their weights: exact for cubic polynomials.
 const QUADRATURE: [(f64, f64); 2] = [(-0.577_350_269_189_625_8, 1.0), (0.577_350_269_189_625_8, 1.0)];
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, FinalSigmas::Zero);
     let stage = |(i, (timestep, sigma, _)): (usize, (f64, f64, f64))| {
         let mut update = vec![(Term::Sample(0), 1.0)];
-        // A run that begins further on has the polynomials of one that does not, as in diffusers.
+        // As in diffusers, a run that skips steps has the polynomials of the whole run.
         for age in 0..ORDER.min(i - request.start + 1) {
-            // The slope then was (x - x0) / sigma.
+            // The slope is (x - x0) / sigma.
             let weight = coefficient(&run.sigmas, i, age) / run.sigmas[i - age];
             update.extend([(Term::Sample(age), weight), (Term::Denoised(age), -weight)]);
         }
@@ -28,8 +28,8 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().enumerate().skip(request.start).map(stage).collect() }
 }
 
-/// How much the slope of `age` steps ago counts in step `i`: the integral over the step of the polynomial that is 1 at its noise
-/// level and 0 at those of the other slopes.
+/// The weight in step `i` of the slope of `age` steps ago: the integral over the step of the polynomial that is 1 at that slope's noise
+/// level and 0 at those of the others.
 fn coefficient(sigmas: &[f64], i: usize, age: usize) -> f64 {
     let (from, to) = (sigmas[i], sigmas[i + 1]);
     let own = sigmas[i - age];

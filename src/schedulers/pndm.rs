@@ -2,16 +2,16 @@
 //! `scheduling_pndm.py` with `skip_prk_steps`, as every Stable Diffusion checkpoint has it.
 //!
 //! The second timestep is visited twice, so `n` steps are `n + 1` evaluations: a first try of the step to it, then the step itself
-//! with the mean of what the network says at both of its ends.
+//! with the mean of the predictions at both of its ends.
 
 use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, TimestepSpacing, alphas::Alphas, sigmas};
 
-/// Weights of the latest outputs of the network, the newest first, for each number of them that there is.
+/// Weights of the latest outputs, the newest first, for each number of outputs.
 const ADAMS_BASHFORTH: [&[f64]; 4] =
     [&[1.0], &[3.0 / 2.0, -1.0 / 2.0], &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0], &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0]];
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
-    // Its x0 is but for previews.
+    // x0 serves previews alone.
     let config = &SchedulerConfig { clip_sample: Some(false), ..config.clone() };
     let alphas = Alphas::new(config, false, false);
     let width = (config.num_train_timesteps / request.steps) as f64;
@@ -22,10 +22,10 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     }
     let stage = |(i, &timestep): (usize, &f64)| {
         let update = if i == 1 {
-            // Once more from where the first step began.
+            // From the beginning of the first step again.
             transfer(&alphas, timestep + width, timestep, 1, &[(0, 0.5), (1, 0.5)])
         } else {
-            // The output of the second evaluation has served its purpose.
+            // The output of the second evaluation is not used again.
             let ages = (0..=i).filter(|age| i - age != 1);
             let weights = ADAMS_BASHFORTH[ages.clone().count().min(ADAMS_BASHFORTH.len()) - 1];
             let outputs: Vec<(usize, f64)> = ages.zip(weights.iter().copied()).collect();

@@ -67,7 +67,7 @@ pub struct SchedulerConfig {
     pub beta_start: f64,
     /// Beta of the last timestep.
     pub beta_end: f64,
-    /// The way from one to the other.
+    /// How betas grow from one to the other.
     pub beta_schedule: BetaSchedule,
     /// Betas given one by one.
     pub trained_betas: Option<Vec<f64>>,
@@ -75,25 +75,25 @@ pub struct SchedulerConfig {
     pub prediction_type: PredictionType,
     /// Which timesteps a run visits.
     pub timestep_spacing: Option<TimestepSpacing>,
-    /// PNDM: whether a run begins without steps of Runge and Kutta, as all do here.
+    /// PNDM: whether a run begins without Runge-Kutta steps. Every run here does.
     pub skip_prk_steps: bool,
     /// Added to the timesteps of [`TimestepSpacing::Leading`].
     pub steps_offset: usize,
     /// Whether the last timestep is nothing but noise ([Lin et al.](https://arxiv.org/abs/2305.08891), algorithm 1).
     pub rescale_betas_zero_snr: bool,
-    /// Whether nothing of the noise is left after the last step, for samplers that count in alphas.
+    /// Whether the last step leaves no noise, for the samplers of `alphas.rs`.
     pub set_alpha_to_one: Option<bool>,
-    /// Whether those clamp x0.
+    /// Whether those samplers clamp x0.
     pub clip_sample: Option<bool>,
-    /// To what.
+    /// The clamp's range on both sides of 0.
     pub clip_sample_range: f64,
-    /// Whether x0 is clamped to a quantile of its own. Refused: no latent diffusion model asks for it.
+    /// Whether x0 is clamped to a quantile. Refused: no latent diffusion model has it.
     pub thresholding: bool,
     /// The noise level after the last step.
     pub final_sigmas_type: FinalSigmas,
     /// DPM-Solver++: whether short runs end with a step of first order.
     pub lower_order_final: Option<bool>,
-    /// DPM-Solver++: whether every run does.
+    /// DPM-Solver++: whether every run ends with a step of first order.
     pub euler_at_final: bool,
     /// Whether the checkpoint asks for Karras sigmas.
     pub use_karras_sigmas: bool,
@@ -101,13 +101,13 @@ pub struct SchedulerConfig {
     pub use_exponential_sigmas: bool,
     /// Whether it asks for sigmas spaced by the quantiles of a beta distribution.
     pub use_beta_sigmas: bool,
-    /// DPM-Solver: which of its forms.
+    /// DPM-Solver: its variant.
     pub algorithm_type: Option<String>,
-    /// LCM, TCD: in how many steps the distilled model's teacher worked. A run has at most as many.
+    /// LCM, TCD: number of steps of the distilled model's teacher. A run has at most as many.
     pub original_inference_steps: usize,
-    /// LCM: what timesteps are multiplied with in its boundary condition.
+    /// LCM: factor of timesteps in the boundary condition.
     pub timestep_scaling: f64,
-    /// Whether the model is of the SDXL family, for which there is another table of [`Schedule::AlignYourSteps`].
+    /// Whether the model is an SDXL, which has its own table of [`Schedule::AlignYourSteps`].
     #[serde(skip)]
     pub is_xl: bool,
 }
@@ -144,7 +144,7 @@ impl Default for SchedulerConfig {
     }
 }
 
-/// Fields that change the samplers in ways that they are not written for, with the values at which they do not.
+/// Fields that change samplers in unsupported ways, with the values that do not.
 const UNSUPPORTED: [(&str, &[&str]); 13] = [
     ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\"", "\"deis\""]),
     ("disable_corrector", &["[]"]),
@@ -160,17 +160,17 @@ const UNSUPPORTED: [(&str, &[&str]); 13] = [
     ("use_lu_lambdas", &["false"]),
     ("variance_type", &["\"fixed_small\""]),
 ];
-/// How the names of schedulers begin that are for models which were trained otherwise.
+/// Beginnings of the names of schedulers for models with another kind of training.
 const OTHER_MODELS: [&str; 3] = ["FlowMatch", "FlowMap", "EDM"];
 
 impl SchedulerConfig {
     /// Reads and checks `scheduler_config.json`.
     ///
     /// # Errors
-    /// When it is no valid JSON, or asks for what cannot be.
+    /// When it is no valid JSON, or asks for something unsupported.
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
         let mut raw = python_json(json)?;
-        // As in diffusers, what is null is as if it were not there.
+        // As in diffusers, null counts as left out.
         raw.retain(|_, value| !value.is_null());
         let class = raw.get("_class_name").and_then(serde_json::Value::as_str).unwrap_or_default();
         if OTHER_MODELS.iter().any(|start| class.starts_with(start)) {
@@ -187,18 +187,18 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// The checkpoint's own sampler, unless it is one that is not known here.
+    /// The checkpoint's own sampler, if it is supported.
     #[must_use]
     pub fn own_sampler(&self) -> Option<Sampler> {
         match (self.class_name.as_str(), self.algorithm_type.as_deref()) {
             ("DPMSolverMultistepScheduler", Some("sde-dpmsolver++")) => Some(Sampler::Dpmpp2mSde),
-            // Otherwise this class solves an ODE.
+            // With another algorithm, this class solves an ODE.
             ("DPMSolverSinglestepScheduler", Some("sde-dpmsolver++")) => Some(Sampler::DpmppSde),
             (class, _) => class.parse().ok(),
         }
     }
 
-    /// The checkpoint's own schedule with a sampler: the default one where its class in diffusers knows no other.
+    /// The checkpoint's own schedule for a sampler. It is the default one if the sampler's class in diffusers has no other.
     #[must_use]
     pub fn own_schedule(&self, sampler: Sampler) -> Schedule {
         let own = match (self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas) {
@@ -236,9 +236,8 @@ impl SchedulerConfig {
         }
     }
 
-    /// What remains of the picture at each training timestep, as a share of the variance; falling from almost 1 to almost 0, or
-    /// to 0 itself with `rescale_betas_zero_snr`. Rounded as diffusers' tables in f32 are: timesteps between two whole ones follow from
-    /// it, and fall on the same side.
+    /// The picture's share of the variance at each training timestep, falling from almost 1 to almost 0, or to 0 with
+    /// `rescale_betas_zero_snr`. The values are rounded like diffusers' tables in f32, so that timesteps computed from them round alike.
     #[must_use]
     pub fn alphas_cumprod(&self) -> Vec<f64> {
         let mut product = 1.0;
@@ -275,7 +274,7 @@ impl SchedulerConfig {
     }
 }
 
-/// JSON as Python writes it, which has a word of its own for what diffusers' DPM-Solvers say of no limit: it becomes a string.
+/// Python writes `-Infinity` into JSON for the limits of diffusers' DPM-Solvers. It becomes a string.
 fn python_json(json: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>, String> {
     const NO_LIMIT: &str = "-Infinity";
     let quoted = format!("\"{NO_LIMIT}\"");
@@ -283,18 +282,18 @@ fn python_json(json: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>
     serde_json::from_str(&text.replace(&quoted, NO_LIMIT).replace(NO_LIMIT, &quoted)).map_err(|error| error.to_string())
 }
 
-/// Shifts and stretches the signal so that none of it is left at the last timestep and the first stays as it is.
+/// Shifts and scales the signal to 0 at the last timestep, and leaves the first unchanged.
 fn rescale_to_zero_snr(alphas_cumprod: &mut [f64]) {
     let (Some(first), Some(last)) = (alphas_cumprod.first().map(|a| a.sqrt()), alphas_cumprod.last().map(|a| a.sqrt())) else { return };
     if first <= last {
-        return; // A single timestep has no range to stretch.
+        return; // A single timestep has no range.
     }
     for alpha in alphas_cumprod {
         *alpha = ((alpha.sqrt() - last) * first / (first - last)).powi(2);
     }
 }
 
-/// `count` numbers from `start` to `end`, both included, as `torch.linspace`: counted from the nearer end.
+/// `count` numbers from `start` to `end`, both included, as `torch.linspace`, which counts from the nearer end.
 fn torch_linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count.max(2) - 1) as f32;
     let number = |i: usize| if i < count.div_ceil(2) { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 };

@@ -11,7 +11,7 @@ use crate::common::Schedule;
 /// The timesteps of a run, the noisiest first.
 ///
 /// diffusers counts the trailing ones with `numpy.arange(1000, 0, -1000 / steps)`, which for some numbers of steps (61, 103, …)
-/// rounds its way to one timestep too many, -1; here there are as many as were asked for.
+/// rounds to one timestep too many, -1. Here there are as many as were asked for.
 pub(super) fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
     let last = (train - 1) as f64;
@@ -19,19 +19,19 @@ pub(super) fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, step
         TimestepSpacing::Linspace => linspace(0.0, last, steps).into_iter().rev().collect(),
         TimestepSpacing::Leading => (0..steps).rev().map(|i| (i * (train / steps) + config.steps_offset) as f64).collect(),
         TimestepSpacing::Trailing => {
-            // As numpy.arange comes from one to the next: what lies on a half rounds the same way.
+            // The steps of numpy.arange, so that halves round alike.
             let width = train as f64 - (train as f64 - train as f64 / steps as f64);
             (0..steps).map(|i| (train as f64 - i as f64 * width).round_ties_even() - 1.0).collect()
         }
     };
-    // steps_offset can lead one past the end of the table, which would stop diffusers' DDIM.
+    // steps_offset can exceed the table, which is an error in diffusers' DDIM.
     for t in &mut timesteps {
         *t = t.clamp(0.0, last);
     }
     timesteps
 }
 
-/// The noise level of each training timestep, rising.
+/// The noise level of each training timestep, in rising order.
 pub(super) struct SigmaTable(Vec<f64>);
 
 impl SigmaTable {
@@ -71,7 +71,7 @@ impl SigmaTable {
         self.0[low] + share * (self.0[high] - self.0[low])
     }
 
-    /// The timestep at which there is this much noise, interpolated in the logarithm (diffusers' `_sigma_to_t`).
+    /// The timestep of a noise level, interpolated in the logarithm (diffusers' `_sigma_to_t`).
     pub(super) fn timestep_of(&self, sigma: f64) -> f64 {
         let last = self.0.len().saturating_sub(2);
         let low = self.0.partition_point(|s| *s <= sigma).saturating_sub(1).min(last);
@@ -81,17 +81,17 @@ impl SigmaTable {
     }
 }
 
-/// Noise levels of a run: one for each step and one for its end, with the timesteps that belong to them.
+/// Noise levels of a run, one for each step and one for its end, with their timesteps.
 pub(super) struct SigmaSchedule {
     pub(super) timesteps: Vec<f64>,
     /// One more than there are timesteps.
     pub(super) sigmas: Vec<f64>,
-    /// Standard deviation of the first latents, for samplers whose latents have a picture of variance 1 below the noise.
+    /// Standard deviation of the first latents.
     pub(super) init_noise_sigma: f64,
 }
 
 impl SigmaSchedule {
-    /// As diffusers' classes after k-diffusion have it: curves lead from the first noise level that the spacing visits to the last.
+    /// As in diffusers' classes after k-diffusion: curves span the noise levels that the spacing visits.
     pub(super) fn new(config: &SchedulerConfig, schedule: Schedule, steps: usize, end: FinalSigmas) -> Self {
         let table = SigmaTable::new(config);
         let spacing = spacing(config, schedule, TimestepSpacing::Linspace);
@@ -113,7 +113,7 @@ impl SigmaSchedule {
     }
 }
 
-/// The spacing of timesteps: by request, or as the checkpoint says, or as the sampler's class in diffusers has it.
+/// The spacing of timesteps: the request's, the checkpoint's, or the default of the sampler's class in diffusers.
 pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing) -> TimestepSpacing {
     match schedule {
         Schedule::Normal => TimestepSpacing::Linspace,
@@ -126,13 +126,13 @@ pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: Tim
 pub(super) fn spaced(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing, steps: usize) -> Vec<f64> {
     match schedule {
         Schedule::Simple => simple_timesteps(config, steps),
-        // As in other programs. numpy's one number of many is the first, in which there is no noise left.
+        // As in other programs: the last timestep. numpy.linspace would give the first.
         Schedule::Normal if steps == 1 => vec![(config.num_train_timesteps - 1) as f64],
         _ => timesteps(config, spacing(config, schedule, default), steps),
     }
 }
 
-/// `steps` noise levels from `max` to `min` on a curve, if the schedule is one.
+/// `steps` noise levels from `max` to `min`, if the schedule is a curve.
 pub(super) fn curve(config: &SchedulerConfig, schedule: Schedule, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
     let curve = match schedule {
         Schedule::Default | Schedule::Normal | Schedule::SgmUniform | Schedule::Simple => return None,
@@ -147,7 +147,7 @@ pub(super) fn curve(config: &SchedulerConfig, schedule: Schedule, max: f64, min:
     Some(curve)
 }
 
-/// The noise levels that were found best for ten steps ([Sabour et al.](https://arxiv.org/abs/2404.14507)), interpolated in the
+/// The best noise levels for ten steps ([Sabour et al.](https://arxiv.org/abs/2404.14507)), interpolated in the
 /// logarithm for other numbers of steps, as its authors do.
 fn align_your_steps(is_xl: bool, steps: usize) -> Vec<f64> {
     const SD: [f64; 11] = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029];
@@ -163,14 +163,13 @@ fn align_your_steps(is_xl: bool, steps: usize) -> Vec<f64> {
     (0..steps).map(level).collect()
 }
 
-/// As `ComfyUI` spaces them: every so many of the training timesteps, back from the last, rounded up.
+/// `ComfyUI`'s spacing: training timesteps at equal distances back from the last, rounded up.
 fn simple_timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
     (0..steps).map(|i| (train - 1 - i * train / steps) as f64).collect()
 }
 
-/// How x0 follows from latents whose noise has standard deviation `sigma` next to a picture of variance 1, that is from latents
-/// before `scale_model_input`.
+/// How x0 follows from latents at noise level `sigma`, before `scale_model_input`.
 pub(super) fn denoised_from_sigma(prediction: PredictionType, sigma: f64) -> super::Denoised {
     let (sample, output) = match prediction {
         PredictionType::Epsilon => (1.0, -sigma),
@@ -179,17 +178,17 @@ pub(super) fn denoised_from_sigma(prediction: PredictionType, sigma: f64) -> sup
     super::Denoised { sample, output, clip: None }
 }
 
-/// The level of latents whose noise has standard deviation `sigma` next to a picture of variance 1.
+/// The level of latents whose noise has standard deviation `sigma`, beside a picture of variance 1.
 pub(super) fn level(sigma: f64) -> Level {
     Level { alpha: 1.0, sigma }
 }
 
-/// What latents are multiplied with, so that the network sees a variance of 1.
+/// Factor that brings latents to a variance of 1.
 pub(super) fn input_scale(sigma: f64) -> f64 {
     1.0 / (sigma * sigma + 1.0).sqrt()
 }
 
-/// How far an ancestral step goes down, and how far its noise leads back up, on the way from one noise level to another.
+/// The noise level that an ancestral step goes down to, and the noise that leads back up, on the way `from` one noise level `to` another.
 pub(super) fn ancestral_step(from: f64, to: f64) -> (f64, f64) {
     // Not below 0: next to zero terminal SNR, a very fine schedule can begin with a noise level just below its second.
     let up = (to * to * (from * from - to * to).max(0.0) / (from * from)).sqrt();

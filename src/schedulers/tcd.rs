@@ -3,11 +3,11 @@
 
 use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, alphas::Alphas};
 
-/// How much noise there is unless the request says.
+/// Eta of a request that leaves it out.
 const ETA: f64 = 0.3;
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
-    // diffusers' class does not clamp, whatever the checkpoint says.
+    // diffusers' class never clamps.
     let config = &SchedulerConfig { clip_sample: Some(false), ..config.clone() };
     let alphas = Alphas::new(config, true, false);
     let eta = request.eta.unwrap_or(ETA);
@@ -15,7 +15,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let stage = |i: usize| {
         let timestep = timesteps[i];
         let next = timesteps.get(i + 1).copied();
-        // Further down than the next timestep, from where noise leads back up to it. In f32, as diffusers finds the timestep.
+        // Below the next timestep; noise leads back up to it. In f32, as in diffusers.
         let target = ((1.0 - eta) as f32 * next.unwrap_or(0.0) as f32).floor();
         let alpha = alphas.at(target.into());
         let up = next.filter(|_| eta > 0.0).map(|next| alphas.at(next) / alpha);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::common::{Eta, Seed, TorchRng};
+use crate::common::{Eta, Sampler, Schedule, Seed, Steps, TorchRng};
 
 #[derive(Deserialize)]
 struct Goldens {

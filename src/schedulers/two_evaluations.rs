@@ -1,5 +1,5 @@
-//! Solvers that evaluate the network twice in a step, once at its beginning and once further on; the last step, to no noise at all,
-//! is one of Euler's. With `n` steps there are `2 n - 1` evaluations.
+//! Solvers that evaluate the network twice in a step, at its beginning and further on. The last step, to no noise, is one of Euler's:
+//! `n` steps are `2 n - 1` evaluations.
 //!
 //! - Heun's method: algorithm 1 of [Karras et al.](https://arxiv.org/abs/2206.00364), after diffusers'
 //!   `scheduling_heun_discrete.py`.
@@ -18,7 +18,7 @@ struct Step {
     down: f64,
 }
 
-/// Where the second evaluation is, and what follows from both.
+/// The second evaluation, and the use of both.
 #[derive(Clone, Copy, PartialEq)]
 enum Method {
     /// At the end; the mean of both slopes.
@@ -48,7 +48,7 @@ pub(super) fn dpmpp_2s_ancestral(config: &SchedulerConfig, request: PlanRequest)
 fn plan(config: &SchedulerConfig, request: PlanRequest, method: Method, ancestral: bool) -> SamplingPlan {
     let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, FinalSigmas::Zero);
     let table = sigmas::SigmaTable::new(config);
-    // diffusers keeps whole timesteps for this one.
+    // As in diffusers, timesteps are whole for this one.
     let rounds = method == Method::Midpoint && request.schedule == Schedule::Karras;
     let stage = |timestep: f64, sigma: f64, level: f64, update: Vec<(Term, f64)>| Stage {
         timestep,
@@ -68,7 +68,7 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, method: Method, ancestra
             if ancestral {
                 update.push((Term::Noise, up));
             }
-            // diffusers brings pictures to the end of a step of this method already in its middle.
+            // As in diffusers, an input picture is at the level of the step's end already in its middle.
             let level = if method == Method::Midpoint { to } else { middle };
             stages.push(stage(table.timestep_of(middle), middle, level, update));
         }

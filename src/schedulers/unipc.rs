@@ -1,15 +1,12 @@
 //! [UniPC](https://arxiv.org/abs/2302.04867), second order, with B2(h) and prediction of x0. After diffusers'
 //! `scheduling_unipc_multistep.py` with its default settings.
 //!
-//! Each step begins by correcting the one before it: now that the network has seen where that step led, its x0 counts as well. The
-//! prediction and the correction of a step differ in their weights of x0 only, so the correction is a sum of those.
+//! Each step begins by correcting the one before it with the x0 at that step's end. The prediction and the correction of a step differ in
+//! their weights of x0 only, so the correction is a sum of those.
 
 use std::iter;
 
-use super::{
-    PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
-    levels::{Level, LevelSchedule},
-};
+use super::{Level, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, levels::LevelSchedule};
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let steps = request.steps;
@@ -22,7 +19,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
     let stage = |i: usize| {
         let step_now = step(i);
         let mut update = if i > request.start {
-            // What is corrected is the step itself, without a mask that was laid over its end.
+            // The step itself is corrected, without a mask that was laid over its end.
             let step_before = step(i - 1);
             let corrected = iter::once((Term::Unmasked, 1.0)).chain(step_before.correction());
             corrected.map(|(term, weight)| (term, weight * step_now.kept)).collect()
@@ -38,20 +35,20 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
 
 /// A step of the solver.
 struct Step {
-    /// What is left of the latents at its end.
+    /// The weight of the latents.
     kept: f64,
-    /// The weight of x0, taken for constant.
+    /// The weight of a constant x0.
     gained: f64,
-    /// Negative length in half the logarithm of the signal-to-noise ratio.
+    /// Negative length of the step in lambda.
     hh: f64,
-    /// The step before it next to this one, as a negative share, if the step is of second order.
+    /// The length of the step before it, as a negative share of this one's, if the step is of second order.
     r: Option<f64>,
 }
 
 impl Step {
     fn new(before: Option<Level>, from: Level, to: Level) -> Self {
         let h = to.lambda() - from.lambda();
-        // Very many steps visit a timestep twice: there is no slope between a level and itself.
+        // Runs of many steps visit a timestep twice: there is no slope between a level and itself.
         let r = before.map(|before| (before.lambda() - from.lambda()) / h).filter(|r| r.is_finite() && *r != 0.0);
         Self { kept: to.sigma / from.sigma, gained: -to.alpha * (-h).exp_m1(), hh: -h, r }
     }
@@ -63,10 +60,10 @@ impl Step {
         vec![(Term::Denoised(0), self.gained - slope), (Term::Denoised(1), slope)]
     }
 
-    /// What is to be added at its end, when the x0 there is known: that one is of age 0, those of the prediction are one stage older.
+    /// The correction at its end, when the x0 there is known. That x0 has age 0; those of the prediction are one stage older.
     fn correction(&self) -> impl Iterator<Item = (Term, f64)> {
         let (older, newest) = self.r.map_or((0.0, 0.5), |r| {
-            // Equation 9 of the paper: the weights for which polynomials of first degree come out right.
+            // Equation 9 of the paper: the weights that are exact for polynomials of first degree.
             let phi_1 = self.hh.exp_m1();
             let phi_2 = phi_1 / self.hh - 1.0;
             let phi_3 = phi_2 / self.hh - 0.5;

@@ -1,5 +1,5 @@
-//! The networks of checkpoints in one file, which carry no configuration. What a network is follows from the variant that a file is of,
-//! and never from whether a tensor is there: so a damaged file is an error that names what it lacks, not another network.
+//! The networks of checkpoints in one file, which carry no configuration. The variant of a file decides its networks; a single tensor
+//! decides nothing. So a damaged file is an error that names what it lacks, and not another network.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +8,22 @@ use serde_json::{Value, json};
 use super::tensor_files::TensorFiles;
 use crate::common::ModelFamily;
 
-/// How the names of a UNet's tensors begin in checkpoints.
+/// Prefix of a UNet's tensors in checkpoints.
 pub(super) const UNET: &str = "model.diffusion_model.";
-/// Residual blocks to a level of every UNet on the way down, and of every VAE's encoder.
+/// Residual blocks at each level of every UNet on the way down, and of every VAE's encoder.
 pub(super) const LAYERS_PER_BLOCK: usize = 2;
 /// Levels of every VAE.
 pub(super) const VAE_LEVELS: usize = 4;
-/// Of Stable Diffusion 1; the others have heads of a fixed width.
+/// Attention heads of Stable Diffusion 1. The others have heads of a fixed width.
 const SD1_HEADS: usize = 8;
 /// Width of a head, in every UNet but those of Stable Diffusion 1, and in all text encoders.
 const HEAD_DIM: usize = 64;
-/// The numbers that SDXL is told of a picture.
+/// The sizes and offsets of a picture that SDXL looks at.
 const TIME_IDS: usize = 6;
-/// How much worse it is for a variant to have another width than to have another number of transformer blocks somewhere.
+/// The distance between variants of different widths. One transformer block more or less is a distance of 1.
 const WIDTH_COUNTS: usize = 1000;
 
-/// A variant of Stable Diffusion: its networks, but for what every one of them has.
+/// A variant of Stable Diffusion: the settings of its networks that are not the same in all variants.
 #[derive(Debug)]
 pub(super) struct Architecture {
     /// For messages.
@@ -37,9 +37,9 @@ pub(super) struct Architecture {
     mid: Option<usize>,
     /// and on the way up, the coarsest level first.
     up: &'static [[usize; LAYERS_PER_BLOCK + 1]],
-    /// Width of the embedding of each of the numbers that SDXL is told.
+    /// Width of the embedding of each of SDXL's sizes and offsets.
     time_dim: usize,
-    /// One, or the two of SDXL.
+    /// One text encoder, or the two of SDXL.
     text: &'static [TextArchitecture],
     /// Channels of the VAE's levels, the finest first.
     vae: [usize; VAE_LEVELS],
@@ -50,7 +50,7 @@ pub(super) struct Architecture {
 struct TextArchitecture {
     hidden_size: usize,
     intermediate_size: usize,
-    /// Of Stable Diffusion 2's, those that are looked at: its files may have one more.
+    /// Stable Diffusion 2 leaves out the last one, which its files may have.
     layers: usize,
     act: &'static str,
 }
@@ -84,12 +84,12 @@ const SDXL: Architecture = Architecture {
     vae: VAE,
 };
 
-/// The text encoders and the VAE of the families that the project's tests have, which are small (`tests/parity/make_family_goldens.py`).
+/// The small text encoders and VAE of the project's tests (`tests/parity/make_family_goldens.py`).
 const SMALL_CLIP: TextArchitecture = TextArchitecture { hidden_size: 64, intermediate_size: 128, layers: 3, act: "quick_gelu" };
 const SMALL_OPEN_CLIP: TextArchitecture = TextArchitecture { hidden_size: 128, intermediate_size: 256, layers: 3, act: "gelu" };
 const SMALL_VAE: [usize; VAE_LEVELS] = [32, 32, 32, 64];
 
-/// Every variant, after the table of `ComfyUI`'s `model_detection.py`. Inpainting models have more channels for the same, and LCM a tensor.
+/// Every variant, after the table of `ComfyUI`'s `model_detection.py`. Inpainting models differ in `in_channels`, and LCM in a tensor.
 static KNOWN: [Architecture; 11] = [
     SD1,
     SD2,
@@ -131,11 +131,10 @@ const SMALL_XL: Architecture =
     Architecture { channels: &[64, 128], time_dim: 32, text: &[SMALL_CLIP, SMALL_OPEN_CLIP], vae: SMALL_VAE, ..SDXL };
 
 impl Architecture {
-    /// The variant that a checkpoint is of: of the family that is told by its text encoders, if they tell one, that which is nearest to what
-    /// its UNet has.
+    /// The variant of a checkpoint: of its family, if that is known, the variant with the UNet nearest to the checkpoint's.
     ///
     /// # Errors
-    /// When the UNet has more than any variant that is known. What it lacks is found out when it is read.
+    /// When the UNet has more blocks than that variant. Missing blocks are found when the UNet is read.
     pub(super) fn of(files: &TensorFiles, family: Option<ModelFamily>) -> Result<&'static Self, String> {
         let found = transformers(files);
         let known = KNOWN.iter().filter(|known| family.map_or(known.family != ModelFamily::Sdxl, |family| known.family == family));
@@ -153,7 +152,7 @@ impl Architecture {
         })
     }
 
-    /// How far the UNet in these files is from this one.
+    /// The distance between this variant's UNet and that of the files.
     fn distance(&self, files: &TensorFiles, found: &BTreeMap<String, usize>) -> usize {
         let width = |name: &str, dim: usize, right: usize| {
             let found = files.shape(&format!("{UNET}{name}")).and_then(|shape| shape.get(dim));
@@ -172,7 +171,7 @@ impl Architecture {
             + width("out.2.weight", 1, self.channels[0])
     }
 
-    /// Transformer blocks, by the place of their transformer.
+    /// Number of blocks of each transformer, by its prefix.
     fn transformers(&self) -> BTreeMap<String, usize> {
         let level = |way: &'static str, first: usize, depths: &[usize], level: usize| {
             let block = first + level * (LAYERS_PER_BLOCK + 1);
@@ -184,12 +183,12 @@ impl Architecture {
         down.chain(up).chain(mid).filter(|(_, depth)| *depth > 0).collect()
     }
 
-    /// Width of what the UNet looks at of a text.
+    /// Width of the text embeddings.
     fn cross_attention_dim(&self) -> usize {
         self.text.iter().map(|text| text.hidden_size).sum()
     }
 
-    /// The last of the blocks on the UNet's way up.
+    /// Index of the last block on the UNet's way up.
     pub(super) fn last_output_block(&self) -> usize {
         self.up.len() * (LAYERS_PER_BLOCK + 1) - 1
     }
@@ -209,7 +208,7 @@ impl Architecture {
         let (middle, depth) = self.mid.map_or(("UNetMidBlock2D", 0), |depth| ("UNetMidBlock2DCrossAttn", depth));
         let mut down: Vec<Value> = self.down.iter().map(|depths| json!(depths)).collect();
         if let Some(coarsest) = down.last_mut().filter(|_| depth > 0) {
-            // The middle has as many as the coarsest level, also where that has none itself.
+            // diffusers gives the middle as many as the coarsest level, even if that level itself has none.
             *coarsest = json!([depth, depth]);
         }
         let mut config = json!({
@@ -235,8 +234,7 @@ impl Architecture {
         config
     }
 
-    /// `text_encoder/config.json`, or that of SDXL's second one, as transformers has it. There may be more words than CLIP's own, which
-    /// training added.
+    /// `text_encoder/config.json`, or that of SDXL's second text encoder, as transformers has it. Training may have added words to CLIP's.
     pub(super) fn text_encoder(&self, index: usize, vocab_size: Option<usize>) -> Option<Value> {
         let text = self.text.get(index)?;
         Some(json!({
@@ -251,7 +249,7 @@ impl Architecture {
         }))
     }
 
-    /// How many layers of the first text encoder are looked at.
+    /// Number of layers of the first text encoder that are used.
     pub(super) fn text_layers(&self) -> usize {
         self.text.first().map_or(0, |text| text.layers)
     }
@@ -264,12 +262,12 @@ impl Architecture {
     }
 }
 
-/// What `vae/config.json` says of the network of the VAE whose finest level has so many channels, if it is known.
+/// `vae/config.json` of the known VAE whose finest level has this many channels, without its scaling.
 pub(super) fn known_vae(finest: usize) -> Option<Value> {
     KNOWN.iter().map(|known| known.vae).find(|channels| channels[0] == finest).map(vae)
 }
 
-/// How many layers of a text encoder with `OpenCLIP`'s names Stable Diffusion 2 looks at, if it has one of this width.
+/// Number of layers that Stable Diffusion 2 uses of an `OpenCLIP` of this width, if one is known.
 pub(super) fn known_open_clip(hidden_size: usize) -> Option<usize> {
     let known = KNOWN.iter().filter(|known| known.family == ModelFamily::Sd2).flat_map(|known| known.text);
     known.filter(|text| text.hidden_size == hidden_size).map(|text| text.layers).next()
@@ -288,7 +286,7 @@ fn vae(channels: [usize; VAE_LEVELS]) -> Value {
     })
 }
 
-/// How many transformer blocks a UNet has, by the place of their transformer, such as `input_blocks.4.1`. Any tensor of a block counts.
+/// Number of blocks of each transformer of a UNet, by its prefix, such as `input_blocks.4.1`. Any tensor of a block counts.
 fn transformers(files: &TensorFiles) -> BTreeMap<String, usize> {
     let mut depths = BTreeMap::new();
     for name in files.names() {

@@ -1,5 +1,4 @@
-//! A checkpoint in one file, in the layout of the programs that Stable Diffusion was trained with, read as if it were a directory in
-//! diffusers'.
+//! A checkpoint in one file, in the layout of the programs that trained Stable Diffusion, presented as a directory in diffusers' layout.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +12,7 @@ use super::{
     MAX_TEXT_BYTES,
     architectures::{Architecture, UNET},
     clip_vocabulary, ldm_names,
-    tensor_files::{Locate, Place, TensorFiles},
+    tensor_files::{Locate, StoredTensor, TensorFiles},
 };
 use crate::{
     backend::{
@@ -24,11 +23,11 @@ use crate::{
 };
 
 const VAE: &str = "first_stage_model.";
-/// Of the latents of every Stable Diffusion; inpainting models have a mask and a picture beside them.
+/// Channels of the latents of every Stable Diffusion. Inpainting models have those of a mask and a picture beside them.
 const LATENT_CHANNELS: usize = 4;
 /// Averages of the UNet's weights over its training.
 const EMA: &str = "model_ema.";
-/// How many numbers there are beside those.
+/// Tensors beside the averages that have the same prefix.
 const EMA_COUNTERS: usize = 2;
 /// A checkpoint in one file.
 #[derive(Debug)]
@@ -39,10 +38,10 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens it and finds out what it is.
+    /// Opens a file and recognises its variant.
     ///
     /// # Errors
-    /// When it is no whole safetensors file, or no checkpoint of a family that is supported.
+    /// When it is no whole safetensors file, or its family is not supported.
     pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, source)| LoadError::BadWeights { path, source })?;
         let architecture = architecture(&files).map_err(|reason| LoadError::BadConfig { path: path.to_owned(), reason })?;
@@ -56,7 +55,7 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), files, architecture })
     }
 
-    /// The parts that it has not, by their folders in diffusers' layout: some are spread without.
+    /// The parts that the file lacks, by their folders in diffusers' layout.
     pub(super) fn missing(&self) -> impl Iterator<Item = &'static str> {
         let has = |prefix: &str| self.files.names().any(|name| name.starts_with(prefix));
         let is_xl = self.architecture.family == ModelFamily::Sdxl;
@@ -68,7 +67,7 @@ impl Checkpoint {
         parts.into_iter().filter_map(|(part, is_there)| (!is_there).then_some(part))
     }
 
-    /// What the networks are of, for messages.
+    /// The variant's name, for messages.
     pub(super) fn variant(&self) -> &'static str {
         self.architecture.name
     }
@@ -81,7 +80,7 @@ impl Checkpoint {
         &self.files
     }
 
-    /// What a file of a directory in diffusers' layout would say, if there were one.
+    /// The file of this name in diffusers' layout, if that layout has one.
     pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
         let json = |value: Value| Some(value.to_string().into_bytes());
         match name {
@@ -115,7 +114,7 @@ impl Checkpoint {
         }
     }
 
-    /// How the names begin of tensors that are there and are looked at by nobody, where these parts are taken from elsewhere.
+    /// Prefixes of tensors that no network reads if these parts come from elsewhere.
     pub(super) fn needless<'a>(&self, elsewhere: impl Iterator<Item = &'a str>) -> Vec<String> {
         let unused = match self.architecture.family {
             ModelFamily::Sd2 => Some(unused_layer(self.prefix("text_encoder"), self.architecture.text_layers())),
@@ -124,7 +123,7 @@ impl Checkpoint {
         elsewhere.map(|part| self.prefix(part).to_owned()).chain(unused).collect()
     }
 
-    /// How the names of a part's tensors begin.
+    /// Prefix of a part's tensors.
     fn prefix(&self, part: &str) -> &'static str {
         match (part, self.architecture.family) {
             ("unet", _) => UNET,
@@ -158,18 +157,18 @@ impl Checkpoint {
         self.architecture.text_encoder(index, vocab_size(&self.files, &self.locate(part)))
     }
 
-    /// Channels of the UNet's input, which tell inpainting models from others.
+    /// Channels of the UNet's input. Inpainting models have more.
     fn in_channels(&self) -> usize {
         let shape = self.files.shape(&format!("{UNET}input_blocks.0.0.weight"));
         shape.and_then(|shape| shape.get(1)).copied().unwrap_or(LATENT_CHANNELS)
     }
 
-    /// Width of the embedding of the guidance scale, in models that were distilled to know it: LCM.
+    /// Width of the embedding of the guidance scale, in models that look at it: LCM.
     fn guidance_dim(&self) -> Option<usize> {
         self.files.shape(&format!("{UNET}time_embed.cond_proj.weight"))?.get(1).copied()
     }
 
-    /// The schedulers that the families have in diffusers' layout.
+    /// `scheduler_config.json`, as the families have it in diffusers' layout.
     fn scheduler(&self) -> Value {
         let velocity = self.predicts_velocity();
         let is_lcm = self.guidance_dim().is_some();
@@ -197,16 +196,16 @@ impl Checkpoint {
         })
     }
 
-    /// Distilled for few steps. Nothing in the file tells it from what it was distilled from but its name.
+    /// Whether the model is distilled for few steps. Only its name tells.
     fn is_turbo(&self) -> bool {
         let name = self.path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
         self.architecture.family != ModelFamily::Sd1
             && (name.contains("turbo") || self.metadata("modelspec.title").is_some_and(|title| title.contains("turbo")))
     }
 
-    /// Whether it predicts velocity: by a tensor that says so, by what its maker or `ComfyUI` wrote into it, by a file of settings beside
-    /// it as A1111 has them, or, in Stable Diffusion 2, by a tensor that learned to be different. The first comes first because metadata
-    /// outlive what is made of a checkpoint.
+    /// Whether the model predicts velocity: by the tensor `v_pred`, by metadata, by A1111's file of settings beside it, or, in Stable
+    /// Diffusion 2, by a tensor that differs in such models. Metadata may be those of the checkpoint that this one was made of, so the
+    /// tensor comes first.
     fn predicts_velocity(&self) -> bool {
         if self.files.shape("v_pred").is_some() {
             return true;
@@ -226,7 +225,7 @@ impl Checkpoint {
         self.files.metadata(key).map(str::to_lowercase)
     }
 
-    /// As `ComfyUI` tells them: the first bias of the last transformer varies more. Inpainting models of the family predict noise.
+    /// `ComfyUI`'s test: the first bias of the last transformer varies more. Inpainting models of the family predict noise.
     fn has_bias_of_velocity(&self) -> bool {
         const LIMIT: f32 = 0.09;
         if self.in_channels() != LATENT_CHANNELS {
@@ -242,36 +241,35 @@ impl Checkpoint {
     }
 }
 
-/// Where a VAE's tensors are that is kept below `prefix` in the layout of checkpoints.
+/// Locates the tensors of a VAE below `prefix` in the layout of checkpoints.
 pub(super) fn locate_vae(prefix: &'static str) -> Locate {
     Arc::new(move |name| format!("{prefix}{}", ldm_names::vae(name)).into())
 }
 
-/// Where an `OpenCLIP`'s tensors are that is kept below `prefix`.
+/// Locates the tensors of an `OpenCLIP` below `prefix`.
 pub(super) fn locate_open_clip(prefix: &'static str, files: Arc<TensorFiles>) -> Locate {
     let exists = move |name: &str| files.shape(&format!("{prefix}{name}")).is_some();
     Arc::new(move |name| below(prefix, ldm_names::open_clip(name, &exists)))
 }
 
-/// How many words the text encoder knows whose tensors are there.
+/// Size of the vocabulary of a text encoder.
 pub(super) fn vocab_size(files: &TensorFiles, locate: &Locate) -> Option<usize> {
-    // The oldest checkpoints have no such word in front.
+    // The oldest checkpoints have no `text_model.`.
     let names = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
     names.iter().find_map(|name| files.shape(&locate(name).name)?.first().copied())
 }
 
-/// How the names begin of the layer of Stable Diffusion 2's `OpenCLIP` that nobody looks at. Files that were made of diffusers' layout have
-/// it no more.
+/// Prefix of the last layer of Stable Diffusion 2's `OpenCLIP`, which is not used. Files that were converted from diffusers' layout lack it.
 pub(super) fn unused_layer(prefix: &str, layers: usize) -> String {
     format!("{prefix}transformer.resblocks.{layers}.")
 }
 
-fn below(prefix: &str, mut place: Place) -> Place {
+fn below(prefix: &str, mut place: StoredTensor) -> StoredTensor {
     place.name.insert_str(0, prefix);
     place
 }
 
-/// What a file holds, by its tensors' names.
+/// Recognises a file by its tensors' names.
 fn architecture(files: &TensorFiles) -> Result<&'static Architecture, String> {
     let names: Vec<String> = files.names().collect();
     let supported = families::SUPPORTED_NAMES;

@@ -1,4 +1,4 @@
-//! CLIP's vocabulary, which checkpoints in one file do not carry. All Stable Diffusions were trained with the same.
+//! CLIP's vocabulary, which checkpoints in one file do not carry. It is the same for every Stable Diffusion.
 
 use std::{collections::BTreeMap, io::Read};
 
@@ -12,12 +12,12 @@ const SPECIAL: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 /// `merges.txt`.
 pub(super) fn merges() -> String {
     let mut text = String::new();
-    // It is part of this binary; should it be broken, the vocabulary has no tokens, and its reader says so.
+    // The file is part of this binary. A broken one gives a vocabulary without tokens, which its reader refuses.
     let _ = GzDecoder::new(MERGES).read_to_string(&mut text);
     text
 }
 
-/// `vocab.json`: bytes as letters, those at the end of a word, what they are merged to, and the special tokens, in this order.
+/// `vocab.json`: the bytes as letters, the bytes at the end of a word, the merges, and the special tokens, in this order.
 pub(super) fn vocab() -> Value {
     let letters: Vec<String> = letters().map(String::from).collect();
     let ends = letters.iter().map(|letter| format!("{letter}</w>"));
@@ -32,7 +32,7 @@ pub(super) fn config(pad_token: &str) -> Value {
     json!({ "bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "pad_token": pad_token })
 }
 
-/// A letter for each byte, in CLIP's order: printable ones stand for themselves, the others for letters after those.
+/// A letter for each byte, in CLIP's order: printable bytes stand for themselves, the others for the letters after them.
 fn letters() -> impl Iterator<Item = char> {
     let is_printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let printable = (0..=u8::MAX).filter(is_printable).map(char::from);

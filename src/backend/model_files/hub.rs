@@ -21,11 +21,11 @@ use crate::{backend::LoadError, common::error_chain};
 /// The parts of a Stable Diffusion model, as folders of its repository.
 const PARTS: [&str; 7] = ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"];
 const INDEX: &str = "model_index.json";
-/// How the names of files end that are no repositories, besides those of pickled ones.
+/// Extensions of files, beside those of pickled ones: such a name is no repository.
 const FILES: [&str; 2] = ["safetensors", "gguf"];
 
-/// Whether `model` has the form of a repository's name, `owner/name`, and is no path: neither into a directory that is here, nor of a file by
-/// its ending, be it there or not.
+/// Whether `model` has the form of a repository's name, `owner/name`. A path into an existing directory and a name with the extension of a
+/// file are none.
 pub(super) fn is_repository(model: &str) -> bool {
     let is_plain =
         |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
@@ -35,11 +35,11 @@ pub(super) fn is_repository(model: &str) -> bool {
     is_plain(owner) && is_plain(name) && !is_file && !Path::new(owner).is_dir()
 }
 
-/// Downloads what is not in the cache yet, at a revision (a branch, a tag, a commit; `main` if none is given), and gives back the directory
-/// where it is. With `HF_HUB_OFFLINE` it only looks there. Parts that come from `elsewhere` may have pickled weights here.
+/// Downloads the files that the cache lacks, at a revision (a branch, a tag, a commit; `main` by default), and returns their directory. With
+/// `HF_HUB_OFFLINE`, the cache is all there is. Parts that come from `elsewhere` may have pickled weights here.
 ///
 /// # Errors
-/// When the hub cannot be reached, has no such model, has pickled weights alone, or sends something else than it says.
+/// When the hub cannot be reached, has no such model or pickled weights alone, or sends a file of another length or hash than it announced.
 pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]) -> Result<PathBuf, LoadError> {
     let revision = revision.unwrap_or("main");
     let (cache, failed) = (Cache::of(repository), |error| download_failed(repository, error));
@@ -50,7 +50,7 @@ pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]
     let hub = Client { endpoint: endpoint(), token: token() };
     let found = match (hub.revision(repository, revision), cached(&cache, revision)) {
         (Ok(found), _) => found,
-        // The index is fetched last: where it is, all of the model is.
+        // The index is fetched last: with it, the model is complete.
         (Err(error), Some(snapshot)) => {
             warn!(error = error_chain(&error), "the hub does not answer; {repository} is taken from the cache");
             return Ok(snapshot);
@@ -64,7 +64,7 @@ pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]
     if let Some(file) = pickled(&files, elsewhere) {
         return Err(LoadError::BadConfig { path: Path::new(repository).join(file), reason: NO_PICKLES.to_owned() });
     }
-    // All of them at one commit, wherever the revision moves in the meantime.
+    // All files are of one commit, even if the revision moves meanwhile.
     let snapshot = cache.snapshot(&commit);
     for file in wanted(&files).into_iter().chain([INDEX]).filter(|file| !snapshot.join(file).exists()) {
         let remote = hub.file(repository, &commit, file).map_err(failed)?;
@@ -75,7 +75,7 @@ pub(super) fn fetch(repository: &str, revision: Option<&str>, elsewhere: &[&str]
         }
         cache.link(&commit, file, &remote.hash).map_err(|error| failed(error.into()))?;
     }
-    // Python's client keeps no reference from a commit to itself.
+    // Like Python's client, no reference from a commit to itself.
     if revision != commit {
         cache.set_commit_of(revision, &commit).map_err(|error| failed(error.into()))?;
     }
@@ -86,8 +86,7 @@ fn download_failed(repository: &str, source: HubError) -> LoadError {
     LoadError::Download { repository: repository.to_owned(), source: Box::new(source) }
 }
 
-/// Brings a file into the cache, and makes sure that it is the one that was meant: the hub names large ones by their SHA-256. What was
-/// resumed after a break need not be.
+/// Brings a file into the cache and checks its SHA-256, by which the hub names large files: a resumed download may be part of another file.
 fn download(
     hub: &Client,
     cache: &Cache,
@@ -97,14 +96,14 @@ fn download(
     failed: &impl Fn(HubError) -> LoadError,
 ) -> Result<(), LoadError> {
     let (part, _lock) = cache.incomplete(&remote.hash).map_err(|error| failed(error.into()))?;
-    // Another process may have brought it while this one waited for the lock.
+    // Another process may have fetched it while this one waited for the lock.
     let blob = cache.blob(&remote.hash);
     if fs::metadata(&blob).is_ok_and(|blob| Some(blob.len()) == remote.size) {
         return Ok(());
     }
     hub.download(remote, file, &part).map_err(failed)?;
     if is_other(&part, &remote.hash).map_err(|source| LoadError::Unreadable { path: part.clone(), source })? {
-        // So that the next start gets it anew.
+        // The next start downloads it again.
         let _ = fs::remove_file(&part);
         let reason = "what was downloaded is not the file that the hub names; it was removed, and will be downloaded again".to_owned();
         return Err(LoadError::BadConfig { path: snapshot.join(file), reason });
@@ -112,7 +111,7 @@ fn download(
     fs::rename(&part, &blob).map_err(|error| failed(error.into()))
 }
 
-/// Whether a file's SHA-256 is another than its name, if that is one.
+/// Whether a file is named by a SHA-256 that is not its own.
 fn is_other(path: &Path, name: &str) -> io::Result<bool> {
     if name.len() != 2 * Sha256::output_size() || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(false);
@@ -127,7 +126,7 @@ fn is_other(path: &Path, name: &str) -> io::Result<bool> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>() != name)
 }
 
-/// Where the cache has a revision, as far as its index tells.
+/// The cache's directory of a revision, if it has the index.
 fn cached(cache: &Cache, revision: &str) -> Option<PathBuf> {
     let is_commit = revision.len() == 40 && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let commits = [is_commit.then(|| revision.to_owned()), cache.commit_of(revision)];
@@ -140,18 +139,18 @@ fn endpoint() -> String {
     given.trim_end_matches('/').to_owned()
 }
 
-/// The first of some variables that is there and not empty, and its value.
+/// The first of these variables that is set and not empty, with its value.
 fn variable<'a>(names: &[&'a str]) -> Option<(&'a str, String)> {
     names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (*name, value)))
 }
 
-/// The variable that forbids to use the network, if one does. Names and values are those of Python's client.
+/// The variable that forbids the network, if one is set. Names and values are those of Python's client.
 fn offline() -> Option<&'static str> {
     let (name, value) = variable(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])?;
     ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes)).then_some(name)
 }
 
-/// What the user is known by, from the environment or from the file where Python's client puts it.
+/// The user's token, from the environment or from the file of Python's client.
 fn token() -> Option<String> {
     let clean = |token: String| Some(token.replace(['\r', '\n'], "").trim().to_owned()).filter(|token| !token.is_empty());
     let file = || variable(&["HF_TOKEN_PATH"]).map_or_else(|| cache::home().join("token"), |(_, path)| path.into());
@@ -159,17 +158,17 @@ fn token() -> Option<String> {
     given.or_else(|| fs::read_to_string(file()).ok().and_then(clean))
 }
 
-/// What a repository is told that is none of a model in parts.
+/// The error of a repository without a model in diffusers' layout.
 fn without_index(repository: &str, files: &[String]) -> String {
     let whole: Vec<&str> = files.iter().map(String::as_str).filter(|file| !file.contains('/') && file.ends_with(".safetensors")).collect();
     let hint = if whole.is_empty() { String::new() } else { format!("; download {} and give it with --model", whole.join(" or ")) };
     format!("{repository} has no {INDEX}, so it is no model in the layout of diffusers{hint}")
 }
 
-/// Of a repository's files those that this worker reads: small ones, and for each part the weights that come first in its search.
+/// The files of a repository that this worker reads: small ones, and for each part the weights that its search finds first.
 fn wanted(files: &[String]) -> Vec<&str> {
     let is_small = |name: &str| [".json", ".txt"].iter().any(|end| name.ends_with(end)) && !name.contains(".safetensors.index.");
-    // A name that leads out of its part is none of its files.
+    // A name that leads out of its part is no file of it.
     let in_part = |file: &str, part: &str| {
         !file.contains("..") && file.strip_prefix(part).and_then(|rest| rest.strip_prefix('/')).is_some_and(is_small)
     };
@@ -179,7 +178,7 @@ fn wanted(files: &[String]) -> Vec<&str> {
     small.chain(weights).collect()
 }
 
-/// One file, or the list of several and all of those: their names begin like the list's.
+/// One file, or an index and all files whose names begin like the index's.
 fn weights_of<'a>(part: &str, files: &'a [String]) -> Vec<&'a str> {
     let find = |name: &&str| files.iter().find(|file| **file == format!("{part}/{name}")).map(String::as_str);
     if let Some(file) = WEIGHTS.iter().find_map(find) {

@@ -1,9 +1,9 @@
-//! Where checkpoints in one file keep what diffusers and transformers have under other names. After diffusers'
-//! `single_file_utils.py`, the other way round.
+//! The names of tensors in checkpoints in one file, for diffusers' and transformers' names. After diffusers' `single_file_utils.py`, the
+//! other way round.
 
 use super::{
     architectures::{LAYERS_PER_BLOCK, VAE_LEVELS},
-    tensor_files::Place,
+    tensor_files::StoredTensor,
 };
 
 /// A residual block's layers.
@@ -26,8 +26,8 @@ const OPEN_CLIP: [(&str, &str); 5] = [
     ("self_attn.out_proj", "attn.out_proj"),
 ];
 
-/// Of the UNet, below `model.diffusion_model.`: blocks are counted through all levels, residual blocks and changes of resolution alike.
-/// `exists` says whether there is a tensor of that name.
+/// The name of a UNet's tensor below `model.diffusion_model.`. Blocks are numbered through all levels, residual blocks and changes of
+/// resolution alike. `exists` tells whether there is a tensor of a name.
 pub(super) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let block = |level: &str, i: usize| number(level) * (LAYERS_PER_BLOCK + 1) + i;
@@ -52,7 +52,7 @@ pub(super) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> String {
         ["up_blocks", level, "resnets", i, rest @ ..] => format!("output_blocks.{}.0.{}", block(level, number(i)), renamed(rest, &RESNET)),
         ["up_blocks", level, "attentions", i, rest @ ..] => format!("output_blocks.{}.1.{}", block(level, number(i)), rest.join(".")),
         ["up_blocks", level, "upsamplers", "0", "conv", end] => {
-            // Behind the last transformer of the level, where it has one.
+            // The upsampler comes after the level's last transformer, if there is one.
             let block = format!("output_blocks.{}", block(level, LAYERS_PER_BLOCK));
             let is_alone = ["weight", "bias"].iter().any(|end| exists(&format!("{block}.1.conv.{end}")));
             let place = if is_alone { 1 } else { 2 };
@@ -62,7 +62,7 @@ pub(super) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// Of the VAE, below `first_stage_model.`: its decoder counts its levels from the finest.
+/// The name of a VAE's tensor below `first_stage_model.`. The decoder numbers its levels from the finest.
 pub(super) fn vae(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let up = |level: &str| VAE_LEVELS.saturating_sub(1 + number(level));
@@ -79,18 +79,18 @@ pub(super) fn vae(name: &str) -> String {
     }
 }
 
-/// Of `OpenCLIP`'s text encoder, below its own prefix: projections of queries, keys and values in one. `exists` says whether there is a
-/// tensor of that name.
-pub(super) fn open_clip(name: &str, exists: impl Fn(&str) -> bool) -> Place {
+/// The name of an `OpenCLIP`'s tensor below its prefix. Projections of queries, keys and values are one tensor. `exists` tells whether there
+/// is a tensor of a name.
+pub(super) fn open_clip(name: &str, exists: impl Fn(&str) -> bool) -> StoredTensor {
     let parts: Vec<&str> = name.split('.').collect();
     match parts.as_slice() {
         ["text_model", "embeddings", "token_embedding", "weight"] => "token_embedding.weight".to_owned().into(),
         ["text_model", "embeddings", "position_embedding", "weight"] => "positional_embedding".to_owned().into(),
         ["text_model", "final_layer_norm", end] => format!("ln_final.{end}").into(),
-        // diffusers' converter wrote it as a linear layer until 2024, and SSD-1B has it so.
+        // diffusers' converter wrote a linear layer until 2024, as in SSD-1B.
         ["text_projection", "weight"] if exists("text_projection.weight") => name.to_owned().into(),
-        ["text_projection", "weight"] => Place { name: "text_projection".to_owned(), third: None, is_transposed: true },
-        ["text_model", "encoder", "layers", i, "self_attn", projection @ ("q_proj" | "k_proj" | "v_proj"), end] => Place {
+        ["text_projection", "weight"] => StoredTensor { name: "text_projection".to_owned(), third: None, is_transposed: true },
+        ["text_model", "encoder", "layers", i, "self_attn", projection @ ("q_proj" | "k_proj" | "v_proj"), end] => StoredTensor {
             name: format!("transformer.resblocks.{i}.attn.in_proj_{end}"),
             third: ["q_proj", "k_proj", "v_proj"].iter().position(|name| name == projection),
             is_transposed: false,
@@ -100,14 +100,14 @@ pub(super) fn open_clip(name: &str, exists: impl Fn(&str) -> bool) -> Place {
     }
 }
 
-/// A layer under its other name.
+/// A layer's other name.
 fn renamed(parts: &[&str], names: &[(&str, &str)]) -> String {
     let name = parts.join(".");
     let other = names.iter().find_map(|(ours, theirs)| Some(format!("{theirs}.{}", name.strip_prefix(ours)?.strip_prefix('.')?)));
     other.unwrap_or(name)
 }
 
-/// The networks' own names have numbers in these places.
+/// A number in a tensor's name.
 fn number(text: &str) -> usize {
     text.parse().unwrap_or_default()
 }
@@ -149,7 +149,10 @@ mod tests {
             assert_eq!(vae(ours), theirs);
         }
         let place = open_clip("text_model.encoder.layers.3.self_attn.v_proj.bias", |_| false);
-        assert_eq!(place, Place { name: "transformer.resblocks.3.attn.in_proj_bias".to_owned(), third: Some(2), is_transposed: false });
+        assert_eq!(
+            place,
+            StoredTensor { name: "transformer.resblocks.3.attn.in_proj_bias".to_owned(), third: Some(2), is_transposed: false }
+        );
         assert_eq!(open_clip("text_model.encoder.layers.3.mlp.fc2.weight", |_| false).name, "transformer.resblocks.3.mlp.c_proj.weight");
     }
 }

@@ -1,4 +1,4 @@
-//! The weights of one part of a model in a file of their own, for a model that has others or none.
+//! The weights of one part of a model in a file of their own, in place of the model's.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,9 +17,9 @@ use crate::backend::{
     families::{OPEN_CLIP, SGM_OPEN_CLIP, XL_OPEN_CLIP},
 };
 
-/// What the names of a VAE's tensors begin with, in files of their own and in whole checkpoints.
+/// Prefixes of a VAE's tensors, in files of their own and in whole checkpoints.
 const VAE_PREFIXES: [&str; 3] = ["", "first_stage_model.", "vae."];
-/// The same of text encoders with transformers' names, the first and SDXL's second,
+/// Prefixes of text encoders with transformers' names, the first and SDXL's second,
 const CLIP_PREFIXES: [&str; 4] =
     ["", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."];
 const CLIP_2_PREFIXES: [&str; 2] = ["", "text_encoders.clip_g.transformer."];
@@ -35,25 +35,25 @@ pub(super) struct PartFile {
     names: Names,
 }
 
-/// What its tensors are called.
+/// The naming of its tensors.
 #[derive(Debug, Clone, Copy)]
 enum Names {
-    /// As in diffusers and transformers, behind a prefix.
+    /// As in diffusers and transformers, with a prefix.
     Diffusers(&'static str),
-    /// As a VAE in checkpoints, behind a prefix.
+    /// As a VAE in checkpoints, with a prefix.
     LdmVae(&'static str),
-    /// As in `OpenCLIP`, behind a prefix.
+    /// As in `OpenCLIP`, with a prefix.
     OpenClip(&'static str),
 }
 
 impl PartFile {
-    /// Opens it and finds out how its tensors are called.
+    /// Opens a file and recognises the naming of its tensors.
     ///
     /// # Errors
-    /// When it is no whole safetensors file, or holds no such part.
+    /// When it is no whole safetensors file, or has no tensors of the part.
     pub(super) fn open(part: &str, path: &Path) -> Result<Self, LoadError> {
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, source)| LoadError::BadWeights { path, source })?;
-        // Any one of a part's tensors tells what it is: one that is missing is found out when the part is read.
+        // Any tensor of a part tells. Missing ones are found when the part is read.
         let names: Vec<String> = files.names().collect();
         let has = |prefix: &str, part: &str| names.iter().any(|name| name.strip_prefix(prefix).is_some_and(|name| name.starts_with(part)));
         let find =
@@ -96,8 +96,7 @@ impl PartFile {
         &self.files
     }
 
-    /// The configuration of the part: that of the model's own, with the network of a known VAE where this is one, and with as many words as
-    /// a text encoder has.
+    /// The configuration of the part: the model's own, with the network of a known VAE, or the vocabulary size of the text encoder.
     pub(super) fn config(&self, part: &str, own: &[u8]) -> Vec<u8> {
         let finest = self.files.shape(&format!("{}encoder.conv_in.weight", self.prefix())).and_then(|shape| shape.first());
         let known = match part {
@@ -109,7 +108,7 @@ impl PartFile {
                 config.extend(known);
                 Value::Object(config).to_string().into_bytes()
             }
-            // Whoever reads it says what is wrong with it.
+            // The reader of the configuration reports what is wrong with it.
             _ => own.to_owned(),
         }
     }
@@ -123,8 +122,8 @@ impl PartFile {
         }
     }
 
-    /// How the names begin of what else may be in the file: the rest of a whole checkpoint, the layer of a text encoder that Stable
-    /// Diffusion 2 does not look at, or what trained a VAE.
+    /// Prefixes of other tensors that may be in the file: the rest of a whole checkpoint, the last layer of Stable Diffusion 2's text
+    /// encoder, or a VAE's loss.
     pub(super) fn needless(&self, part: &str) -> Vec<String> {
         let prefix = self.prefix();
         let rest = self.files.names().filter(|name| !name.starts_with(prefix));

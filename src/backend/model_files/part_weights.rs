@@ -1,4 +1,4 @@
-//! The weights of one part of a model, and what is said of those that are missing or left over.
+//! The weights of one part of a model, and reports of missing and unread ones.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,20 +16,20 @@ use crate::{
 
 /// The weights of a part.
 pub struct PartWeights {
-    /// Where they are, for messages.
+    /// The file, for messages.
     pub path: PathBuf,
-    /// Gives tensors by diffusers' names, read as they are asked for.
+    /// Reads tensors by diffusers' names, when a network asks for them.
     pub vb: VarBuilder<'static>,
     /// The files that they are in.
     pub(super) files: Arc<TensorFiles>,
     pub(super) locate: Locate,
-    /// What asks for them: a variant of Stable Diffusion, or a configuration.
+    /// What they belong to, for messages: a variant of Stable Diffusion, or a configuration.
     pub(super) owner: &'static str,
-    /// How the names begin of tensors that nobody asks for, and nobody misses.
+    /// Prefixes of tensors that no network needs.
     pub(super) needless: Vec<String>,
 }
 
-/// How the names of such tensors begin in any checkpoint: the schedule of training, averages of weights, marks.
+/// Prefixes of such tensors in any checkpoint: the training's schedule, averages of weights, marks.
 const NEEDLESS: [&str; 13] = [
     "model_ema.",
     "first_stage_model.loss.",
@@ -45,8 +45,8 @@ const NEEDLESS: [&str; 13] = [
     "scale_factor",
     "scaled_fp8",
 ];
-/// And how they end: numbers from 0 to 76, what CLIP compared pictures with, what its projection is to where it is not looked at, and how
-/// `ComfyUI` made 8 bits of weights and would make them of what they are multiplied with.
+/// Suffixes of such tensors: positions, the parts of CLIP that compare with pictures, a projection that is not used, and `ComfyUI`'s notes on
+/// quantization.
 const NEEDLESS_ENDS: [&str; 8] = [
     "position_ids",
     "logit_scale",
@@ -59,11 +59,11 @@ const NEEDLESS_ENDS: [&str; 8] = [
 ];
 
 impl PartWeights {
-    /// Why a network could not be built of these weights, with all tensors that it asks for and that are not there, or are of another
-    /// shape, where that is why. `new` builds it once more, of nothing but shapes.
+    /// Why a network could not be built of these weights. `new` builds it once more, of nothing but shapes, to list all tensors that are
+    /// missing or have another shape.
     pub(in crate::backend) fn failure<T>(&self, source: Error, new: impl Fn(&Weights) -> Result<T>) -> LoadError {
         let survey = Survey::new(Arc::clone(&self.files), Arc::clone(&self.locate));
-        // Of a type that no kernel packs, so that there is nothing but shapes in memory.
+        // No kernel packs f64, so nothing but shapes is in memory.
         let vb = VarBuilder::from_backend(Box::new(survey.clone()), DType::F64, Device::Cpu);
         let _ = new(&Weights::new(vb, WeightType::F32));
         match survey.wrong() {
@@ -72,7 +72,7 @@ impl PartWeights {
         }
     }
 
-    /// The names of tensors that no network asked for, though they look like parts of one, in order.
+    /// The names, in order, of tensors that look like a network's and that no network read.
     pub(in crate::backend) fn unread(&self) -> Vec<String> {
         let begins =
             |name: &str| NEEDLESS.iter().any(|start| name.starts_with(start)) || self.needless.iter().any(|start| name.starts_with(start));

@@ -1,18 +1,18 @@
-//! What a network asks of files that do not have it.
+//! A dry run of building a network, which lists what the files lack.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Init, var_builder::SimpleBackend};
 
-use super::tensor_files::{Locate, Place, TensorFiles};
+use super::tensor_files::{Locate, StoredTensor, TensorFiles};
 
-/// How many of many tensors are named.
+/// The most tensors that a message names.
 const NAMED: usize = 5;
-/// After so many that are missing it ends: a configuration may ask for a million layers.
+/// The survey ends after this many missing tensors: a configuration may ask for a million layers.
 const MOST: usize = 1000;
 
-/// Gives a network tensors of the shapes that it asks for, without any numbers, and writes down what the files lack.
+/// Gives a network tensors of the shapes that it asks for, without memory behind them, and lists what the files lack.
 #[derive(Clone)]
 pub(super) struct Survey {
     files: Arc<TensorFiles>,
@@ -32,7 +32,7 @@ impl Survey {
         Self { files, locate, found: Arc::default() }
     }
 
-    /// What was asked for and is not there, or is there in another shape, for messages; none if all is there.
+    /// The tensors that are missing or have another shape, for messages; `None` if there are none.
     pub(super) fn wrong(&self) -> Option<String> {
         let Found { missing, misshapen } = &*self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let list = |what: &str, all: &[String]| {
@@ -56,12 +56,12 @@ impl SimpleBackend for Survey {
         }
         match self.files.shape(&place.name) {
             None => found.missing.push(place.name),
-            Some(shape) if !Place::fits(shape, &expected) => {
+            Some(shape) if !StoredTensor::fits(shape, &expected) => {
                 found.misshapen.push(format!("{} is {shape:?} and should be {expected:?}", place.name));
             }
             Some(_) => {}
         }
-        // One number that stands for all.
+        // One number stands for all.
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)
     }
 

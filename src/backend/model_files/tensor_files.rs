@@ -1,5 +1,5 @@
-//! Tensors of safetensors files, read one at a time, as the networks are built: at no time is more of a file in memory than the tensor
-//! at hand. Where they have 8 bits, a tensor of factors may stand beside them.
+//! Tensors of safetensors files, read one at a time as the networks are built: no more of a file is in memory than one tensor. Tensors of
+//! 8 bits may have a tensor of factors beside them.
 
 use std::{
     collections::BTreeSet,
@@ -21,12 +21,12 @@ use crate::{common::open_regular, ops::zeroed};
 
 mod stored;
 
-/// Bytes before the header, which say how long it is.
+/// Bytes before the header, which hold its length.
 const LENGTH_BYTES: usize = 8;
-/// No header is longer, as in the safetensors crate.
+/// The longest header, as in the safetensors crate.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// A [safetensors](https://github.com/huggingface/safetensors) file whose header has been read and checked.
+/// A [safetensors](https://github.com/huggingface/safetensors) file with a valid header.
 #[derive(Debug)]
 struct TensorFile {
     source: Source,
@@ -37,8 +37,8 @@ struct TensorFile {
 
 #[derive(Debug)]
 enum Source {
-    /// Read and not mapped: what is mapped counts as memory of this process until the network is built, and a file that is cut short
-    /// meanwhile would end the process, where now it is an error.
+    /// Read and not mapped: mapped pages count as memory of this process until the network is built, and a file that is truncated meanwhile
+    /// would end the process.
     File(File),
     Slice(&'static [u8]),
 }
@@ -58,33 +58,33 @@ impl Source {
     }
 }
 
-/// Files that networks are spread over, with each tensor in one of them.
+/// The files of one or several networks. Each tensor is in one of them.
 #[derive(Debug)]
 pub(in crate::backend) struct TensorFiles {
     files: Vec<TensorFile>,
-    /// The names of what was read.
+    /// The names of tensors that were read.
     read: Mutex<BTreeSet<String>>,
 }
 
-/// Where the numbers of a tensor are in files of another layout.
+/// How a network's tensor is stored in files of another layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    /// The name there.
+pub(super) struct StoredTensor {
+    /// Its name in the files.
     pub(super) name: String,
-    /// Which third of its rows, where three tensors are kept in one.
+    /// Which third of the rows, if three tensors are stored as one.
     pub(super) third: Option<usize>,
-    /// Whether rows are kept as columns.
+    /// Whether rows are stored as columns.
     pub(super) is_transposed: bool,
 }
 
-impl From<String> for Place {
+impl From<String> for StoredTensor {
     fn from(name: String) -> Self {
         Self { name, third: None, is_transposed: false }
     }
 }
 
-impl Place {
-    /// The shape that the tensor has there, if the network's has this one.
+impl StoredTensor {
+    /// The stored shape of a tensor that has this shape in the network.
     pub(super) fn shape_of(&self, shape: &Shape) -> Vec<usize> {
         let mut kept = shape.dims().to_vec();
         if self.third.is_some() && !kept.is_empty() {
@@ -96,15 +96,15 @@ impl Place {
         kept
     }
 
-    /// Whether a tensor of this shape is one of the shape that is expected. A 1 x 1 convolution is a linear layer: old checkpoints have one
-    /// where newer ones have the other.
+    /// Whether a stored shape is the expected one. A 1 x 1 convolution is a linear layer: old checkpoints have one where newer ones have the
+    /// other.
     pub(super) fn fits(shape: &[usize], expected: &[usize]) -> bool {
         without_kernel(shape) == without_kernel(expected)
     }
 }
 
-/// Where a tensor is that the networks ask for under diffusers' name.
-pub(super) type Locate = Arc<dyn Fn(&str) -> Place + Send + Sync>;
+/// Maps diffusers' name of a tensor to the stored tensor.
+pub(super) type Locate = Arc<dyn Fn(&str) -> StoredTensor + Send + Sync>;
 
 impl TensorFiles {
     /// # Errors
@@ -127,7 +127,7 @@ impl TensorFiles {
         Ok(Arc::new(Self { files: vec![file], read: Mutex::default() }))
     }
 
-    /// Gives tensors to networks, in the type that they ask for.
+    /// A `VarBuilder` that reads tensors in the type that networks ask for.
     pub(super) fn reader(self: &Arc<Self>, dtype: DType, device: &Device, locate: Locate) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(Reader { files: Arc::clone(self), locate }), dtype, device.clone())
     }
@@ -150,7 +150,7 @@ impl TensorFiles {
         self.read(name, None)?.to_dtype(DType::F32)
     }
 
-    /// A tensor, or a third of its rows, as it is stored, but f32 where there are factors, on the CPU.
+    /// A tensor, or a third of its rows, on the CPU, in its stored type, or in f32 if it has factors.
     fn read(&self, name: &str, third: Option<usize>) -> Result<Tensor> {
         let (file, info) = self.find(name)?;
         let tensor = if let Some(scales) = self.scales_of(name, info.dtype) {
@@ -176,7 +176,7 @@ impl TensorFiles {
         }
     }
 
-    /// Numbers times the factor of their output, or one for all.
+    /// Values times the factor of their output row, or one factor for all.
     fn dequantize(&self, name: &str, scales_name: &str, file: &TensorFile, info: &TensorInfo) -> Result<Tensor> {
         let scales: Vec<f32> = self.tensor(scales_name)?.flatten_all()?.to_vec1()?;
         let outputs = info.shape.first().copied().unwrap_or(1);
@@ -193,12 +193,12 @@ impl TensorFiles {
         Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
     }
 
-    /// What somebody wrote into the headers.
+    /// An entry of the headers' metadata.
     pub(super) fn metadata(&self, key: &str) -> Option<&str> {
         self.files.iter().find_map(|file| file.header.metadata().as_ref()?.get(key).map(String::as_str))
     }
 
-    /// The names of tensors that no network asked for, in order.
+    /// The names, in order, of tensors that no network read.
     pub(super) fn unread(&self) -> Vec<String> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names: Vec<String> = self.names().filter(|name| !read.contains(name)).collect();
@@ -223,7 +223,7 @@ impl TensorFile {
         }
         let mut header = vec![0; header_length as usize];
         source.read_at(LENGTH_BYTES as u64, &mut header)?;
-        // Which also checks that the tensors lie side by side, each as long as its shape and type say.
+        // This also checks that the tensors lie side by side, with the lengths of their shapes and types.
         let header: Metadata = serde_json::from_slice(&header).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
         if start + header.data_len() as u64 != length {
             return Err(SafeTensorError::MetadataIncompleteBuffer.into());
@@ -231,7 +231,7 @@ impl TensorFile {
         Ok(Self { source, header, start })
     }
 
-    /// A tensor, or a third of its rows, as it is stored, on the CPU.
+    /// A tensor, or a third of its rows, on the CPU, in its stored type.
     fn read(&self, name: &str, info: &TensorInfo, third: Option<usize>) -> Result<Tensor> {
         let (mut begin, mut end) = info.data_offsets;
         let mut shape = info.shape.clone();
@@ -241,7 +241,7 @@ impl TensorFile {
             (begin, end) = (begin + third * length, begin + (third + 1) * length);
         }
         if info.dtype == Dtype::F32 {
-            // Straight to where they stay: most of a large model comes this way.
+            // Straight to the final memory: most of a large model takes this way.
             let numbers = self.numbers::<f32>(name, (begin, end))?;
             stored::check(name, &numbers, |number| number.is_finite())?;
             return Tensor::from_vec(numbers, shape, &Device::Cpu);
@@ -257,7 +257,7 @@ impl TensorFile {
     }
 }
 
-/// A safetensors file in memory with 16-bit floats in place of whole numbers and their factors, which not every program knows.
+/// A safetensors file in memory with quantized tensors and their factors replaced by f16, for programs that do not know them.
 ///
 /// # Errors
 /// When it is no whole safetensors file.
@@ -274,14 +274,14 @@ pub fn dequantized(bytes: &'static [u8]) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(tensors.collect::<Result<Vec<_>>>()?, header.metadata().clone())?)
 }
 
-/// What networks ask for tensors.
+/// The reader behind a network's `VarBuilder`.
 struct Reader {
     files: Arc<TensorFiles>,
     locate: Locate,
 }
 
 impl Reader {
-    fn read(&self, place: &Place, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn read(&self, place: &StoredTensor, dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = self.files.read(&place.name, place.third)?.to_device(device)?.to_dtype(dtype)?;
         if place.is_transposed { tensor.t()?.contiguous() } else { Ok(tensor) }
     }
@@ -292,7 +292,7 @@ impl SimpleBackend for Reader {
         let place = (self.locate)(name);
         let expected = place.shape_of(&shape);
         let (_, info) = self.files.find(&place.name)?;
-        if !Place::fits(&info.shape, &expected) {
+        if !StoredTensor::fits(&info.shape, &expected) {
             let (msg, got) = (format!("shape mismatch for {}", place.name), Shape::from(info.shape.as_slice()));
             return Err(Error::UnexpectedShape { msg, expected: Shape::from(expected), got }.bt());
         }
@@ -308,7 +308,7 @@ impl SimpleBackend for Reader {
     }
 }
 
-/// The shape of a weight without the sides of a kernel of 1 x 1.
+/// A weight's shape without the sides of a 1 x 1 kernel.
 fn without_kernel(shape: &[usize]) -> &[usize] {
     match shape {
         [_, _, 1, 1] => &shape[..2],

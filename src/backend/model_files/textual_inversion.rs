@@ -1,5 +1,5 @@
-//! Embeddings of words that somebody learned from a few pictures: [Gal et al.](https://arxiv.org/abs/2208.01618). One file a word, in the
-//! forms that A1111, kohya and diffusers write.
+//! Embeddings learned by textual inversion ([Gal et al.](https://arxiv.org/abs/2208.01618)), one file for each word, as A1111, kohya and
+//! diffusers write them.
 
 use std::{
     fs, io,
@@ -17,11 +17,11 @@ const A1111: &str = "emb_params";
 /// Names of the vectors for SDXL's two text encoders.
 const SDXL: [&str; 2] = ["clip_l", "clip_g"];
 
-/// A word, called as its file, which is open only while it is read: there may be more of them than a process may have open.
+/// A word, named like its file. The file is open only while it is read: a process may have fewer files open than there are words.
 #[derive(Debug, Clone)]
 pub(in crate::backend) struct TextualInversion {
     pub(in crate::backend) name: String,
-    /// Its path below the folder of all, without the ending, as `ComfyUI` calls it.
+    /// The path below the embeddings' folder without the extension, which is `ComfyUI`'s name for it.
     call: String,
     path: PathBuf,
 }
@@ -29,12 +29,12 @@ pub(in crate::backend) struct TextualInversion {
 /// A word with its vectors for each text encoder of a model, `(vectors, hidden_size)`, as many for each.
 #[derive(Debug)]
 pub(in crate::backend) struct LearnedVectors {
-    /// The word's own name, and others for it.
+    /// The word, and other names for it.
     pub(in crate::backend) names: Vec<String>,
     pub(in crate::backend) vectors: Vec<Tensor>,
 }
 
-/// All words in a folder and the folders in it. What is no embedding is named in a warning and left out.
+/// All words in a folder and its subfolders. Other files are left out, with a warning.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -48,7 +48,7 @@ pub(in crate::backend) fn read_folder(folder: &Path) -> Result<Vec<TextualInvers
         if ends_in(&["pt", "bin", "ckpt"]) {
             warn!("{}: pickled embeddings are not read, since reading them runs code; convert it to safetensors", path.display());
         } else if !ends_in(&["safetensors"]) {
-            // Previews, notes.
+            // A preview or a note.
         } else if let Some(other) = words.iter().find(|word| word.name.eq_ignore_ascii_case(&name)) {
             warn!("{}: left out, since {} has the same name", path.display(), other.path.display());
         } else {
@@ -64,7 +64,7 @@ pub(in crate::backend) fn read_folder(folder: &Path) -> Result<Vec<TextualInvers
     Ok(words)
 }
 
-/// Files that are links are followed, folders that are links are not.
+/// Links to files are followed, links to folders are not.
 fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -74,11 +74,11 @@ fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Why a word is not learned.
+/// Why a word is left out.
 enum Misfit {
-    /// Its numbers cannot be read.
+    /// Its values cannot be read.
     Unreadable(Error),
-    /// It is of another model, or no word at all.
+    /// It is for another model, or no embedding.
     Other(String),
 }
 
@@ -89,10 +89,10 @@ impl From<Error> for Misfit {
 }
 
 impl TextualInversion {
-    /// Its vectors for text encoders of these widths, if it was made for such. Otherwise a warning says why not.
+    /// The vectors for text encoders of these widths. `None`, with a warning, if it was made for others.
     ///
     /// # Errors
-    /// When its numbers cannot be read, or are none.
+    /// When its values cannot be read or are not finite.
     pub(in crate::backend) fn vectors(&self, widths: &[usize], most: usize) -> Result<Option<LearnedVectors>, LoadError> {
         match self.fitting(widths, most) {
             Ok(vectors) => {

@@ -1,28 +1,28 @@
-//! How the words of a prompt are spread over chunks: token by token as in `tokenize_line` of A1111's `modules/sd_hijack_clip.py`.
+//! The division of a prompt's words into chunks: token by token, as in `tokenize_line` of A1111's `modules/sd_hijack_clip.py`.
 
 use std::ops::Range;
 
-/// How far before the end of a full chunk a comma may stand for the chunk to end after it: A1111's `comma_padding_backtrack`.
+/// A full chunk ends after its last comma if that is among this many of its last tokens: A1111's `comma_padding_backtrack`.
 const COMMA_REACH: usize = 20;
 
-/// A token of a prompt, or several that stay together.
+/// A token of a prompt, or a learned word of several tokens, which stay together.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Word {
     /// Token ids, one or more.
     pub(super) ids: Range<u32>,
-    /// The stress of each.
+    /// The weight of each.
     pub(super) weight: f32,
-    /// Where it stands in the text, in bytes.
+    /// Offset in the text, in bytes.
     pub(super) at: usize,
 }
 
-/// Spreads what stands between two `BREAK`s over chunks of at most `room` tokens, so that a list of things is cut at a comma where one is
-/// near. Together they are the words that were given. There is one at least, which is empty where there are no words.
+/// Divides the words between two `BREAK`s into chunks of at most `room` tokens, preferably after a comma. There is at least one chunk, which
+/// is empty if there are no words.
 pub(super) fn spread(words: &[Word], room: usize, comma: Option<u32>) -> Vec<&[Word]> {
     let mut chunks = Vec::new();
-    // Where the chunk begins that is being filled, and how many tokens are in it.
+    // The first word of the current chunk, and the number of tokens in it.
     let (mut start, mut length) = (0, 0);
-    // Where what follows its last comma begins, and how many tokens are before that.
+    // The first word after its last comma, and the number of tokens before that word.
     let mut after_comma: Option<(usize, usize)> = None;
     for (i, word) in words.iter().enumerate() {
         if comma.is_some_and(|comma| word.ids == (comma..comma + 1)) {

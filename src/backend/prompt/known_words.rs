@@ -1,4 +1,4 @@
-//! The words that a model was taught.
+//! The vocabulary of a model that was trained on few words.
 
 use std::collections::HashSet;
 
@@ -6,13 +6,13 @@ use crate::backend::{LoadError, ModelFiles};
 
 const FILE: &str = "known_words.json";
 
-/// `known_words.json`, which a model that was taught few words may carry: a list of all of them, in lower case. A model without one is
-/// taken to know every word.
+/// `known_words.json`, which such a model may carry: a list of all words, in lower case. A model without the file counts as knowing every
+/// word.
 #[derive(Debug)]
 pub struct KnownWords(Option<HashSet<String>>);
 
 impl KnownWords {
-    /// Reads the list, if there is one.
+    /// Reads the file, if there is one.
     ///
     /// # Errors
     /// When it is no list of words.
@@ -20,7 +20,7 @@ impl KnownWords {
         Ok(Self(if files.exists(FILE) { Some(files.json(FILE)?) } else { None }))
     }
 
-    /// The words of a text that the model was not taught, in lower case.
+    /// The words of a text that the model does not know, in lower case.
     pub(super) fn missing_in(&self, text: &str) -> Vec<String> {
         let Some(known) = &self.0 else { return Vec::new() };
         let words = text.split(is_between_words).filter(|word| !word.is_empty()).map(str::to_lowercase);
@@ -28,7 +28,7 @@ impl KnownWords {
     }
 }
 
-/// Spaces and punctuation, that of ASCII and the common one beyond it. What is left are words, and emoji, which are like words.
+/// Spaces and punctuation, in ASCII and beyond. Words and emoji remain.
 fn is_between_words(c: char) -> bool {
     const LATIN_1: std::ops::RangeInclusive<char> = '\u{a0}'..='\u{bf}';
     const GENERAL: std::ops::RangeInclusive<char> = '\u{2000}'..='\u{206f}';

@@ -1,10 +1,10 @@
-//! Words that are no words of the vocabulary, but have vectors of their own.
+//! Words beyond the vocabulary, with vectors of their own: textual inversion.
 
 use std::ops::Range;
 
-/// What `ComfyUI`'s users write in front of such words.
+/// `ComfyUI`'s prefix of such words.
 const PREFIX: &str = "embedding:";
-/// How the names of their files end, which is no part of the word.
+/// The extension of their files, which people may write behind a word.
 const ENDING: &str = ".safetensors";
 
 /// Learned words, by name.
@@ -21,23 +21,23 @@ struct LearnedWord {
 /// A part of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece<'a> {
-    /// Words of the vocabulary, from this place of the text on.
+    /// Text, with its offset in bytes.
     Plain(usize, &'a str),
-    /// A learned word, at this place of the text.
+    /// A learned word, with its offset and its token ids.
     Learned(usize, Range<u32>),
-    /// What is called a learned word, and is none.
+    /// A name behind [`PREFIX`] that is no learned word.
     Unknown(&'a str),
 }
 
 impl LearnedWords {
-    /// Learns a word under a name. It may have several.
+    /// Adds a word under a name. A word may have several names.
     pub(super) fn add(&mut self, name: &str, ids: Range<u32>) {
         self.0.push(LearnedWord { name: name.to_owned(), ids });
-        // Of two that begin in the same place, the longer one is meant.
+        // The longest name that fits wins.
         self.0.sort_by_key(|word| std::cmp::Reverse(word.name.len()));
     }
 
-    /// The text in pieces, in order. Names are found whether they are written in capitals or not, where they stand by themselves.
+    /// The text in pieces, in order. A name is found in upper or lower case, where it is not part of a longer word.
     pub(super) fn pieces<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
         let mut pieces = Vec::new();
         let mut start = 0;
@@ -55,13 +55,13 @@ impl LearnedWords {
         pieces
     }
 
-    /// The word at a place, if it takes the text up to `least` or more, and where it ends.
+    /// The word at offset `at` and its end, if it reaches to offset `least`.
     fn word<'a>(&self, text: &str, at: usize, least: usize) -> Option<(Piece<'a>, usize)> {
         let ends = self.0.iter().filter_map(|word| Some((word.end_at(text, at)?, &word.ids)));
         ends.into_iter().find(|(end, _)| *end >= least).map(|(end, ids)| (Piece::Learned(at, ids.clone()), end))
     }
 
-    /// What is called a learned word at a place: all of the name, or nothing of it.
+    /// The learned word named behind a [`PREFIX`] at offset `at`, and its end. A name that is none is unknown as a whole.
     fn called<'a>(&self, text: &'a str, at: usize) -> Option<(Piece<'a>, usize)> {
         let name = text[at..].strip_prefix(PREFIX)?;
         if is_letter(text[..at].chars().next_back()) {
@@ -76,7 +76,7 @@ impl LearnedWords {
 }
 
 impl LearnedWord {
-    /// Where the word ends that begins at a place of the text, if it stands there.
+    /// The end of this word, if it is at offset `at`.
     fn end_at(&self, text: &str, at: usize) -> Option<usize> {
         let mut rest = text[at..].chars();
         let is_same = |c: char, other: char| c.to_lowercase().eq(other.to_lowercase()) || (c == '/' && other == '\\');

@@ -13,57 +13,57 @@ use super::{
 };
 use crate::backend::{GenerationError, LoadError, ModelFiles};
 
-/// What CLIP takes for a word.
+/// CLIP's pattern of a word.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-/// What some editors put in front of a text.
+/// Some editors begin a file with it.
 const BYTE_ORDER_MARK: char = '\u{feff}';
-/// Tokens beside those of the vocabulary, in tokenizers whose configuration does not list them.
+/// The file of added tokens, for tokenizers whose configuration does not list them.
 const ADDED_TOKENS: &str = "added_tokens.json";
-/// A comma that stands by itself.
+/// The token of a comma.
 const COMMA: &str = ",</w>";
-/// The deepest that lists and objects of `tokenizer.json` are in one another; those of CLIP have 5.
+/// The deepest nesting of `tokenizer.json`. CLIP's has 5 levels.
 const MAX_NESTING: usize = 16;
-/// What a tokenizer has to read before it is taken for one.
+/// A text that a tokenizer must read when it is loaded.
 const TRIAL: &str = "A fox's 2 <|endoftext|> ünder,  🍓!";
-/// The most chunks that a prompt becomes. Each costs time and memory in every step.
+/// The most chunks of a prompt. Each costs time and memory in every step.
 const MAX_CHUNKS: usize = 16;
 
-/// CLIP's tokenizer, and how sequences are filled up.
+/// CLIP's tokenizer, with the padding of chunks.
 #[derive(Debug)]
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
-    /// Every chunk is this long, as in diffusers: `padding="max_length"`.
+    /// Length of every chunk, as with diffusers' `padding="max_length"`.
     length: usize,
     start: u32,
     end: u32,
     pad: u32,
-    /// After which a full chunk may end.
+    /// The token after which a full chunk may end.
     comma: Option<u32>,
     learned: LearnedWords,
 }
 
-/// As much of a prompt as the text encoder reads at once.
+/// The tokens that the text encoder reads at once.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Chunk {
     /// Start, words, end, padding.
     pub(super) ids: Vec<u32>,
-    /// The stress of each.
+    /// The weight of each.
     pub(super) weights: Vec<f32>,
 }
 
-/// Of `tokenizer_config.json`, and of `special_tokens_map.json`. What they leave out is as in transformers' `CLIPTokenizer`.
+/// Fields of `tokenizer_config.json` and `special_tokens_map.json`. Defaults are those of transformers' `CLIPTokenizer`.
 #[derive(Default, Deserialize)]
 struct TokenizerConfig {
     bos_token: Option<TokenName>,
     pad_token: Option<TokenName>,
     eos_token: Option<TokenName>,
-    /// Tokens beside those of the vocabulary, or other properties of those, by id.
+    /// Tokens beyond the vocabulary, or other properties of tokens in it, by id.
     added_tokens_decoder: Option<BTreeMap<u32, TokenEntry>>,
 }
 
 impl TokenizerConfig {
-    /// As transformers reads it: where `tokenizer_config.json` is from before it listed the added tokens, the other file overrides it.
-    /// In Stable Diffusion 2 they differ in the padding.
+    /// As in transformers: `special_tokens_map.json` overrides a `tokenizer_config.json` that does not list the added tokens. In Stable
+    /// Diffusion 2, the two differ in the padding.
     fn load(files: &ModelFiles, folder: &str) -> Result<Self, LoadError> {
         let read = |name: &str| files.json::<Self>(&format!("{folder}/{name}"));
         let name = "tokenizer_config.json";
@@ -82,7 +82,7 @@ impl TokenizerConfig {
     }
 }
 
-/// An entry of `added_tokens_decoder`. What it leaves out is as in transformers' `AddedToken`.
+/// An entry of `added_tokens_decoder`. Defaults are those of transformers' `AddedToken`.
 #[derive(Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "as in the file")]
 struct TokenEntry {
@@ -105,7 +105,7 @@ impl From<TokenEntry> for AddedToken {
     }
 }
 
-/// A token is written as its text, or as an object around it.
+/// A token as its text, or as an object.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum TokenName {
@@ -123,7 +123,7 @@ impl TokenName {
 
 impl PromptTokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, in a folder of a model, and `tokenizer_config.json` and
-    /// `added_tokens.json` if they are there; prompts become chunks of `length` tokens.
+    /// `added_tokens.json` if they are there. Chunks have `length` tokens.
     ///
     /// # Errors
     /// When a file is missing or broken, names a token that the vocabulary does not have, or adds one with an id that is not free.
@@ -135,7 +135,7 @@ impl PromptTokenizer {
         } else {
             from_vocab_and_merges(files, folder)?
         };
-        // Length and padding are ours to decide: a file may carry what somebody last used.
+        // A file may carry the truncation and padding of its last use.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| bad(path, e.to_string()))?;
 
@@ -155,44 +155,44 @@ impl PromptTokenizer {
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| bad(config_path, format!("the vocabulary has no token {token}")));
         let (start, end, pad) = (id(&bos_token)?, id(&eos_token)?, id(&pad_token)?);
         let comma = tokenizer.token_to_id(COMMA);
-        // As in transformers, a prompt may say it, and gets its id: in SDXL and Stable Diffusion 2, where it is an exclamation mark,
-        // that is another one than of the word.
+        // As in transformers, the padding token in a prompt has the padding's id. In SDXL and Stable Diffusion 2 it is an exclamation mark,
+        // whose id as a word is another one.
         if !tokenizer.get_added_tokens_decoder().contains_key(&pad) {
             tokenizer.add_special_tokens([AddedToken::from(pad_token, true)]).map_err(|e| bad(config_path, e.to_string()))?;
         }
         Ok(Self { tokenizer, length, start, end, pad, comma, learned: LearnedWords::default() })
     }
 
-    /// The token with the largest id that can come out, for checking it against an embedding.
+    /// The token with the largest id, to check it against an embedding.
     #[must_use]
     pub fn last_token(&self) -> Option<(String, u32)> {
         self.tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
     }
 
-    /// Makes each of these names a word of the token ids `ids`.
+    /// Adds a learned word of the token ids `ids`, under each of these names.
     pub(super) fn learn(&mut self, names: &[String], ids: &Range<u32>) {
         for name in names {
             self.learned.add(name, ids.clone());
         }
     }
 
-    /// What a text calls learned words that are none, and are left out.
+    /// Names in a text that are called learned words and are none. They are left out.
     pub(super) fn unknown_embeddings(&self, text: &str) -> Vec<String> {
         let unknown = |piece| if let Piece::Unknown(name) = piece { Some(name.to_owned()) } else { None };
         self.learned.pieces(text).into_iter().filter_map(unknown).collect()
     }
 
-    /// The most vectors that a learned word may have: it is not cut.
+    /// The most vectors of a learned word, which is never divided.
     #[must_use]
     pub fn room(&self) -> usize {
-        // All of a chunk but its start and its end.
+        // A chunk without its start and end tokens.
         self.length - 2
     }
 
-    /// The chunks of a prompt, one or more for each section, and the end of it that did not fit into as many as there may be.
+    /// The chunks of a prompt, one or more for each section, and the end of the prompt if it exceeds the most chunks.
     ///
     /// # Errors
-    /// When the tokenizer fails, which no text is known to make it do.
+    /// When the tokenizer fails. No text is known that makes it.
     pub(super) fn chunks(&self, sections: &[Vec<Span>]) -> Result<(Vec<Chunk>, Option<String>), GenerationError> {
         let mut text = String::new();
         let mut words: Vec<Vec<Word>> = Vec::with_capacity(sections.len());
@@ -206,7 +206,7 @@ impl PromptTokenizer {
             }
         }
         let mut chunks: Vec<&[Word]> = words.iter().flat_map(|words| spread(words, self.room(), self.comma)).collect();
-        // Nothing after the last `BREAK` is no chunk.
+        // Without words after the last `BREAK`, there is no chunk.
         if chunks.len() > 1 {
             chunks.pop_if(|last| last.is_empty());
         }
@@ -215,7 +215,7 @@ impl PromptTokenizer {
         Ok((chunks.into_iter().map(|words| self.chunk(words)).collect(), cut))
     }
 
-    /// The words of a text that begins at `start`: tokens, and learned words of one or several that stay together.
+    /// The words of a span at offset `start`: tokens, and learned words.
     fn words(&self, span: &Span, start: usize) -> Result<Vec<Word>, GenerationError> {
         let mut words = Vec::new();
         let mut push = |ids, at| words.push(Word { ids, weight: span.weight as f32, at: start + at });
@@ -225,7 +225,7 @@ impl PromptTokenizer {
                 Piece::Unknown(_) => {}
                 Piece::Plain(at, plain) => {
                     let encoding = self.tokenizer.encode(plain, false).map_err(|e| GenerationError::Tokenizer(e.to_string()))?;
-                    // Places are in bytes of the text that was given.
+                    // Offsets are in bytes of the text.
                     encoding.get_ids().iter().zip(encoding.get_offsets()).for_each(|(id, (begin, _))| push(*id..*id + 1, at + begin));
                 }
             }
@@ -233,7 +233,7 @@ impl PromptTokenizer {
         Ok(words)
     }
 
-    /// Where the text of a chunk ends.
+    /// Index of a chunk's end token.
     pub(super) fn end_of(&self, chunk: &Chunk) -> usize {
         chunk.ids.iter().position(|id| *id == self.end).unwrap_or_default()
     }
@@ -247,8 +247,8 @@ impl PromptTokenizer {
     }
 }
 
-/// The tokenizer that a file describes, if it is one that works. The crate panics for some that are none, and overflows the stack for what
-/// is nested too deep.
+/// The tokenizer that a file describes, if it works. The tokenizers crate panics on some invalid files, and overflows the stack on deep
+/// nesting.
 fn from_json(json: &[u8]) -> Result<Tokenizer, String> {
     let depth = nesting(json);
     if depth > MAX_NESTING {
@@ -262,7 +262,7 @@ fn from_json(json: &[u8]) -> Result<Tokenizer, String> {
     built.unwrap_or_else(|_| Err("it describes no tokenizer that works".to_owned()))
 }
 
-/// How deep lists and objects are in one another.
+/// The depth of nested lists and objects.
 fn nesting(json: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_text, mut is_escaped) = (0usize, 0, false, false);
     for byte in json {
@@ -279,7 +279,7 @@ fn nesting(json: &[u8]) -> usize {
     deepest
 }
 
-/// The tokenizer of a model from before there was `tokenizer.json`, as transformers' `CLIPConverter` makes that of these files.
+/// The tokenizer of a model without `tokenizer.json`, as transformers' `CLIPConverter` makes it.
 fn from_vocab_and_merges(files: &ModelFiles, folder: &str) -> Result<Tokenizer, LoadError> {
     let [vocab_path, merges_path] = ["vocab.json", "merges.txt"].map(|name| format!("{folder}/{name}"));
     let bad = |path: &str, reason: String| LoadError::BadConfig { path: files.path(path), reason };
@@ -310,7 +310,7 @@ fn from_vocab_and_merges(files: &ModelFiles, folder: &str) -> Result<Tokenizer, 
     Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| bad(&merges_path, e.to_string()))
 }
 
-/// `added_tokens.json`, from text to id. As in transformers, `special` ones are found as they are written, others in capitals too.
+/// `added_tokens.json`, from text to id. As in transformers, tokens are matched in upper or lower case, but `special` ones exactly.
 fn read_added_tokens(files: &ModelFiles, path: &str, special: [&String; 3]) -> Result<Vec<(u32, AddedToken)>, LoadError> {
     if !files.exists(path) {
         return Ok(Vec::new());
@@ -325,7 +325,7 @@ fn read_added_tokens(files: &ModelFiles, path: &str, special: [&String; 3]) -> R
     Ok(tokens)
 }
 
-/// Adds tokens to a vocabulary, in the order of their ids, which must be theirs already or the next ones.
+/// Adds tokens to a vocabulary in the order of their ids. Each id must be the token's own or the next free one.
 fn add_tokens(tokenizer: &mut Tokenizer, tokens: Vec<(u32, AddedToken)>) -> Result<(), String> {
     for (id, token) in tokens {
         let text = token.content.clone();

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::{models::ConfigError, ops::Activation};
 
-/// The fields that describe the network; [`UNet2DConditionConfig::from_json`] refuses values of others that would change it. What a file
-/// leaves out, or has as null, is as in diffusers' `UNet2DConditionModel`.
+/// The fields that describe the network. [`UNet2DConditionConfig::from_json`] refuses values of other fields that would change it. A field
+/// that is left out or null has the default of diffusers' `UNet2DConditionModel`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct UNet2DConditionConfig {
@@ -25,15 +25,15 @@ pub struct UNet2DConditionConfig {
     pub mid_block_type: Option<MidBlockType>,
     /// Kind of each block on the way up, the coarsest first.
     pub up_block_types: Vec<UpBlockType>,
-    /// Residual blocks to a level on the way down; one more on the way up.
+    /// Residual blocks at each level on the way down. The way up has one more.
     pub layers_per_block: OneOrEach,
     /// Transformer blocks after each residual block on the way down, by level, for all of its residual blocks or for each.
     pub transformer_layers_per_block: OneOrEach<OneOrEach>,
     /// The same on the way up, the coarsest level first, where it differs.
     pub reverse_transformer_layers_per_block: Option<OneOrEach<OneOrEach>>,
-    /// Attention heads by level. diffusers took its own misnomer over: this is the number of heads, not their width.
+    /// Number of attention heads by level, not their width: a misnomer that diffusers kept.
     pub attention_head_dim: OneOrEach,
-    /// The same under its right name, where a checkpoint has it.
+    /// The same under its right name, if a checkpoint has it.
     pub num_attention_heads: Option<OneOrEach>,
     /// Width of the text embeddings.
     #[serde(deserialize_with = "the_same")]
@@ -52,16 +52,16 @@ pub struct UNet2DConditionConfig {
     pub downsample_padding: usize,
     /// What is added to the time embedding.
     pub addition_embed_type: Option<AdditionEmbedType>,
-    /// Width of the embedding of each of the numbers that are added.
+    /// Width of the embedding of each of SDXL's sizes and offsets.
     pub addition_time_embed_dim: Option<usize>,
-    /// Width of all that is added, before its embedding.
+    /// Width of the pooled text and these embeddings together.
     pub projection_class_embeddings_input_dim: Option<usize>,
-    /// Width of the embedding of the guidance scale, in models that were distilled to know it.
+    /// Width of the embedding of the guidance scale, in models that look at it.
     pub time_cond_proj_dim: Option<usize>,
 }
 
 impl Default for UNet2DConditionConfig {
-    /// That of diffusers, with the latents of Stable Diffusion 1, of which it says nothing.
+    /// diffusers' defaults, with the latents' size of Stable Diffusion 1, for which diffusers has none.
     fn default() -> Self {
         use {DownBlockType::CrossAttention as Down, UpBlockType::CrossAttention as Up};
         Self {
@@ -92,8 +92,7 @@ impl Default for UNet2DConditionConfig {
     }
 }
 
-/// The numbers that SDXL is told of a picture: height and width of the original, top and left of the part that was cut out of it,
-/// height and width of the result.
+/// SDXL's `time_ids`: height and width of the original, top and left of the crop, height and width of the result.
 pub(super) const TIME_IDS: usize = 6;
 
 /// What may be added to the time embedding.
@@ -124,7 +123,7 @@ pub enum OneOrEach<T = usize> {
 }
 
 impl<T> OneOrEach<T> {
-    /// That of the one with this index.
+    /// The value for this index.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&T> {
         match self {
@@ -133,7 +132,8 @@ impl<T> OneOrEach<T> {
         }
     }
 
-    /// Makes sure that there is one for each of so many `what`.
+    /// # Errors
+    /// When there is a list that has not `count` entries, one for each `what`.
     fn check(&self, field: &str, count: usize, what: &str) -> Result<(), ConfigError> {
         match self {
             Self::Each(all) => ConfigError::unless_one_each(field, all, count, what),
@@ -143,14 +143,14 @@ impl<T> OneOrEach<T> {
 }
 
 impl OneOrEach {
-    /// The number of the one with this index.
+    /// The number for this index, 0 if there is none.
     #[must_use]
     pub fn at(&self, index: usize) -> usize {
         self.get(index).copied().unwrap_or_default()
     }
 }
 
-/// A number, or a list of it for each block or side. diffusers knows networks in which they differ; no Stable Diffusion is one.
+/// A number, or a list that repeats it for each block or side. diffusers has networks in which the entries differ; no Stable Diffusion does.
 fn the_same<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     match OneOrEach::deserialize(deserializer)? {
         OneOrEach::One(number) => Ok(number),
@@ -194,7 +194,7 @@ pub enum UpBlockType {
     CrossAttention,
 }
 
-/// Fields that change the network in ways that it is not built for, with the values at which they do not. A list has one for each block.
+/// Fields that change the network in unsupported ways, with the values that do not. A list has one value for each block.
 const UNSUPPORTED: [(&str, &[&str]); 19] = [
     ("addition_embed_type", &["\"text_time\""]),
     ("attention_type", &["\"default\""]),
@@ -270,7 +270,8 @@ impl UNet2DConditionConfig {
         ConfigError::unless((1..=1024).contains(&self.sample_size), || format!("sample_size must be 1 to 1024, not {}", self.sample_size))
     }
 
-    /// The lists of the transformers are as long as those of the residual blocks that they follow.
+    /// # Errors
+    /// When the lists of transformers and residual blocks differ in length.
     fn check_transformers(&self) -> Result<(), ConfigError> {
         let (levels, down) = (self.block_out_channels.len(), &self.transformer_layers_per_block);
         let up = self.reverse_transformer_layers_per_block.as_ref();
@@ -300,14 +301,14 @@ impl UNet2DConditionConfig {
         self.heads_field().at(level)
     }
 
-    /// How many blocks the transformer after a residual block of a level on the way down has, if there is one.
+    /// Number of blocks of the transformer after residual block `layer` of a level on the way down, if there is a transformer.
     #[must_use]
     pub fn down_depth(&self, level: usize, layer: usize) -> Option<usize> {
         let has_transformer = self.down_block_types[level] == DownBlockType::CrossAttention;
         has_transformer.then(|| self.transformer_layers_per_block.get(level).map_or(0, |depth| depth.at(layer)))
     }
 
-    /// The same of the block in the middle, where diffusers has what the coarsest level has after its first residual block.
+    /// The same for the middle block: as in diffusers, the depth after the coarsest level's first residual block.
     #[must_use]
     pub fn mid_depth(&self) -> Option<usize> {
         let coarsest = self.block_out_channels.len() - 1;
@@ -315,7 +316,7 @@ impl UNet2DConditionConfig {
         has_transformer.then(|| self.transformer_layers_per_block.get(coarsest).map_or(0, |depth| depth.at(0)))
     }
 
-    /// The same of a level on the way up.
+    /// The same for a level on the way up.
     #[must_use]
     pub fn up_depth(&self, level: usize, layer: usize) -> Option<usize> {
         let block = self.block_out_channels.len() - 1 - level;
@@ -327,7 +328,7 @@ impl UNet2DConditionConfig {
         has_transformer.then(|| depth.map_or(0, |depth| depth.at(layer)))
     }
 
-    /// The widths of what is added to the time embedding, if anything is.
+    /// The widths of the addition to the time embedding, if there is one.
     #[must_use]
     pub fn text_time(&self) -> Option<TextTime> {
         let AdditionEmbedType::TextTime = self.addition_embed_type?;

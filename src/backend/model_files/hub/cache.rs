@@ -12,14 +12,14 @@ use std::{
 
 use hf_hub::{CacheRepo, Repo, RepoType};
 
-/// Where Python's client keeps all that it keeps.
+/// The directory of Python's client.
 pub(super) fn home() -> PathBuf {
     let given = env::var_os("HF_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     given.unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache/huggingface"))
 }
 
-/// What the cache has of one repository. Its folders are `hf_hub`'s; its own downloads insist on
-/// ranges, which not every hub and mirror has.
+/// The cache of one repository. Its folders are `hf_hub`'s. Its downloads are not used: they need ranges, which some mirrors
+/// do not have.
 #[derive(Debug)]
 pub(super) struct Cache {
     repository: String,
@@ -38,12 +38,12 @@ impl Cache {
         self.hub.repo(Repo::with_revision(self.repository.clone(), RepoType::Model, revision.to_owned()))
     }
 
-    /// Where a commit's files are.
+    /// The directory of a commit's files.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.at(commit).pointer_path(commit)
     }
 
-    /// The commit that a branch or a tag stood for when it was last looked at.
+    /// The commit of a branch or a tag at the last look.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         fs::read_to_string(self.folder.join("refs").join(revision)).ok().map(|commit| commit.trim().to_owned())
     }
@@ -52,12 +52,12 @@ impl Cache {
         self.at(revision).create_ref(commit)
     }
 
-    /// Where a file of this hash is, or is to be.
+    /// The path of the file with this hash, whether or not it is there.
     pub(super) fn blob(&self, hash: &str) -> PathBuf {
         self.folder.join("blobs").join(hash)
     }
 
-    /// Where it is while it is not whole. Nobody else writes there until the lock is dropped.
+    /// The path of a download under way, and the lock that keeps other processes off it.
     pub(super) fn incomplete(&self, hash: &str) -> io::Result<(PathBuf, File)> {
         fs::create_dir_all(self.folder.join("blobs"))?;
         let lock = File::create(self.blob(&format!("{hash}.lock")))?;
@@ -65,13 +65,13 @@ impl Cache {
         Ok((self.blob(&format!("{hash}.incomplete")), lock))
     }
 
-    /// Has a file of a commit be the one of this hash.
+    /// Links a file of a commit to the file with this hash.
     pub(super) fn link(&self, commit: &str, file: &str, hash: &str) -> io::Result<()> {
         let path = self.snapshot(commit).join(file);
         fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        // Out of the folders that the file is in, and of snapshots/COMMIT.
+        // Up from the file's folders and from snapshots/COMMIT.
         let up = "../".repeat(file.split('/').count() + 1);
-        // What is there leads nowhere, or to what is not right, or is what another process is about to put there.
+        // An old link may be dangling or wrong, or another process may be making the same link.
         let new = path.with_added_extension(format!("{}.new", std::process::id()));
         let _ = fs::remove_file(&new);
         symlink(Path::new(&up).join("blobs").join(hash), &new)?;

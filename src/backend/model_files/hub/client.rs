@@ -19,40 +19,40 @@ use ureq::{
 
 use crate::common::{self, error_chain};
 
-/// How often a download is tried again, each time from where it broke off.
+/// How often a download is resumed after a break.
 const RETRIES: u32 = 4;
-/// The wait before the first of these; each takes twice as long as the one before.
+/// The wait before the first of these. Each wait is twice as long as the one before.
 const FIRST_WAIT: Duration = Duration::from_millis(300);
-/// A hub that is silent for so long is not there.
+/// A hub that is silent for this long counts as gone.
 const SILENCE: Duration = Duration::from_mins(1);
 const MAX_REDIRECTS: usize = 10;
 
-/// Why something cannot be had from a hub.
+/// Why a request to a hub failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::backend::model_files) enum HubError {
-    /// It says so itself.
+    /// The hub answered with an error.
     #[error("{url} answers {status}")]
     Status {
-        /// What was asked for.
+        /// The address.
         url: String,
-        /// With what it was answered.
+        /// The answer's status.
         status: StatusCode,
     },
-    /// It does not speak as a hub does.
+    /// The answer is not that of a hub.
     #[error("{url} {what}")]
     Answer {
-        /// What was asked for.
+        /// The address.
         url: String,
-        /// What is wrong with the answer.
+        /// What is wrong with it.
         what: String,
     },
-    /// It cannot be reached.
+    /// The hub cannot be reached.
     #[error(transparent)]
     Unreachable(#[from] ureq::Error),
-    /// The way to it leads nowhere.
+    /// The proxy or the address is invalid.
     #[error(transparent)]
     Proxy(#[from] common::BadProxy),
-    /// The cache cannot be written, or the line broke.
+    /// The cache cannot be written, or the connection broke.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -62,7 +62,7 @@ impl HubError {
         Self::Answer { url: shown(url), what: what.into() }
     }
 
-    /// Whether it may be otherwise in a moment.
+    /// Whether another try may succeed.
     fn may_pass(&self) -> bool {
         match self {
             Self::Status { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
@@ -73,12 +73,12 @@ impl HubError {
     }
 }
 
-/// A hub, and who asks it.
+/// A hub, and the user's access to it.
 #[derive(Debug)]
 pub(super) struct Client {
     /// Its address, without a slash at the end.
     pub(super) endpoint: String,
-    /// What the user is known by.
+    /// The user's token.
     pub(super) token: Option<String>,
 }
 
@@ -102,7 +102,7 @@ impl Revision {
     }
 }
 
-/// What a hub says of a file.
+/// A file, as a hub announces it.
 #[derive(Debug)]
 pub(super) struct RemoteFile {
     url: Uri,
@@ -113,19 +113,19 @@ pub(super) struct RemoteFile {
 }
 
 impl Client {
-    /// What a repository has at a revision.
+    /// The files of a repository at a revision.
     pub(super) fn revision(&self, repository: &str, revision: &str) -> Result<Revision, HubError> {
         let url = self.url(&format!("api/models/{repository}/revision/{}", revision.replace('/', "%2F")))?;
         let (url, mut response) = self.follow(&Method::GET, url, &HeaderMap::new(), |_, _| true)?;
         let text = response.body_mut().read_to_string()?;
         let found: Revision =
             serde_json::from_str(&text).map_err(|error| HubError::answer(&url, format!("answers with no list of files: {error}")))?;
-        // It becomes the name of a folder.
+        // The commit becomes the name of a folder.
         let is_name = !found.sha.is_empty() && found.sha.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if is_name { Ok(found) } else { Err(HubError::answer(&url, "answers with a commit that is none")) }
     }
 
-    /// What the hub says of a file of a commit. It says so itself, and not the host that it may send us to for the file.
+    /// A file of a commit, as announced by the hub itself, and not by the host that it may redirect to.
     pub(super) fn file(&self, repository: &str, commit: &str, file: &str) -> Result<RemoteFile, HubError> {
         let url = self.url(&format!("{repository}/resolve/{commit}/{file}"))?;
         let (asked, response) =
@@ -133,10 +133,10 @@ impl Client {
         let headers = response.headers();
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let hash = text("x-linked-etag").or_else(|| text("etag")).map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
-        // It becomes the name of a file.
+        // The hash becomes the name of a file.
         let is_name = |hash: &&str| !hash.is_empty() && hash.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         let hash = hash.filter(is_name).ok_or_else(|| HubError::answer(&asked, "has no etag that could be a file's name: is it a hub?"))?;
-        // What was compressed on its way has another length.
+        // The length of a compressed answer is not the file's.
         let length = if headers.contains_key(header::CONTENT_ENCODING) || response.status().is_redirection() {
             None
         } else {
@@ -146,7 +146,7 @@ impl Client {
         Ok(RemoteFile { url, hash: hash.to_owned(), size })
     }
 
-    /// Downloads a file to `path`, from where an earlier download of it broke off.
+    /// Downloads a file to `path`, and resumes an earlier download of it.
     pub(super) fn download(&self, file: &RemoteFile, name: &str, path: &Path) -> Result<(), HubError> {
         let bar = progress_bar(file.size, name);
         let mut tries = 0;
@@ -180,7 +180,7 @@ impl Client {
             headers.insert(header::RANGE, format!("bytes={start}-").try_into().map_err(io::Error::other)?);
         }
         let (url, response) = match self.follow(&Method::GET, file.url.clone(), &headers, |_, _| true) {
-            // There is nothing behind what is here: it is not what it was taken for.
+            // The file on disk is longer than the hub's: it is another file.
             Err(HubError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) if start > 0 => {
                 fs::remove_file(path)?;
                 return Err(io::Error::other("the download begins anew").into());
@@ -191,7 +191,7 @@ impl Client {
             return Err(HubError::answer(&url, format!("sends it in the encoding {encoding:?}, which was not asked for")));
         }
         if !goes_on_from(&response, start) {
-            // All of it comes, whatever part was asked for.
+            // The hub ignored the range and sends all of it.
             part.set_len(0)?;
             start = 0;
         }
@@ -213,7 +213,7 @@ impl Client {
         url.parse().map_err(|error| HubError::Answer { url, what: format!("is no address: {error}") })
     }
 
-    /// Sends a request, and goes where its answers send it, as long as `goes` says so. Only the hub itself gets the token.
+    /// Sends a request and follows redirects while `goes` allows it. The token goes to the hub itself alone.
     fn follow(
         &self,
         method: &Method,
@@ -248,7 +248,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        // What is compressed has no ranges, and no length that could be compared.
+        // A compressed answer has no ranges, and another length than the file.
         request = request.header(header::ACCEPT_ENCODING, "identity");
         request = request.header(header::USER_AGENT, concat!("sd-worker/", env!("CARGO_PKG_VERSION")));
         let is_hub = self.endpoint.parse::<Uri>().is_ok_and(|hub| hub.authority() == url.authority() && hub.scheme() == url.scheme());
@@ -259,14 +259,14 @@ impl Client {
     }
 }
 
-/// Whether an answer goes on from this byte, and does not begin anew.
+/// Whether an answer continues at this byte.
 fn goes_on_from(response: &Response<Body>, start: u64) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
     let first = range.and_then(|range| range.trim_start_matches("bytes").trim().split('-').next()?.parse::<u64>().ok());
     response.status() == StatusCode::PARTIAL_CONTENT && first == Some(start)
 }
 
-/// Where a link in an answer from `base` leads.
+/// The target of a redirect from `base`.
 fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     if location.contains("://") {
         return location.parse().ok();
@@ -280,12 +280,12 @@ fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// An address as people see it: what lets somebody in stands behind its path.
+/// An address without its query, which may hold secrets.
 fn shown(url: &Uri) -> String {
     common::without_secrets(&url.to_string())
 }
 
-/// Shown where somebody watches.
+/// A progress bar, if stderr is a terminal.
 fn progress_bar(size: Option<u64>, name: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -1,21 +1,21 @@
-//! Numbers as safetensors files store them.
+//! The types of tensors in safetensors files.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use half::f16;
 use safetensors::Dtype;
 
-/// Every type that weights may be stored in, for messages.
+/// The types of weights, for messages.
 const WEIGHTS: &str = "f64, f32, f16, bf16, fp8 (e4m3 or e5m2) and int8 with a weight_scale are";
 
-/// A tensor of weights in a type that numbers are worked with.
+/// A stored tensor in a type of candle.
 ///
 /// # Errors
-/// When they are stored in a type that is none of weights, or one of them is not finite.
+/// When the stored type is none of weights, or a value is not finite.
 pub(super) fn tensor(name: &str, stored: Dtype, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
     let dtype = match stored {
         Dtype::F8_E5M2 => {
             check(name, bytes, |byte| byte & 0x7c != 0x7c)?;
-            // The upper half of an f16, bit by bit.
+            // E5M2 is the upper half of an f16.
             let numbers = bytes.iter().map(|byte| f16::from_bits(u16::from(*byte) << 8)).collect();
             return Tensor::from_vec(numbers, shape, &Device::Cpu);
         }
@@ -23,7 +23,7 @@ pub(super) fn tensor(name: &str, stored: Dtype, bytes: &[u8], shape: &[usize]) -
             check(name, bytes, |byte| byte & 0x7f != 0x7f)?;
             DType::F8E4M3
         }
-        // Exponents of nothing but ones are infinite, or no numbers.
+        // An exponent of ones is an infinity or a NaN.
         Dtype::F16 => {
             check_words(name, bytes, 0x7c00)?;
             DType::F16
@@ -44,12 +44,12 @@ pub(super) fn tensor(name: &str, stored: Dtype, bytes: &[u8], shape: &[usize]) -
     Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)
 }
 
-/// Makes sure that all numbers are finite. One that is not makes every picture one of no numbers.
+/// Checks that all values are finite: a single NaN spoils every picture.
 ///
 /// # Errors
-/// When one is not: says which.
+/// Names the first value that is not.
 pub(super) fn check<T>(name: &str, numbers: &[T], is_finite: impl Fn(&T) -> bool) -> Result<()> {
-    // Without a branch for each number: most files have none.
+    // The sum first, without a branch for each value: nearly all files pass.
     if numbers.iter().fold(true, |all, number| all & is_finite(number)) {
         return Ok(());
     }

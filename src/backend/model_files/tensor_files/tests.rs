@@ -187,8 +187,8 @@ fn tensors_of_another_layout_are_found_in_their_places() {
     candle_core::safetensors::save(&all.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect(), file.path()).unwrap();
     let files = TensorFiles::open(&[file.path().to_owned()]).unwrap();
     let locate = |name: &str| match name.split_once('.') {
-        Some(("third", i)) => Place { name: "fused".to_owned(), third: i.parse().ok(), is_transposed: false },
-        _ => Place { name: name.to_owned(), third: None, is_transposed: name == "turned" },
+        Some(("third", i)) => StoredTensor { name: "fused".to_owned(), third: i.parse().ok(), is_transposed: false },
+        _ => StoredTensor { name: name.to_owned(), third: None, is_transposed: name == "turned" },
     };
     let vb = files.reader(DType::F32, CPU, Arc::new(locate));
     for i in 0..3 {
