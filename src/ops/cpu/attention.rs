@@ -96,7 +96,19 @@ fn attend(machine: Machine, q: &[f32], keys: Keys, shape: Sequences, out: &mut O
         with_scratch(cut.numbers(), |scratch| {
             // SAFETY: a task writes the results of its queries of one head, which no other task has. Nobody reads.
             let out = unsafe { out.for_task() };
-            machine.run(|multiplier| Task { multiplier, products: machine.products, q, keys, shape, first, count, out, start, cut, scratch });
+            machine.run(|multiplier| Task {
+                multiplier,
+                products: machine.products,
+                q,
+                keys,
+                shape,
+                first,
+                count,
+                out,
+                start,
+                cut,
+                scratch,
+            });
         });
     });
 }
@@ -119,9 +131,7 @@ impl Keys<'_> {
                 let start = (head / heads * keys * heads + head % heads) * head_dim;
                 Self::InPlace { k: &k[start..], v: &v[start..] }
             }
-            Self::Prepared { layout, k, v } => {
-                Self::Prepared { layout, k: &k[head * layout.k_len()..], v: &v[head * layout.v_len()..] }
-            }
+            Self::Prepared { layout, k, v } => Self::Prepared { layout, k: &k[head * layout.k_len()..], v: &v[head * layout.v_len()..] },
         }
     }
 }

@@ -86,9 +86,7 @@ impl Panels {
 
     /// Numbers in the order of [`Products::place`](super::products::Products::place).
     fn place<T: Zeroable + Send>(&self, at: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-        fill(self.count(), self.rows(), self.width, |row, column| {
-            self.element(row, column).map_or_else(T::zeroed, |(k, n)| at(k, n))
-        })
+        fill(self.count(), self.rows(), self.width, |row, column| self.element(row, column).map_or_else(T::zeroed, |(k, n)| at(k, n)))
     }
 
     /// Packed weights.

@@ -111,8 +111,14 @@ fn a_convolution_is_added_to_what_there_is() {
     let onto = numbers(2 * 5 * 17 * outputs, 2);
     for (machine, kernel) in Machine::all().into_iter().flat_map(|machine| [(machine, 1), (machine, 3)]) {
         let config = Conv2dConfig { kernel, stride: 1, padding: kernel / 2 };
-        let packed =
-            PackedConv::new(machine, DenseType::F32, &numbers(outputs * channels * kernel * kernel, 3), channels, numbers(outputs, 4), config);
+        let packed = PackedConv::new(
+            machine,
+            DenseType::F32,
+            &numbers(outputs * channels * kernel * kernel, 3),
+            channels,
+            numbers(outputs, 4),
+            config,
+        );
         let right = packed.forward(&pixels, shape, None, Epilogue { residual: Some(&onto), ..Epilogue::default() });
         let mut ours = onto.clone();
         packed.forward_onto(&pixels, shape, &mut ours);

@@ -111,8 +111,7 @@ fn both_linear(machine: Machine, kept: WeightType, weight: &[f32], values: &[f32
 #[test]
 fn linear_layers_keep_denormals() {
     let (values, weight, bias) = (numbers(ROWS * INPUTS, 1), numbers(2 * OUTPUTS * INPUTS, 2), vec![0.0; 2 * OUTPUTS]);
-    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| exact_machines().into_iter().map(move |machine| (kept, machine)))
-    {
+    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| exact_machines().into_iter().map(move |machine| (kept, machine))) {
         let rounded = stored(kept, weight.clone(), INPUTS);
         let faint_values = faint(values.clone());
         let right = plain_linear(&faint_values, &rounded, &bias, INPUTS);
@@ -238,8 +237,9 @@ fn an_infinity_reaches_the_queries_that_see_it() {
         values[at] = infinity;
         values
     };
-    for (shape, machine) in
-        [true, false].into_iter().flat_map(|causal| Machine::all().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
+    for (shape, machine) in [true, false]
+        .into_iter()
+        .flat_map(|causal| Machine::all().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
     {
         let clean = attention(machine, &q, &k, &v, shape);
         let sees = |i: usize| of_head(i) && (!shape.causal || query(i) >= token);

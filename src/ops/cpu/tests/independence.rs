@@ -56,8 +56,7 @@ fn convolutions_are_independent() {
 fn linear_layers_are_independent() {
     let (rows, inputs, outputs) = if cfg!(miri) { (7, 34, 6) } else { (131, 500, 90) };
     let (weight, bias) = (numbers(outputs * inputs, 1), numbers(outputs, 2));
-    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| Machine::all().into_iter().map(move |machine| (kept, machine)))
-    {
+    for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| Machine::all().into_iter().map(move |machine| (kept, machine))) {
         let plain = linear(machine, kept, &weight, inputs, &bias);
         let gated = gated(machine, kept, &weight, inputs, outputs / 2, &bias);
         for (name, layer) in [("a layer", plain), ("a gated layer", gated)] {

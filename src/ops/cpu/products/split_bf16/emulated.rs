@@ -28,13 +28,7 @@ pub(super) fn pack(numbers: &[f32], blocks: &mut [u16]) {
     }
 }
 
-pub(super) fn multiply(
-    (lines, low, pitch): (&[u16], usize, usize),
-    rows: usize,
-    weights: &[u16],
-    sums: &mut [f32],
-    add: bool,
-) {
+pub(super) fn multiply((lines, low, pitch): (&[u16], usize, usize), rows: usize, weights: &[u16], sums: &mut [f32], add: bool) {
     assert!(rows.is_multiple_of(TILE) && weights.len().is_multiple_of(BLOCK_HALVES));
     if !add && !weights.is_empty() {
         sums[..rows * BLOCK].fill(0.0);
