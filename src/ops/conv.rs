@@ -1,4 +1,4 @@
-//! Two-dimensional convolution.
+//! Two-dimensional convolutions.
 
 use candle_core::{Result, Tensor};
 
@@ -41,7 +41,7 @@ enum Kernel {
 /// What is added to the result of a convolution.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Added<'a> {
-    /// A number for each sample and channel, `(batch, out_channels)`, or of fewer samples that stand for the batch as in [`for_batch`].
+    /// `(batch, out_channels)`, or fewer samples that stand for the batch as in [`for_batch`]: one number for each sample and channel.
     pub sample_bias: Option<&'a Tensor>,
     /// An image of the result's shape.
     pub residual: Option<&'a Tensor>,
@@ -106,7 +106,7 @@ impl Conv2d {
         self.forward_add(x, Added::default())
     }
 
-    /// The same, with something added to the result on the way.
+    /// [`Conv2d::forward`], with something added to the result.
     ///
     /// # Errors
     /// As [`Conv2d::forward`], and when the shape of what is added does not fit.
@@ -114,7 +114,7 @@ impl Conv2d {
         self.forward_enlarged(x, (x.dim(2)?, x.dim(3)?), added)
     }
 
-    /// The same, of the image after a group norm and SiLU.
+    /// [`Conv2d::forward_add`] of the image after a group norm and SiLU.
     ///
     /// # Errors
     /// As [`Conv2d::forward_add`] and [`GroupNorm::forward_silu`].
@@ -164,7 +164,7 @@ impl Conv2d {
         })
     }
 
-    /// The same, of the image enlarged to `size` (height, width) by nearest neighbours.
+    /// [`Conv2d::forward_add`] of the image, enlarged to `size` (height, width) by nearest neighbours first.
     ///
     /// # Errors
     /// As [`Conv2d::forward_add`].
@@ -207,7 +207,7 @@ fn new_image(
     cpu::Image::tensor(pixels, shape.batch, height, width, packed.outputs())
 }
 
-/// Checks that everything fits, and has `run` do the work.
+/// Checks all shapes, and has `run` do the work.
 fn packed_forward_by(
     packed: &cpu::PackedConv,
     x: &Tensor,

@@ -48,7 +48,7 @@ pub(super) fn prepare(device: &Device) -> Result<()> {
     keep_memory(device)?;
     WORK.get_or_init(|| {
         let loaded = device.get_or_load_custom_func("add_f32", MODULE, PTX);
-        loaded.inspect_err(|error| warn!(%error, "the worker's own kernels cannot be used, candle's are")).is_ok()
+        loaded.inspect_err(|error| warn!(%error, "the worker's own kernels cannot be used, so candle's are")).is_ok()
     });
     Ok(())
 }

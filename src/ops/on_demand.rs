@@ -1,4 +1,4 @@
-//! Parts of a network whose weights may be read again each time that they are needed.
+//! Parts of a network that may be read from their files each time that they run.
 
 use std::{fmt, sync::Arc};
 
@@ -6,7 +6,7 @@ use candle_core::Result;
 
 use super::Weights;
 
-/// A part of a network: in memory from the start, or, where its [`Weights`] are freed after use, only while it works.
+/// A part of a network: in memory all the time, or, where its [`Weights`] are freed after use, only while it runs.
 #[derive(Clone)]
 pub struct OnDemand<T>(Source<T>);
 
@@ -17,7 +17,7 @@ enum Source<T> {
 }
 
 impl<T> OnDemand<T> {
-    /// What `new` makes of the weights. It is made once in any case, so that weights that do not fit are found now.
+    /// The part that `new` builds from the weights. It is built once in any case, so that weights that do not fit are found now.
     ///
     /// # Errors
     /// Those of `new`.
@@ -27,10 +27,10 @@ impl<T> OnDemand<T> {
         Ok(Self(if is_freed { Source::Files(Arc::new(move || new(&weights))) } else { Source::Memory(part) }))
     }
 
-    /// Has the part do its work.
+    /// Runs `work` with the part.
     ///
     /// # Errors
-    /// Those of `work`, and when the weights cannot be read any more.
+    /// Those of `work`, and when the weights cannot be read again.
     pub fn with<R>(&self, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
         match &self.0 {
             Source::Memory(part) => work(part),
