@@ -76,7 +76,7 @@ impl Linear {
         self.run(x, None, None)
     }
 
-    /// The same, with `residual` of the result's shape added.
+    /// [`Linear::forward`], with `residual` of the result's shape added.
     ///
     /// # Errors
     /// As [`Linear::forward`], and when `residual` has another shape.
@@ -84,7 +84,7 @@ impl Linear {
         self.run(x, Some(residual), None)
     }
 
-    /// The same, followed by an activation function.
+    /// [`Linear::forward`], followed by an activation function.
     ///
     /// # Errors
     /// As [`Linear::forward`].
@@ -150,7 +150,7 @@ impl Geglu {
         Kernel::read((in_features, 2 * out_features), true, vb, pack).map(Self)
     }
 
-    /// `(batch, tokens, in_features)` to `(batch, tokens, out_features)`.
+    /// `(…, in_features)` to `(…, out_features)`.
     ///
     /// # Errors
     /// When the last dimension is another, or the device fails.

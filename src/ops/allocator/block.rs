@@ -2,6 +2,8 @@
 
 use std::ptr;
 
+use super::PAGE;
+
 /// A run of whole pages that nothing else uses. It is neither copied nor freed by itself.
 #[derive(Debug)]
 pub(super) struct Block {
@@ -14,8 +16,9 @@ impl Block {
     /// No memory.
     pub(super) const EMPTY: Self = Self { address: 0, size: 0 };
 
-    /// New memory of `size` bytes, all zeros, on huge pages where there are any; none if the system refuses.
+    /// New memory of `size` bytes, whole pages, all zeros, on huge pages where there are any; none if the system refuses.
     pub(super) fn map(size: usize) -> Option<Self> {
+        assert!(size.is_multiple_of(PAGE));
         let (read_and_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping, at an address where there is none.
         let address = unsafe { libc::mmap(ptr::null_mut(), size, read_and_write, private, -1, 0) };
@@ -43,7 +46,7 @@ impl Block {
     /// Takes over memory that [`Block::into_raw`] gave away.
     ///
     /// # Safety
-    /// The memory came from a block of this size and nothing uses it any more.
+    /// The memory came from a block of this size, and nothing uses it any more.
     pub(super) unsafe fn from_raw(address: *mut u8, size: usize) -> Self {
         Self { address: address.expose_provenance(), size }
     }
@@ -68,7 +71,8 @@ impl Block {
 
     /// The first `size` bytes, whole pages, and the rest.
     pub(super) fn split(self, size: usize) -> (Self, Self) {
-        assert!(size <= self.size);
+        // The system unmaps whole pages.
+        assert!(size <= self.size && size.is_multiple_of(PAGE));
         let rest = Self { address: self.address + size, size: self.size - size };
         (Self { size, ..self }, rest)
     }

@@ -35,7 +35,7 @@ pub(in crate::ops) struct GroupNormConfig<'a> {
     pub(in crate::ops) statistics: Option<&'a GroupStatistics>,
 }
 
-/// Mean and variance of each group of channels, of an image or of several together.
+/// Mean and variance of each group of channels, over an image or several together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupStatistics {
     of_groups: Vec<(f64, f64)>,
@@ -92,7 +92,7 @@ impl GroupStatistics {
     }
 }
 
-/// Group normalisation of pixels `(batch, height * width, channels)`.
+/// Group normalization of pixels `(batch, height * width, channels)`.
 pub(in crate::ops) fn group_norm(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Vec<f32> {
     group_norm_with(Arch::new(), pixels, batch, config)
 }
@@ -272,7 +272,7 @@ impl WithSimd for Rescale<'_, '_> {
     }
 }
 
-/// Layer normalisation of rows.
+/// Layer normalization of rows `(rows, features)`.
 pub(in crate::ops) fn layer_norm(values: &[f32], eps: f32, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     layer_norm_with(Arch::new(), values, eps, weight, bias)
 }
@@ -310,7 +310,7 @@ impl WithSimd for LayerNormRows<'_> {
                 sum = simd.add_f32s(sum, load(simd, part));
             }
             let mean = simd.reduce_sum_f32s(sum) / features as f32;
-            // As long as the longest vector; what fills up the last one of a row stays zero.
+            // `load` fills up the last vector of a row with zeros in both, so that the padding stays zero. No vector is longer.
             let means = [mean; 64];
             let mut squares = simd.splat_f32s(0.0);
             for part in row.chunks(S::F32_LANES) {

@@ -2,7 +2,7 @@
 //!
 //! A tile of a few rows by one or two vectors of columns stays in registers while the depth runs by. Each step spreads one number of
 //! every row over a vector, and multiplies and adds it to the row's sums: 24 products for 14 loads with 32 registers. The weights are read
-//! in the order of memory. The speed is bound by the two multiply-add units of a core, as long as lines and weights come from a near
+//! in the order of memory. The speed is bound by a core's units for multiply-add, as long as lines and weights come from a near
 //! cache; for those that do not, there are prefetches. After Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
 
 #![allow(unsafe_code)]
