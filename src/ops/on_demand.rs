@@ -8,12 +8,12 @@ use super::Weights;
 
 /// A part of a network: in memory all the time, or, where its [`Weights`] are freed after use, only while it runs.
 #[derive(Clone)]
-pub struct OnDemand<T>(Source<T>);
+pub struct OnDemand<T>(Part<T>);
 
 #[derive(Clone)]
-enum Source<T> {
-    Memory(T),
-    Files(Arc<dyn Fn() -> Result<T> + Send + Sync>),
+enum Part<T> {
+    Loaded(T),
+    ReadEachTime(Arc<dyn Fn() -> Result<T> + Send + Sync>),
 }
 
 impl<T> OnDemand<T> {
@@ -24,7 +24,7 @@ impl<T> OnDemand<T> {
     pub fn new(weights: Weights, new: impl Fn(&Weights) -> Result<T> + Send + Sync + 'static) -> Result<Self> {
         let part = new(&weights)?;
         let is_freed = weights.are_freed_after_use();
-        Ok(Self(if is_freed { Source::Files(Arc::new(move || new(&weights))) } else { Source::Memory(part) }))
+        Ok(Self(if is_freed { Part::ReadEachTime(Arc::new(move || new(&weights))) } else { Part::Loaded(part) }))
     }
 
     /// Runs `work` with the part.
@@ -33,8 +33,8 @@ impl<T> OnDemand<T> {
     /// Those of `work`, and when the weights cannot be read again.
     pub fn with<R>(&self, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
         match &self.0 {
-            Source::Memory(part) => work(part),
-            Source::Files(read) => work(&read()?),
+            Part::Loaded(part) => work(part),
+            Part::ReadEachTime(read) => work(&read()?),
         }
     }
 }

@@ -78,8 +78,9 @@ impl Block {
     }
 
     /// One block of two that touch.
+    #[allow(clippy::needless_pass_by_value, reason = "the block is given up")]
     pub(super) fn join(self, next: Self) -> Self {
         assert!(self.touches(&next));
-        Self { address: self.address, size: self.size + next.size }
+        Self { size: self.size + next.size, ..self }
     }
 }
