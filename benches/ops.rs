@@ -1,7 +1,7 @@
-//! Each operation at the sizes of Stable Diffusion 1.5 (512 x 512, both halves of guidance), beside candle's own.
+//! Each operation at the sizes of Stable Diffusion 1.5 (512 x 512, both halves of guidance), next to candle's own.
 //!
-//! Rates are in floating-point operations of the plain algorithm, so that a Winograd convolution may well go beyond `peak`, which is
-//! what multiplications and additions in registers reach on all threads.
+//! Rates count the floating-point operations of the direct algorithm, so that a Winograd convolution may exceed `peak`, the rate of
+//! multiplications and additions in registers on all threads.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench may panic")]
 
 use std::{collections::HashMap, hint::black_box, time::Duration};
@@ -38,7 +38,7 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     group
 }
 
-/// 24 sums that do not wait for one another.
+/// 24 independent sums, which do not wait for each other.
 struct Peak;
 
 impl Peak {
@@ -161,7 +161,7 @@ fn attentions(c: &mut Criterion) {
     group.finish();
 }
 
-/// In bytes read and written: nothing here is bound by arithmetic.
+/// Rates are in bytes read and written: memory bounds all of these.
 fn norms(c: &mut Criterion) {
     let mut group = group(c, "norms and gates");
     for (batch, channels, side) in [(2, 320, 64), (2, 1280, 16), (1, 128, 512)] {

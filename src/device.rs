@@ -1,4 +1,4 @@
-//! Where the tensors live: CPU, CUDA or Metal; and the threads that work on a CPU.
+//! Devices: CPU, CUDA or Metal, and the threads that work on a CPU.
 
 use std::{fmt, str::FromStr};
 
@@ -8,14 +8,14 @@ use tracing::warn;
 
 use crate::common::{InvalidValue, error_chain};
 
-/// A device by name: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`; a bare number, as rbee's hive writes it, is
-/// one of whatever this binary is built for.
+/// A device by name: `auto`, `cpu`, `cuda`, `cuda:1` or `metal`. A bare number, as rbee's hive writes it, is a device of the kind that this
+/// binary is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// The first accelerator that this binary is built for and that is there, else the CPU.
+    /// The first accelerator, if this binary is built for it and the machine has one, else the CPU.
     #[default]
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// An NVIDIA GPU by number.
     Cuda(usize),
@@ -67,7 +67,7 @@ impl DeviceChoice {
         } else {
             return None;
         };
-        device.inspect_err(|error| warn!(error = error_chain(error), "the accelerator cannot be used; the CPU is")).ok()
+        device.inspect_err(|error| warn!(error = error_chain(error), "the accelerator cannot be used, so the CPU is")).ok()
     }
 }
 
@@ -112,25 +112,25 @@ pub fn describe(device: &Device) -> String {
     }
 }
 
-/// How many threads there may be for each CPU that the process may use.
+/// The most threads for each CPU that the process may use.
 const MOST_PER_CPU: usize = 8;
 
-/// Starts the threads that share the work on a CPU, so many or as many as this process may use.
+/// Starts the threads that share the work on a CPU: `count` of them, by default one for each CPU that this process may use.
 ///
 /// # Errors
-/// When the system refuses them, or they were started before.
+/// When the system refuses threads, or they were started before.
 pub fn start_threads(count: Option<usize>) -> Result<(), ThreadPoolBuildError> {
-    // 0 leaves the number to rayon: RAYON_NUM_THREADS where it is set, else `std::thread::available_parallelism`, which minds the
-    // CPUs that the process is bound to and the quota of its cgroup, as in a container.
+    // 0 leaves the number to rayon: RAYON_NUM_THREADS where it is set, else `std::thread::available_parallelism`, which respects
+    // the CPUs that the process is bound to and the quota of its cgroup, as in a container.
     let pool = ThreadPoolBuilder::new().num_threads(count.map_or(0, bounded));
     pool.thread_name(|i| format!("sd-worker-{i}")).build_global()
 }
 
-/// So many threads, and no more than [`MOST_PER_CPU`] allow: with more, they wait for each other.
+/// `count`, but no more than [`MOST_PER_CPU`] for each CPU: more threads only wait for each other.
 fn bounded(count: usize) -> usize {
     let most = MOST_PER_CPU * std::thread::available_parallelism().map_or(1, Into::into);
     if count > most {
-        warn!("{count} threads are more than the process' CPUs have work for; there are {most}");
+        warn!("{count} threads are more than the CPUs of this process can serve; {most} are started");
     }
     count.min(most)
 }

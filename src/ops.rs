@@ -1,8 +1,8 @@
-//! The operations that the networks are made of, behind one function or layer each: fast kernels on a CPU, candle's own elsewhere, some
-//! of them joined on an NVIDIA GPU.
+//! The operations of the networks, one function or layer each: fast kernels on a CPU (`cpu.rs`), candle's operations on other devices, with a
+//! few kernels of our own on an NVIDIA GPU (`cuda.rs`).
 //!
-//! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers. On a CPU the channels
-//! of an image are last in memory, which only this room knows: see `cpu.rs`.
+//! Image tensors are `(batch, channels, height, width)`, sequences `(batch, tokens, channels)`, as in diffusers. On a CPU the channels of an
+//! image are last in memory; no other room has to know.
 
 mod activation;
 mod allocator;

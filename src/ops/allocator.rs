@@ -1,13 +1,14 @@
-//! The process's memory, with large blocks kept for reuse, and some kept back for when the system has no more.
+//! The process's memory: large blocks are kept for reuse, and some memory is kept back for when the system has no more.
 //!
-//! Every operation makes a new tensor, and most are many megabytes. Taken from the system each time, they are cleared page by page
-//! before they are written: a fifth of the time of a step. Here the blocks that one step gave back serve the next, on huge pages.
+//! Every operation makes a new tensor, most of them of many megabytes. The system clears new pages before they are written, which took a
+//! fifth of the time of a step. With this allocator, the blocks of one step serve the next, on huge pages.
 //!
-//! Large blocks are asked for by code that can do without: what needs one ends in an error. Small ones are asked for everywhere, and
-//! without one the process ends. So a large block is refused while there is no spare for small ones.
+//! The code that asks for a large block can do without: a request that needs one ends in an error. Small blocks are asked for everywhere,
+//! and without one the process ends. So a large block is refused unless there is a spare for small ones.
 
 #![allow(unsafe_code)]
 
+mod block;
 mod room;
 
 use std::{
@@ -16,57 +17,49 @@ use std::{
     ptr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicI32, AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicPtr, Ordering},
     },
 };
 
+use block::Block;
 pub use room::with_room;
 use room::{PROCESS, reserved};
 
 /// Blocks from this size on are kept, in bytes.
 const LARGE: usize = 256 << 10;
-/// What is kept at most, in bytes: about what decoding a picture of 512 by 512 takes.
+/// The most that is kept, in bytes: about what decoding a picture of 512 by 512 takes.
 const KEPT_BYTES: usize = 768 << 20;
-/// New blocks from this size on, in bytes, take the place of kept ones: clearing them is little next to the work that fills them, and
-/// the peak of the process is where they are.
+/// New blocks from this size on, in bytes, take the place of kept ones: to clear them is little beside the work that fills them, and the
+/// process has its peak of memory where they are.
 const HUGE: usize = 64 << 20;
-/// Blocks that are kept at most.
+/// The most blocks that are kept.
 const KEPT_BLOCKS: usize = 256;
 const PAGE: usize = 4096;
 /// What is kept back for small blocks, in bytes of addresses: nothing is ever written there.
 const SPARE: usize = 16 << 20;
-/// No address.
-const NONE: usize = 0;
 
-/// The system's allocator, except that large blocks that were given back are handed out again.
+/// The system's allocator, except that large blocks that were freed are handed out again.
 #[derive(Debug)]
 pub struct ReusingAllocator {
     kept: Mutex<Kept>,
-    /// Where the spare is, if there is one.
-    spare: AtomicUsize,
+    /// A block of [`SPARE`] bytes; null if there is none.
+    spare: AtomicPtr<u8>,
 }
 
 thread_local! {
-    /// Whether this thread was refused a block last.
+    /// Whether the last block that this thread asked for was refused.
     static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What the process ends with when memory that it cannot do without is refused.
+/// The exit code of the process where memory that it cannot do without is refused.
 static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
 
 #[derive(Debug)]
 struct Kept {
-    /// The first `count` of them, by address; none that follows another directly.
+    /// The first `count` of them, by address. No two of them touch.
     blocks: [Block; KEPT_BLOCKS],
     count: usize,
     bytes: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Block {
-    /// An address rather than a pointer, so that threads may share it.
-    address: usize,
-    size: usize,
 }
 
 impl Default for ReusingAllocator {
@@ -76,120 +69,127 @@ impl Default for ReusingAllocator {
 }
 
 impl ReusingAllocator {
-    /// With nothing kept.
+    /// Keeps nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        let kept = Kept { blocks: [Block { address: NONE, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
-        Self { kept: Mutex::new(kept), spare: AtomicUsize::new(NONE) }
+        Self { kept: Mutex::new(Kept::new()), spare: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Gives everything that is kept back to the system. The next step takes it anew, which costs it some of its time.
+    /// Returns all kept blocks to the system. The next step pays for new ones.
     pub fn give_back(&self) {
         while let Some(block) = self.with_kept(Kept::largest) {
-            unmap(block);
+            block.unmap();
         }
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        // SAFETY: it takes what nobody uses.
+        // SAFETY: it returns memory that is free.
         unsafe {
             libc::malloc_trim(0);
         }
     }
 
-    /// Has [`with_room`] take its room from here, as the process's allocator, and the process end with this code, and the reason as the
-    /// last line of stderr, when memory that it cannot do without is refused: else that is an abort, which looks like a bug.
+    /// Makes this the allocator that [`with_room`] reserves from. Where memory that the process cannot do without is refused, the process
+    /// then ends with this code and the reason as the last line of stderr; by default it aborts, which looks like a bug.
     pub fn serve_process(&'static self, exit_code: u8) {
         let _ = PROCESS.set(self);
         EXIT_CODE.store(exit_code.into(), Ordering::Relaxed);
         let handler = exit_if_refused as extern "C" fn(libc::c_int);
-        // SAFETY: the handler does nothing but what a signal handler may do.
+        // SAFETY: the handler does nothing that a signal handler may not do.
         unsafe {
             libc::signal(libc::SIGABRT, handler as libc::sighandler_t);
         }
     }
 
-    /// A block of the system's, from the spare if there is no other.
+    /// A small block from the system, which gets the spare and then kept blocks back where it has no other.
     ///
     /// # Safety
-    /// That of the system's allocator.
+    /// That of `alloc`, which is a function of the system's allocator.
     unsafe fn small(&self, layout: Layout, alloc: unsafe fn(&System, Layout) -> *mut u8) -> *mut u8 {
         // SAFETY: by the caller's word.
         let address = unsafe { alloc(&System, layout) };
         if !address.is_null() {
             return address;
         }
-        let spare = self.spare.swap(NONE, Ordering::Relaxed);
-        if spare != NONE {
-            unmap(Block { address: spare, size: SPARE });
+        if let Some(spare) = self.take_spare() {
+            spare.unmap();
         }
         loop {
             // SAFETY: by the caller's word.
             let address = unsafe { alloc(&System, layout) };
             if !address.is_null() {
-                return told(address);
+                REFUSED.set(false);
+                return address;
             }
-            // What is kept may be what is missing.
-            match self.with_kept(Kept::largest) {
-                Some(block) => unmap(block),
-                None => return told(address),
-            }
+            let Some(block) = self.with_kept(Kept::largest) else {
+                REFUSED.set(true);
+                return address;
+            };
+            block.unmap();
         }
     }
 
-    /// Whether there is a spare, or room for one.
+    /// A large block: from the thread's own room, from the kept ones, or a new one; null if there is none. The second value says whether it is
+    /// new, and all zeros.
+    fn large(&self, size: usize) -> (*mut u8, bool) {
+        match reserved(size).or_else(|| self.with_kept(|kept| kept.take(size))) {
+            Some(block) => (block.into_raw(), false),
+            None => (self.map_beside_spare(size).map_or(ptr::null_mut(), Block::into_raw), true),
+        }
+    }
+
+    /// A new block, unless it would leave no spare.
+    fn map_beside_spare(&self, size: usize) -> Option<Block> {
+        let block = if self.has_spare() { self.map(size) } else { None };
+        REFUSED.set(block.is_none());
+        block
+    }
+
+    /// Whether there is a spare. Makes one if there is none.
     fn has_spare(&self) -> bool {
-        if self.spare.load(Ordering::Relaxed) != NONE {
+        if !self.spare.load(Ordering::Relaxed).is_null() {
             return true;
         }
-        let address = self.map(SPARE);
-        if address.is_null() {
-            return false;
-        }
-        let address = address.expose_provenance();
-        if self.spare.compare_exchange(NONE, address, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-            unmap(Block { address, size: SPARE });
+        let Some(spare) = self.map(SPARE) else { return false };
+        let address = spare.into_raw();
+        if self.spare.compare_exchange(ptr::null_mut(), address, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            // SAFETY: the block was made above, and no other thread saw it.
+            unsafe { Block::from_raw(address, SPARE) }.unmap();
         }
         true
     }
 
-    /// A new block, unless that would leave nothing to spare.
-    fn map_or_refuse(&self, size: usize) -> *mut u8 {
-        told(if self.has_spare() { self.map(size) } else { ptr::null_mut() })
+    fn take_spare(&self) -> Option<Block> {
+        let address = self.spare.swap(ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: what is there came from a block of this size, and whoever takes it away owns it.
+        (!address.is_null()).then(|| unsafe { Block::from_raw(address, SPARE) })
     }
 
     /// A new block.
-    fn map(&self, size: usize) -> *mut u8 {
+    fn map(&self, size: usize) -> Option<Block> {
         let mut room = if size >= HUGE { 0 } else { size };
         while room < size
             && let Some(old) = self.with_kept(Kept::largest)
         {
-            room += old.size;
-            unmap(old);
+            room += old.size();
+            old.unmap();
         }
-        let address = map(size);
-        if !address.is_null() {
-            return address;
+        if let Some(block) = Block::map(size) {
+            return Some(block);
         }
-        // What is kept may be what is missing.
+        // The kept blocks may be what the system lacks.
         while let Some(old) = self.with_kept(Kept::largest) {
-            unmap(old);
+            old.unmap();
         }
-        map(size)
+        Block::map(size)
     }
 
-    /// Keeps a block that nobody uses any more, or gives it back to the system where there is no room for it.
-    fn give(&self, block: Block) {
-        if block.size > KEPT_BYTES {
-            return unmap(block);
+    /// Keeps a block, or returns it to the system where there is no room for it.
+    fn keep(&self, mut block: Block) {
+        if block.size() > KEPT_BYTES {
+            return block.unmap();
         }
-        let keep_or_evict = |kept: &mut Kept| {
-            let old = kept.evict(block.size);
-            if old.is_none() {
-                kept.keep(block);
-            }
-            old
-        };
-        while let Some(old) = self.with_kept(keep_or_evict) {
-            unmap(old);
+        while let Err((old, back)) = self.with_kept(|kept| kept.keep(block)) {
+            old.unmap();
+            block = back;
         }
     }
 
@@ -199,70 +199,71 @@ impl ReusingAllocator {
 }
 
 impl Kept {
+    const fn new() -> Self {
+        Self { blocks: [const { Block::EMPTY }; KEPT_BLOCKS], count: 0, bytes: 0 }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = (usize, &Block)> {
+        self.blocks[..self.count].iter().enumerate()
+    }
+
     fn remove(&mut self, index: usize) -> Block {
-        let block = self.blocks[index];
-        self.blocks.copy_within(index + 1..self.count, index);
+        let block = std::mem::replace(&mut self.blocks[index], Block::EMPTY);
+        self.blocks[index..self.count].rotate_left(1);
         self.count -= 1;
-        self.bytes -= block.size;
+        self.bytes -= block.size();
         block
     }
 
-    /// The smallest block that will do, cut to size; the rest is kept. Pieces come together again when they are given back.
+    fn insert(&mut self, index: usize, block: Block) {
+        self.bytes += block.size();
+        self.blocks[index..=self.count].rotate_right(1);
+        self.blocks[index] = block;
+        self.count += 1;
+    }
+
+    /// The smallest block that is large enough, cut to size. The rest is kept; the pieces are joined when both are kept again.
     fn take(&mut self, size: usize) -> Option<Block> {
-        let fits = |block: &Block| block.size >= size;
-        let (index, _) =
-            self.blocks[..self.count].iter().enumerate().filter(|(_, block)| fits(block)).min_by_key(|(_, block)| block.size)?;
-        let Block { address, size: whole } = self.remove(index);
-        if whole > size {
-            self.insert(index, Block { address: address + size, size: whole - size });
+        let (index, _) = self.blocks().filter(|(_, block)| block.size() >= size).min_by_key(|(_, block)| block.size())?;
+        let (block, rest) = self.remove(index).split(size);
+        if rest.size() > 0 {
+            self.insert(index, rest);
         }
-        Some(Block { address, size })
+        Some(block)
     }
 
     fn largest(&mut self) -> Option<Block> {
-        let (index, _) = self.blocks[..self.count].iter().enumerate().max_by_key(|(_, block)| block.size)?;
+        let (index, _) = self.blocks().max_by_key(|(_, block)| block.size())?;
         Some(self.remove(index))
     }
 
-    /// A block that has to make room for another, if one has to.
-    fn evict(&mut self, size: usize) -> Option<Block> {
-        if self.count == KEPT_BLOCKS || self.bytes + size > KEPT_BYTES { self.largest() } else { None }
-    }
-
-    /// Together with its neighbours, if they are kept too.
-    fn keep(&mut self, mut block: Block) {
-        let mut index = self.blocks[..self.count].partition_point(|kept| kept.address < block.address);
-        if index < self.count && block.address + block.size == self.blocks[index].address {
-            block.size += self.remove(index).size;
+    /// Keeps a block, joined with its neighbours.
+    ///
+    /// # Errors
+    /// Where another block has to make room for it first: that one and the new one.
+    fn keep(&mut self, mut block: Block) -> Result<(), (Block, Block)> {
+        if self.count == KEPT_BLOCKS || self.bytes + block.size() > KEPT_BYTES {
+            return self.largest().map_or(Ok(()), |old| Err((old, block)));
         }
-        if index > 0 && self.blocks[index - 1].address + self.blocks[index - 1].size == block.address {
+        let mut index = self.blocks[..self.count].partition_point(|kept| kept.address() < block.address());
+        if index < self.count && block.touches(&self.blocks[index]) {
+            block = block.join(self.remove(index));
+        }
+        if index > 0 && self.blocks[index - 1].touches(&block) {
             index -= 1;
-            let before = self.remove(index);
-            block = Block { address: before.address, size: before.size + block.size };
+            block = self.remove(index).join(block);
         }
         self.insert(index, block);
-    }
-
-    fn insert(&mut self, index: usize, block: Block) {
-        self.blocks.copy_within(index..self.count, index + 1);
-        self.blocks[index] = block;
-        self.count += 1;
-        self.bytes += block.size;
+        Ok(())
     }
 }
 
-/// Takes note of whether a block is refused.
-fn told(address: *mut u8) -> *mut u8 {
-    REFUSED.set(address.is_null());
-    address
-}
-
-/// Handles the signal of an abort. Where memory was refused, that is the reason.
+/// Handles the signal of an abort: ends the process where refused memory is the reason.
 extern "C" fn exit_if_refused(_: libc::c_int) {
     const WHY: &[u8] = b"error: out of memory\n";
-    // The system's own library ends the process, too, when it is refused memory.
-    if REFUSED.get() || map(SPARE).is_null() {
-        // SAFETY: both may be called while a signal is handled.
+    // The system's own library aborts, too, where it is refused memory.
+    if REFUSED.get() || Block::map(SPARE).is_none() {
+        // SAFETY: a signal handler may call both.
         unsafe {
             libc::write(libc::STDERR_FILENO, WHY.as_ptr().cast(), WHY.len());
             libc::_exit(EXIT_CODE.load(Ordering::Relaxed));
@@ -270,7 +271,7 @@ extern "C" fn exit_if_refused(_: libc::c_int) {
     }
 }
 
-/// The size of the block for a request, which depends on nothing else: whole pages.
+/// The size of the block for a request, which follows from the request alone: whole pages.
 fn block_size(size: usize) -> usize {
     size.next_multiple_of(PAGE)
 }
@@ -279,41 +280,15 @@ fn is_large(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= PAGE
 }
 
-/// New memory from the system, all zeros; null if there is none.
-fn map(size: usize) -> *mut u8 {
-    // SAFETY: a new mapping that overlaps none.
-    let address =
-        unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
-    if address == libc::MAP_FAILED {
-        return ptr::null_mut();
-    }
-    #[cfg(target_os = "linux")]
-    // SAFETY: advice on the mapping just made; where it is not taken, pages are small.
-    unsafe {
-        libc::madvise(address, size, libc::MADV_HUGEPAGE);
-    }
-    address.cast()
-}
-
-fn unmap(block: Block) {
-    // SAFETY: a mapping made by `map`, of this size, that nobody uses any more.
-    unsafe {
-        libc::munmap(ptr::with_exposed_provenance_mut(block.address), block.size);
-    }
-}
-
-// SAFETY: a block is either in use or kept, and its size follows from that of the request; the rest is the system's.
+// SAFETY: a large request gets a block of the size that follows from its layout, which is its own until it is freed. A small one gets what
+// the system's allocator gives. Both are told apart by the layout.
 unsafe impl GlobalAlloc for ReusingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if !is_large(layout) {
-            // SAFETY: by the caller's word.
-            return unsafe { self.small(layout, System::alloc) };
+        if is_large(layout) {
+            return self.large(block_size(layout.size())).0;
         }
-        let size = block_size(layout.size());
-        match reserved(size).or_else(|| self.with_kept(|kept| kept.take(size))) {
-            Some(block) => ptr::with_exposed_provenance_mut(block.address),
-            None => self.map_or_refuse(size),
-        }
+        // SAFETY: by the caller's word.
+        unsafe { self.small(layout, System::alloc) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -321,11 +296,11 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             // SAFETY: by the caller's word.
             return unsafe { self.small(layout, System::alloc_zeroed) };
         }
-        let size = block_size(layout.size());
-        let Some(block) = reserved(size).or_else(|| self.with_kept(|kept| kept.take(size))) else { return self.map_or_refuse(size) };
-        let address = ptr::with_exposed_provenance_mut::<u8>(block.address);
-        // SAFETY: the block is at least as large.
-        unsafe { address.write_bytes(0, layout.size()) };
+        let (address, is_zeroed) = self.large(block_size(layout.size()));
+        if !is_zeroed {
+            // SAFETY: a block that was taken, which is not null, and at least as large.
+            unsafe { address.write_bytes(0, layout.size()) };
+        }
         address
     }
 
@@ -334,7 +309,8 @@ unsafe impl GlobalAlloc for ReusingAllocator {
             // SAFETY: by the caller's word.
             return unsafe { System.dealloc(address, layout) };
         }
-        self.give(Block { address: address.expose_provenance(), size: block_size(layout.size()) });
+        // SAFETY: by the caller's word, a large request with this layout got the address, and nothing uses it any more.
+        self.keep(unsafe { Block::from_raw(address, block_size(layout.size())) });
     }
 }
 
@@ -373,7 +349,7 @@ mod tests {
             allocator.dealloc(block, layout);
         }
         assert_eq!(allocator.with_kept(|kept| kept.bytes), LARGE);
-        assert_ne!(allocator.spare.load(Ordering::Relaxed), NONE);
+        assert_ne!(allocator.spare.load(Ordering::Relaxed), ptr::null_mut());
         allocator.give_back();
         assert_eq!(allocator.with_kept(|kept| (kept.count, kept.bytes)), (0, 0));
     }
@@ -403,32 +379,40 @@ mod tests {
         }
     }
 
+    /// A block that nobody maps, reads or writes.
+    fn block(page: usize, pages: usize) -> Block {
+        // SAFETY: it is not used as memory.
+        unsafe { Block::from_raw(ptr::without_provenance_mut(page * PAGE), pages * PAGE) }
+    }
+
     #[test]
     fn a_kept_block_is_cut_to_size_and_put_together_again() {
-        let mut kept = Kept { blocks: [Block { address: NONE, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
-        let addresses = |kept: &Kept| kept.blocks[..kept.count].iter().map(|block| (block.address, block.size)).collect::<Vec<_>>();
-        kept.keep(Block { address: 90 * PAGE, size: 10 * PAGE });
-        kept.keep(Block { address: 10 * PAGE, size: 40 * PAGE });
-        assert!(kept.take(9 * PAGE).is_some_and(|block| block.address == 90 * PAGE), "the smallest that will do");
-        assert_eq!(addresses(&kept), [(10 * PAGE, 40 * PAGE), (99 * PAGE, PAGE)]);
+        let mut kept = Kept::new();
+        let pages = |kept: &Kept| kept.blocks().map(|(_, block)| (block.address() / PAGE, block.size() / PAGE)).collect::<Vec<_>>();
+        kept.keep(block(90, 10)).unwrap();
+        kept.keep(block(10, 40)).unwrap();
+        assert!(kept.take(9 * PAGE).is_some_and(|block| block.address() == 90 * PAGE), "the smallest that is large enough");
+        assert_eq!(pages(&kept), [(10, 40), (99, 1)]);
         assert!(kept.take(41 * PAGE).is_none(), "none is as large");
-        assert!(kept.take(15 * PAGE).is_some_and(|block| (block.address, block.size) == (10 * PAGE, 15 * PAGE)));
-        assert_eq!(addresses(&kept), [(25 * PAGE, 25 * PAGE), (99 * PAGE, PAGE)]);
-        kept.keep(Block { address: 90 * PAGE, size: 9 * PAGE });
-        kept.keep(Block { address: 10 * PAGE, size: 15 * PAGE });
-        assert_eq!(addresses(&kept), [(10 * PAGE, 40 * PAGE), (90 * PAGE, 10 * PAGE)]);
-        kept.keep(Block { address: 50 * PAGE, size: 40 * PAGE });
-        assert_eq!(addresses(&kept), [(10 * PAGE, 90 * PAGE)]);
+        assert!(kept.take(15 * PAGE).is_some_and(|block| (block.address(), block.size()) == (10 * PAGE, 15 * PAGE)));
+        assert_eq!(pages(&kept), [(25, 25), (99, 1)]);
+        kept.keep(block(90, 9)).unwrap();
+        kept.keep(block(10, 15)).unwrap();
+        assert_eq!(pages(&kept), [(10, 40), (90, 10)]);
+        kept.keep(block(50, 40)).unwrap();
+        assert_eq!(pages(&kept), [(10, 90)]);
         assert_eq!(kept.bytes, 90 * PAGE);
     }
 
     #[test]
     fn no_more_blocks_are_kept_than_there_is_room_for() {
-        let mut kept = Kept { blocks: [Block { address: NONE, size: 0 }; KEPT_BLOCKS], count: 0, bytes: 0 };
+        let mut kept = Kept::new();
         for i in 0..KEPT_BLOCKS {
-            assert!(kept.evict(PAGE).is_none());
-            kept.keep(Block { address: 2 * i * LARGE, size: LARGE });
+            kept.keep(block(2 * i + 1, 1)).unwrap();
         }
-        assert!(kept.evict(PAGE).is_some() && kept.count == KEPT_BLOCKS - 1);
+        let (_, back) = kept.keep(block(2 * KEPT_BLOCKS + 1, 1)).unwrap_err();
+        assert_eq!(kept.count, KEPT_BLOCKS - 1);
+        kept.keep(back).unwrap();
+        assert_eq!((kept.count, kept.bytes), (KEPT_BLOCKS, KEPT_BLOCKS * PAGE));
     }
 }

@@ -4,14 +4,14 @@ use candle_core::{D, Device, Result, Tensor};
 
 use super::{cpu, for_batch};
 
-/// Elsewhere than on a CPU, scores are worked out for this many bytes at a time, so that memory does not grow with the square of the
-/// picture.
+/// On other devices than a CPU, scores are computed in blocks of so many bytes, so that memory does not grow with the square of the picture's
+/// size.
 const SCORE_BYTES: usize = 64 << 20;
 
 /// `softmax(q k^T / sqrt(head_dim)) v` for each head ([Vaswani et al.](https://arxiv.org/abs/1706.03762), equation 1).
 ///
 /// `q` is `(batch, queries, heads * head_dim)`, or of fewer samples that stand for the batch as in [`for_batch`]; `k` and `v` are
-/// `(batch, keys, heads * head_dim)`. With `causal`, a query sees the keys up to its own place. The result is
+/// `(batch, keys, heads * head_dim)`. With `causal`, a query sees no keys after its own token. The result is
 /// `(batch, queries, heads * head_dim)`.
 ///
 /// # Errors
@@ -39,7 +39,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
     whole_scores(&by_head(q)?, &by_head(k)?, &by_head(v)?, causal)?.transpose(1, 2)?.flatten_from(2)
 }
 
-/// With candle's own operations, on `(batch, heads, tokens, head_dim)`.
+/// The same in candle's own operations, for `(batch, heads, tokens, head_dim)`.
 fn whole_scores(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor> {
     let (batch, heads, queries, head_dim) = q.dims4()?;
     let keys = k.dim(2)?;

@@ -1,4 +1,4 @@
-//! Joining images.
+//! Joining images along their channels or their rows.
 
 use candle_core::{Result, Tensor};
 
@@ -20,7 +20,7 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     cpu::Image::tensor(pixels, a.batch, a.height, a.width, a.channels + b.channels)
 }
 
-/// Images `(batch, channels, rows, width)`, one below the other, in memory of their own.
+/// Images `(batch, channels, rows, width)`, one below the other, copied to new memory.
 ///
 /// # Errors
 /// When there are none, the sizes differ, or the device fails.

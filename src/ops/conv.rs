@@ -1,4 +1,4 @@
-//! Two-dimensional convolution.
+//! Two-dimensional convolutions.
 
 use candle_core::{Result, Tensor};
 
@@ -27,13 +27,13 @@ impl Conv2dConfig {
 /// A convolution with bias.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    kernel: Kernel,
+    implementation: Implementation,
     config: Conv2dConfig,
 }
 
 /// What computes a convolution.
 #[derive(Debug, Clone)]
-enum Kernel {
+enum Implementation {
     Packed(Box<cpu::PackedConv>),
     Candle { weight: Tensor, bias: Tensor },
 }
@@ -41,7 +41,7 @@ enum Kernel {
 /// What is added to the result of a convolution.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Added<'a> {
-    /// A number for each sample and channel, `(batch, out_channels)`, or of fewer samples that stand for the batch as in [`for_batch`].
+    /// `(batch, out_channels)`, or fewer samples that stand for the batch as in [`for_batch`]: one number for each sample and channel.
     pub sample_bias: Option<&'a Tensor>,
     /// An image of the result's shape.
     pub residual: Option<&'a Tensor>,
@@ -68,14 +68,14 @@ impl Conv2d {
     ) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, config.kernel, config.kernel), "weight")?;
         let bias = vb.get(out_channels, "bias")?;
-        let kernel = if let Some(dtype) = vb.packed_type(&weight) {
+        let implementation = if let Some(dtype) = vb.packed_type(&weight) {
             let bias = bias.to_vec1()?;
             let packed = cpu::Rows::new(&weight)?.with(|weight| Ok(pack(dtype, weight, bias)))?;
-            Kernel::Packed(Box::new(packed))
+            Implementation::Packed(Box::new(packed))
         } else {
-            Kernel::Candle { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
+            Implementation::Candle { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
         };
-        Ok(Self { kernel, config })
+        Ok(Self { implementation, config })
     }
 
     /// A 3 x 3 convolution for [`Conv2d::forward_enlarged`] to exactly twice the size, and nothing else: some machines keep its weights as
@@ -92,9 +92,9 @@ impl Conv2d {
     /// Channels of the result.
     #[must_use]
     pub fn out_channels(&self) -> usize {
-        match &self.kernel {
-            Kernel::Packed(packed) => packed.outputs(),
-            Kernel::Candle { bias, .. } => bias.elem_count(),
+        match &self.implementation {
+            Implementation::Packed(packed) => packed.outputs(),
+            Implementation::Candle { bias, .. } => bias.elem_count(),
         }
     }
 
@@ -106,7 +106,7 @@ impl Conv2d {
         self.forward_add(x, Added::default())
     }
 
-    /// The same, with something added to the result on the way.
+    /// [`Conv2d::forward`], with something added to the result.
     ///
     /// # Errors
     /// As [`Conv2d::forward`], and when the shape of what is added does not fit.
@@ -114,14 +114,14 @@ impl Conv2d {
         self.forward_enlarged(x, (x.dim(2)?, x.dim(3)?), added)
     }
 
-    /// The same, of the image after a group norm and SiLU.
+    /// [`Conv2d::forward_add`] of the image after a group norm and SiLU.
     ///
     /// # Errors
     /// As [`Conv2d::forward_add`] and [`GroupNorm::forward_silu`].
     pub fn forward_normed(&self, norm: &GroupNorm, x: &Tensor, added: Added) -> Result<Tensor> {
-        match &self.kernel {
-            Kernel::Packed(packed) => packed_forward(packed, x, Some(norm), (x.dim(2)?, x.dim(3)?), added),
-            Kernel::Candle { .. } => self.forward_add(&norm.forward_silu(x)?, added),
+        match &self.implementation {
+            Implementation::Packed(packed) => packed_forward(packed, x, Some(norm), (x.dim(2)?, x.dim(3)?), added),
+            Implementation::Candle { .. } => self.forward_add(&norm.forward_silu(x)?, added),
         }
     }
 
@@ -132,14 +132,13 @@ impl Conv2d {
     /// As [`Conv2d::forward_normed`].
     #[allow(clippy::needless_pass_by_value, reason = "the image is given up")]
     pub fn forward_normed_in_place(&self, norm: &GroupNorm, x: Tensor, added: Added) -> Result<Tensor> {
-        let Kernel::Packed(packed) = &self.kernel else { return self.forward_normed(norm, &x, added) };
+        let Implementation::Packed(packed) = &self.implementation else { return self.forward_normed(norm, &x, added) };
         let size = (x.dim(2)?, x.dim(3)?);
         packed_forward_by(packed, &x, Some(norm), size, added, |image, shape, norm, epilogue| {
             if !packed.works_in_place(shape) {
                 return new_image(packed, &image, shape, norm, epilogue);
             }
-            let ((), written) = image.with_mut(|pixels| Ok(packed.forward_in_place(pixels, shape, norm, epilogue)))?;
-            Ok(written)
+            image.with_mut(|pixels| packed.forward_in_place(pixels, shape, norm, epilogue))
         })
     }
 
@@ -150,7 +149,7 @@ impl Conv2d {
     /// As [`Conv2d::forward_add`].
     #[allow(clippy::needless_pass_by_value, reason = "the image is given up")]
     pub fn forward_onto(&self, x: &Tensor, onto: Tensor) -> Result<Tensor> {
-        let Kernel::Packed(packed) = &self.kernel else {
+        let Implementation::Packed(packed) = &self.implementation else {
             return self.forward_add(x, Added { sample_bias: None, residual: Some(&onto) });
         };
         let size = packed.output_size((x.dim(2)?, x.dim(3)?));
@@ -159,19 +158,18 @@ impl Conv2d {
         }
         let onto = cpu::Image::new(&onto)?;
         packed_forward_by(packed, x, None, (x.dim(2)?, x.dim(3)?), Added::default(), |image, shape, _, _| {
-            let ((), written) = image.with(|pixels| onto.with_mut(|onto| Ok(packed.forward_onto(pixels, shape, onto))))?;
-            Ok(written)
+            image.with(|pixels| onto.with_mut(|onto| packed.forward_onto(pixels, shape, onto)))
         })
     }
 
-    /// The same, of the image enlarged to `size` (height, width) by nearest neighbours.
+    /// [`Conv2d::forward_add`] of the image, enlarged to `size` (height, width) by nearest neighbours first.
     ///
     /// # Errors
     /// As [`Conv2d::forward_add`].
     pub fn forward_enlarged(&self, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
-        match &self.kernel {
-            Kernel::Packed(packed) => packed_forward(packed, x, None, size, added),
-            Kernel::Candle { weight, bias } => {
+        match &self.implementation {
+            Implementation::Packed(packed) => packed_forward(packed, x, None, size, added),
+            Implementation::Candle { weight, bias } => {
                 let same = size == (x.dim(2)?, x.dim(3)?);
                 let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
                 let y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?;
@@ -207,7 +205,7 @@ fn new_image(
     cpu::Image::tensor(pixels, shape.batch, height, width, packed.outputs())
 }
 
-/// Checks that everything fits, and has `run` do the work.
+/// Checks all shapes, and has `run` do the work.
 fn packed_forward_by(
     packed: &cpu::PackedConv,
     x: &Tensor,

@@ -1,8 +1,8 @@
-//! On an NVIDIA GPU: one kernel each for what candle does in chains of small ones, every one of which reads and writes all of a tensor.
+//! Operations on an NVIDIA GPU, one kernel each. candle does them in chains of small kernels, each of which reads and writes a whole tensor.
 //!
-//! `build.rs` compiles `kernels.cu` to PTX as candle's build does its own kernels, and the driver makes of it what its GPU wants. NVRTC,
-//! which compiles at run time, needs a library that it does not find where a binary has its libraries beside it. Where the driver takes
-//! candle's kernels and not these, candle's chains stay in use.
+//! `build.rs` compiles `kernels.cu` to PTX, as candle's build does with its own kernels; the driver compiles that for its GPU. NVRTC, which
+//! compiles at run time, needs a library that it does not find beside the binary. Where the driver refuses these kernels, candle's chains
+//! stay in use.
 
 #![allow(unsafe_code)]
 
@@ -25,35 +25,36 @@ use tracing::warn;
 
 use super::{Activation, GroupStatistics};
 
-/// The name that a device knows the kernels by.
+/// The name of the kernels' module on a device.
 const MODULE: &str = "sd-worker";
-/// Numbers of a group that one block takes, about.
+/// About how many numbers of a group a block takes.
 const PART: usize = 1 << 14;
-/// Parts of a group at most.
+/// The most parts of a group.
 const MOST_PARTS: usize = 1 << 10;
-/// The side of what is transposed at once, as in `kernels.cu`.
+/// Rows and columns of a tile of a transposition, as in `kernels.cu`.
 const TILE: usize = 32;
 
 /// The compiled kernels.
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
-/// Whether they work here.
+/// Whether the driver takes the kernels.
 static WORK: OnceLock<bool> = OnceLock::new();
 
-/// Makes a device ready, before there is a tensor on it.
+/// Prepares a device, before there is a tensor on it.
 pub(super) fn prepare(device: &Device) -> Result<()> {
     let Device::Cuda(device) = device else { return Ok(()) };
-    // SAFETY: the device has one stream, on which all work is done in order, from whichever thread it comes.
+    // SAFETY: the device has one stream, on which work from all threads runs in order.
     unsafe { device.disable_event_tracking() };
     keep_memory(device)?;
     WORK.get_or_init(|| {
         let loaded = device.get_or_load_custom_func("add_f32", MODULE, PTX);
-        loaded.inspect_err(|error| warn!(%error, "the worker's own kernels cannot be used, candle's are")).is_ok()
+        loaded.inspect_err(|error| warn!(%error, "the worker's own kernels cannot be used, so candle's are")).is_ok()
     });
     Ok(())
 }
 
-/// By default, what is not in use goes back to the driver whenever the host waits for the device, and is mapped again in the next step.
+/// Has the driver keep free memory. By default it unmaps free memory whenever the host waits for the device, and maps it again in the next
+/// step.
 fn keep_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     if !stream.context().has_async_alloc() {
@@ -71,11 +72,11 @@ fn keep_memory(device: &CudaDevice) -> Result<()> {
 /// Whether the kernels take a tensor.
 pub(super) fn takes(x: &Tensor) -> bool {
     let of_type = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16);
-    // They count in 32 bits.
+    // The kernels count in 32 bits.
     of_type && x.device().is_cuda() && (1..1 << 31).contains(&x.elem_count()) && WORK.get() == Some(&true)
 }
 
-/// How a group norm is worked out.
+/// How a group norm is computed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GroupNormConfig<'a> {
     pub(super) groups: usize,
@@ -86,7 +87,7 @@ pub(super) struct GroupNormConfig<'a> {
     pub(super) bias: &'a Tensor,
     /// Whether `SiLU` follows.
     pub(super) activate: bool,
-    /// In the place of each image's own.
+    /// In place of each image's own statistics.
     pub(super) statistics: Option<&'a GroupStatistics>,
 }
 
@@ -98,7 +99,7 @@ pub(super) fn group_norm(x: &Tensor, config: GroupNormConfig) -> Result<Tensor> 
     let blocks = parts(count);
     let moments = match config.statistics {
         Some(statistics) => Some(given(statistics, batch, config.groups, x.device())?),
-        // A block finds out itself.
+        // Each block computes them itself.
         None if blocks == 1 => None,
         None => Some(moments(&x, config.groups)?),
     };
@@ -115,7 +116,10 @@ pub(super) fn group_norm(x: &Tensor, config: GroupNormConfig) -> Result<Tensor> 
         Number(config.eps as f32),
         function(config.activate.then_some(Activation::Silu)),
     ];
-    Launch { kernel: "group_norm", blocks: (all_groups, blocks, 1), arguments }.create(&x, x.shape(), dtype)
+    let launch = Launch { kernel: "group_norm", blocks: (all_groups, blocks, 1), arguments };
+    // SAFETY: `x` is contiguous, in `all_groups` groups of `count` numbers; the tensors of the arguments have the shapes that go with them, and
+    // live here. Each group has blocks that write all of it.
+    unsafe { launch.create(&x, x.shape(), dtype) }
 }
 
 /// Mean and variance of each group in images `(batch, channels, height, width)`, of all of them together.
@@ -142,7 +146,7 @@ fn group_size(x: &Tensor, groups: usize) -> Result<usize> {
     Ok(channels / groups * height * width)
 }
 
-/// How many parts a group falls into, whatever else there is in the batch: so that a picture does not depend on it.
+/// The number of parts of a group. It does not depend on the batch, so that a picture does not, either.
 fn parts(count: usize) -> usize {
     count.div_ceil(PART).clamp(1, MOST_PARTS)
 }
@@ -152,10 +156,12 @@ fn moments(x: &Tensor, groups: usize) -> Result<Tensor> {
     let (all_groups, count) = (x.dim(0)? * groups, group_size(x, groups)?);
     let parts = parts(count);
     let launch = Launch { kernel: "group_norm_parts", blocks: (all_groups, parts, 1), arguments: vec![Count(count)] };
-    launch.create(x, (all_groups, parts, 3), DType::F32)
+    // SAFETY: `x` is in `all_groups` groups of `count` numbers, and refused if it is not contiguous. Each block writes the three numbers of its
+    // part.
+    unsafe { launch.create(x, (all_groups, parts, 3), DType::F32) }
 }
 
-/// The same of given statistics: of one number, as far as a kernel can tell.
+/// Given statistics in the same form: as if each group had one part of one number.
 fn given(statistics: &GroupStatistics, batch: usize, groups: usize, device: &Device) -> Result<Tensor> {
     let of_sample: Vec<f32> = statistics.of_groups().iter().flat_map(|(mean, variance)| [1.0, *mean as f32, *variance as f32]).collect();
     Tensor::from_vec(of_sample.repeat(batch), (batch * groups, 1, 3), device)
@@ -174,7 +180,7 @@ pub(super) struct Added<'a> {
     pub(super) activation: Option<Activation>,
 }
 
-/// Adds to a tensor that nothing else holds.
+/// Adds to a tensor. Tensors that share its memory see it, too.
 pub(super) fn add(x: Tensor, added: Added) -> Result<Tensor> {
     if added.bias.is_none() && added.sample_bias.is_none() && added.residual.is_none() && added.activation.is_none() {
         return Ok(x);
@@ -201,32 +207,43 @@ pub(super) fn add(x: Tensor, added: Added) -> Result<Tensor> {
         Count(count / samples),
         function(added.activation),
     ];
-    Launch { kernel: "add", blocks: (blocks(count), 1, 1), arguments }.change(x)
+    let launch = Launch { kernel: "add", blocks: (blocks(count), 1, 1), arguments };
+    // SAFETY: `x` has `count` numbers, and is refused if it is not contiguous; the tensors of the arguments have the shapes that go with it, and
+    // live here.
+    unsafe { launch.change(x) }
 }
 
 /// `(…, 2 * channels)`, to which a bias is added, to `(…, channels)`: the first half times GELU of the second.
 pub(super) fn geglu(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let Some(last) = shape.last_mut() else { candle_core::bail!("a single number has no halves") };
+    if !last.is_multiple_of(2) {
+        candle_core::bail!("rows of {last} numbers have no halves");
+    }
     let columns = *last / 2;
     *last = columns;
     let arguments = vec![Argument::of(bias, x.dtype(), &[2 * columns])?, Count(x.elem_count() / 2), Count(columns)];
-    Launch { kernel: "geglu", blocks: (blocks(x.elem_count() / 2), 1, 1), arguments }.create(x, shape, x.dtype())
+    let launch = Launch { kernel: "geglu", blocks: (blocks(x.elem_count() / 2), 1, 1), arguments };
+    // SAFETY: `x` is rows of `2 * columns` numbers, and refused if it is not contiguous; the bias has as many, and lives with the caller. The
+    // blocks write all of the `x.elem_count() / 2` numbers of the result.
+    unsafe { launch.create(x, shape, x.dtype()) }
 }
 
-/// `(batch, rows, columns)` to `(batch, columns, rows)`, in the order of its memory.
+/// Contiguous `(batch, rows, columns)` to contiguous `(batch, columns, rows)`.
 pub(super) fn transpose(x: &Tensor) -> Result<Tensor> {
     let (batch, rows, columns) = x.dims3()?;
     let blocks = (columns.div_ceil(TILE), rows.div_ceil(TILE), batch);
-    Launch { kernel: "transpose", blocks, arguments: vec![Count(rows), Count(columns)] }.create(x, (batch, columns, rows), x.dtype())
+    let launch = Launch { kernel: "transpose", blocks, arguments: vec![Count(rows), Count(columns)] };
+    // SAFETY: `x` has these rows and columns, and is refused if it is not contiguous. There is a block for each tile of the result.
+    unsafe { launch.create(x, (batch, columns, rows), x.dtype()) }
 }
 
-/// Of those that share the work on so many numbers: with 16 bytes at a time, each thread has one or two turns.
+/// The number of blocks for so many numbers: with 16 bytes at a time, each thread has one or two turns.
 fn blocks(count: usize) -> usize {
     count.div_ceil(THREADS * 8)
 }
 
-/// As `kernels.cu` knows it.
+/// The number of an activation function in `kernels.cu`.
 fn function(activation: Option<Activation>) -> Argument {
     Count(match activation {
         None => 0,

@@ -1,8 +1,8 @@
-//! What a device needs before there is a tensor on it.
+//! Preparing a device.
 
 use candle_core::{Device, Result};
 
-/// Makes a device ready for the operations here. Nothing but a GPU needs it, and it need not be done, but they are slower without it.
+/// Prepares a device for the operations here, before there is a tensor on it. An NVIDIA GPU is slower without; other devices need nothing.
 ///
 /// # Errors
 /// When the device fails.

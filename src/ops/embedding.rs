@@ -1,10 +1,10 @@
-//! Rows of a table.
+//! Embeddings: rows of a table, by id.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::{Weights, weights::DenseType};
 
-/// A table with a row for each token, kept in half the space where weights are.
+/// A table `(rows, features)`, one row for each token. It is kept in 16 bits where weights are kept in fewer than 32.
 #[derive(Debug, Clone)]
 pub struct Embedding {
     table: Tensor,
@@ -27,10 +27,10 @@ impl Embedding {
         Ok(Self { table: table.to_dtype(kept)?, dtype })
     }
 
-    /// Adds rows `(new, features)` behind the last one and says which is the first of them.
+    /// Appends rows `(new, features)`. Returns the id of the first of them.
     ///
     /// # Errors
-    /// When they have another number of features, or the device fails.
+    /// When the rows have another number of features, or the device fails.
     pub fn append(&mut self, rows: &Tensor) -> Result<usize> {
         let first = self.table.dim(0)?;
         let rows = rows.to_device(self.table.device())?.to_dtype(self.table.dtype())?;

@@ -9,16 +9,16 @@ use super::{Activation, Weights, cpu, matrix::Matrix};
 
 /// `x W^T + b` over the last dimension.
 #[derive(Debug, Clone)]
-pub struct Linear(Kernel);
+pub struct Linear(Implementation);
 
 /// What computes a layer.
 #[derive(Debug, Clone)]
-enum Kernel {
+enum Implementation {
     Packed(Box<cpu::PackedLinear>),
     Candle { product: candle_nn::Linear, bias: Option<Tensor> },
 }
 
-impl Kernel {
+impl Implementation {
     /// Reads `weight` `(outputs, inputs)` and, if there is one, `bias`. `pack` packs them for a CPU.
     fn read(
         (inputs, outputs): (usize, usize),
@@ -65,7 +65,7 @@ impl Linear {
 
     fn read(in_features: usize, out_features: usize, has_bias: bool, vb: &Weights) -> Result<Self> {
         let pack = |weight: cpu::LinearWeight, bias| cpu::PackedLinear::new(cpu::Machine::best(), weight, out_features, bias);
-        Kernel::read((in_features, out_features), has_bias, vb, pack).map(Self)
+        Implementation::read((in_features, out_features), has_bias, vb, pack).map(Self)
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -76,7 +76,7 @@ impl Linear {
         self.run(x, None, None)
     }
 
-    /// The same, with `residual` of the result's shape added.
+    /// [`Linear::forward`], with `residual` of the result's shape added.
     ///
     /// # Errors
     /// As [`Linear::forward`], and when `residual` has another shape.
@@ -84,7 +84,7 @@ impl Linear {
         self.run(x, Some(residual), None)
     }
 
-    /// The same, followed by an activation function.
+    /// [`Linear::forward`], followed by an activation function.
     ///
     /// # Errors
     /// As [`Linear::forward`].
@@ -94,8 +94,8 @@ impl Linear {
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
         let (product, bias) = match &self.0 {
-            Kernel::Packed(packed) => return run_packed(packed, x, residual, activation),
-            Kernel::Candle { product, bias } => (product, bias.as_ref()),
+            Implementation::Packed(packed) => return run_packed(packed, x, residual, activation),
+            Implementation::Candle { product, bias } => (product, bias.as_ref()),
         };
         let mut y = product.forward(x)?;
         #[cfg(feature = "cuda")]
@@ -136,7 +136,7 @@ fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>,
 
 /// [GEGLU](https://arxiv.org/abs/2002.05202): a linear layer, the second half of whose outputs gates the first through a GELU.
 #[derive(Debug, Clone)]
-pub struct Geglu(Kernel);
+pub struct Geglu(Implementation);
 
 impl Geglu {
     /// Reads `weight` `(2 * out_features, in_features)` and `bias`.
@@ -147,17 +147,17 @@ impl Geglu {
         let pack = |weight: cpu::LinearWeight, bias: Option<Vec<f32>>| {
             cpu::PackedLinear::gated(cpu::Machine::best(), weight, out_features, &bias.unwrap_or_default())
         };
-        Kernel::read((in_features, 2 * out_features), true, vb, pack).map(Self)
+        Implementation::read((in_features, 2 * out_features), true, vb, pack).map(Self)
     }
 
-    /// `(batch, tokens, in_features)` to `(batch, tokens, out_features)`.
+    /// `(…, in_features)` to `(…, out_features)`.
     ///
     /// # Errors
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Kernel::Packed(packed) => run_packed(packed, x, None, None),
-            Kernel::Candle { product, bias } => {
+            Implementation::Packed(packed) => run_packed(packed, x, None, None),
+            Implementation::Candle { product, bias } => {
                 let mut both = product.forward(x)?;
                 #[cfg(feature = "cuda")]
                 if let (true, Some(bias)) = (cuda::takes(&both), bias) {

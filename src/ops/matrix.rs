@@ -17,7 +17,7 @@ pub(super) enum Matrix {
 /// Numbers of a row that share a factor.
 pub(super) const GROUP: usize = 32;
 
-/// A matrix in [ggml](https://github.com/ggml-org/ggml)'s q8_0: whole numbers from -127 to 127, and a factor for each 32 of a row.
+/// A matrix in [ggml](https://github.com/ggml-org/ggml)'s `q8_0`: whole numbers from -127 to 127, and a factor for each 32 of a row.
 #[derive(Debug)]
 pub(super) struct Blocks {
     /// `(rows, columns)`.

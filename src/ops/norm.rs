@@ -1,4 +1,4 @@
-//! Normalisation over groups of channels and over features.
+//! Normalization over groups of channels, and over features.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::Module;
@@ -7,16 +7,16 @@ use candle_nn::Module;
 use super::cuda;
 use super::{GroupStatistics, Weights, cpu};
 
-/// [Group normalisation](https://arxiv.org/abs/1803.08494) of images.
+/// [Group normalization](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
-    /// Weight and bias, as they were read.
+    /// Weight and bias as tensors, for other devices than a CPU.
     tensors: [Tensor; 2],
     weight: Vec<f32>,
     bias: Vec<f32>,
     groups: usize,
     eps: f64,
-    /// In the place of each image's own.
+    /// In place of each image's own statistics.
     statistics: Option<GroupStatistics>,
 }
 
@@ -35,7 +35,7 @@ impl GroupNorm {
         Ok(Self { tensors: [weight, bias], weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None })
     }
 
-    /// Mean and variance of each group in images `(batch, channels, height, width)`, of all of them together.
+    /// Mean and variance of each group, over all images `(batch, channels, height, width)` together.
     ///
     /// # Errors
     /// When the number of channels is another, or the device fails.
@@ -57,13 +57,13 @@ impl GroupNorm {
         Ok(GroupStatistics::new(pairs.map(|(mean, variance)| (mean.into(), variance.max(0.0).into())).collect()))
     }
 
-    /// The same norm with these in the place of each image's own, for images that are parts of one.
+    /// The same norm with given statistics in place of each image's own, for images that are parts of one.
     #[must_use]
     pub fn with_statistics(&self, statistics: GroupStatistics) -> Self {
         Self { statistics: Some(statistics), ..self.clone() }
     }
 
-    /// `(batch, channels, height, width)`, keeps the shape.
+    /// Normalizes `(batch, channels, height, width)`. The shape stays.
     ///
     /// # Errors
     /// When the number of channels is another, or the device fails.
@@ -71,7 +71,7 @@ impl GroupNorm {
         self.run(x, false)
     }
 
-    /// Followed by SiLU, as almost everywhere in these networks.
+    /// [`GroupNorm::forward`] followed by SiLU, as almost everywhere in these networks.
     ///
     /// # Errors
     /// As [`GroupNorm::forward`].
@@ -93,7 +93,7 @@ impl GroupNorm {
         if activate { normed.silu() } else { Ok(normed) }
     }
 
-    /// With candle's own operations.
+    /// The norm in candle's own operations.
     fn slow(&self, x: &Tensor) -> Result<Tensor> {
         let Some(statistics) = &self.statistics else {
             let [weight, bias] = self.tensors.clone();
@@ -117,7 +117,7 @@ impl GroupNorm {
         cpu::Image::tensor(normed, image.batch, image.height, image.width, image.channels)
     }
 
-    /// The sums of an image, for who does the rest of the norm, and SiLU.
+    /// The first pass of the norm and SiLU over an image. A convolution does the rest.
     pub(super) fn sums_of(&self, image: &cpu::Image) -> Result<cpu::Normalization> {
         let config = self.config(image, true)?;
         image.with(|pixels| Ok(cpu::Normalization::new(pixels, image.batch, config)))
@@ -138,7 +138,7 @@ impl GroupNorm {
     }
 }
 
-/// [Layer normalisation](https://arxiv.org/abs/1607.06450) over the last dimension.
+/// [Layer normalization](https://arxiv.org/abs/1607.06450) over the last dimension.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     plain: candle_nn::LayerNorm,
@@ -159,7 +159,7 @@ impl LayerNorm {
         Ok(Self { plain: candle_nn::LayerNorm::new(weight, bias, eps), weight: weight_numbers, bias: bias_numbers, eps })
     }
 
-    /// Keeps the shape.
+    /// Normalizes `(…, features)`. The shape stays.
     ///
     /// # Errors
     /// When the last dimension is another, or the device fails.
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::ops::WeightType;
 
-    /// In f64 everything goes through candle's own operations, as it does on other devices.
+    /// Tensors of f64 go through candle's own operations, as on other devices.
     #[test]
     fn a_part_with_the_statistics_of_the_whole_is_a_part_of_the_whole() {
         for (dtype, limit) in [(DType::F32, 1e-6), (DType::F64, 1e-5)] {

@@ -1,4 +1,4 @@
-//! Parts of a network whose weights may be read again each time that they are needed.
+//! Parts of a network that may be read from their files each time that they run.
 
 use std::{fmt, sync::Arc};
 
@@ -6,35 +6,35 @@ use candle_core::Result;
 
 use super::Weights;
 
-/// A part of a network: in memory from the start, or, where its [`Weights`] are freed after use, only while it works.
+/// A part of a network: in memory all the time, or, where its [`Weights`] are freed after use, only while it runs.
 #[derive(Clone)]
-pub struct OnDemand<T>(Source<T>);
+pub struct OnDemand<T>(Part<T>);
 
 #[derive(Clone)]
-enum Source<T> {
-    Memory(T),
-    Files(Arc<dyn Fn() -> Result<T> + Send + Sync>),
+enum Part<T> {
+    Loaded(T),
+    ReadEachTime(Arc<dyn Fn() -> Result<T> + Send + Sync>),
 }
 
 impl<T> OnDemand<T> {
-    /// What `new` makes of the weights. It is made once in any case, so that weights that do not fit are found now.
+    /// The part that `new` builds from the weights. It is built once in any case, so that weights that do not fit are found now.
     ///
     /// # Errors
     /// Those of `new`.
     pub fn new(weights: Weights, new: impl Fn(&Weights) -> Result<T> + Send + Sync + 'static) -> Result<Self> {
         let part = new(&weights)?;
         let is_freed = weights.are_freed_after_use();
-        Ok(Self(if is_freed { Source::Files(Arc::new(move || new(&weights))) } else { Source::Memory(part) }))
+        Ok(Self(if is_freed { Part::ReadEachTime(Arc::new(move || new(&weights))) } else { Part::Loaded(part) }))
     }
 
-    /// Has the part do its work.
+    /// Runs `work` with the part.
     ///
     /// # Errors
-    /// Those of `work`, and when the weights cannot be read any more.
+    /// Those of `work`, and when the weights cannot be read again.
     pub fn with<R>(&self, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
         match &self.0 {
-            Source::Memory(part) => work(part),
-            Source::Files(read) => work(&read()?),
+            Part::Loaded(part) => work(part),
+            Part::ReadEachTime(read) => work(&read()?),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Images as sequences of pixels, and back.
+//! From images to sequences of pixels, and back.
 
 use candle_core::{Result, Tensor};
 
@@ -8,7 +8,7 @@ use super::cuda;
 /// `(batch, channels, height, width)` to a sequence of pixels, `(batch, height * width, channels)`.
 ///
 /// # Errors
-/// When it is no image, or the device fails.
+/// When `x` has not four dimensions, or the device fails.
 pub fn to_sequence(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if cuda::takes(x) {
@@ -18,7 +18,7 @@ pub fn to_sequence(x: &Tensor) -> Result<Tensor> {
     x.permute((0, 2, 3, 1))?.reshape((batch, height * width, channels))
 }
 
-/// The way back, to the height and width of `like`.
+/// A sequence of pixels `(batch, height * width, channels)` to `(batch, channels, height, width)`, with the height and width of `like`.
 ///
 /// # Errors
 /// When there are not as many pixels, or the device fails.

@@ -1,14 +1,14 @@
-//! Samples that stand for several of a batch.
+//! Tensors of fewer samples than a batch has.
 
 use candle_core::{Result, Tensor};
 
 use super::cpu;
 
-/// `x`, whose first dimension is of samples, for a batch: each of its samples stands for as many of the batch as the others, in order.
-/// Of two samples, the first is that of the first half.
+/// Repeats the samples of `x` `(samples, …)` for a batch, `(batch, …)`: each sample stands for `batch / samples` of the batch, in order. Of
+/// two samples, the first stands for the first half.
 ///
 /// # Errors
-/// When the batch cannot be divided so, or the device fails.
+/// When the samples do not divide the batch, or the device fails.
 pub fn for_batch(x: &Tensor, batch: usize) -> Result<Tensor> {
     let (samples, dims) = (x.dim(0)?, &x.dims()[1..]);
     if samples == batch {
@@ -25,7 +25,7 @@ pub fn for_batch(x: &Tensor, batch: usize) -> Result<Tensor> {
         return each(x);
     }
     cpu::check_room(batch * dims.iter().product::<usize>())?;
-    // An image's channels stay last.
+    // An image's channels stay last in memory.
     if x.rank() == 4 { each(&x.permute((0, 2, 3, 1))?)?.permute((0, 3, 1, 2)) } else { each(x) }
 }
 
@@ -35,7 +35,7 @@ mod tests {
 
     use super::*;
 
-    /// In f64 as on other devices.
+    /// Tensors of f64 take the way of other devices.
     #[test]
     fn each_stands_for_as_many_in_order() {
         for dtype in [DType::F32, DType::F64] {

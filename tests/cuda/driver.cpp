@@ -1,5 +1,5 @@
-// A libcuda whose one device is this CPU: enough of CUDA's driver to try what launches the worker's kernels, without a GPU. `.ci/cuda test`
-// makes it. What it is not asked for does nothing, and there are no other kernels.
+// A libcuda whose one device is this CPU: enough of CUDA's driver to test how the worker launches its kernels, without a GPU. `.ci/cuda test`
+// builds it. All other functions of the driver do nothing, and there are no other kernels.
 
 #include <mutex>
 #include <utility>
@@ -23,7 +23,7 @@ template <typename... Parameters, void (*function)(Parameters...)> struct Of<fun
 #define ALL(T) OF(group_norm_parts, T), OF(group_norm, T), OF(add, T), OF(geglu, T), OF(transpose, T)
 static const Kernel kernels[] = {ALL(f32), ALL(f16), ALL(bf16)};
 
-static int somewhere; // what handles point to
+static int somewhere; // all handles point to it
 
 extern "C" {
 Result cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }

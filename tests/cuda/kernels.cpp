@@ -1,4 +1,4 @@
-// The CUDA kernels beside sums in f64: `.ci/run kernels` compiles and runs it. The sanitizers find who reads or writes beside a tensor.
+// The CUDA kernels against sums in f64. `.ci/run kernels` compiles and runs this; the sanitizers find reads and writes beside a tensor.
 
 #include <random>
 #include <string>
@@ -13,8 +13,8 @@ static void launch(dim3 grid, void (*function)(Parameters...), Arguments... argu
 static std::mt19937 random_bits(1);
 static double normal() { return std::normal_distribution<>()(random_bits); }
 
-// Numbers on the heap, to the byte, so that the sanitizer sees who leaves them; `shift` of them before the first, so that it is
-// not aligned. What is not written is no number.
+// Numbers on the heap, in a block that is exactly as large, so that the sanitizer sees every access beside it. `shift` numbers come before
+// the first, so that it is not aligned. Each number is NaN until it is written.
 template <typename T> struct Tensor {
     T *memory, *at;
     size_t count;
@@ -32,7 +32,7 @@ template <typename T> struct Tensor {
     double operator[](size_t i) const { return widen(at[i]); }
 };
 
-// Half of the last place of each type, and what f32 loses on the way.
+// Half of the last place of each type, and the rounding errors of f32.
 template <typename T> static double precision();
 template <> double precision<f32>() { return 2e-6; }
 template <> double precision<f16>() { return 1.0 / 2048 + 2e-6; }
@@ -65,7 +65,7 @@ struct Shape {
     double mean, deviation;
 };
 
-// How the moments are found: by each block, by parts, or given.
+// Where the moments come from: each block, parts, or the caller.
 enum Way { WHOLE, PARTS, GIVEN };
 
 template <typename T, typename Norm, typename Parts>
@@ -96,7 +96,7 @@ static void check_group_norm(const char *type, Norm norm, Parts parts_kernel, Sh
     char what[200];
     snprintf(what, sizeof what, "group_norm_%s of %u x %u groups x %u channels x %u pixels from %u, mean %g, function %u, way %d, blocks %u, %u",
              type, s.batch, s.groups, s.per_group, s.pixels, s.shift, s.mean, function, way, blocks, part_blocks);
-    // A mean in f32 is off by its last place: in deviations, this much.
+    // A mean in f32 is off by its last place: this much in units of the deviation.
     compare(what, out, expected, 4e-6 + 6e-7 * std::fabs(s.mean) / std::hypot(s.deviation, std::sqrt(eps)));
 }
 
@@ -173,7 +173,7 @@ struct Rows {
     for (Rows r : std::vector<Rows>{{1, 1, 0, 1}, {33, 31, 0, 2}, {64, 96, 0, 3}, {5, 100, 0, 1}, {100, 7, 0, 2}})                         \
         check_transpose<T>(#T, transpose_##T, r.blocks, r.rows, r.columns);
 
-// Each of 16 bits that is a number is its own rounding, and what lies between two of them goes to the nearer one, or to the even one.
+// A number of 16 bits is rounded to itself, and what lies between two of them to the nearer one, or halfway to the even one.
 template <typename T> static void check_rounding(const char *type, u16 infinity) {
     auto rounded = [](float x) {
         T out;

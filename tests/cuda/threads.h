@@ -1,6 +1,6 @@
-// The CUDA kernels on a CPU: the source that a GPU gets, and what CUDA has and C++ has not. The threads of a block are fibers that take
-// turns from one __syncthreads to the next, in one order and then in the other, so that one that reads what another has not written yet is
-// found out.
+// The CUDA kernels on a CPU: the source that a GPU gets, and what CUDA has and C++ lacks. The threads of a block are fibers that take turns
+// from one __syncthreads to the next, in one order and then in the reverse order: a thread that reads what another has not written yet gives
+// a wrong result in one of them.
 
 #include <ucontext.h>
 
@@ -44,7 +44,7 @@ static float widen(f16 x) {
 }
 static void narrow(float x, f16 &out) {
     int exponent = std::isfinite(x) && x != 0 ? std::max(std::ilogb(x), -14) : -14;
-    // 1024 or more of these, but for the smallest numbers. Rounding up to 2048 ends in the next exponent, as it should.
+    // At least 1024 units, except of the smallest numbers. Rounding up to 2048 gives the next exponent, as it should.
     double units = std::nearbyint(std::ldexp(std::fabs((double)x), 10 - exponent));
     double bits = units + (exponent + 14) * 1024.0;
     unsigned rounded = std::isnan(x) ? 0x7fff : bits < 0x7c00 ? (unsigned)bits : 0x7c00;
@@ -82,7 +82,7 @@ static void run_block() {
             swapcontext(&scheduler, &fibers[running]);
             (done[running] ? finished : arrived)++;
         }
-        if (arrived > 0 && finished > 0) puts("some threads wait for others that are done"), exit(1);
+        if (arrived > 0 && finished > 0) puts("some threads wait for others that have ended"), exit(1);
     }
 }
 static void launch(dim3 grid, std::function<void()> function) {

@@ -1,56 +1,60 @@
-//! Room that one thread has to itself, for work that cannot do without.
+//! Memory that one thread has to itself, for work that cannot do without.
 
 use std::{cell::Cell, sync::OnceLock};
 
-use super::{Block, LARGE, NONE, ReusingAllocator, block_size};
+use super::{Block, LARGE, ReusingAllocator, block_size};
 
 /// The allocator of the process, if it is one of these.
 pub(super) static PROCESS: OnceLock<&ReusingAllocator> = OnceLock::new();
 
 thread_local! {
-    /// Room that this thread alone has, from which it takes large blocks first.
-    static RESERVED: Cell<Block> = const { Cell::new(Block { address: NONE, size: 0 }) };
+    /// The thread's own room, from which it takes large blocks first.
+    static RESERVED: Cell<Block> = const { Cell::new(Block::EMPTY) };
 }
 
-/// A block out of the thread's own room.
+/// A block from the thread's own room, if it is large enough.
 pub(super) fn reserved(size: usize) -> Option<Block> {
-    let room = RESERVED.get();
-    let rest = room.size.checked_sub(size)?;
-    RESERVED.set(Block { address: room.address + size, size: rest });
-    Some(Block { address: room.address, size })
+    let room = RESERVED.replace(Block::EMPTY);
+    if room.size() < size {
+        RESERVED.set(room);
+        return None;
+    }
+    let (block, rest) = room.split(size);
+    RESERVED.set(rest);
+    Some(block)
 }
 
-/// Does work for which running out of memory is the end of the process, and which takes at most so many bytes, all of them on this thread.
-/// Nobody else is given that room meanwhile.
+/// Runs work that takes at most `bytes`, all on this thread, and during which running out of memory would end the process. No other thread
+/// gets that memory meanwhile.
 ///
 /// # Errors
-/// When there is less.
+/// When there is less memory.
 pub fn with_room<T>(bytes: u64, work: impl FnOnce() -> T) -> candle_core::Result<T> {
     let Some(allocator) = PROCESS.get() else {
         crate::ops::cpu::check_free(bytes)?;
         return Ok(work());
     };
     let size = block_size(usize::try_from(bytes).unwrap_or(usize::MAX / 2).max(LARGE));
-    let block = allocator.with_kept(|kept| kept.take(size));
-    let address = block.map_or_else(|| allocator.map_or_refuse(size).expose_provenance(), |block| block.address);
-    if address == NONE {
+    let kept = allocator.with_kept(|kept| kept.take(size));
+    let Some(block) = kept.or_else(|| allocator.map_beside_spare(size)) else {
         return Err(candle_core::Error::Msg(format!("out of memory: there is no room for {} MiB more", size >> 20)));
-    }
-    let _room = Room { allocator, before: RESERVED.replace(Block { address, size }) };
+    };
+    let _room = Room { allocator, before: RESERVED.replace(block) };
     Ok(work())
 }
 
-/// What is left of a thread's own room goes back in the end, also when the work panics.
+/// Keeps what is left of a thread's own room at the end, also when the work panics.
 struct Room {
     allocator: &'static ReusingAllocator,
+    /// The room of the work around this one.
     before: Block,
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let rest = RESERVED.replace(self.before);
-        if rest.size > 0 {
-            self.allocator.give(rest);
+        let rest = RESERVED.replace(std::mem::replace(&mut self.before, Block::EMPTY));
+        if rest.size() > 0 {
+            self.allocator.keep(rest);
         }
     }
 }

@@ -3,8 +3,7 @@
 //!
 //! Everything is transposed: scores are `(keys, queries)` and sums `(head_dim, queries)`, so that a vector holds neighbouring queries.
 //! Keys and values are then read where they are, the maximum and the total need no sums within a vector, and scores are in the order in
-//! which the second product reads its weights. The speed is bound by the two products; the exponential takes about a quarter of the time
-//! where heads are short.
+//! which the second product reads its weights. The speed is bound by the two products and, where heads are short, by the exponential.
 
 #![allow(unsafe_code)]
 

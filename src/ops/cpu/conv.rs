@@ -154,10 +154,10 @@ impl PackedConv {
 
     /// Whether an algorithm can convolve such an image.
     fn takes(&self, algorithm: Algorithm, shape: Shape) -> bool {
-        let same = self.config == Conv2dConfig::SAME_3X3;
+        let same = self.config == Conv2dConfig::SAME_3X3 && self.output_size(shape.seen) == shape.seen;
         let enlarged = |scale: usize| shape.seen == (scale * shape.height, scale * shape.width);
         match algorithm {
-            Algorithm::Padded if self.doubling => enlarged(2),
+            Algorithm::Padded if self.doubling => same && enlarged(2),
             Algorithm::Padded => same && enlarged(1) && Kernel::Same.takes(self.panels.machine, self.channels, self.outputs()),
             Algorithm::Winograd => same && !self.doubling && self.panels.machine.products.is_plain(),
             Algorithm::Direct => !self.doubling,

@@ -33,6 +33,7 @@ impl Epilogue<'_> {
     pub(super) fn write<S: Simd>(&self, simd: S, row: usize, column: usize, sums: &[f32], out: &mut Output) {
         let vectors: &[S::f32s] = bytemuck::cast_slice(sums);
         if self.gated {
+            assert!(vectors.len() == 2 && column / 2 < self.columns);
             let bias: &[S::f32s] = bytemuck::cast_slice(&self.bias.unwrap_or_default()[column..][..2 * S::F32_LANES]);
             let value = simd.add_f32s(vectors[0], bias[0]);
             let gate = map(simd.add_f32s(vectors[1], bias[1]), gelu);

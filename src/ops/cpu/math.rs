@@ -1,5 +1,5 @@
-//! Functions of one number without branches, written so that the compiler turns loops over them into vector code. Multiplications and
-//! additions are fused, which all machines but the oldest do in one instruction.
+//! Functions of one number without branches, so that the compiler turns loops over them into vector code. A multiplication and an addition
+//! are one fused operation, which all machines but the oldest have an instruction for.
 
 /// `e^x`, with a relative error of at most 2e-7; 0 below -87, and as at 88 above it.
 #[inline(always)]
@@ -24,11 +24,11 @@ pub(in crate::ops) fn exp(x: f32) -> f32 {
 /// `2^x` for numbers up to 0, with a relative error of at most 3e-7; as at -126 below it. Two thirds of the work of [`exp`].
 #[inline(always)]
 pub(in crate::ops) fn exp2(x: f32) -> f32 {
-    // In this order, what is no number stays none.
+    // `f32::max` would return -126 for a NaN, which must stay one.
     let clamped = if x < -126.0 { -126.0 } else { x };
     let shifted = clamped + SHIFT;
     let r = clamped - (shifted - SHIFT);
-    // The polynomial of least relative error on [-1/2, 1/2].
+    // The polynomial with the least relative error on [-1/2, 1/2].
     let p: f32 = 1.327_647_1e-3;
     let p = p.mul_add(r, 9.675_541e-3);
     let p = p.mul_add(r, 5.550_713e-2);

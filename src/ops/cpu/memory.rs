@@ -1,4 +1,4 @@
-//! Memory for results, which tasks write side by side, and scratch memory, which each thread keeps.
+//! Memory for results, whose lack is an error, and scratch memory, which each thread keeps.
 
 #![allow(unsafe_code)]
 
@@ -12,14 +12,14 @@ use std::{
 use bytemuck::Zeroable;
 use candle_core::{Error, Result};
 
-/// What is thrown where there is no memory, from any depth and any task, and caught by [`fallible`].
+/// The panic of a kernel that gets no memory, in whatever task. [`fallible`] catches it.
 struct OutOfMemory {
     bytes: usize,
 }
 
-/// Does `work`. That there is no memory for its results is an error, where `Vec` would end the process.
+/// Runs `work`. Where there is no memory for its results, that is an error; with `Vec` alone the process would end.
 pub(in crate::ops) fn fallible<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // What was being written is dropped on the way, so nobody sees it half done.
+    // Results that are half written are dropped on the way, so that nobody sees them.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|thrown| match thrown.downcast::<OutOfMemory>() {
         Ok(missing) => Err(missing.error()),
         Err(panic) => resume_unwind(panic),
@@ -34,13 +34,13 @@ pub fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
     try_zeroed(len).map_err(|missing| missing.error())
 }
 
-/// Makes sure that candle, for which it is the end of the process, does not run out of memory at its next result of `len` numbers: the
-/// allocator hands the same room out again.
+/// Checks that there is memory for a result of `len` numbers that candle makes next, for candle ends the process where there is none. The
+/// allocator keeps the memory that this check frees, and hands it out again.
 pub(in crate::ops) fn check_room(len: usize) -> Result<()> {
     room(len).map(drop).map_err(|missing| missing.error())
 }
 
-/// The same for so many bytes.
+/// The same of bytes.
 pub(in crate::ops) fn check_free(bytes: u64) -> Result<()> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| OutOfMemory { bytes }.error())
@@ -52,7 +52,7 @@ fn room(len: usize) -> std::result::Result<Vec<f32>, OutOfMemory> {
     values.try_reserve_exact(len).map(|()| values).map_err(missing)
 }
 
-/// The same as [`zeroed`] for work that is [`fallible`].
+/// [`zeroed`] for work that is [`fallible`].
 pub(super) fn zeros<T: Zeroable>(len: usize) -> Vec<T> {
     try_zeroed(len).unwrap_or_else(|missing| missing.throw())
 }
@@ -63,18 +63,18 @@ fn try_zeroed<T: Zeroable>(len: usize) -> std::result::Result<Vec<T>, OutOfMemor
     if layout.size() == 0 {
         return Ok(std::iter::repeat_with(T::zeroed).take(len).collect());
     }
-    // SAFETY: the layout has a size.
+    // SAFETY: the size of the layout is not zero.
     let values = unsafe { alloc_zeroed(layout) }.cast::<T>();
     if values.is_null() {
         return Err(OutOfMemory { bytes: layout.size() });
     }
-    // SAFETY: from the global allocator, with the layout of a slice of this length, and all of it is valid as zeros.
+    // SAFETY: memory from the global allocator, with the layout of a slice of this length, whose elements may be zeros.
     Ok(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(values, len)) }.into_vec())
 }
 
 impl OutOfMemory {
     fn error(&self) -> Error {
-        // Without a backtrace: to write one out takes memory.
+        // Without a backtrace, which takes memory itself.
         Error::Msg(format!("out of memory: there is no room for {} MiB more", self.bytes >> 20))
     }
 
@@ -83,14 +83,14 @@ impl OutOfMemory {
     }
 }
 
-/// A vector of `len` numbers, as `write` leaves them: results are not filled with zeros first, which costs as much as writing them.
+/// A vector of `len` numbers that `write` writes. They are not zeros first, which would cost as much as writing them.
 ///
 /// # Safety
-/// `write` leaves no number unwritten.
+/// `write` initializes every number, unless it panics.
 pub(super) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut values = room(len).unwrap_or_else(|missing| missing.throw());
     write(&mut values.spare_capacity_mut()[..len]);
-    // SAFETY: by the caller's word.
+    // SAFETY: there is room for so many, and `write` has initialized them by the caller's word.
     unsafe { values.set_len(len) };
     values
 }
@@ -98,12 +98,13 @@ pub(super) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f3
 /// Numbers of a cache line.
 const LINE: usize = 16;
 
-/// More numbers than this are not kept: the keys and values of a very large picture would be held for ever.
+/// Scratch memory of more numbers is not kept: that for the keys and values of a very large picture would never be freed.
 const KEPT_NUMBERS: usize = 64 << 20;
 
-/// Lends `len` numbers of memory, whatever they are, from the beginning of a cache line on. Each thread keeps what it once needed, so that the steady state allocates nothing.
+/// Lends memory of `len` numbers with any values, aligned to a cache line. Each thread keeps its scratch memory, so that after the first
+/// step nothing is allocated.
 pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    // Several, because a thread that waits for other tasks may be given one that needs scratch memory of its own.
+    // Several, because a thread that waits for tasks may run one that needs scratch memory, too.
     thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
     let best = |kept: &mut Vec<Vec<f32>>| {
         let fits = kept.iter().enumerate().filter(|(_, memory)| memory.len() >= len + LINE).min_by_key(|(_, memory)| memory.len());
@@ -123,7 +124,7 @@ pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) ->
     result
 }
 
-/// The next odd number of cache lines, in numbers: rows that far apart do not compete for the same places in a cache.
+/// `len` rounded up to an odd number of cache lines, in numbers: rows at that distance do not compete for the same sets of a cache.
 pub(super) const fn odd_lines(len: usize) -> usize {
     (len.div_ceil(LINE) | 1) * LINE
 }

@@ -1,4 +1,7 @@
-//! Normalisations, each in one pass for the sums and one for the result.
+//! Group and layer normalization: one pass over the numbers for their sums, one for the result. Both are bound by memory.
+//!
+//! Group norm works on pixels `(batch, height * width, channels)`. Its sums are per channel, in f32 over short runs of pixels and in f64 from
+//! there on, and only then per group, so that channels fill whole vectors whatever the size of a group.
 
 #![allow(unsafe_code)]
 
@@ -12,12 +15,12 @@ use super::{
     output::Output,
 };
 
-/// Numbers of a task, about: they are read a second time while they are in a cache, where all of a sample fits one.
+/// About how many numbers a task has. They are still in a cache when they are read again, if the whole sample fits one.
 const TASK: usize = 1 << 16;
 /// Pixels whose sums are kept in f32 before they are added up in f64.
 const RUN: usize = 16;
 
-/// The weights of a group norm, and how it is worked out.
+/// The weights and settings of a group norm.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct GroupNormConfig<'a> {
     pub(in crate::ops) groups: usize,
@@ -28,11 +31,11 @@ pub(in crate::ops) struct GroupNormConfig<'a> {
     pub(in crate::ops) bias: &'a [f32],
     /// Whether `SiLU` follows.
     pub(in crate::ops) activate: bool,
-    /// In the place of each image's own.
+    /// In place of each image's own statistics.
     pub(in crate::ops) statistics: Option<&'a GroupStatistics>,
 }
 
-/// Mean and variance of each group of channels, of an image or of several together.
+/// Mean and variance of each group of channels, over an image or several together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupStatistics {
     of_groups: Vec<(f64, f64)>,
@@ -45,7 +48,7 @@ impl GroupStatistics {
         Self { of_groups }
     }
 
-    /// Of an image, from those of its parts and the parts' sizes.
+    /// Those of an image, from those of its parts and the parts' sizes.
     #[must_use]
     pub fn joined(parts: &[(Self, usize)]) -> Self {
         let all: usize = parts.iter().map(|(_, size)| size).sum();
@@ -55,7 +58,7 @@ impl GroupStatistics {
         };
         let of_group = |group| {
             let mean = share(&|mean, _| mean, group);
-            // Within the parts, and between them.
+            // The variance within the parts, and the variance of their means.
             (mean, share(&|part, variance| variance + (part - mean).powi(2), group))
         };
         let groups = parts.first().map_or(0, |(part, _)| part.of_groups.len());
@@ -68,13 +71,13 @@ impl GroupStatistics {
         &self.of_groups
     }
 
-    /// Of all pixels `(batch, height * width, channels)` together.
+    /// Those of all pixels `(batch, height * width, channels)` together.
     pub(in crate::ops) fn of(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Self {
         let channels = config.weight.len();
         Self::from_sums(&channel_sums(Arch::new(), pixels, batch, channels), (pixels.len() / channels) as f64, config)
     }
 
-    /// From the parts' sums of so many pixels.
+    /// Those of so many pixels, from the sums of their parts.
     fn from_sums(sums: &[Vec<f64>], pixels: f64, config: GroupNormConfig) -> Self {
         let channels = config.weight.len();
         let per_group = channels / config.groups;
@@ -89,7 +92,7 @@ impl GroupStatistics {
     }
 }
 
-/// Group normalisation of pixels `(batch, height * width, channels)`.
+/// Group normalization of pixels `(batch, height * width, channels)`.
 pub(in crate::ops) fn group_norm(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Vec<f32> {
     group_norm_with(Arch::new(), pixels, batch, config)
 }
@@ -110,7 +113,7 @@ pub(super) fn group_norm_with(arch: Arch, pixels: &[f32], batch: usize, config: 
     unsafe { written(pixels.len(), write) }
 }
 
-/// A batch cut into tasks, none of two samples, so that neither threads nor neighbours change the order of sums.
+/// How a batch is cut into tasks. None has pixels of two samples, so that neither threads nor the rest of a batch change the order of sums.
 #[derive(Clone, Copy)]
 struct Parts {
     batch: usize,
@@ -140,7 +143,7 @@ impl Parts {
     }
 }
 
-/// A group norm whose sums are done: what is left is to be done to each number by itself.
+/// A group norm after its first pass: a factor and a shift for each channel of each sample.
 #[derive(Debug)]
 pub(in crate::ops) struct Normalization {
     arch: Arch,
@@ -150,7 +153,7 @@ pub(in crate::ops) struct Normalization {
 }
 
 impl Normalization {
-    /// Of pixels `(batch, height * width, channels)`.
+    /// That of pixels `(batch, height * width, channels)`.
     pub(in crate::ops) fn new(pixels: &[f32], batch: usize, config: GroupNormConfig) -> Self {
         Self::with_arch(Arch::new(), pixels, batch, config)
     }
@@ -181,7 +184,7 @@ fn channel_sums(arch: Arch, pixels: &[f32], batch: usize, channels: usize) -> Ve
     (0..parts.count()).into_par_iter().map(sum).collect()
 }
 
-/// What the numbers of each channel are multiplied with, and what is added.
+/// The factor and the shift of each channel.
 #[derive(Debug)]
 struct Scale {
     factor: Vec<f32>,
@@ -269,7 +272,7 @@ impl WithSimd for Rescale<'_, '_> {
     }
 }
 
-/// Layer normalisation of rows.
+/// Layer normalization of rows `(rows, features)`.
 pub(in crate::ops) fn layer_norm(values: &[f32], eps: f32, weight: &[f32], bias: &[f32]) -> Vec<f32> {
     layer_norm_with(Arch::new(), values, eps, weight, bias)
 }
@@ -307,7 +310,7 @@ impl WithSimd for LayerNormRows<'_> {
                 sum = simd.add_f32s(sum, load(simd, part));
             }
             let mean = simd.reduce_sum_f32s(sum) / features as f32;
-            // As long as the longest vector; what fills up the last one of a row stays zero.
+            // `load` fills up the last vector of a row with zeros in both, so that the padding stays zero. No vector is longer.
             let means = [mean; 64];
             let mut squares = simd.splat_f32s(0.0);
             for part in row.chunks(S::F32_LANES) {

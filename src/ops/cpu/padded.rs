@@ -119,6 +119,8 @@ impl PaddedConv<'_> {
     /// Writes all of the result.
     pub(super) fn run(&self, out: &mut Output) {
         let (batch, height, _) = self.shape;
+        let phases = self.kernel.scale() * self.kernel.scale();
+        assert!(self.weights.count() > 0 && self.weights.count().is_multiple_of(phases), "weights of {phases} phases");
         let row = self.line() * self.pitch();
         let rows = (BAND / (4 * row)).clamp(1, height.max(1));
         // The last positions, rounded up, reach beyond the band.

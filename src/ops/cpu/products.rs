@@ -221,3 +221,6 @@ impl Products {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

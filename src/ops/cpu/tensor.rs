@@ -34,32 +34,29 @@ impl Rows {
         fallible(|| f(&values[start..start + layout.shape().elem_count()]))
     }
 
-    /// Lends the numbers for writing; returns the result of `f` and the tensor of what it wrote. Tensors that share the memory see it, too.
-    pub(in crate::ops) fn with_mut<T>(self, f: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<(T, Tensor)> {
-        let write = Write { f: Cell::new(Some(f)), result: Cell::new(None) };
-        self.tensor.inplace_op1(&write)?;
-        let result = write.result.into_inner();
-        result.map(|result| (result, self.tensor)).ok_or_else(|| candle_core::Error::Msg("nothing was written".to_owned()))
+    /// Lends the numbers for writing, and returns the tensor of what `f` wrote. Tensors that share the memory see it, too. Where there is no
+    /// memory for what `f` needs beside, that is an error.
+    pub(in crate::ops) fn with_mut(self, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+        self.tensor.inplace_op1(&Write(Cell::new(Some(f))))?;
+        Ok(self.tensor)
     }
 }
 
-/// Runs `f` once, on the numbers of a tensor.
-struct Write<F, T> {
-    f: Cell<Option<F>>,
-    result: Cell<Option<T>>,
-}
+/// Runs a function once, on the numbers of a tensor.
+struct Write<F>(Cell<Option<F>>);
 
-impl<T, F: FnOnce(&mut [f32]) -> Result<T>> InplaceOp1 for Write<F, T> {
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for Write<F> {
     fn name(&self) -> &'static str {
         "write"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(values), Some(f)) = (storage, self.f.take()) else { candle_core::bail!("the tensor is not f32 on a CPU") };
+        let (CpuStorage::F32(values), Some(f)) = (storage, self.0.take()) else { candle_core::bail!("the tensor is not f32 on a CPU") };
         let start = layout.start_offset();
-        let result = fallible(|| f(&mut values[start..start + layout.shape().elem_count()]))?;
-        self.result.set(Some(result));
-        Ok(())
+        fallible(|| {
+            f(&mut values[start..start + layout.shape().elem_count()]);
+            Ok(())
+        })
     }
 }
 
@@ -85,10 +82,9 @@ impl Image {
         self.rows.with(f)
     }
 
-    /// Lends the numbers for writing, as [`Rows::with_mut`]. The tensor of what was written is `(batch, channels, height, width)` again.
-    pub(in crate::ops) fn with_mut<T>(self, f: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<(T, Tensor)> {
-        let (result, written) = self.rows.with_mut(f)?;
-        Ok((result, written.permute((0, 3, 1, 2))?))
+    /// Lends the numbers for writing, as [`Rows::with_mut`]. The tensor of what `f` wrote is `(batch, channels, height, width)` again.
+    pub(in crate::ops) fn with_mut(self, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+        self.rows.with_mut(f)?.permute((0, 3, 1, 2))
     }
 
     /// A tensor of pixels `(batch, height, width, channels)`, seen as `(batch, channels, height, width)`.

@@ -1,4 +1,4 @@
-//! Every kernel against a plain f64 version, on random shapes and on every set of instructions that this machine has.
+//! Every kernel against a plain f64 version, on random shapes and on every set of instructions of [`Machine::all`].
 
 use proptest::prelude::*;
 
@@ -16,16 +16,17 @@ use crate::ops::{Activation, Blocks, Conv2dConfig, WeightType, weights::DenseTyp
 mod edges;
 mod extremes;
 mod independence;
+mod refusals;
 
 const EPS: f64 = 1e-5;
 
-/// Bounds of random shapes: Miri, which interprets, has time for small ones.
-const fn up_to(most: usize, under_miri: usize) -> std::ops::Range<usize> {
+/// A range of random sizes. Under Miri, an interpreter, there is time for small ones alone.
+pub(super) const fn up_to(most: usize, under_miri: usize) -> std::ops::Range<usize> {
     1..if cfg!(miri) { under_miri } else { most }
 }
 
-/// The largest error of products that is allowed: those that are not exact have 16 binary digits of each number.
-fn limit(machine: Machine, of_exact: f64) -> f64 {
+/// The largest error allowed of products. Those that are not exact have 16 binary digits of each number.
+pub(super) fn limit(machine: Machine, of_exact: f64) -> f64 {
     if machine.has_exact_products() { of_exact } else { of_exact.max(6e-5) }
 }
 
@@ -62,8 +63,8 @@ fn with_weight<T>(kept: WeightType, weight: &[f32], inputs: usize, pack: impl Fn
     }
 }
 
-/// Numbers in [-1, 1) that differ from place to place and from seed to seed.
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
+/// Pseudorandom numbers in [-1, 1).
+pub(super) fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -72,7 +73,7 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// What is left of weights `(outputs, inputs)` once they are stored.
+/// Weights `(outputs, inputs)`, rounded to the type that they are kept in.
 fn stored(kept: WeightType, mut weights: Vec<f32>, inputs: usize) -> Vec<f32> {
     match kept {
         WeightType::F32 => {}
@@ -90,14 +91,14 @@ fn stored(kept: WeightType, mut weights: Vec<f32>, inputs: usize) -> Vec<f32> {
     weights
 }
 
-/// The largest difference, next to the root mean square of what is right.
-fn error(ours: &[f32], right: &[f64]) -> f64 {
+/// The largest difference, relative to the root mean square of the right numbers.
+pub(super) fn error(ours: &[f32], right: &[f64]) -> f64 {
     assert_eq!(ours.len(), right.len());
     let rms = (right.iter().map(|v| v * v).sum::<f64>() / right.len() as f64).sqrt();
     ours.iter().zip(right).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / rms.max(1e-3)
 }
 
-/// Convolution as it is defined, of an image that may be enlarged first.
+/// The convolution by its definition, of an image that may be enlarged first.
 fn plain_conv(pixels: &[f32], weight: &[f32], bias: &[f32], shape: Shape, channels: usize, config: Conv2dConfig) -> Vec<f64> {
     let Conv2dConfig { kernel, stride, padding } = config;
     let outputs = bias.len();
@@ -133,7 +134,7 @@ fn plain_linear(values: &[f32], weight: &[f32], bias: &[f32], inputs: usize) -> 
     values.chunks_exact(inputs).flat_map(of_row).collect()
 }
 
-/// Mean and what brings the deviation to 1.
+/// The mean, and the factor that makes the deviation 1.
 fn moments(values: &[f64]) -> (f64, f64) {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
@@ -216,7 +217,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let config = Conv2dConfig { kernel, stride, padding };
-        // To twice its size, or one less, as where a way down met an odd number.
+        // To twice its size, or one row less, as where downsampling met an odd height.
         let seen = if enlarged { (2 * height - seed as usize % 2, 2 * width) } else { (height, width) };
         prop_assume!(seen.0 + 2 * padding >= kernel && seen.1 + 2 * padding >= kernel);
         let shape = Shape { batch, height, width, seen };
@@ -267,7 +268,7 @@ proptest! {
         causal in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        // Blocks of keys are longer than a test can afford often; a run of 400 crosses three borders.
+        // Blocks of keys are too long for every case; 400 keys cross three borders.
         let keys = if seed % 10 == 0 && !cfg!(miri) { 400 } else if causal { queries } else { keys };
         let queries = if causal { keys } else { queries };
         let shape = Sequences { batch, heads, head_dim, queries, keys, causal };
@@ -279,8 +280,8 @@ proptest! {
         let right = plain_attention(&q, &k, &v, shape);
         for machine in Machine::all() {
             let ours = attention(machine, &q, &k, &v, shape);
-            // The weight of a key is off by as much of it as its score is off: scores here are up to 40, of 2^-17 of which it may be.
-            let limit = if !machine.has_exact_products() { 4e-4 } else { 1e-4 };
+            // The relative error of a key's weight is the error of its score: scores are up to 40, with a relative error of 2^-17.
+            let limit = if machine.has_exact_products() { 1e-4 } else { 4e-4 };
             prop_assert!(error(&ours, &right) < limit, "{machine:?}: {}", error(&ours, &right));
         }
     }
@@ -294,7 +295,7 @@ proptest! {
         let right_rows = plain_layer_norm(&values, &weight, &bias);
         for machine in Machine::all() {
             let config = GroupNormConfig { groups, eps: EPS, weight: &weight, bias: &bias, activate: true, statistics: None };
-            // One or two near-equal numbers are divided by almost nothing.
+            // Of one or two nearly equal numbers, the deviation is almost zero.
             if pixels * per_group > 2 {
                 let ours = group_norm_with(machine.vectors, &values, batch, config);
                 prop_assert!(error(&ours, &right) < 2e-5, "{machine:?}: {}", error(&ours, &right));
@@ -314,11 +315,11 @@ proptest! {
         prop_assert!(close(math::quick_gelu(x), wide / (1.0 + (-1.702 * wide).exp())), "quick_gelu({x}) = {}", math::quick_gelu(x));
         if x < 88.0 {
             let (ours, right) = (f64::from(math::exp(x)), wide.exp());
-            // Below -87 it is 0, where the right answer is at most this.
+            // Below -87, `exp` is 0, and the right answer at most this.
             let smallest = (-87f64).exp();
             prop_assert!((ours - right).abs() <= 3e-7 * right + smallest, "exp({x}) = {ours}");
         }
-        // As far down as what it must not go below.
+        // Beyond -126, where `exp2` ends.
         let below = -1.3 * x.abs();
         let (ours, right) = (f64::from(math::exp2(below)), f64::from(below).exp2());
         prop_assert!((ours - right).abs() <= 3e-7 * right + (-126f64).exp2(), "exp2({below}) = {ours}");
@@ -345,7 +346,7 @@ fn plain_attention(q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f64
     out
 }
 
-/// Published values, where the standard library has no error function.
+/// Against published values, for the standard library has no error function.
 #[test]
 fn gelu_is_the_exact_one() {
     for (x, right) in [
@@ -361,7 +362,7 @@ fn gelu_is_the_exact_one() {
     }
 }
 
-/// What comes in as no number must come out as none, for the engine to see.
+/// The engine looks for NaN in a picture, so no kernel may lose one.
 #[test]
 fn nan_is_not_lost() {
     assert!([math::silu(f32::NAN), math::gelu(f32::NAN), math::quick_gelu(f32::NAN), math::exp2(f32::NAN)].iter().all(|v| v.is_nan()));

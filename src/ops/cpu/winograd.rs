@@ -1,10 +1,12 @@
 //! 3 x 3 convolutions with fewer multiplications: F(4 x 4, 3 x 3) of [Lavin & Gray](https://arxiv.org/abs/1509.09308).
 //!
-//! Tiles of 6 x 6 pixels become 36 numbers for each channel, each of the 36 a matrix product of its own over the channels, and the
-//! results become 4 x 4 pixels: 36 multiplications where there were 144.
+//! `(batch, height, width, channels)` to `(batch, height, width, outputs)`. A tile of 6 x 6 pixels is transformed to 36 points, each a row
+//! of `channels` numbers. Each point has a matrix product of its own with the weights of that point, and the 36 results are transformed to
+//! 4 x 4 pixels: 36 multiplications where there were 144. In memory, transformed tiles are `(36, tiles, channels)`.
 //!
-//! The weights stay as they are and are transformed by the task that multiplies with them, a panel at a time: against the products
-//! that is little work, the transformed weights never leave the caches, and a model takes no more memory than its weights do.
+//! The weights are transformed by the task that multiplies with them, one panel at a time: that is little work beside the products, the
+//! transformed weights stay in the caches, and a model takes no more memory than its weights do. The speed is bound by the products, and by
+//! the last-level cache, which the transformed tiles go through.
 
 #![allow(unsafe_code)]
 
@@ -29,23 +31,23 @@ use super::{
 const OUT: usize = 4;
 /// Pixels of a tile of the image.
 const IN: usize = OUT + 2;
-/// Numbers of a transformed tile.
+/// Points of a transformed tile.
 const POINTS: usize = IN * IN;
 /// Bytes of transformed tiles at a time: a share of the last-level cache.
 const CACHE: usize = 16 << 20;
-/// Tiles of a task, at most: the weights are transformed for each task, and its sums stay in the second-level cache.
+/// The most tiles of a task. More would save transforms of weights, but the sums must fit the second-level cache.
 const TASK_TILES: usize = 192;
 /// Channels of a task at a time: their transformed weights stay there too.
 const DEPTH: usize = 64;
 /// Channels whose weights are decoded at a time.
 const STRETCH: usize = 32;
-/// Kernel values.
+/// Weights of a kernel.
 const TAPS: usize = 9;
-/// What transforming the weights costs, in multiplications of a tile's point.
+/// The cost of transforming the weights, in multiplications of a tile's point.
 const WEIGHTS_COST: usize = 150;
 
-/// Whether it is faster than summing directly: not where a picture has so few pixels that the weights are most of the work, nor where
-/// there are so few channels that the transforms are. Of one picture: the others of a batch must not change its numbers.
+/// Whether this is faster than a direct convolution: not for so few pixels that transforming the weights is most of the work, nor for so few
+/// channels that transforming pixels is. It follows from the size of one image: the rest of the batch must not change an image's numbers.
 pub(super) fn pays(channels: usize, (height, width): (usize, usize)) -> bool {
     let tiles = height.div_ceil(OUT) * width.div_ceil(OUT);
     channels >= 16 && POINTS * tiles + WEIGHTS_COST < TAPS * height * width
@@ -122,7 +124,7 @@ pub(super) fn convolve(
     });
 }
 
-/// Tiles of a picture.
+/// The tiles of a batch of images, row by row.
 #[derive(Clone, Copy)]
 struct Grid {
     rows: usize,
@@ -143,7 +145,7 @@ impl Grid {
         Origin { batch, y: tile / self.columns * OUT, x: tile % self.columns * OUT }
     }
 
-    /// The rows of an image that tiles see, counted over all of the batch.
+    /// The rows of the image that tiles read, counted over the whole batch.
     fn image_rows(self, tiles: Range<usize>, shape: Shape) -> Range<usize> {
         let row = |Origin { batch, .. }, seen: usize| batch * shape.height + seen.min(shape.seen.0 - 1) * shape.height / shape.seen.0;
         let (first, last) = (self.origin(tiles.start), self.origin(tiles.end - 1));
@@ -152,16 +154,16 @@ impl Grid {
     }
 }
 
-/// The tiles that are worked on at a time.
+/// Where the tiles of a round begin in the result.
 #[derive(Clone, Copy)]
 struct Origins {
     grid: Grid,
     start: usize,
-    /// Height and width of a picture.
+    /// Height and width of the result.
     size: (usize, usize),
 }
 
-/// Short names for what the transforms are made of.
+/// Short names for the operations of the transforms.
 #[derive(Clone, Copy)]
 struct Arithmetic<S>(S);
 
@@ -229,7 +231,7 @@ impl<S: Simd> Arithmetic<S> {
 struct TransformInput<'a> {
     image: &'a Pixels<'a>,
     origin: Origin,
-    /// Where its numbers of the first point begin.
+    /// Where its first point begins.
     at: usize,
     /// Numbers from point to point.
     plane: usize,
@@ -250,7 +252,7 @@ impl WithSimd for TransformInput<'_> {
         let pixels: [Option<&[f32]>; POINTS] = std::array::from_fn(pixel);
         for channel in (0..self.image.channels).step_by(S::F32_LANES) {
             let channels = channel..self.image.channels.min(channel + S::F32_LANES);
-            // Written out: an array that begins as zeros is filled by a call, which cost as much as all the sums.
+            // Written out: an array that begins as zeros is filled by a function call, which cost as much as all the sums.
             let columns = [
                 input_column(simd, &pixels, 0, &channels),
                 input_column(simd, &pixels, 1, &channels),
@@ -282,7 +284,7 @@ fn input_column<S: Simd>(simd: S, pixels: &[Option<&[f32]>; POINTS], x: usize, c
     Arithmetic(simd).input(column)
 }
 
-/// Some tiles times one panel of weights, and what becomes of it.
+/// Some tiles times one panel of weights, with the epilogue.
 struct Multiply<'a> {
     transformed: &'a [f32],
     /// Numbers from tile to tile.
@@ -296,7 +298,7 @@ struct Multiply<'a> {
     epilogue: &'a Epilogue<'a>,
 }
 
-/// With memory for weights and sums.
+/// The same with memory for weights and sums.
 struct WithScratch<'a> {
     work: Multiply<'a>,
     out: Output<'a>,
@@ -311,7 +313,7 @@ impl WithSimd for WithScratch<'_> {
         let Self { work, mut out, scratch } = self;
         let (channels, width) = (work.weights.depth / TAPS, work.weights.width);
         let count = work.tiles.len();
-        // Not powers of two: what is written or read of all points at once would be in each other's way in the caches.
+        // Points are not a power of two apart, or they would compete for the same sets of a cache.
         let [kernel_plane, sums_plane] = [DEPTH, count].map(|rows| odd_lines(rows * width));
         let (kernels, rest) = scratch.split_at_mut(POINTS * kernel_plane);
         let (all_sums, decoded) = rest.split_at_mut(POINTS * sums_plane);
@@ -335,7 +337,8 @@ impl WithSimd for WithScratch<'_> {
 }
 
 impl Multiply<'_> {
-    /// A share, for each point another, of the weights that are transformed next: channels from `first` on, or those of the next panel.
+    /// The memory of a share of the weights that are transformed next, another for each point: of channels from `first` on, or of the next
+    /// panel.
     fn stored_weights(&self, point: usize, first: usize) -> &[u8] {
         let channels = self.weights.depth / TAPS;
         let (panel, first) = if first < channels { (self.panel, first) } else { ((self.panel + 1) % self.weights.count(), 0) };
@@ -345,7 +348,7 @@ impl Multiply<'_> {
         self.weights.stored(panel, tap * channels + first + from, share.min(depth - from))
     }
 
-    /// `G g G^T` of some channels and each output: `(channels, width)` for each point, which are `plane` numbers apart.
+    /// `G g G^T` for some channels and all outputs of the panel: `(channels, width)` for each point. Points are `plane` numbers apart.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several slices at once")]
     fn transform_weights<S: Simd>(&self, simd: S, of: Range<usize>, (out, plane): (&mut [f32], usize), decoded: &mut [f32]) {
@@ -374,7 +377,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// `A^T m A` of one tile, with the epilogue. `sums` holds its numbers of the first point, those of the next are `step` further on.
+    /// `A^T m A` of one tile, with the epilogue. `sums` begins with its first point; points are `step` numbers apart.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several arrays at once")]
     fn transform_output<S: Simd>(&self, simd: S, tile: usize, sums: &[f32], step: usize, out: &mut Output) {

@@ -1,13 +1,14 @@
-// Kernels for what candle does in chains of small ones, each of which reads and writes all of a tensor.
+// Kernels for operations that candle does in chains of small kernels, each of which reads and writes a whole tensor. The speed of all of
+// them is bound by memory: they read and write 16 bytes at a time where they can.
 //
-// They make no assumption about the grid: however many blocks there are, they share the work. Tensors have fewer than 2^31 numbers.
-// Numbers are f32, f16 or bf16 in memory and f32 in between. There are no headers, so that `tests/cuda` can run the same source on a CPU.
+// A kernel works with any grid: its blocks share the work. Tensors have fewer than 2^31 numbers, f32, f16 or bf16 in memory and f32 in
+// registers. There are no headers, so that `tests/cuda` can run the same source on a CPU.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// Of every block. A power of two, and a multiple of a tile's side.
+// Threads of every block. A power of two, and a multiple of a tile's side.
 const u32 THREADS = 512;
 
 typedef float f32;
@@ -30,16 +31,16 @@ __device__ inline float widen(f32 x) { return x; }
 __device__ inline void narrow(float x, f32 &out) { out = x; }
 __device__ inline float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 __device__ inline void narrow(float x, bf16 &out) {
-    // To the nearest, of two to the even one. PTX can do it from sm_80 on.
+    // Rounds to the nearest, and halfway to even. PTX has an instruction from sm_80 on.
     u32 bits = __float_as_uint(x), rounded = bits + 0x7fff + (bits >> 16 & 1);
     out.bits = x != x ? 0x7fff : (u16)(rounded >> 16);
 }
 
-// Numbers that are loaded and stored at once.
+// Numbers that are loaded and stored together.
 template <typename T, int N> struct alignas(N * sizeof(T)) Vector {
     T at[N];
 };
-// As many as 16 bytes hold.
+// As many numbers as 16 bytes hold.
 template <typename T> struct Wide {
     static const int N = 16 / sizeof(T);
 };
@@ -54,7 +55,7 @@ template <int N, typename T> __device__ inline void store(const float (&from)[N]
     *reinterpret_cast<Vector<T, N> *>(to) = vector;
 }
 
-// Whether vectors may be loaded from there. They may from nowhere.
+// Whether vectors may be loaded from this address. A null pointer, of a tensor that is missing, is aligned.
 __device__ inline bool is_aligned(const void *pointer) { return reinterpret_cast<u64>(pointer) % 16 == 0; }
 
 // The names are those of `Activation`.
@@ -69,7 +70,7 @@ __device__ inline float activated(float x, u32 function) {
     return x;
 }
 
-// Some numbers' count, mean, and sum of squared distances from it.
+// The count of some numbers, their mean, and the sum of their squared distances from it.
 struct Moments {
     float count, mean, squares;
 };
@@ -83,7 +84,7 @@ __device__ inline void join(Moments &all, const Moments &more) {
     all.count = count;
 }
 
-// What each thread of a block has, together.
+// The moments of all threads of a block, joined.
 __device__ inline Moments of_block(const Moments &own) {
     __shared__ Moments all[THREADS];
     all[threadIdx.x] = own;
@@ -95,7 +96,7 @@ __device__ inline Moments of_block(const Moments &own) {
     return all[0];
 }
 
-// A thread's share of the numbers from `start` to `end`, a multiple of N.
+// The moments of a thread's share of the numbers from `start` to `end`, a multiple of N.
 template <int N, typename T> __device__ inline Moments moments(const T *x, u32 start, u32 end) {
     Moments all = {0, 0, 0};
     for (u32 i = start + threadIdx.x * N; i < end; i += THREADS * N) {
@@ -110,14 +111,14 @@ template <int N, typename T> __device__ inline Moments moments(const T *x, u32 s
     return all;
 }
 
-// Where the part of a block begins or, of the next one, where it ends, among `count` numbers in vectors of N.
+// Where a block's part begins among `count` numbers in vectors of N; it ends where the next block's begins.
 __device__ inline u32 part(u32 block, u32 count, u32 n) {
     u32 vectors = ((count + n - 1) / n + gridDim.y - 1) / gridDim.y;
     u64 start = (u64)block * vectors * n;
     return start < count ? (u32)start : count;
 }
 
-// Moments of parts of each group: as many groups as there are blocks along x, as many parts as there are along y.
+// Group normalization, first pass: the moments of parts of each group. A block along x for each group, a block along y for each part.
 template <typename T> __device__ inline void group_norm_parts(const T *x, Moments *parts, u32 count) {
     const int N = Wide<T>::N;
     x += (u64)blockIdx.x * count;
@@ -127,9 +128,9 @@ template <typename T> __device__ inline void group_norm_parts(const T *x, Moment
     if (threadIdx.x == 0) parts[blockIdx.x * gridDim.y + blockIdx.y] = all;
 }
 
-// What is to be done with a group.
+// How a group is normalized.
 template <typename T> struct GroupNorm {
-    const T *weight, *bias; // of its first channel
+    const T *weight, *bias; // of the group's first channel
     u32 pixels;
     float mean, factor;
     u32 function;
@@ -137,7 +138,7 @@ template <typename T> struct GroupNorm {
 
 template <int N, typename T> __device__ inline void normalize(const T *x, T *out, u32 start, u32 end, const GroupNorm<T> &norm) {
     for (u32 i = start + threadIdx.x * N; i < end; i += THREADS * N) {
-        u32 channel = i / norm.pixels; // of all N
+        u32 channel = i / norm.pixels; // all N numbers are of one channel
         float values[N], factor = norm.factor * widen(norm.weight[channel]), shift = widen(norm.bias[channel]);
         load<N>(x + i, values);
         for (int j = 0; j < N; j++) values[j] = activated((values[j] - norm.mean) * factor + shift, norm.function);
@@ -145,8 +146,9 @@ template <int N, typename T> __device__ inline void normalize(const T *x, T *out
     }
 }
 
-// A block along x for each of the groups of `count` numbers, as many to a sample as `groups` says, with any number of blocks along y. The
-// moments of a group are those of its `n_parts` parts; where there are none, each block finds them out itself.
+// Group normalization (https://arxiv.org/abs/1803.08494) of (batch, channels, pixels), with an activation function. A block along x for each
+// group of `count` numbers, of which a sample has `groups`, and any number of blocks along y. The moments of a group are those of its
+// `n_parts` parts; where there are none, each block computes them itself.
 template <typename T>
 __device__ inline void group_norm(const T *x, T *out, const T *weight, const T *bias, const Moments *parts, u32 count, u32 pixels,
                                   u32 groups, u32 n_parts, float eps, u32 function) {
@@ -166,7 +168,7 @@ __device__ inline void group_norm(const T *x, T *out, const T *weight, const T *
     else normalize<1>(x, out, start, end, norm);
 }
 
-// What is added to a tensor (batch, channels, pixels). Any of it may be missing.
+// What is added to a tensor (batch, channels, pixels). Each may be missing.
 template <typename T> struct Added {
     const T *bias;        // (channels)
     const T *sample_bias; // (samples, channels), each for `sample` numbers in a row
@@ -194,13 +196,14 @@ template <int N, typename T> __device__ inline void add(T *x, u32 count, const A
 
 template <typename T> __device__ inline void add(T *x, u32 count, const Added<T> &added) {
     const int N = Wide<T>::N;
-    // A vector is of one channel, or of neighbouring ones of one pixel.
+    // The numbers of a vector are of one channel, or of one pixel.
     bool fits = added.pixels % N == 0 || (added.pixels == 1 && added.channels % N == 0);
     if (fits && is_aligned(x) && is_aligned(added.residual)) add<N>(x, count, added);
     else add<1>(x, count, added);
 }
 
-// (rows, 2 * columns), with a bias for each column: the first half of each row times GELU of the second half.
+// GEGLU (https://arxiv.org/abs/2002.05202): (rows, 2 * columns), with a bias for each column, to (rows, columns): the first half of a row
+// times GELU of the second.
 template <int N, typename T> __device__ inline void geglu(const T *x, T *out, const T *bias, u32 count, u32 columns) {
     for (u32 i = (blockIdx.x * THREADS + threadIdx.x) * N; i < count; i += gridDim.x * THREADS * N) {
         u32 row = i / columns, column = i % columns;
@@ -222,10 +225,10 @@ template <typename T> __device__ inline void geglu(const T *x, T *out, const T *
 
 const u32 TILE = 32;
 
-// (batch, rows, columns) to (batch, columns, rows), tile by tile: along x those of the columns, along y those of the rows, along z the
-// batch. Both sides are read and written in the order of their memory.
+// (batch, rows, columns) to (batch, columns, rows), a block for each tile: along x those of the columns, along y those of the rows, along z
+// the batch. A tile goes through shared memory, so that both sides are read and written in the order of their memory.
 template <typename T> __device__ inline void transpose(const T *x, T *out, u32 rows, u32 columns) {
-    __shared__ T tile[TILE][TILE + 1]; // one more, or a column of it would be in one bank
+    __shared__ T tile[TILE][TILE + 1]; // one more, or a whole column would be in one bank
     u64 sample = (u64)blockIdx.z * rows * columns;
     u32 first_row = blockIdx.y * TILE, first_column = blockIdx.x * TILE;
     u32 inner = threadIdx.x % TILE, outer = threadIdx.x / TILE;

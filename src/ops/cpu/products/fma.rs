@@ -2,7 +2,7 @@
 //!
 //! A tile of a few rows by one or two vectors of columns stays in registers while the depth runs by. Each step spreads one number of
 //! every row over a vector, and multiplies and adds it to the row's sums: 24 products for 14 loads with 32 registers. The weights are read
-//! in the order of memory. The speed is bound by the two multiply-add units of a core, as long as lines and weights come from a near
+//! in the order of memory. The speed is bound by a core's units for multiply-add, as long as lines and weights come from a near
 //! cache; for those that do not, there are prefetches. After Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
 
 #![allow(unsafe_code)]
@@ -38,10 +38,10 @@ pub(super) fn copy(from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<us
     }
 }
 
-/// `sums = lines * weights`, or `sums += …` where `add` says so, for `rows` rows and the columns of one panel.
+/// `sums (rows, width) = lines (rows, depth) * weights (depth, width)`, or `sums += …` where `add` says so. `width` is one vector or two.
 ///
-/// `lines` holds the number `k` of row `i` at `i * strides.0 + k * strides.1`. They and the weights are in a cache near by; where they
-/// are not, see [`multiply_then`] and [`multiply_ahead`].
+/// Number `k` of row `i` is at `i * strides.0 + k * strides.1` of `lines`. Lines and weights should be in a near cache; where they are not,
+/// see [`multiply_then`] and [`multiply_ahead`].
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub(in super::super) fn multiply<S: Simd>(
@@ -54,11 +54,10 @@ pub(in super::super) fn multiply<S: Simd>(
     sums: &mut [f32],
     add: bool,
 ) {
-    multiply_tiles::<_, false, false>(simd, (lines, lines), strides, rows, (weights, &[]), width, sums, add);
+    multiply_runs::<_, false, false>(simd, (lines, lines), strides, rows, (weights, &[]), width, sums, add);
 }
 
-/// The same, and meanwhile asks for weights that are read soon after, `weights.1`: from memory they come no faster than a few rows use
-/// them up.
+/// [`multiply`], while it prefetches `weights.1`, which is read next: weights come from memory no faster than a few rows use them up.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub(in super::super) fn multiply_then<S: Simd>(
@@ -71,11 +70,11 @@ pub(in super::super) fn multiply_then<S: Simd>(
     sums: &mut [f32],
     add: bool,
 ) {
-    multiply_tiles::<_, false, true>(simd, (lines, lines), strides, rows, weights, width, sums, add);
+    multiply_runs::<_, false, true>(simd, (lines, lines), strides, rows, weights, width, sums, add);
 }
 
-/// The same once more for lines that are one number after another but lie in a far cache: each tile asks for the lines of the next, and
-/// the last one for those at `lines.1`, which are multiplied after `lines.0`. Winograd's sums were a quarter of their time waiting without.
+/// [`multiply_then`] of contiguous lines in a far cache: each tile prefetches the lines of the next, and the last tile those at `lines.1`,
+/// which are multiplied after `lines.0`. Without it, Winograd's products spent a quarter of their time waiting.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub(in super::super) fn multiply_ahead<S: Simd>(
@@ -88,12 +87,12 @@ pub(in super::super) fn multiply_ahead<S: Simd>(
     sums: &mut [f32],
     add: bool,
 ) {
-    multiply_tiles::<_, true, true>(simd, lines, (pitch, 1), rows, weights, width, sums, add);
+    multiply_runs::<_, true, true>(simd, lines, (pitch, 1), rows, weights, width, sums, add);
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
-fn multiply_tiles<S: Simd, const LINES: bool, const WEIGHTS: bool>(
+fn multiply_runs<S: Simd, const LINES: bool, const WEIGHTS: bool>(
     simd: S,
     (lines, after): (&[f32], &[f32]),
     strides: (usize, usize),
@@ -104,26 +103,31 @@ fn multiply_tiles<S: Simd, const LINES: bool, const WEIGHTS: bool>(
     add: bool,
 ) {
     let depth = weights.len() / width;
-    assert!(rows == 0 || depth == 0 || lines.len() > (rows - 1) * strides.0 + (depth - 1) * strides.1);
-    assert!(sums.len() >= rows * width && width.is_multiple_of(S::F32_LANES));
+    if rows == 0 || depth == 0 {
+        return;
+    }
+    let last = (rows - 1).checked_mul(strides.0).zip((depth - 1).checked_mul(strides.1)).and_then(|(row, k)| row.checked_add(k));
+    assert!(last.is_some_and(|last| last < lines.len()));
+    assert!((width == S::F32_LANES || width == 2 * S::F32_LANES) && sums.len() / width >= rows);
     let sums = sums.as_mut_ptr();
-    let share = soon.len().div_ceil((rows * depth).max(1));
+    let share = soon.len().div_ceil(rows * depth);
     for first in (0..depth).step_by(RUN) {
         let after = if first + RUN < depth { &lines[(first + RUN) * strides.1..] } else { after }.as_ptr();
         let (lines, weights) = (&lines[first * strides.1..], &weights[first * width..]);
         let (lines, weights, depth) = (lines.as_ptr(), weights.as_ptr(), RUN.min(depth - first));
         let soon = soon.as_ptr().wrapping_add(first * rows * share);
-        let tiles = Tiles { simd, lines, after, strides, weights, soon, share, depth, sums, add: add || first > 0 };
-        // SAFETY: the assertions above.
-        unsafe { if width == S::F32_LANES { tiles.run::<1, LINES, WEIGHTS>(rows) } else { tiles.run::<2, LINES, WEIGHTS>(rows) } }
+        let run = Run { simd, lines, after, strides, weights, soon, share, depth, sums, add: add || first > 0 };
+        // SAFETY: by the assertions above, each number of each row is in `lines`; by its definition, `depth` rows of the width are in
+        // `weights`; `rows` rows of it are in `sums`.
+        unsafe { if width == S::F32_LANES { run.all::<1, LINES, WEIGHTS>(rows) } else { run.all::<2, LINES, WEIGHTS>(rows) } }
     }
 }
 
-/// Asks for the cache line of what is needed soon, if it is anything's: next, or a little later.
+/// Prefetches a cache line, if there is memory at this address: into the first-level cache or, for `LATER`, the second-level cache.
 #[inline(always)]
 fn prefetch<const LATER: bool, T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which reads nothing.
+    // SAFETY: the instruction is a hint, which every address is allowed for.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         if LATER { _mm_prefetch::<_MM_HINT_T1>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -132,15 +136,16 @@ fn prefetch<const LATER: bool, T>(at: *const T) {
     let _ = at;
 }
 
+/// A run of the depth for all rows.
 #[derive(Clone, Copy)]
-struct Tiles<S> {
+struct Run<S> {
     simd: S,
     lines: *const f32,
-    /// What is read after them.
+    /// The lines that are read next.
     after: *const f32,
     strides: (usize, usize),
     weights: *const f32,
-    /// Bytes that are asked for, and how many of them for each number of each row.
+    /// Bytes to prefetch, and how many of them for each number of each row.
     soon: *const u8,
     share: usize,
     depth: usize,
@@ -148,13 +153,16 @@ struct Tiles<S> {
     add: bool,
 }
 
-impl<S: Simd> Tiles<S> {
+impl<S: Simd> Run<S> {
     /// As many tall tiles as fit, then lower ones. 24 sums, two weights and a number fit 32 registers; 12 sums fit 16.
+    ///
+    /// # Safety
+    /// `lines` holds `depth` numbers of each row, `weights` as many rows of `VECTORS` vectors, and `sums` that many vectors for each row.
     #[inline(always)]
-    unsafe fn run<const VECTORS: usize, const LINES: bool, const WEIGHTS: bool>(self, rows: usize) {
+    unsafe fn all<const VECTORS: usize, const LINES: bool, const WEIGHTS: bool>(self, rows: usize) {
         let tall = S::REGISTER_COUNT >= 32;
         let mut row = 0;
-        // SAFETY: the rows of each tile are among the rows that the caller vouches for.
+        // SAFETY: a tile's rows are among those that the caller vouches for.
         unsafe {
             while row < rows {
                 row += match rows - row {
@@ -169,6 +177,8 @@ impl<S: Simd> Tiles<S> {
         }
     }
 
+    /// # Safety
+    /// As [`Run::all`], for `ROWS` rows from `row` on.
     #[inline(always)]
     unsafe fn tile<const ROWS: usize, const VECTORS: usize, const LINES: bool, const WEIGHTS: bool>(
         self,
@@ -176,7 +186,7 @@ impl<S: Simd> Tiles<S> {
         rows: usize,
     ) -> usize {
         let Self { simd, strides, depth, .. } = self;
-        // SAFETY: `lines` holds `depth` numbers of each row, `weights` as many rows of `VECTORS` vectors, and `sums` that many vectors a row.
+        // SAFETY: the offsets are those of the numbers that the caller vouches for. A prefetch reads nothing.
         unsafe {
             let sums = self.sums.cast::<S::f32s>().add(row * VECTORS);
             let mut lines = [self.lines; ROWS];

@@ -1,4 +1,4 @@
-//! Shapes at the edges of what a kernel takes at a time, against f64.
+//! Shapes at the edges of a kernel's blocks, against f64.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn convolutions_of_odd_shapes() {
     }
 }
 
-/// So many channels that the tiles of a picture are more than are transformed at a time.
+/// So many channels that a picture's tiles are transformed in several rounds.
 #[test]
 #[cfg_attr(miri, ignore = "too much for an interpreter")]
 fn a_convolution_of_many_rounds() {
@@ -36,7 +36,7 @@ fn a_convolution_of_many_rounds() {
     assert!(error(&by(Algorithm::Winograd), &direct) < 1e-4);
 }
 
-/// So large an image that its rows are made ready in bands: whatever is done to them on the way is the same as if it was done before.
+/// So large an image that its rows are prepared in bands: the result is the same as if the whole image was normalized or enlarged first.
 #[test]
 #[cfg_attr(miri, ignore = "too much for an interpreter")]
 fn a_convolution_of_many_bands() {
@@ -47,7 +47,7 @@ fn a_convolution_of_many_bands() {
     let config = GroupNormConfig { groups: 8, eps: EPS, weight: &scale, bias: &shift, activate: true, statistics: None };
     let (norm, normed) = (Normalization::new(&pixels, batch, config), group_norm(&pixels, batch, config));
     let shape = Shape { batch, height, width, seen: (height, width) };
-    // To twice its height less one, and to its own width.
+    // Enlarged to twice its height less one, and to its own width.
     let (enlarged, enlarged_shape) = (Shape { seen: (2 * height - 1, width), ..shape }, Shape { height: 2 * height - 1, ..shape });
     let row = |y: usize| &normed[y * width * channels..(y + 1) * width * channels];
     let rows = (0..batch).flat_map(|b| (0..2 * height - 1).map(move |y| b * height + y * height / (2 * height - 1)));
@@ -71,7 +71,7 @@ fn a_convolution_of_many_bands() {
     }
 }
 
-/// Of several bands, whose last rows the next band still needs.
+/// There are several bands, and each reads the last rows of the one before.
 #[test]
 #[cfg_attr(miri, ignore = "too much for an interpreter")]
 fn a_convolution_may_take_the_memory_of_its_image() {
@@ -181,8 +181,8 @@ fn attention_of_odd_shapes() {
             for machine in Machine::all() {
                 let error = error(&attention(machine, &q, &k, &v, shape), &right);
                 assert!(error < limit(machine, 1e-5), "{machine:?}, {shape:?}: {error}");
-                // One key has all the weight there is.
-                assert!(keys > 1 || error < if !machine.has_exact_products() { 1e-5 } else { 1e-7 }, "{machine:?}, {shape:?}: {error}");
+                // One key has the whole weight.
+                assert!(keys > 1 || error < if machine.has_exact_products() { 1e-7 } else { 1e-5 }, "{machine:?}, {shape:?}: {error}");
             }
         }
     }
@@ -199,7 +199,7 @@ fn norms_of_odd_shapes() {
             [true, false].map(|activate| plain_group_norm(&values, 3, groups, &weight, &bias, activate)),
             plain_layer_norm(&values, &weight, &bias),
         );
-        // One number less its mean is nothing, and is divided by almost nothing.
+        // One number less its mean is zero, and is divided by almost zero.
         let limit = if pixels * channels == groups { 1e-3 } else { 5e-5 };
         for machine in Machine::all() {
             for (activate, right) in [true, false].into_iter().zip(&right) {

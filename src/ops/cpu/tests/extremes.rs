@@ -1,18 +1,18 @@
-//! Numbers at the ends of what an f32 can be: denormal ones are not lost, and an infinity reaches what sees it and nothing else.
+//! Numbers at the ends of f32: subnormal numbers are not lost, and an infinity reaches the results that depend on it and no others.
 
 use super::*;
 
-/// The smallest number above zero, to which denormal results are rounded.
+/// The smallest number above zero: subnormal results are rounded to a multiple of it.
 const SMALLEST: f64 = 1.5e-45;
 
-/// Denormal numbers.
+/// Subnormal numbers.
 fn faint(values: Vec<f32>) -> Vec<f32> {
     let values: Vec<f32> = values.into_iter().map(|v| v * 1e-38).collect();
     assert!(values.iter().all(|v| v.abs() < f32::MIN_POSITIVE) && values.iter().any(|v| *v != 0.0));
     values
 }
 
-/// Those that do not take subnormal numbers for zeros.
+/// Those whose products do not take subnormal numbers for zeros.
 fn exact_machines() -> Vec<Machine> {
     Machine::all().into_iter().filter(|machine| machine.has_exact_products()).collect()
 }
@@ -28,8 +28,8 @@ fn largest(right: &[f64]) -> f64 {
     right.iter().fold(0.0, |a, b| a.max(b.abs()))
 }
 
-/// `clean` is the result without the infinity: `ours` is to be the same to the last bit where `seen` says no, and infinite or no number
-/// where the f64 version is.
+/// Checks a result of which an infinity is an input. `clean` is the result without it: `ours` must be the same to the last bit where `seen`
+/// is false, and infinite or NaN where the f64 version is.
 fn spread(ours: &[f32], clean: &[f32], right: &[f64], seen: impl Fn(usize) -> bool) {
     assert!(ours.len() == clean.len() && ours.len() == right.len());
     assert!(right.iter().any(|v| !v.is_finite()) && clean.iter().all(|v| v.is_finite()));
@@ -48,13 +48,13 @@ fn conv(machine: Machine, weight: &[f32], bias: Vec<f32>) -> PackedConv {
 }
 
 #[test]
-fn convolutions_keep_denormals() {
+fn convolutions_keep_subnormals() {
     let (pixels, weight) = (numbers(3 * 7 * 9 * CHANNELS.0, 1), numbers(9 * CHANNELS.0 * CHANNELS.1, 2));
     let bias = vec![0.0; CHANNELS.1];
     for (pixels, weight) in [(faint(pixels.clone()), weight.clone()), (pixels, faint(weight))] {
         let right = plain_conv(&pixels, &weight, &bias, CONV, CHANNELS.0, Conv2dConfig::SAME_3X3);
         for machine in exact_machines() {
-            // Directly, each product is rounded once. Winograd's transforms multiply what was rounded by up to a thousand.
+            // A direct convolution rounds each product once. Winograd's transforms multiply rounding errors by up to a thousand.
             for (algorithm, _) in algorithms(machine, Conv2dConfig::SAME_3X3, CHANNELS.0, CONV) {
                 let ours = conv(machine, &weight, bias.clone()).forward_by(algorithm, &pixels, CONV, None, Epilogue::default());
                 let roundings = if algorithm == Algorithm::Winograd { 1e3 } else { 1.0 };
@@ -77,7 +77,7 @@ fn an_infinite_pixel_reaches_the_windows_that_hold_it() {
         let right = plain_conv(&pixels, &weight, &bias, CONV, CHANNELS.0, Conv2dConfig::SAME_3X3);
         let place = |i: usize| (i / CHANNELS.1 / 63, i / CHANNELS.1 / 9 % 7, i / CHANNELS.1 % 9);
         let in_window = |i: usize| place(i).0 == 1 && place(i).1.abs_diff(y) <= 1 && place(i).2.abs_diff(x) <= 1;
-        // A tile of 4 x 4 pixels sees one pixel more on each side.
+        // A tile of 4 x 4 pixels reads one pixel more on each side.
         let sees = |at: usize, pixel: usize| (at / 4 * 4..at / 4 * 4 + 6).contains(&(pixel + 1));
         let in_tile = |i: usize| place(i).0 == 1 && sees(place(i).1, y) && sees(place(i).2, x);
         assert!(right.iter().enumerate().all(|(i, v)| v.is_finite() != in_window(i)));
@@ -100,7 +100,7 @@ const ROWS: usize = 5;
 const INPUTS: usize = 70;
 const OUTPUTS: usize = 19;
 
-/// Through a layer, and through one of which two outputs become one.
+/// The results of a linear layer and of a gated one.
 fn both_linear(machine: Machine, kept: WeightType, weight: &[f32], values: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let outputs = bias.len();
     let plain = linear(machine, kept, weight, INPUTS, bias);
@@ -109,7 +109,7 @@ fn both_linear(machine: Machine, kept: WeightType, weight: &[f32], values: &[f32
 }
 
 #[test]
-fn linear_layers_keep_denormals() {
+fn linear_layers_keep_subnormals() {
     let (values, weight, bias) = (numbers(ROWS * INPUTS, 1), numbers(2 * OUTPUTS * INPUTS, 2), vec![0.0; 2 * OUTPUTS]);
     for (kept, machine) in ALL_TYPES.into_iter().flat_map(|kept| exact_machines().into_iter().map(move |machine| (kept, machine))) {
         let rounded = stored(kept, weight.clone(), INPUTS);
@@ -119,15 +119,15 @@ fn linear_layers_keep_denormals() {
         let limit = SMALLEST * INPUTS as f64;
         assert!(limit < 1e-3 * largest(&right) && distance(&ours, &right) < limit, "{kept}, {machine:?}: {}", distance(&ours, &right));
 
-        // With a bias of 1, a gate is GELU(1) and a value the sum: the product is as faint as the sum is, or 1 to an f32.
+        // With a bias of 1, a gate is GELU(1) to an f32, and the product as faint as the value.
         let open: Vec<f32> = (0..2 * OUTPUTS).map(|n| if n < OUTPUTS { 0.0 } else { 1.0 }).collect();
         let gate = f64::from(math::gelu(1.0));
         let right: Vec<f64> = right.chunks_exact(2 * OUTPUTS).flat_map(|row| row[..OUTPUTS].iter().map(|v| v * gate)).collect();
         let (_, ours) = both_linear(machine, kept, &weight, &faint_values, &open);
         assert!(distance(&ours, &right) < 2.0 * limit, "{kept}, {machine:?}, gated: {}", distance(&ours, &right));
 
-        // In f16 denormal f32 weights are zeros, in bf16 they have fewer digits the smaller they are, and in q8_0 the factor is rounded
-        // to a denormal number, 127 times of which is kept.
+        // Subnormal weights are zeros in f16, have fewer digits the smaller they are in bf16, and in q8_0 their factor is rounded to a
+        // subnormal number, which is multiplied with up to 127.
         let faint_weight = faint(weight.clone());
         let right = plain_linear(&values, &faint_weight, &bias, INPUTS);
         let (ours, gated) = both_linear(machine, kept, &faint_weight, &values, &bias);
@@ -155,7 +155,7 @@ fn products_that_are_not_exact_take_subnormals_for_zeros() {
 
 #[test]
 fn weights_of_nothing_give_the_bias() {
-    // Among them a column whose factor in q8_0 is too small for an f32.
+    // In one column, the factor of q8_0 is too small for an f32.
     let mut weight = vec![0.0; OUTPUTS * INPUTS];
     weight[3 * INPUTS] = f32::from_bits(1);
     let (values, bias) = (numbers(ROWS * INPUTS, 1), numbers(OUTPUTS, 2));
@@ -182,7 +182,7 @@ fn an_infinity_reaches_its_row_or_its_column() {
         let seen = in_row(2, OUTPUTS);
         spread(&gated, &clean_gated, &nan_where(&seen), seen);
 
-        // A weight: its column, whether it is one of values or of gates. In q8_0, a factor is infinite then.
+        // A weight reaches its column, of values or of gates. In q8_0, its factor is infinite.
         let mut with = weight.clone();
         with[7 * INPUTS + 33] = f32::INFINITY;
         let (ours, gated) = both_linear(machine, kept, &with, &values, &bias);
@@ -198,20 +198,20 @@ const TOKENS: Sequences = if cfg!(miri) { Sequences { queries: 9, keys: 9, ..HEA
 const WIDTH: usize = 12;
 
 #[test]
-fn attention_keeps_denormals() {
+fn attention_keeps_subnormals() {
     let len = 2 * TOKENS.keys * WIDTH;
     let (q, k, v) = (numbers(len, 1), numbers(len, 2), numbers(len, 3));
     for (shape, machine) in [true, false]
         .into_iter()
         .flat_map(|causal| exact_machines().into_iter().map(move |machine| (Sequences { causal, ..TOKENS }, machine)))
     {
-        // A mean of faint numbers is one.
+        // A mean of faint numbers is faint.
         let faint_v = faint(v.clone());
         let right = plain_attention(&q, &k, &faint_v, shape);
         let ours = attention(machine, &q, &k, &faint_v, shape);
         let limit = SMALLEST * (shape.keys + 10) as f64;
         assert!(limit < 1e-3 * largest(&right) && distance(&ours, &right) < limit, "{machine:?}: {}", distance(&ours, &right));
-        // Where scores are as good as nothing, all keys weigh the same.
+        // Where scores are almost zero, all keys weigh the same.
         for (q, k) in [(faint(q.clone()), k.clone()), (q.clone(), faint(k.clone())), (faint(q.clone()), faint(k.clone()))] {
             let right = plain_attention(&q, &k, &v, shape);
             let ours = attention(machine, &q, &k, &v, shape);
@@ -224,11 +224,11 @@ fn attention_keeps_denormals() {
 fn an_infinity_reaches_the_queries_that_see_it() {
     let len = 2 * TOKENS.keys * WIDTH;
     let (q, mut k, v) = (numbers(len, 1), numbers(len, 2), numbers(len, 3));
-    // Keys that answer no query with zero, which times infinity is no number.
+    // No number of a key is zero, which times infinity is NaN.
     for v in &mut k {
         *v = v.abs() + 0.1;
     }
-    // Of the second sample and head: a token, and what a result is of.
+    // A token of the second sample and head.
     let (token, at) = (5, (TOKENS.keys + 5) * WIDTH + 6 + 1);
     let of_head = |i: usize| i / WIDTH >= TOKENS.keys && i % WIDTH >= 6;
     let query = |i: usize| i / WIDTH % TOKENS.keys;
@@ -244,17 +244,17 @@ fn an_infinity_reaches_the_queries_that_see_it() {
         let clean = attention(machine, &q, &k, &v, shape);
         let sees = |i: usize| of_head(i) && (!shape.causal || query(i) >= token);
         for infinity in [f32::INFINITY, f32::NEG_INFINITY] {
-            // A query: all its scores are infinite; where they are all -infinity, it has no key to look at, and no answer.
+            // A query: all its scores are infinite. Where they are -infinity, it has no answer.
             let q = put(&q, infinity);
             let right = plain_attention(&q, &k, &v, shape);
             assert!(right.iter().enumerate().all(|(i, v)| v.is_nan() == (of_head(i) && query(i) == token)));
             spread(&attention(machine, &q, &k, &v, shape), &clean, &right, |i| of_head(i) && query(i) == token);
         }
-        // A key: its score is infinite, and takes all there is or nothing.
+        // A key: its score is infinite, and its weight 1 or 0.
         let with = put(&k, f32::INFINITY);
         spread(&attention(machine, &q, &with, &v, shape), &clean, &plain_attention(&q, &with, &v, shape), sees);
-        // A value: of its place alone. What is hidden weighs nothing, which times infinity is no number, as in torch: a query before
-        // it, in the same task, may have no answer, but has no other one either.
+        // A value: the results of its own feature. A hidden key weighs 0, which times infinity is NaN, as in torch: a query before the key
+        // may have no answer, but never a wrong one.
         let with = put(&v, f32::NEG_INFINITY);
         let ours = attention(machine, &q, &k, &with, shape);
         let right = plain_attention(&q, &k, &with, shape);
@@ -263,12 +263,12 @@ fn an_infinity_reaches_the_queries_that_see_it() {
     }
 }
 
-/// Of images of 35 pixels.
+/// Channels of images of 35 pixels.
 const NORM_CHANNELS: usize = 6;
 const SAMPLE: usize = 35 * NORM_CHANNELS;
 
 #[test]
-fn norms_keep_denormals() {
+fn norms_keep_subnormals() {
     let (values, weight, bias) = (faint(numbers(3 * SAMPLE, 1)), numbers(NORM_CHANNELS, 2), vec![0.0; NORM_CHANNELS]);
     let right = plain_group_norm(&values, 3, 2, &weight, &bias, false);
     let right_rows = plain_layer_norm(&values, &weight, &bias);

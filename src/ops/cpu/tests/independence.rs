@@ -1,8 +1,8 @@
-//! Results are the same to the last bit, however many threads there are and whatever else is in the batch.
+//! Results are the same to the last bit for any number of threads and any batch.
 
 use super::*;
 
-/// `run` with a sample of `len` numbers: alone on one thread, alone on more, and as one of three.
+/// Compares `run` with a sample of `len` numbers alone on one thread, alone on more threads, and as one of three samples.
 fn alone_or_not(what: &str, len: usize, run: impl Fn(&[f32], usize) -> Vec<f32> + Sync) {
     let on_threads = |threads: usize, values: &[f32], batch: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -21,7 +21,7 @@ fn alone_or_not(what: &str, len: usize, run: impl Fn(&[f32], usize) -> Vec<f32> 
 
 #[test]
 fn convolutions_are_independent() {
-    // Rows that divide into no tile or task, and enough of them for several of each.
+    // The rows are several tiles and tasks, and not a multiple of either.
     for (side, channels, outputs) in if cfg!(miri) { [(6, 2, 3)].to_vec() } else { [(45, 48, 40), (45, 64, 40)].to_vec() } {
         let weight = numbers(outputs * channels * 9, 1);
         let shape_of = |batch| Shape { batch, height: side, width: side, seen: (side, side) };
@@ -73,7 +73,7 @@ fn attention_is_independent() {
         let shape = |batch| Sequences { batch, heads: 2, head_dim, queries: tokens, keys: tokens, causal };
         let run = |values: &[f32], batch| attention(machine, values, values, values, shape(batch));
         alone_or_not(&format!("attention on {machine:?}"), tokens * 2 * head_dim, run);
-        // Queries of one sample are those of every sample; those of two, of each half.
+        // The queries of one sample stand for all samples; those of two, for a half each.
         let len = tokens * 2 * head_dim;
         let (one, other, keys) = (numbers(len, 1), numbers(len, 3), numbers(6 * len, 2));
         let asked_once = attention(machine, &one, &keys[..3 * len], &keys[..3 * len], shape(3));

@@ -47,6 +47,7 @@ const fn eight<T: Copy>(value: [T; 2]) -> [T; 16] {
 
 static CONFIG: Config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: eight([64, 0]), rows: eight([TILE as u8, 0]) };
 
+#[allow(clippy::unused_self, reason = "`self` proves that the processor has the instructions")]
 impl Instructions {
     /// The proof, where there is one. The first call asks Linux for leave to use the tiles.
     pub(super) fn try_new() -> Option<Self> {
