@@ -129,3 +129,25 @@ impl WireTimings {
         Self { queue_ms: queue, text_ms: text, denoise_ms, decode_ms: decode, encode_ms: encode, total_ms: total }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_pictures_made_side_by_side_add_up() {
+        let ms = Duration::from_millis;
+        let timings = |queue, denoise| Timings { queue: ms(queue), text: ms(10), denoise: ms(denoise), decode: ms(20), encode: ms(5) };
+        let serialized = |all: &[Timings]| serde_json::to_value(WireTimings::of(all)).unwrap();
+        let expected = |queue_ms: u64, text_ms: u64, denoise_ms: u64, decode_ms: u64, encode_ms: u64, total_ms: u64| {
+            serde_json::json!({
+                "queue_ms": queue_ms, "text_ms": text_ms, "denoise_ms": denoise_ms, "decode_ms": decode_ms, "encode_ms": encode_ms,
+                "total_ms": total_ms
+            })
+        };
+        assert_eq!(serialized(&[timings(3, 100)]), expected(3, 10, 100, 20, 5, 138));
+        // The second was accepted with the first, and had waited for it in part.
+        assert_eq!(serialized(&[timings(3, 100), timings(60, 100)]), expected(3, 20, 122, 40, 10, 195));
+        assert_eq!(serialized(&[]), expected(0, 0, 0, 0, 0, 0));
+    }
+}

@@ -326,14 +326,25 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
     assert_eq!(worker.metric("sdw_requests_waiting").await as usize, 0);
 }
 
-#[tokio::test]
-async fn pictures_that_are_made_side_by_side_take_the_time_of_one_after_the_other_only_once() {
-    let worker = Worker::ready(&["--max-batch", "4"]);
-    let mut request = steps("a fox", 40);
-    request["n"] = 4.into();
-    let begun = std::time::Instant::now();
-    let timings = worker.generate(&request).await["timings"].clone();
-    let (wall, time) = (begun.elapsed().as_millis() as u64, |name: &str| timings[name].as_u64().unwrap());
-    let parts: u64 = ["queue_ms", "text_ms", "denoise_ms", "decode_ms", "encode_ms"].into_iter().map(time).sum();
-    assert!(time("total_ms") <= wall && parts == time("total_ms"), "{timings} in {wall} ms");
+/// A prompt of several parts has more samples in a step than one of a single part, and company of its own kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_of_several_parts_come_together_and_get_the_pictures_of_those_that_come_alone() {
+    let prompts = ["a fox AND an owl", "a pizza :0.5 AND a cat :2", "a dog", "a fox AND an owl AND a red background", "a dog AND a dog"];
+    let request = |i: usize| {
+        let mut request = steps(prompts[i % prompts.len()], 20);
+        (request["seed"], request["n"]) = (i.into(), 2.into());
+        request
+    };
+    let (single, worker) = (Worker::ready(&[]), Arc::new(Worker::ready(&["--max-batch", "4"])));
+    let clients = (0..10).map(|i| {
+        let worker = Arc::clone(&worker);
+        tokio::spawn(async move { worker.generate(&request(i)).await["data"].clone() })
+    });
+    for (i, client) in clients.collect::<Vec<_>>().into_iter().enumerate() {
+        let alone = single.generate(&request(i)).await;
+        assert!(client.await.unwrap() == alone["data"], "{}", prompts[i % prompts.len()]);
+    }
+    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
+    assert_eq!(pictures as usize, 20 * 20, "every picture has its steps");
+    assert!(passes < pictures, "the two pictures of a request, at least, take their steps together");
 }

@@ -4,13 +4,16 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Worker, long, small};
+use crate::{
+    fake::FakeWorker,
+    support::{Worker, small},
+};
 
 /// What a worker sends until it closes the connection; a connection that stays open hangs the test.
 fn rest(mut socket: TcpStream) -> String {
@@ -49,10 +52,13 @@ async fn who_is_silent_is_disconnected() {
 
 #[tokio::test]
 async fn who_waits_for_an_answer_may_be_silent() {
-    let worker = Worker::ready(&["--client-timeout", "1"]);
-    let answer = worker.generate(&long("a fox")).await;
-    let total = answer["timings"]["total_ms"].as_u64().unwrap();
-    assert!(total > 1000, "{total} ms say nothing");
+    let patience = Duration::from_secs(1);
+    let worker = FakeWorker::start_with(8, patience).await;
+    let held = worker.hold();
+    let waiting = worker.begin(worker.request(&json!({ "prompt": "hang" }))).await;
+    tokio::time::sleep(3 * patience).await;
+    drop(held);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
 }
 
 /// What is left unread fills the buffers of both ends; from then on the system of the worker counts.
@@ -151,7 +157,9 @@ async fn connections_are_probed() {
     let worker = Worker::ready(&[]);
     let client = TcpStream::connect(worker.address()).unwrap();
     let (server, client) = (worker.address().1, client.local_addr().unwrap().port());
+    let started = Instant::now();
     loop {
+        assert!(started.elapsed() < Duration::from_mins(1), "no probe is planned");
         let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
         // Local address, remote address, state, queues, and which timer runs: 2 is that of the probes.
         let ours = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
@@ -194,7 +202,9 @@ async fn a_refused_body_is_not_waited_for_as_long_as_the_client_likes() {
     let worker = Worker::ready(&["--client-timeout", "1"]);
     let mut socket = refused(&worker, 8 << 20);
     // Never silent for long.
+    let started = Instant::now();
     while socket.write_all(b" ").is_ok() {
+        assert!(started.elapsed() < Duration::from_mins(1), "the client may go on for ever");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, OnceLock, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -15,21 +16,28 @@ use sd_worker::{
     schedulers::SchedulerConfig,
 };
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+
+/// The least time that a step of the prompt "slow" takes.
+pub(crate) const SLOW_STEP: Duration = Duration::from_millis(20);
 
 /// Fails in the way that the prompt names, or makes a grey picture.
 #[derive(Default)]
 pub(crate) struct FakePipeline {
-    /// Held by a test for as long as the prompt "hang" hangs.
-    pub(crate) gate: Arc<Mutex<()>>,
+    /// A test holds it for as long as a step of the prompt "hang" is to hang.
+    gate: Mutex<()>,
+    /// The prompts of all generations that were begun.
+    begun: Mutex<Vec<String>>,
+    /// The prompts of all generations that came to their end.
+    finished: Mutex<Vec<String>>,
 }
 
 pub(crate) struct FakeGeneration {
     prompt: String,
     steps: usize,
     size: (u32, u32),
-    gate: Arc<Mutex<()>>,
+    pipeline: Arc<FakePipeline>,
 }
 
 impl Pipeline for FakePipeline {
@@ -41,7 +49,8 @@ impl Pipeline for FakePipeline {
     fn begin(self: &Arc<Self>, request: &GenerationRequest) -> Result<FakeGeneration, GenerationError> {
         let (config, prompt) = (request.config, request.prompt.as_str().to_owned());
         let size = (config.size.width(), config.size.height());
-        Ok(FakeGeneration { prompt, steps: config.steps.get(), size, gate: Arc::clone(&self.gate) })
+        self.begun.lock().unwrap().push(prompt.clone());
+        Ok(FakeGeneration { prompt, steps: config.steps.get(), size, pipeline: Arc::clone(self) })
     }
 
     fn model_id(&self) -> &'static str {
@@ -72,7 +81,11 @@ impl Generation for FakeGeneration {
             "nan" => Err(GenerationError::NotANumber),
             "out of memory" => Err(candle_core::Error::msg("CUDA_ERROR_OUT_OF_MEMORY").into()),
             "hang" => {
-                drop(self.gate.lock());
+                drop(self.pipeline.gate.lock());
+                Ok(())
+            }
+            "slow" => {
+                thread::sleep(SLOW_STEP);
                 Ok(())
             }
             _ => Ok(()),
@@ -84,6 +97,7 @@ impl Generation for FakeGeneration {
     }
 
     fn finish(self) -> Result<RgbImage, GenerationError> {
+        self.pipeline.finished.lock().unwrap().push(self.prompt);
         Ok(RgbImage::from_pixel(self.size.0, self.size.1, image::Rgb([128; 3])))
     }
 
@@ -94,13 +108,18 @@ impl Generation for FakeGeneration {
 
 /// A server in this process, on a real socket.
 pub(crate) struct FakeWorker {
-    pub(crate) address: SocketAddr,
-    pub(crate) pipeline: Arc<FakePipeline>,
+    address: SocketAddr,
+    pipeline: Arc<FakePipeline>,
     pub(crate) admission: Admission,
 }
 
 impl FakeWorker {
     pub(crate) async fn start(capacity: u32) -> Self {
+        Self::start_with(capacity, Duration::from_mins(10)).await
+    }
+
+    /// The same with less patience for clients that are silent.
+    pub(crate) async fn start_with(capacity: u32, patience: Duration) -> Self {
         let (queue, requests) = RequestQueue::new();
         let (pipeline, pulse, admission) = (Arc::new(FakePipeline::default()), Pulse::default(), Admission::new(capacity));
         // Its thread ends with the queue, which the server has.
@@ -112,7 +131,7 @@ impl FakeWorker {
             admission: admission.clone(),
             runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 30 }),
             access: Access::default(),
-            client_timeout: Duration::from_mins(10),
+            client_timeout: patience,
             max_batch: 1,
             pulse,
             watchdog: Some(Duration::from_millis(1)),
@@ -122,7 +141,7 @@ impl FakeWorker {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limits = ConnectionLimits { patience: Duration::from_mins(10), most: 100 };
+        let limits = ConnectionLimits { patience, most: 100 };
         tokio::spawn(http::serve(listener, http::router(state), limits, CancellationToken::new()));
         Self { address, pipeline, admission }
     }
@@ -133,15 +152,40 @@ impl FakeWorker {
 
     /// From here on the prompt "hang" hangs, until what is returned is dropped.
     pub(crate) fn hold(&self) -> mpsc::Sender<()> {
-        let gate = Arc::clone(&self.pipeline.gate);
+        let pipeline = Arc::clone(&self.pipeline);
         let ((hold, held), (release, is_released)) = (mpsc::channel(), mpsc::channel());
-        std::thread::spawn(move || {
-            let _held = gate.lock().unwrap();
+        thread::spawn(move || {
+            let _held = pipeline.gate.lock().unwrap();
             hold.send(()).unwrap();
             is_released.recv()
         });
         held.recv().unwrap();
         release
+    }
+
+    /// A request for pictures on a connection of its own, which aborting the task closes.
+    pub(crate) fn request(&self, body: &Value) -> reqwest::RequestBuilder {
+        reqwest::Client::new().post(self.url("/v1/images/generations")).json(body)
+    }
+
+    /// Sends a request, and waits until the engine has begun its first picture.
+    pub(crate) async fn begin(&self, request: reqwest::RequestBuilder) -> JoinHandle<reqwest::Result<reqwest::Response>> {
+        let before = self.begun().len();
+        let task = tokio::spawn(request.send());
+        while self.begun().len() == before {
+            tokio::task::yield_now().await;
+        }
+        task
+    }
+
+    /// The prompts of all generations that were begun.
+    pub(crate) fn begun(&self) -> Vec<String> {
+        self.pipeline.begun.lock().unwrap().clone()
+    }
+
+    /// The prompts of all generations that came to their end.
+    pub(crate) fn finished(&self) -> Vec<String> {
+        self.pipeline.finished.lock().unwrap().clone()
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {

@@ -1,5 +1,7 @@
 //! `/v1/jobs`: submit, follow, come back, fetch, cancel.
 
+use std::time::{Duration, Instant};
+
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 
@@ -182,6 +184,20 @@ async fn results_are_kept_for_a_time_and_only_so_many() {
     cancel(&forgetful, &id).await;
     assert_eq!(lines(open).await.1.last().unwrap(), "[CANCELLED]", "a stream that is open is not cut");
     assert_eq!(forgetful.get(&format!("/v1/jobs/{id}")).await.status(), 404);
+}
+
+#[tokio::test]
+async fn results_expire() {
+    let keep = Duration::from_secs(2);
+    let worker = Worker::ready(&["--keep-results", &keep.as_secs().to_string()]);
+    let started = Instant::now();
+    let id = submit(&worker, &short_job()).await;
+    stream(&worker, &id).await;
+    while worker.get(&format!("/v1/jobs/{id}/result")).await.status() == 200 {
+        assert!(started.elapsed() < Duration::from_mins(1), "it is kept for ever");
+    }
+    assert!(started.elapsed() >= keep, "it is gone after {:?}", started.elapsed());
+    assert_eq!(worker.get(&format!("/v1/jobs/{id}")).await.status(), 404);
 }
 
 #[tokio::test]
