@@ -1,4 +1,4 @@
-//! `/v1/jobs`: submit a request, then follow it, leave it, come back for its picture, or cancel it.
+//! `/v1/jobs`: submit a job, follow it, leave it, fetch its pictures, or cancel it.
 
 mod job_stream;
 mod job_wire;
@@ -44,7 +44,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(result))
 }
 
-/// Queues a job, and says where to follow it. It goes on whether or not anybody does.
+/// Queues a job, and says where to follow it. The job goes on whether or not a client follows it.
 #[utoipa::path(
     post,
     path = "/v1/jobs",
@@ -109,7 +109,7 @@ async fn show(State(state): State<AppState>, id: JobId) -> Result<Json<JobState>
     Ok(Json(JobState::new(id, &run)))
 }
 
-/// Follows a job: everything that has happened to it and everything that is to come.
+/// Follows a job: its past events, then its new ones.
 ///
 /// The last line of data is `[DONE]`, `[ERROR] why` or `[CANCELLED]`.
 #[utoipa::path(

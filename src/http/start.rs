@@ -1,5 +1,5 @@
-//! The way of an order into the queue: a permit, a place for each picture, and a run that listens to the engine. Every API starts its
-//! runs here.
+//! The start of a run: a permit, a request in the queue for each picture, and a run that records the responses. Every API starts its runs
+//! here.
 
 use std::{
     collections::VecDeque,
@@ -23,10 +23,10 @@ use crate::{
     common::{RequestId, SamplingConfig},
 };
 
-/// Who puts its pictures into the queue.
+/// Held while a run enters the queue, so that its pictures stand one behind the other.
 static QUEUEING: Mutex<()> = Mutex::new(());
 
-/// Queues an order, all of which is known to be right by now, or follows the run of the same.
+/// Starts a run of a validated order, or follows the run of the same request.
 pub(super) fn start(
     state: &AppState,
     id: &RequestId,
@@ -35,7 +35,7 @@ pub(super) fn start(
     fingerprint: u64,
     info: &ModelInfo,
 ) -> Result<Follower, ApiError> {
-    // Work that is to be finished anyway has no deadline.
+    // Work that is finished in any case has no deadline.
     let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
     let patience = match (order.on_disconnect, &wishes.retry_key) {
         (OnDisconnect::Finish, _) => Patience::Forever,
@@ -46,7 +46,7 @@ pub(super) fn start(
     state.runs.join_or_start(wishes.retry_key, fingerprint, start)
 }
 
-/// Admits and queues what is asked for. `deadline` is how long the client will wait, if it says so.
+/// Admits an order and queues its pictures. `deadline` is how long the client waits, if it says so.
 pub(super) fn start_run(
     state: &AppState,
     id: &RequestId,
@@ -55,17 +55,17 @@ pub(super) fn start_run(
     deadline: Option<Duration>,
     patience: Patience,
 ) -> Result<Arc<Run>, ApiError> {
-    // A worker that stops takes all places.
+    // A stopping worker admits nothing; its clients learn the reason.
     let refused = |refusal: Refusal| state.model().err().unwrap_or_else(|| refusal.into());
     let permit = state.admission.admit(order.demand(deadline)).map_err(refused)?;
     let accepted_at = Instant::now();
-    // A client that may ask again for the same keeps its place until then.
+    // The run of a client that may repeat its request stays in the queue for the grace period.
     let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
     let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
     let cancellation = state.stop.child_token();
     let input = order.input.take();
     let mut answers = Answers { pictures: VecDeque::new(), permit, latest_start, stop: state.stop.clone() };
-    // The pictures of a run stand one behind the other.
+    // See `QUEUEING`.
     let _alone = QUEUEING.lock();
     for index in 0..order.count {
         let (response_tx, response_rx) = mpsc::unbounded_channel();
@@ -78,13 +78,13 @@ pub(super) fn start_run(
             output: order.output,
             cancellation: cancellation.clone(),
             accepted_at,
-            // Of several pictures, the first: those that follow have begun with it.
+            // Only the first picture has a deadline: the run has begun with it.
             latest_start: latest_start.filter(|_| index == 0),
             span: Span::current(),
             place: answers.permit.place(),
             response_tx,
         };
-        // The engine is gone only when the worker is going.
+        // The engine ends only with the worker.
         state.queue.add_request(request).map_err(|_| ApiError::draining())?;
         answers.pictures.push_back(response_rx);
     }

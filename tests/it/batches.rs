@@ -329,9 +329,10 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
 /// A prompt of several parts has more samples in a step than one of a single part, and company of its own kind.
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_of_several_parts_come_together_and_get_the_pictures_of_those_that_come_alone() {
-    let prompts = ["a fox AND an owl", "a pizza :0.5 AND a cat :2", "a dog", "a fox AND an owl AND a red background", "a dog AND a dog"];
+    const PROMPTS: [&str; 5] =
+        ["a fox AND an owl", "a pizza :0.5 AND a cat :2", "a dog", "a fox AND an owl AND a red background", "a dog AND a dog"];
     let request = |i: usize| {
-        let mut request = steps(prompts[i % prompts.len()], 20);
+        let mut request = steps(PROMPTS[i % PROMPTS.len()], 20);
         (request["seed"], request["n"]) = (i.into(), 2.into());
         request
     };
@@ -342,7 +343,7 @@ async fn prompts_of_several_parts_come_together_and_get_the_pictures_of_those_th
     });
     for (i, client) in clients.collect::<Vec<_>>().into_iter().enumerate() {
         let alone = single.generate(&request(i)).await;
-        assert!(client.await.unwrap() == alone["data"], "{}", prompts[i % prompts.len()]);
+        assert!(client.await.unwrap() == alone["data"], "{}", PROMPTS[i % PROMPTS.len()]);
     }
     let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
     assert_eq!(pictures as usize, 20 * 20, "every picture has its steps");

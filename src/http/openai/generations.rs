@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations`: check, admit, queue, answer.
+//! `POST /v1/images/generations`.
 
 use axum::{Extension, extract::State, response::Response};
 

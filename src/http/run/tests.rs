@@ -9,7 +9,7 @@ use crate::{
     http::{Access, Admission, AppState, Demand, Lifecycle, RunLimits, Runs, order::OnDisconnect, start::start_run},
 };
 
-/// A worker of one place, and what its engine would get.
+/// A worker with room for one picture, and the engine's end of its queue.
 fn worker(lifecycle: Lifecycle) -> (AppState, UnboundedReceiver<GenerationRequest>) {
     let (queue, requests) = RequestQueue::new();
     let state = AppState {
