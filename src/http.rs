@@ -8,7 +8,7 @@ mod answer;
 mod api_error;
 mod app_state;
 mod body_bytes;
-mod client_wishes;
+mod client_headers;
 mod connections;
 mod cors;
 mod delivery;
@@ -89,7 +89,7 @@ pub fn router(state: AppState) -> Router {
         .with_state(state.clone());
     cors::open_to(router, state.access.cors_origins)
         .layer(middleware::from_fn(request_context::attach))
-        .layer(middleware::from_fn_with_state(state.client_timeout, unread_body::forget))
+        .layer(middleware::from_fn_with_state(state.client_timeout, unread_body::discard))
 }
 
 /// Answers a method that a route does not have. `OPTIONS` succeeds on every route; axum lists the route's methods in the header `allow`.

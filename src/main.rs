@@ -213,14 +213,14 @@ impl Worker<'_> {
 
     /// Refuses new requests, lets the runs finish in time, and cancels the rest.
     async fn drain(mut self, engine: JoinHandle<()>) {
-        info!("stopping: requests that run have {} s to finish", self.args.drain_timeout);
+        info!("stopping: running requests have {} s to finish", self.args.drain_timeout);
         self.lifecycle.send_replace(Lifecycle::Draining);
         cli::notify_systemd(&NotifyState::Stopping);
         let deadline = Instant::now() + Duration::from_secs(self.args.drain_timeout);
         tokio::select! {
             () = self.admission.idle() => {}
-            () = sleep_until(deadline.into()) => warn!("requests that did not finish in time are cancelled"),
-            () = self.signals.next() => warn!("asked twice: requests that run are cancelled"),
+            () = sleep_until(deadline.into()) => warn!("the drain timeout is over: running requests are cancelled"),
+            () = self.signals.next() => warn!("second signal: running requests are cancelled"),
         }
         self.stop.cancel();
         // The server's state holds the last sender of the queue; without it the engine ends. Clients may read their answers in the

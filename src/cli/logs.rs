@@ -34,7 +34,7 @@ pub fn init_logs(args: &LogArgs) -> Result<Logs, Failure> {
     let (spans, export) = args.otlp_endpoint.as_deref().map(otlp::layer).transpose()?.unzip();
     tracing_subscriber::registry().with(layer.with_filter(filter)).with(spans).init();
     if args.otlp_endpoint.is_some() && !otlp::IS_BUILT_IN {
-        warn!("spans are not sent anywhere: this binary is built without that; build with --features otlp");
+        warn!("spans are not exported: this binary was built without --features otlp");
     }
     Ok(Logs { _spans: export, _lines: lines })
 }

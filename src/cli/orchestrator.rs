@@ -37,7 +37,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// Notifies systemd, if it runs the worker.
 pub fn notify_systemd(state: &NotifyState) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        warn!(%error, "systemd cannot be told");
+        warn!(%error, "systemd cannot be notified");
     }
 }
 
@@ -65,8 +65,8 @@ pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo
         // A failure is logged once as a warning, and then at DEBUG.
         match post(callback.clone(), report.clone()).await {
             Ok(()) => return,
-            Err(error) if wait == 0 => warn!(error, "the callback is not taken"),
-            Err(error) => debug!(error, "the callback is still not taken"),
+            Err(error) if wait == 0 => warn!(error, "the callback cannot be delivered"),
+            Err(error) => debug!(error, "the callback still cannot be delivered"),
         }
     }
 }
@@ -138,9 +138,9 @@ impl Heart {
             // A failure is logged once as a warning, and then at DEBUG.
             match sent {
                 Ok(()) => silent = false,
-                Err(error) if silent => debug!(error, "still nobody takes the heartbeat"),
+                Err(error) if silent => debug!(error, "the heartbeat still cannot be delivered"),
                 Err(error) => {
-                    warn!(error, "nobody takes the heartbeat");
+                    warn!(error, "the heartbeat cannot be delivered");
                     silent = true;
                 }
             }

@@ -89,9 +89,9 @@ impl HttpClient for Collector {
         };
         match (trouble, self.is_lost.load(Ordering::Relaxed)) {
             (None, _) => self.is_lost.store(false, Ordering::Relaxed),
-            (Some(error), true) => debug!(error, "still nobody takes the spans"),
+            (Some(error), true) => debug!(error, "the spans still cannot be delivered"),
             (Some(error), false) => {
-                warn!(error, "nobody takes the spans");
+                warn!(error, "the spans cannot be delivered");
                 self.is_lost.store(true, Ordering::Relaxed);
             }
         }

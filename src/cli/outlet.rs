@@ -86,7 +86,7 @@ impl Outlet {
         let grace = if self.is_stuck.load(Ordering::Relaxed) { Duration::ZERO } else { GRACE };
         written.recv_timeout(grace).unwrap_or_else(|_| {
             self.is_stuck.store(true, Ordering::Relaxed);
-            Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads it, and it has no more room"))
+            Err(io::Error::new(io::ErrorKind::TimedOut, "its reader makes no room for more"))
         })
     }
 }

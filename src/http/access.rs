@@ -62,12 +62,12 @@ pub struct Access {
 
 /// Middleware that refuses a request without access.
 pub(super) async fn check(State(access): State<Access>, request: Request, next: Next) -> Result<Response, ApiError> {
-    may_ask(&access, &request).inspect_err(ApiError::count_rejection)?;
+    check_access(&access, &request).inspect_err(ApiError::count_rejection)?;
     Ok(next.run(request).await)
 }
 
-fn may_ask(access: &Access, request: &Request) -> Result<(), ApiError> {
-    if let Some(host) = access.allowed_hosts.as_ref().and_then(|hosts| hosts.stranger(request)) {
+fn check_access(access: &Access, request: &Request) -> Result<(), ApiError> {
+    if let Some(host) = access.allowed_hosts.as_ref().and_then(|hosts| hosts.disallowed(request)) {
         return Err(ApiError::unknown_host(host));
     }
     // A browser's preflight request (`OPTIONS`) carries no key.

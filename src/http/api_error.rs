@@ -129,7 +129,7 @@ impl ApiError {
     }
 
     pub(super) fn too_many_uploads() -> Self {
-        let message = "other bodies take all the room that there is for them; try again";
+        let message = "other bodies use all memory for uploads; try again";
         Self { retry_after: Some(Duration::from_secs(1)), ..Self::busy("too_many_uploads", message) }
     }
 

@@ -31,13 +31,13 @@ const KIB: usize = 1 << 10;
 const SMALL: usize = off_thread::SMALL;
 
 /// The budget of all bodies, in KiB: eight of the largest.
-static ROOM: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
+static BUDGET: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
 /// One body at a time may exceed the budget: bodies that share all of it would otherwise wait for each other for ever.
 static BEYOND: Semaphore = Semaphore::const_new(1);
 
 /// The part of the budget that one body holds. Dropping it returns that.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct BodyBudget {
     /// How long the body waits for more of the budget.
     patience: Duration,
     arrived: usize,
@@ -45,7 +45,7 @@ pub(super) struct Room {
     beyond: Option<SemaphorePermit<'static>>,
 }
 
-impl Room {
+impl BodyBudget {
     pub(super) fn new(patience: Duration) -> Self {
         Self { patience, arrived: 0, permit: None, beyond: None }
     }
@@ -65,7 +65,7 @@ impl Room {
         let more = async {
             tokio::select! {
                 biased;
-                permit = ROOM.acquire_many(missing) => (permit.ok(), None),
+                permit = BUDGET.acquire_many(missing) => (permit.ok(), None),
                 permit = BEYOND.acquire() => (None, permit.ok()),
             }
         };
@@ -80,22 +80,22 @@ impl Room {
 }
 
 /// A body that has been read to its end and parsed.
-pub(super) struct Digested<T> {
+pub(super) struct ParsedBody<T> {
     pub(super) value: T,
     /// A hash of the route and the body, by which a repeated request is recognised.
     pub(super) fingerprint: u64,
     /// Held until the parsed value has become smaller, too.
-    pub(super) room: Arc<Mutex<Room>>,
+    pub(super) budget: Arc<Mutex<BodyBudget>>,
 }
 
-/// A body that takes budget for each piece before it passes the piece on. It passes on at most `allowance` bytes, since a reader buffers
+/// A body that takes a share of the budget for each piece before it passes the piece on. It passes on at most `allowance` bytes, since a reader buffers
 /// everything until it finds the end of a form's field.
-pub(super) fn metered(body: Body, room: Arc<Mutex<Room>>, allowance: Arc<AtomicUsize>) -> Body {
+pub(super) fn metered(body: Body, budget: Arc<Mutex<BodyBudget>>, allowance: Arc<AtomicUsize>) -> Body {
     let pieces = body.into_data_stream().then(move |piece| {
-        let (room, allowance) = (Arc::clone(&room), Arc::clone(&allowance));
+        let (budget, allowance) = (Arc::clone(&budget), Arc::clone(&allowance));
         async move {
             let piece = piece?;
-            room.lock().await.grow(piece.len()).await.map_err(|refused| axum::Error::new(Refused(refused)))?;
+            budget.lock().await.grow(piece.len()).await.map_err(|refused| axum::Error::new(Refused(refused)))?;
             let enough = |left: usize| left.checked_sub(piece.len());
             match allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough) {
                 Ok(_) => Ok(piece),
@@ -124,15 +124,15 @@ pub(super) fn append(all: &mut Vec<u8>, more: &[u8]) -> Result<(), ApiError> {
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// When it is longer, stops early, comes too slowly, or has no room in the budget.
-pub(super) async fn collect(body: Body, limit: usize, room: &mut Room) -> Result<Vec<u8>, ApiError> {
+/// When it is longer, stops early, comes too slowly, or finds no room in the budget.
+pub(super) async fn collect(body: Body, limit: usize, budget: &mut BodyBudget) -> Result<Vec<u8>, ApiError> {
     let (mut stream, mut all) = (body.into_data_stream(), Vec::new());
     while let Some(bytes) = stream.next().await {
         let bytes = bytes.map_err(|error| unreadable(&error, &error.to_string()))?;
         if all.len() + bytes.len() > limit {
             return Err(ApiError::body_too_large(limit));
         }
-        room.grow(bytes.len()).await?;
+        budget.grow(bytes.len()).await?;
         append(&mut all, &bytes)?;
     }
     Ok(all)
@@ -154,15 +154,15 @@ pub(super) fn unreadable(error: &(dyn Error + 'static), otherwise: &str) -> ApiE
 ///
 /// # Errors
 /// Those of `work`.
-pub(super) async fn digest<T: Send + 'static>(
+pub(super) async fn parse<T: Send + 'static>(
     length: usize,
-    room: Arc<Mutex<Room>>,
+    budget: Arc<Mutex<BodyBudget>>,
     mut hasher: DefaultHasher,
     work: impl FnOnce(&mut DefaultHasher) -> Result<T, ApiError> + Send + 'static,
-) -> Result<Digested<T>, ApiError> {
+) -> Result<ParsedBody<T>, ApiError> {
     let work = move || {
         let value = work(&mut hasher)?;
-        Ok(Digested { value, fingerprint: hasher.finish(), room })
+        Ok(ParsedBody { value, fingerprint: hasher.finish(), budget })
     };
     off_thread::offload(length, work).await.unwrap_or_else(|_| Err(ApiError::unreadable_body("it cannot be taken apart")))
 }
@@ -171,30 +171,30 @@ pub(super) async fn digest<T: Send + 'static>(
 mod tests {
     use super::*;
 
-    /// All in one test: the room is that of the process.
+    /// All in one test: the budget is that of the process.
     #[tokio::test]
     async fn bodies_have_room_for_so_many_bytes_and_one_may_go_beyond() {
-        let room = || Room::new(Duration::from_millis(50));
-        let mut rooms = Vec::new();
+        let budget = || BodyBudget::new(Duration::from_millis(50));
+        let mut budgets = Vec::new();
         for _ in 0..8 {
-            let mut room = room();
+            let mut budget = budget();
             for _ in 0..MAX_UPLOAD_BYTES / (1 << 20) {
-                room.grow(1 << 20).await.unwrap();
+                budget.grow(1 << 20).await.unwrap();
             }
-            rooms.push(room);
+            budgets.push(budget);
         }
-        let mut ninth = room();
+        let mut ninth = budget();
         for _ in 0..MAX_UPLOAD_BYTES / (1 << 20) {
             ninth.grow(1 << 20).await.unwrap();
         }
-        let mut small = room();
+        let mut small = budget();
         small.grow(SMALL).await.unwrap();
-        let refused = room().grow(1 << 20).await.unwrap_err();
+        let refused = budget().grow(1 << 20).await.unwrap_err();
         assert_eq!(refused.body().code, "too_many_uploads");
         assert!(small.grow(1 << 20).await.is_err(), "it is small no more");
-        rooms.pop();
+        budgets.pop();
         small.grow(0).await.unwrap();
-        drop((rooms, ninth, small));
-        assert_eq!((ROOM.available_permits(), BEYOND.available_permits()), (8 * MAX_UPLOAD_BYTES / KIB, 1));
+        drop((budgets, ninth, small));
+        assert_eq!((BUDGET.available_permits(), BEYOND.available_permits()), (8 * MAX_UPLOAD_BYTES / KIB, 1));
     }
 }

@@ -91,10 +91,10 @@ impl Connection {
         let activity = Activity::default();
         let noted = activity.clone();
         let service = service_fn(move |request: Request<_>| {
-            let (router, under_way) = (router.clone(), noted.begin());
+            let (router, in_progress) = (router.clone(), noted.begin());
             async move {
                 let response: Response = router.oneshot(request.map(Body::new)).await?;
-                Ok::<_, Infallible>(response.map(|body| Delivered::new(body, under_way)))
+                Ok::<_, Infallible>(response.map(|body| Delivered::new(body, in_progress)))
             }
         });
         let mut builder = Builder::new(Streams { patience });

@@ -29,7 +29,7 @@ pub(super) struct Activity(Arc<Mutex<Requests>>);
 
 #[derive(Debug)]
 struct Requests {
-    under_way: usize,
+    in_progress: usize,
     /// When the number of requests in progress last changed.
     changed: Instant,
     has_begun: bool,
@@ -37,19 +37,19 @@ struct Requests {
 
 /// A request in progress; dropped when its answer has been delivered.
 #[derive(Debug)]
-pub(super) struct UnderWay(Activity);
+pub(super) struct InProgress(Activity);
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Requests { under_way: 0, changed: Instant::now(), has_begun: false })))
+        Self(Arc::new(Mutex::new(Requests { in_progress: 0, changed: Instant::now(), has_begun: false })))
     }
 }
 
 impl Activity {
     /// Counts a request that has arrived.
-    pub(super) fn begin(&self) -> UnderWay {
+    pub(super) fn begin(&self) -> InProgress {
         self.change(1);
-        UnderWay(self.clone())
+        InProgress(self.clone())
     }
 
     /// Whether the connection has had a request.
@@ -60,12 +60,12 @@ impl Activity {
     /// How long no request has been in progress.
     pub(super) fn idle(&self) -> Duration {
         let requests = self.requests();
-        if requests.under_way == 0 { requests.changed.elapsed() } else { Duration::ZERO }
+        if requests.in_progress == 0 { requests.changed.elapsed() } else { Duration::ZERO }
     }
 
     fn change(&self, by: isize) {
         let mut requests = self.requests();
-        *requests = Requests { under_way: requests.under_way.saturating_add_signed(by), changed: Instant::now(), has_begun: true };
+        *requests = Requests { in_progress: requests.in_progress.saturating_add_signed(by), changed: Instant::now(), has_begun: true };
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
@@ -74,7 +74,7 @@ impl Activity {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.change(-1);
     }
@@ -129,17 +129,17 @@ pub(super) struct Delivered {
     offered: Option<Offered>,
     /// The part of a frame that has not been offered yet.
     rest: Bytes,
-    _under_way: UnderWay,
+    _in_progress: InProgress,
 }
 
 impl Delivered {
-    pub(super) fn new(body: Body, under_way: UnderWay) -> Self {
+    pub(super) fn new(body: Body, in_progress: InProgress) -> Self {
         let offered = OFFERED.try_with(Offered::clone).ok();
         // The answer's head counts as an offer, too.
         if let Some(offered) = &offered {
             offered.set(Some(Instant::now()));
         }
-        Self { body, offered, rest: Bytes::new(), _under_way: under_way }
+        Self { body, offered, rest: Bytes::new(), _in_progress: in_progress }
     }
 }
 

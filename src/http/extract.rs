@@ -14,12 +14,12 @@ use tokio::sync::Mutex;
 use super::{
     api_error::ApiError,
     app_state::AppState,
-    body_bytes::{self, Digested, MAX_BODY_BYTES, Room},
+    body_bytes::{self, BodyBudget, MAX_BODY_BYTES, ParsedBody},
     fields::Fields,
 };
 
 /// A JSON body of at most `LIMIT` bytes, if the route allows as many.
-pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES>(pub(super) Digested<T>);
+pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES>(pub(super) ParsedBody<T>);
 
 /// A value that is read from the fields of a JSON object.
 pub(super) trait FromFields: Sized + Send + 'static {
@@ -39,14 +39,14 @@ impl<T: FromFields, const LIMIT: usize> FromRequest<AppState> for JsonBody<T, LI
             return Err(ApiError::not_json());
         }
         check_length(request.headers(), LIMIT)?;
-        let (hasher, mut room) = (route_hasher(&request), Room::new(state.client_timeout));
-        let bytes = body_bytes::collect(request.into_body(), LIMIT, &mut room).await?;
+        let (hasher, mut budget) = (route_hasher(&request), BodyBudget::new(state.client_timeout));
+        let bytes = body_bytes::collect(request.into_body(), LIMIT, &mut budget).await?;
         let length = bytes.len();
         let read = move |hasher: &mut DefaultHasher| {
             bytes.hash(hasher);
             T::from_fields(Fields::parse(in_utf8(&bytes)?)?)
         };
-        Ok(Self(body_bytes::digest(length, Arc::new(Mutex::new(room)), hasher, read).await?))
+        Ok(Self(body_bytes::parse(length, Arc::new(Mutex::new(budget)), hasher, read).await?))
     }
 }
 

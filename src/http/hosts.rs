@@ -28,7 +28,7 @@ impl AllowedHosts {
     }
 
     /// The host that a request names, if it is not allowed. A request without one passes: browsers always send it.
-    pub(super) fn stranger<'a>(&self, request: &'a Request) -> Option<&'a str> {
+    pub(super) fn disallowed<'a>(&self, request: &'a Request) -> Option<&'a str> {
         authorities(request).find(|authority| !self.allows(authority))
     }
 
@@ -83,9 +83,9 @@ mod tests {
             hosts.iter().fold(request, |request, host| request.header("host", *host)).body(Body::empty()).unwrap()
         };
         let hosts = AllowedHosts::default();
-        assert_eq!(hosts.stranger(&request("/", &[])), None);
-        assert_eq!(hosts.stranger(&request("http://evil.example/", &["localhost"])), Some("evil.example"));
-        assert_eq!(hosts.stranger(&request("/", &["localhost", "evil.example"])), Some("evil.example"));
-        assert_eq!(hosts.stranger(&request("http://localhost:1/", &["[::1]"])), None);
+        assert_eq!(hosts.disallowed(&request("/", &[])), None);
+        assert_eq!(hosts.disallowed(&request("http://evil.example/", &["localhost"])), Some("evil.example"));
+        assert_eq!(hosts.disallowed(&request("/", &["localhost", "evil.example"])), Some("evil.example"));
+        assert_eq!(hosts.disallowed(&request("http://localhost:1/", &["[::1]"])), None);
     }
 }

@@ -14,7 +14,7 @@ use super::{
     admission::Refusal,
     api_error::ApiError,
     app_state::AppState,
-    client_wishes::{ClientWishes, RETRY_GRACE},
+    client_headers::{ClientHeaders, RETRY_GRACE},
     order::{ImagesOrder, OnDisconnect},
     run::{Answers, Follower, Patience, Run},
 };
@@ -30,20 +30,20 @@ static QUEUEING: Mutex<()> = Mutex::new(());
 pub(super) fn start(
     state: &AppState,
     id: &RequestId,
-    wishes: ClientWishes,
+    client: ClientHeaders,
     order: ImagesOrder,
     fingerprint: u64,
     info: &ModelInfo,
 ) -> Result<Follower, ApiError> {
     // Work that is finished in any case has no deadline.
-    let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
-    let patience = match (order.on_disconnect, &wishes.retry_key) {
+    let deadline = client.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
+    let patience = match (order.on_disconnect, &client.retry_key) {
         (OnDisconnect::Finish, _) => Patience::Forever,
         (OnDisconnect::Cancel, Some(_)) => Patience::For(RETRY_GRACE),
         (OnDisconnect::Cancel, None) => Patience::For(Duration::ZERO),
     };
     let start = || start_run(state, id, order, info.id.clone(), deadline, patience);
-    state.runs.join_or_start(wishes.retry_key, fingerprint, start)
+    state.runs.join_or_start(client.retry_key, fingerprint, start)
 }
 
 /// Admits an order and queues its pictures. `deadline` is how long the client waits, if it says so.

@@ -24,19 +24,19 @@ const MOST: usize = 64 << 20;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Middleware that discards the unread rest of a body.
-pub(super) async fn forget(State(longest): State<Duration>, request: Request, next: Next) -> Response {
+pub(super) async fn discard(State(longest): State<Duration>, request: Request, next: Next) -> Response {
     // A client with `expect: 100-continue` has not begun to send the body.
     let asks = request.headers().contains_key(header::EXPECT);
-    next.run(if asks { request } else { request.map(|body| Body::new(Forgotten { body, longest })) }).await
+    next.run(if asks { request } else { request.map(|body| Body::new(Discarded { body, longest })) }).await
 }
 
 /// A body whose rest is read in the background once it is dropped, for at most `longest`.
-struct Forgotten {
+struct Discarded {
     body: Body,
     longest: Duration,
 }
 
-impl http_body::Body for Forgotten {
+impl http_body::Body for Discarded {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -53,7 +53,7 @@ impl http_body::Body for Forgotten {
     }
 }
 
-impl Drop for Forgotten {
+impl Drop for Discarded {
     fn drop(&mut self) {
         let body = std::mem::take(&mut self.body);
         if !http_body::Body::is_end_stream(&body)

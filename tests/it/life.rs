@@ -176,7 +176,7 @@ async fn an_orchestrator_that_is_not_there_stops_nothing() {
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
     let log = worker.stderr();
-    for message in ["nobody takes the heartbeat", "the callback is not taken"] {
+    for message in ["the heartbeat cannot be delivered", "the callback cannot be delivered"] {
         assert_eq!(log.matches(message).count(), 1, "{message}: said once: {log}");
     }
 }

@@ -126,5 +126,5 @@ async fn a_collector_that_is_not_there_stops_nothing() {
     generate(&worker, "a fox", None).await;
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
-    assert_eq!(worker.stderr().matches("nobody takes the spans").count(), 1, "said once");
+    assert_eq!(worker.stderr().matches("the spans cannot be delivered").count(), 1, "said once");
 }

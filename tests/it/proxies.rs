@@ -96,7 +96,7 @@ fn a_proxy_that_makes_no_sense_is_said() {
     command.env("http_proxy", "gopher://me:secret@proxy").args(["--port", "0", "--queen-url", "http://queen.example"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let said = lines.find(|line| line.contains("nobody takes the heartbeat")).unwrap();
+    let said = lines.find(|line| line.contains("the heartbeat cannot be delivered")).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(said.contains("the proxy in the variable http_proxy cannot be used") && !said.contains("secret"), "{said}");

@@ -29,7 +29,7 @@ use crate::http::{
         (name = JOBS, description = "Submit now, look later"),
         (name = DISCOVERY, description = "What this worker is and what it can do"),
         (name = PROBES, description = "Answered without a key"),
-        (name = PROCESS, description = "For who runs the worker")
+        (name = PROCESS, description = "For operators")
     )
 )]
 pub(in crate::http) struct Frame;

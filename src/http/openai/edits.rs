@@ -38,8 +38,8 @@ use crate::{
     http::{
         api_error::{self, ApiError},
         app_state::AppState,
-        body_bytes::{self, Digested, MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Room},
-        client_wishes::{ClientWishes, WaitHeaders},
+        body_bytes::{self, BodyBudget, MAX_BODY_BYTES, MAX_UPLOAD_BYTES, ParsedBody},
+        client_headers::{ClientHeaders, WaitHeaders},
         extract::{self, FromFields, JsonBody},
         fields::{self, Fields},
         hosts,
@@ -60,7 +60,7 @@ const MAX_HEAD_BYTES: usize = 1 << 20;
 const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
 
 /// An edit from a form or from JSON.
-pub(super) struct EditsBody(Digested<Edit>);
+pub(super) struct EditsBody(ParsedBody<Edit>);
 
 /// Settings, and files whose headers have been checked.
 struct Edit {
@@ -120,17 +120,17 @@ pub(super) struct EditsRequest {
 pub(super) async fn edits(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
-    wishes: ClientWishes,
+    client: ClientHeaders,
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let EditsBody(Digested { value: Edit { request, files }, fingerprint, room }) = body?;
+        let EditsBody(ParsedBody { value: Edit { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
         let order = request.into_order(&info, Some(&files))?;
         let input = uploads::decode(files, order.size()).await?;
         let order = order.beginning_with(input);
-        drop(room);
-        start(&state, &id, wishes, order, fingerprint, &info)
+        drop(budget);
+        start(&state, &id, client, order, fingerprint, &info)
     };
     images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
@@ -176,11 +176,11 @@ fn check_page(request: &Request, state: &AppState) -> Result<(), ApiError> {
 }
 
 /// Reads a form to its end. Its fields are judged afterwards, so that a client that is still sending receives the answer.
-async fn from_form(request: Request, state: &AppState) -> Result<Digested<Edit>, ApiError> {
-    let (hasher, room) = (extract::route_hasher(&request), Arc::new(Mutex::new(Room::new(state.client_timeout))));
+async fn from_form(request: Request, state: &AppState) -> Result<ParsedBody<Edit>, ApiError> {
+    let (hasher, budget) = (extract::route_hasher(&request), Arc::new(Mutex::new(BodyBudget::new(state.client_timeout))));
     // The reader buffers the whole head of a field before it parses it.
     let allowance = Arc::new(AtomicUsize::new(MAX_HEAD_BYTES));
-    let metered = request.map(|body| body_bytes::metered(body, Arc::clone(&room), Arc::clone(&allowance)));
+    let metered = request.map(|body| body_bytes::metered(body, Arc::clone(&budget), Arc::clone(&allowance)));
     let form = Multipart::from_request(metered, state).await;
     let mut form = form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?;
     let (mut fields, mut length) = (Vec::new(), 0);
@@ -204,7 +204,7 @@ async fn from_form(request: Request, state: &AppState) -> Result<Digested<Edit>,
         fields.hash(hasher);
         Edit::from_form(fields)
     };
-    body_bytes::digest(length, room, hasher, read).await
+    body_bytes::parse(length, budget, hasher, read).await
 }
 
 impl Edit {

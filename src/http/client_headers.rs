@@ -16,7 +16,7 @@ pub(super) const RETRY_GRACE: Duration = Duration::from_secs(10);
 
 /// Reads the headers of the official clients and their plain equivalents. A value that does not parse counts as absent.
 #[derive(Debug, Default)]
-pub(super) struct ClientWishes {
+pub(super) struct ClientHeaders {
     /// How long the client waits for the whole answer.
     pub(super) request_timeout: Option<Duration>,
     /// How long the client waits for the next byte; without a stream, that is the whole answer.
@@ -43,7 +43,7 @@ pub(super) struct WaitHeaders {
     traceparent: Option<String>,
 }
 
-impl ClientWishes {
+impl ClientHeaders {
     /// How long the client waits for a picture.
     pub(super) fn deadline(&self, stream: bool) -> Option<Duration> {
         let read_timeout = self.read_timeout.filter(|_| !stream);
@@ -62,7 +62,7 @@ impl ClientWishes {
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for ClientWishes {
+impl<S: Sync> FromRequestParts<S> for ClientHeaders {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
@@ -74,26 +74,26 @@ impl<S: Sync> FromRequestParts<S> for ClientWishes {
 mod tests {
     use super::*;
 
-    fn wishes(headers: &[(&'static str, &str)]) -> ClientWishes {
-        ClientWishes::from_headers(&headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect())
+    fn client(headers: &[(&'static str, &str)]) -> ClientHeaders {
+        ClientHeaders::from_headers(&headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect())
     }
 
     #[test]
     fn the_shortest_wait_counts_and_a_stream_is_never_silent() {
-        let both = wishes(&[("x-stainless-read-timeout", "2.5"), ("x-request-timeout-ms", "4000")]);
+        let both = client(&[("x-stainless-read-timeout", "2.5"), ("x-request-timeout-ms", "4000")]);
         assert_eq!(both.deadline(false), Some(Duration::from_millis(2500)));
         assert_eq!(both.deadline(true), Some(Duration::from_secs(4)));
-        assert_eq!(wishes(&[("x-stainless-timeout", "600")]).deadline(false), Some(Duration::from_mins(10)));
+        assert_eq!(client(&[("x-stainless-timeout", "600")]).deadline(false), Some(Duration::from_mins(10)));
         for nonsense in ["", "soon", "-1", "NaN", "inf", "1e300"] {
-            assert_eq!(wishes(&[("x-stainless-timeout", nonsense)]).deadline(false), None, "{nonsense}");
+            assert_eq!(client(&[("x-stainless-timeout", nonsense)]).deadline(false), None, "{nonsense}");
         }
     }
 
     #[test]
     fn a_name_is_a_key_only_from_those_who_count_their_tries() {
         let key = |name: &str| Some(Key::Retry(name.to_owned()));
-        assert_eq!(wishes(&[("idempotency-key", "a"), ("x-request-id", "b")]).retry_key, key("a"));
-        assert_eq!(wishes(&[("x-request-id", "b"), ("x-stainless-retry-count", "1")]).retry_key, key("b"));
-        assert_eq!(wishes(&[("x-request-id", "b")]).retry_key, None);
+        assert_eq!(client(&[("idempotency-key", "a"), ("x-request-id", "b")]).retry_key, key("a"));
+        assert_eq!(client(&[("x-request-id", "b"), ("x-stainless-retry-count", "1")]).retry_key, key("b"));
+        assert_eq!(client(&[("x-request-id", "b")]).retry_key, None);
     }
 }
