@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_served_in_time_is_told_at_once() {
+    fn a_request_that_cannot_meet_its_deadline_is_refused() {
         let admission = Admission::new(3);
         let hurried = Demand { deadline: Some(Duration::from_secs(5)), ..demand(1, 10) };
         // Nothing is measured yet, and a guess is no reason.

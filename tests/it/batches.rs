@@ -1,5 +1,4 @@
-//! Pictures that are made side by side are the same, to the last bit, as those that are made alone: what the network says, latents after
-//! every step, and files.
+//! Pictures made in a batch equal those made alone, to the last bit: the network's output, the latents after every step, and the files.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -32,7 +31,7 @@ fn builtin() -> Arc<InferencePipeline> {
     load(Path::new("builtin"), Storage::F32)
 }
 
-/// Calls `check` with every model: one whose first level does not look at the text, one that does so at once, and one of each family.
+/// Calls `check` with every kind of model: one whose first level does not use the text, one whose first level does, and one of each family.
 fn for_every_model(check: impl Fn(&str, &Arc<InferencePipeline>)) {
     for model in ["builtin", "tests/parity/tiny"] {
         check(model, &load(Path::new(model), Storage::F32));
@@ -42,12 +41,12 @@ fn for_every_model(check: impl Fn(&str, &Arc<InferencePipeline>)) {
     }
 }
 
-/// Numbers that can only be equal if they are the same.
+/// The bits of a tensor, which are equal only if the tensors are.
 fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// What a generation's network says of it in a batch, beside what it says of it alone. Prompts are of different lengths.
+/// Compares the network's output for generations in a batch with its output for each alone. The prompts differ in length.
 fn compare_passes(model: &str, pipeline: &InferencePipeline) {
     let (unet, long) = (&pipeline.networks().unet, "an owl ".repeat(80));
     let prompts = [["", "a fox"], ["red", "an owl on a blue background"], ["blurry", &long], ["", "a pizza"]];
@@ -67,7 +66,7 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
         for company in [&[0, 1, 2, 3][..], &[3, 0], &[2], &[1, 3, 0, 2], &[0, 0, 0]] {
             let context = UNetContext::join(&company.iter().map(|i| &contexts[*i]).collect::<Vec<_>>()).unwrap();
             let times: Vec<f64> = company.iter().map(|i| timesteps[*i]).collect();
-            // Shared by the samples of a generation, and not.
+            // With the latents shared by a generation's samples, and with copies of them.
             for copies in [1, samples] {
                 let latents: Vec<Tensor> = company.iter().flat_map(|i| vec![latents(*i); copies]).collect();
                 let output = unet.forward(&Tensor::cat(&latents, 0).unwrap(), &times, &context).unwrap();
@@ -106,14 +105,14 @@ fn generations_that_do_not_fit_are_refused() {
     }
 }
 
-/// A request, when it comes, and after which of its steps its client leaves, if it does.
+/// A request, the step at which it joins, and the step after which its client leaves, if it does.
 struct Member {
     request: GenerationRequest,
     comes: usize,
     leaves: Option<usize>,
 }
 
-/// Settings that are not told are those of a small picture of a fox.
+/// Settings beyond the given ones are those of a small picture of a fox.
 fn member(sampler: Sampler, comes: usize, settings: &Value) -> Member {
     let mut all = json!({
         "prompt": "a fox on a blue background", "negative_prompt": "", "guidance_scale": 4, "seed": 1, "steps": 3, "width": 72, "height": 64
@@ -123,7 +122,7 @@ fn member(sampler: Sampler, comes: usize, settings: &Value) -> Member {
     Member { request: request.with(sampler, Schedule::Default), comes, leaves: None }
 }
 
-/// Latents after every step, and the picture if it came to that.
+/// The latents after every step, and the picture of a generation that finished.
 type Outcome = (Vec<Vec<u32>>, Option<RgbImage>);
 
 fn alone(pipeline: &Arc<InferencePipeline>, member: &Member) -> Outcome {
@@ -139,7 +138,7 @@ fn alone(pipeline: &Arc<InferencePipeline>, member: &Member) -> Outcome {
     (latents, Some(generation.finish().unwrap()))
 }
 
-/// All of them, with as many in a step as are there at the time.
+/// Runs all members, with every one that is present in each step.
 fn together(pipeline: &Arc<InferencePipeline>, members: &[Member]) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = members.iter().map(|_| (Vec::new(), None)).collect();
     let mut here: BTreeMap<usize, Diffusion> = BTreeMap::new();
@@ -196,7 +195,7 @@ fn every_sampler_may_be_in_the_company_of_all_others() {
     members[4].request.config.schedule = Schedule::Karras;
     members[5].request.config.options.guidance_rescale = Some(0.7.try_into().unwrap());
     members[6].request.prompt = "a fox ".repeat(100).try_into().unwrap();
-    // Two that are the same.
+    // Two equal ones.
     members.push(member(Sampler::Euler, 0, &json!({})));
     members.push(member(Sampler::Euler, 0, &json!({})));
     compare_members("builtin", &pipeline, &members);
@@ -220,7 +219,7 @@ fn pictures_to_begin_with_and_masks_are_ones_own() {
 }
 
 #[test]
-fn those_without_guidance_and_those_with_many_parts_have_company_of_their_kind() {
+fn pictures_without_guidance_or_of_several_parts_share_batches_of_their_kind() {
     let pipeline = builtin();
     for (guidance_scale, prompts) in [
         (1.0, ["a fox", "an owl", "a pizza"]),
@@ -241,7 +240,7 @@ fn those_without_guidance_and_those_with_many_parts_have_company_of_their_kind()
     }
 }
 
-/// Previews and pictures as files, through the engine, queued before it starts.
+/// Previews and pictures as files, from an engine whose queue was full before it started.
 async fn files(pipeline: &Arc<InferencePipeline>, max_batch: usize, members: Vec<Member>) -> Vec<Vec<Vec<u8>>> {
     let (queue, requests) = RequestQueue::new();
     let mut clients = Vec::new();
@@ -297,7 +296,7 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
     let (single, worker) = (Arc::new(Worker::ready(&[])), Arc::new(Worker::ready(&["--max-batch", "4"])));
     let alone = async |i: usize| bytes(&single.generate(&request(i)).await["data"][0]);
 
-    // Somebody is there all the time, and leaves.
+    // A client that is present throughout, and then disconnects.
     let running = worker.start(&long("a cat")).await;
     let (count, sum) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
     let clients = (0..8).map(|i| {
@@ -313,7 +312,7 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
     running.abort();
     worker.wait_for_metric("sdw_requests_running", |value| value < 1.0).await;
 
-    // Several of one request, too.
+    // Several pictures of one request.
     let mut several = request(0);
     several["n"] = 4.into();
     let together = worker.generate(&several).await;
@@ -326,7 +325,7 @@ async fn clients_that_come_together_get_the_pictures_of_those_that_come_alone() 
     assert_eq!(worker.metric("sdw_requests_waiting").await as usize, 0);
 }
 
-/// A prompt of several parts has more samples in a step than one of a single part, and company of its own kind.
+/// A prompt of several parts has more samples in a step than one of a single part; they share no batch.
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_of_several_parts_come_together_and_get_the_pictures_of_those_that_come_alone() {
     const PROMPTS: [&str; 5] =

@@ -1,4 +1,4 @@
-//! The real server and the real engine around a pipeline that does what a prompt says: what no real model can be asked to do.
+//! The real server and the real engine around a pipeline that does what its prompt says.
 
 use std::{
     net::SocketAddr,
@@ -22,14 +22,14 @@ use tokio_util::sync::CancellationToken;
 /// The least time that a step of the prompt "slow" takes.
 pub(crate) const SLOW_STEP: Duration = Duration::from_millis(20);
 
-/// Fails in the way that the prompt names, or makes a grey picture.
+/// A pipeline that fails in the way its prompt names, or makes a grey picture.
 #[derive(Default)]
 pub(crate) struct FakePipeline {
-    /// A test holds it for as long as a step of the prompt "hang" is to hang.
+    /// Held by a test while a step of the prompt "hang" hangs.
     gate: Mutex<()>,
     /// The prompts of all generations that were begun.
     begun: Mutex<Vec<String>>,
-    /// The prompts of all generations that came to their end.
+    /// The prompts of all generations that finished.
     finished: Mutex<Vec<String>>,
 }
 
@@ -75,7 +75,7 @@ impl Generation for FakeGeneration {
     }
 
     fn update(&mut self, (): ()) -> Result<(), GenerationError> {
-        // What comes after an AND is there for its number of parts.
+        // The parts after an `AND` only add samples.
         match self.prompt.split(" AND ").next().unwrap_or_default() {
             "panic" => panic!("as the prompt said"),
             "nan" => Err(GenerationError::NotANumber),
@@ -118,11 +118,11 @@ impl FakeWorker {
         Self::start_with(capacity, Duration::from_mins(10)).await
     }
 
-    /// The same with less patience for clients that are silent.
+    /// The same, with another limit for silent clients.
     pub(crate) async fn start_with(capacity: u32, patience: Duration) -> Self {
         let (queue, requests) = RequestQueue::new();
         let (pipeline, pulse, admission) = (Arc::new(FakePipeline::default()), Pulse::default(), Admission::new(capacity));
-        // Its thread ends with the queue, which the server has.
+        // The engine's thread ends with the queue, which the server holds.
         drop(GenerationEngine::new(Arc::clone(&pipeline), requests).with_pulse(pulse.clone()).start());
         let (_, lifecycle) = watch::channel(Lifecycle::Ready(Arc::new(info())));
         let state = AppState {
@@ -150,7 +150,7 @@ impl FakeWorker {
         format!("http://{}{path}", self.address)
     }
 
-    /// From here on the prompt "hang" hangs, until what is returned is dropped.
+    /// Makes the prompt "hang" hang until the returned sender is dropped.
     pub(crate) fn hold(&self) -> mpsc::Sender<()> {
         let pipeline = Arc::clone(&self.pipeline);
         let ((hold, held), (release, is_released)) = (mpsc::channel(), mpsc::channel());
@@ -163,7 +163,7 @@ impl FakeWorker {
         release
     }
 
-    /// A request for pictures on a connection of its own, which aborting the task closes.
+    /// A request for pictures on a connection of its own; aborting its task closes the connection.
     pub(crate) fn request(&self, body: &Value) -> reqwest::RequestBuilder {
         reqwest::Client::new().post(self.url("/v1/images/generations")).json(body)
     }
@@ -183,7 +183,7 @@ impl FakeWorker {
         self.pipeline.begun.lock().unwrap().clone()
     }
 
-    /// The prompts of all generations that came to their end.
+    /// The prompts of all generations that finished.
     pub(crate) fn finished(&self) -> Vec<String> {
         self.pipeline.finished.lock().unwrap().clone()
     }

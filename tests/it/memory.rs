@@ -1,4 +1,4 @@
-//! Less memory for the same pictures.
+//! The same pictures in less memory.
 
 use std::{fs, sync::Arc};
 
@@ -22,7 +22,7 @@ async fn file(response: reqwest::Response) -> Vec<u8> {
     bytes(&answer["data"][0])
 }
 
-/// The weights that are read again are those whose file matters once the worker is ready.
+/// Once the worker is ready, only layers that are read again depend on their files.
 #[tokio::test]
 async fn with_low_memory_what_does_not_work_is_not_in_memory() {
     let model = made_up::model("sdxl");
@@ -51,7 +51,7 @@ async fn with_low_memory_what_does_not_work_is_not_in_memory() {
     assert_eq!(edit(&low, &first).await.status(), 500);
 }
 
-/// Layers that are read again for each prompt are those of every picture in a batch.
+/// Layers that are read again for each prompt serve every picture of a batch.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_low_memory_pictures_of_a_batch_are_the_same() {
     let model = made_up::model("sd1");

@@ -1,4 +1,4 @@
-//! What orchestrators look at: probes, models, metrics, and the end of the process.
+//! What orchestrators observe: probes, models, metrics, and the end of the process.
 
 use std::{
     io::Write,
@@ -57,7 +57,7 @@ async fn metrics_count_what_happened() {
     }
 }
 
-/// What is counted once is kept for ever, so its name must not be a client's choice.
+/// A metric's label is kept for ever, so a client must not choose it.
 #[tokio::test]
 async fn clients_name_nothing_in_the_metrics() {
     let worker = Worker::ready(&[]);
@@ -73,13 +73,13 @@ async fn clients_name_nothing_in_the_metrics() {
     assert!(!metrics.contains("junk") && !metrics.contains("guidance_interval"), "{metrics}");
 }
 
-/// What metrics have a value for: their names with labels.
+/// The series of the metrics: names with labels.
 async fn series(worker: &Worker) -> std::collections::BTreeSet<String> {
     let text = worker.get("/metrics").await.text().await.unwrap();
     text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
 }
 
-/// To Prometheus, what changes from nothing to one has not increased.
+/// A series that appears with the value 1 is no increase to Prometheus.
 #[tokio::test]
 async fn every_series_is_there_from_the_first_scrape() {
     let worker = Worker::ready(&[]);
@@ -148,7 +148,7 @@ async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
     let mut worker = Worker::ready(&["--drain-timeout", "600"]);
     let running = worker.start(&steps("a fox", 300)).await;
     worker.signal("TERM");
-    // The signal is handled when the worker says that it is not ready.
+    // Once the worker is not ready, it has handled the signal.
     let refused = loop {
         let response = worker.get("/readyz").await;
         if response.status() != 200 {
@@ -156,7 +156,7 @@ async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
         }
     };
     assert_eq!(refused.status(), 503);
-    // Behind a balancer, another worker waits for them.
+    // Behind a load balancer, the client's next try reaches another worker.
     for name in ["x-should-retry", "connection"] {
         assert_eq!(refused.headers()[name], if name == "connection" { "close" } else { "true" });
     }
@@ -182,7 +182,7 @@ async fn a_stopping_worker_cancels_what_does_not_finish_in_time() {
 
 #[tokio::test]
 async fn probes_answer_before_the_model_is_loaded() {
-    // A model that never finishes loading: the hub that it comes from never answers.
+    // A model that never finishes loading: its hub never answers.
     let folder = tempfile::tempdir().unwrap();
     let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = binary();
@@ -233,7 +233,7 @@ async fn a_worker_whose_stderr_is_closed_works_on() {
 
 #[tokio::test]
 async fn a_worker_whose_stderr_nobody_reads_works_on() {
-    // Held by this test and not read, it has room for 64 KiB.
+    // The test holds the pipe and does not read it; it holds 64 KiB.
     let mut worker = Worker::ready(&["--log-level", "trace"]);
     for seed in 0..3 {
         let mut request = small(&"a fox and an owl ".repeat(20));
@@ -244,13 +244,13 @@ async fn a_worker_whose_stderr_nobody_reads_works_on() {
     assert_eq!(worker.wait().code(), Some(0));
 }
 
-/// Nor does one whose stdout was full before it said where it listens. Where that is, its callback tells.
+/// The worker's stdout is full before it can say where it listens; its callback tells the address.
 #[tokio::test]
 async fn a_worker_whose_stdout_nobody_reads_works_on() {
     let told = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (reader, mut writer) = std::io::pipe().unwrap();
     let stdout = writer.try_clone().unwrap();
-    // Fills what room there is, and waits for more.
+    // Fills the pipe, and blocks.
     std::thread::spawn(move || while writer.write_all(&[b'x'; 4096]).is_ok() {});
     let mut command = binary();
     command.args(["serve", "--port", "0", "--callback-url", &format!("http://{}/", told.local_addr().unwrap())]);
@@ -272,7 +272,7 @@ async fn a_worker_whose_stdout_nobody_reads_works_on() {
     drop(reader);
 }
 
-/// What is uploaded when the signal comes is not waited for beyond the time that there is, and who sends it to its end is told.
+/// A stopping worker does not wait for an upload beyond the drain timeout; a client that completes it is told.
 #[tokio::test]
 async fn a_stopping_worker_does_not_wait_for_an_upload() {
     let body = json!({ "prompt": "a fox", "image": "A".repeat(1 << 20) }).to_string();
@@ -294,7 +294,7 @@ async fn a_stopping_worker_does_not_wait_for_an_upload() {
             worker.signal("TERM");
             assert_eq!(worker.wait().code(), Some(0));
         } else {
-            // The socket stays open: nothing more comes, and nothing ends it from this side.
+            // The socket stays open: the client sends nothing more, and does not close it.
             assert_eq!(worker.wait().code(), Some(0));
             drop(socket);
         }
@@ -307,7 +307,7 @@ async fn a_second_signal_does_not_wait() {
     let mut worker = Worker::ready(&["--drain-timeout", "600"]);
     let running = worker.start(&long("a fox")).await;
     worker.signal("TERM");
-    // Two signals at once would be one.
+    // Two signals at once would count as one.
     while worker.get("/readyz").await.status() == 200 {}
     worker.signal("TERM");
     assert_eq!(running.await.unwrap().status(), 503);

@@ -1,4 +1,4 @@
-//! Clients that are in a hurry, that ask again, or that leave.
+//! Clients that wait for a limited time, repeat a request, or leave.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn request(worker: &Worker, body: &Value) -> RequestBuilder {
     Client::new().post(worker.url("/v1/images/generations")).json(body)
 }
 
-/// Until a step has been measured, it is taken for half a second, for 512 x 512 with guidance.
+/// Until a step is measured, it counts as half a second for 512 x 512 with guidance.
 #[tokio::test]
 async fn work_is_counted_by_what_the_network_is_asked() {
     for (running, seconds) in [
@@ -57,9 +57,9 @@ async fn a_request_that_is_sent_again_joins_the_first() {
     assert_eq!(other.json::<Value>().await.unwrap()["error"]["code"], "idempotency_key_reused");
 }
 
-/// How long a step takes is known from one that takes [`SLOW_STEP`] at least.
+/// The measured steps take [`SLOW_STEP`] or longer.
 #[tokio::test]
-async fn who_would_not_wait_long_enough_is_told_at_once() {
+async fn a_client_whose_deadline_cannot_be_met_is_refused_at_once() {
     let worker = FakeWorker::start(8).await;
     assert_eq!(worker.request(&json!({ "prompt": "slow", "steps": 2 })).send().await.unwrap().status(), 200);
     let held = worker.hold();
@@ -73,7 +73,7 @@ async fn who_would_not_wait_long_enough_is_told_at_once() {
         assert_eq!(error["code"], "would_time_out");
         assert!(error["message"].as_str().unwrap().starts_with("the client waits 0.0 s, but its turn comes in about "), "{error}");
     }
-    // It is the others that take too long: there is a point in coming back.
+    // Here the other requests take too long, so the client may come back.
     let deadline = (900 * SLOW_STEP).as_millis().to_string();
     let short = worker.request(&json!({ "prompt": "a fox", "steps": 1 }));
     let refused = short.header("x-request-timeout-ms", deadline).send().await.unwrap();
@@ -90,7 +90,7 @@ async fn who_would_not_wait_long_enough_is_told_at_once() {
 async fn what_has_not_begun_when_its_client_stops_waiting_is_dropped() {
     let worker = FakeWorker::start(8).await;
     let held = worker.hold();
-    // No step has been measured yet, so that nothing is known of how long others take.
+    // No step is measured yet, so the worker cannot tell how long others take.
     let running = worker.begin(worker.request(&json!({ "prompt": "hang" }))).await;
     let late = worker.request(&json!({ "prompt": "late" })).header("x-request-timeout-ms", "50").send();
     let job = json!({ "operation": "image_generation", "prompt": "late" });
@@ -103,7 +103,7 @@ async fn what_has_not_begun_when_its_client_stops_waiting_is_dropped() {
     let job: Value = job.unwrap().json().await.unwrap();
     let events = reqwest::get(worker.url(job["sse_url"].as_str().unwrap())).await.unwrap().text().await.unwrap();
     assert!(events.trim_end().ends_with("data: [ERROR] its turn did not come in the time that the client waits"), "{events}");
-    // Both were told while the engine hung.
+    // Both clients were told while the engine hung.
     drop(held);
     assert_eq!(running.await.unwrap().unwrap().status(), 200);
     worker.admission.idle().await;
@@ -150,7 +150,7 @@ async fn a_client_that_goes_may_want_its_work_finished() {
     assert_eq!(worker.request(&body).send().await.unwrap().status(), 400);
 }
 
-/// The step takes seconds, and is left in the middle.
+/// The step takes seconds, and is cancelled in its middle.
 #[tokio::test]
 async fn a_cancelled_step_does_not_run_to_its_end() {
     let worker = Worker::unlimited(&[]);

@@ -59,7 +59,7 @@ fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
 }
 
 #[tokio::test]
-async fn who_comes_back_has_the_whole_time_once_more() {
+async fn a_client_that_returns_has_the_whole_grace_period_again() {
     let (state, _requests) = worker(Lifecycle::Loading);
     let run = start(&state, Patience::For(Duration::from_mins(1))).unwrap();
     drop(run.follow(0));
