@@ -1,10 +1,13 @@
 //! What orchestrators observe: probes, models, metrics, and the end of the process.
 
 use std::{
+    fs,
     io::Write,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -275,11 +278,12 @@ async fn a_worker_whose_stdout_nobody_reads_works_on() {
 /// A stopping worker does not wait for an upload beyond the drain timeout; a client that completes it is told.
 #[tokio::test]
 async fn a_stopping_worker_does_not_wait_for_an_upload() {
-    let body = json!({ "prompt": "a fox", "image": "A".repeat(1 << 20) }).to_string();
+    let picture = BASE64_STANDARD.encode(fs::read("tests/parity/picture.png").unwrap());
+    let body = json!({ "prompt": "a fox", "image": picture }).to_string();
     let head = "POST /v1/images/edits HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let (first, second) = body.split_at(body.len() / 2);
     for finishes in [true, false] {
-        let mut worker = Worker::ready(&["--drain-timeout", if finishes { "600" } else { "0" }]);
+        let mut worker = Worker::ready(&["--client-timeout", "600", "--drain-timeout", if finishes { "600" } else { "0" }]);
         let mut socket = TcpStream::connect(worker.address()).await.unwrap();
         socket.write_all(format!("{head}content-length: {}\r\n\r\n{first}", body.len()).as_bytes()).await.unwrap();
         let busy = worker.start(&long("a fox")).await;
@@ -295,6 +299,12 @@ async fn a_stopping_worker_does_not_wait_for_an_upload() {
             assert_eq!(worker.wait().code(), Some(0));
         } else {
             // The socket stays open: the client sends nothing more, and does not close it.
+            let (signalled, mut is_over) = (Instant::now(), false);
+            while !is_over {
+                assert!(signalled.elapsed() < Duration::from_mins(1), "it waits for the upload");
+                is_over = worker.is_over();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             assert_eq!(worker.wait().code(), Some(0));
             drop(socket);
         }

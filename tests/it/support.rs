@@ -162,6 +162,11 @@ impl Worker {
         assert!(status.success());
     }
 
+    /// Whether the process has ended.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
