@@ -1,7 +1,6 @@
-//! Where the time of a picture goes: text encoder, one UNet step, VAE decoder, the whole, what the worker adds to it, and what pictures
-//! gain from each other's company.
+//! The times of a picture's parts: text encoder, UNet step, VAE decoder, all of it, what the worker adds, and what batching saves.
 //!
-//! Each network is timed beside candle-transformers' own of the same kind and size, as the yardstick.
+//! Each network is timed beside candle-transformers' own of the same kind and size.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a bench may panic")]
 
 use std::{
@@ -68,8 +67,8 @@ fn networks(c: &mut Criterion) {
     c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents), Interrupt::NEVER).unwrap()));
 }
 
-/// candle-transformers' VAE on the built-in model's weights. Its UNet cannot be built for them (it insists on heads and levels of
-/// its own), nor its text encoder (which insists on 49,408 tokens), so this is the network that can be compared on equal terms.
+/// candle-transformers' VAE with the built-in model's weights. It is the only network to compare on equal terms: candle-transformers' UNet
+/// fixes heads and levels that the model does not have, and its text encoder needs 49,408 tokens.
 fn yardstick(c: &mut Criterion) {
     use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
     let pipeline = pipeline();
@@ -103,7 +102,7 @@ async fn picture(mut responses: mpsc::UnboundedReceiver<GenerationResponse>) -> 
     }
 }
 
-/// Pictures a second where `CLIENTS` ask at once.
+/// Pictures per second for `CLIENTS` concurrent clients.
 fn throughput(c: &mut Criterion) {
     const CLIENTS: usize = 8;
     let pipeline = pipeline();
@@ -164,8 +163,8 @@ fn whole(c: &mut Criterion) {
     runtime.block_on(engine).unwrap();
 }
 
-/// How long `/livez` takes while four clients send bodies of 49 MiB that are refused when they have been taken apart. The percentiles
-/// are printed: a mean hides what an orchestrator would take for a worker that hangs.
+/// The time of `/livez` while four clients send bodies of 49 MiB, which are parsed and refused. Percentiles are printed, since a mean hides
+/// the pauses that an orchestrator would take for a stalled worker.
 fn probes(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let mut worker = Command::new(env!("CARGO_BIN_EXE_sd-worker"));

@@ -1,10 +1,10 @@
-//! The model inside the binary: a small, true Stable Diffusion, so that the first command gives a picture without a download.
+//! The model inside the binary: a small but complete Stable Diffusion, so that the first command makes a picture without a download.
 
 macro_rules! files {
     ($($path:literal),* $(,)?) => { [$(($path, include_bytes!(concat!("builtin_model/model/", $path)).as_slice())),*] };
 }
 
-/// Its files, in the layout of diffusers' `save_pretrained`.
+/// The model's files, in the layout of diffusers' `save_pretrained`.
 pub static FILES: &[(&str, &[u8])] = &files!(
     "LICENSES.md",
     "generation_config.json",
@@ -21,5 +21,5 @@ pub static FILES: &[(&str, &[u8])] = &files!(
     "vae/diffusion_pytorch_model.safetensors",
 );
 
-/// What diffusers makes of it on the way to a small picture, in safetensors, by `tests/parity/make_selfcheck_goldens.py`.
+/// Tensors that diffusers computes on the way to a small picture, as safetensors; made by `tests/parity/make_selfcheck_goldens.py`.
 pub static GOLDENS: &[u8] = include_bytes!("builtin_model/goldens.safetensors");

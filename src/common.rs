@@ -1,4 +1,4 @@
-//! What every room of the crate speaks: settings of a generation, identifiers, the noise of torch; the ways to other hosts.
+//! Plain data that every room uses: settings of a generation, identifiers, torch's random numbers; and requests to other hosts.
 
 mod edit_defaults;
 mod error_chain;

@@ -1,6 +1,6 @@
-//! The server: routes, wire types, admission. It knows requests and responses, and nothing of tensors.
+//! The HTTP server: routes, wire types, admission. It knows requests and responses, and no tensors.
 //!
-//! Each API has a folder: `openai` and `jobs`. What is beside them serves every API, from the bytes of a body to a run and its log.
+//! Each API has a folder, `openai` and `jobs`. The modules beside them serve every API: bodies, admission, runs, errors.
 
 mod access;
 mod admission;
@@ -8,7 +8,7 @@ mod answer;
 mod api_error;
 mod app_state;
 mod body_bytes;
-mod client_wishes;
+mod client_headers;
 mod connections;
 mod cors;
 mod delivery;
@@ -89,10 +89,10 @@ pub fn router(state: AppState) -> Router {
         .with_state(state.clone());
     cors::open_to(router, state.access.cors_origins)
         .layer(middleware::from_fn(request_context::attach))
-        .layer(middleware::from_fn_with_state(state.client_timeout, unread_body::forget))
+        .layer(middleware::from_fn_with_state(state.client_timeout, unread_body::discard))
 }
 
-/// What a route says where it does not take the method, or is asked which it takes; axum names those in the header `allow`.
+/// Answers a method that a route does not have. `OPTIONS` succeeds on every route; axum lists the route's methods in the header `allow`.
 async fn other_method(method: Method) -> Response {
     if method == Method::OPTIONS { StatusCode::NO_CONTENT.into_response() } else { ApiError::method_not_allowed().into_response() }
 }

@@ -7,8 +7,8 @@
 //!                                                                          └──▶ schedulers
 //! ```
 //!
-//! [`http`] turns wire requests into [`backend::GenerationRequest`]s and sends them down an unbounded queue; the
-//! [`backend::GenerationEngine`] takes them one at a time on a blocking thread, moves a generation of the shared, immutable
+//! [`http`] converts wire requests into [`backend::GenerationRequest`]s and sends them down an unbounded queue. The
+//! [`backend::GenerationEngine`] takes them from it on a blocking thread, moves the generations of the shared, immutable
 //! [`backend::InferencePipeline`] forward step by step, and answers through the channel inside each request.
 
 pub mod backend;

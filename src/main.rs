@@ -1,4 +1,4 @@
-//! The `sd-worker` binary: reads the arguments and, to serve, wires queue, engine and server together.
+//! The `sd-worker` binary: parses the arguments and, for `serve`, wires queue, engine and server together.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -34,16 +34,16 @@ use tracing::{info, warn};
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
 
-/// How long cancelled requests may take to notice.
+/// How long cancelled requests may take to stop.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
-/// How often what nobody asks for is cleared away, so that it does not pile up.
+/// The interval of the upkeep.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// After so many times of it without a request, memory is given back.
+/// The upkeep returns memory after so many intervals without a request.
 const TICKS_TO_IDLE: u32 = 3;
 
-/// Runs what the arguments say, prints what went wrong as the last line of stderr, and says how it ended.
+/// Runs the command, prints an error as the last line of stderr, and returns the exit code.
 fn main() -> ExitCode {
     ALLOCATOR.serve_process(Failure::OUT_OF_MEMORY);
     report_panics();
@@ -56,13 +56,13 @@ fn main() -> ExitCode {
         cli::stderr().line(format!("error: {reason}"));
         ExitCode::from(code)
     });
-    // Whoever does not read what is left has had the time to.
+    // A reader has had its time; the process does not wait for it again.
     let _ = (cli::stdout().flush(), cli::stderr().flush());
     code
 }
 
 fn run(cli: Cli) -> ExitCode {
-    // What is still to be logged comes before the last line.
+    // Dropping the logs writes their remaining lines before the last line.
     let outcome = cli::init_logs(&cli.logs).and_then(|_logs| {
         for warning in cli::warnings() {
             warn!("{warning}");
@@ -83,7 +83,7 @@ fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Has panics written where no reader stops them: a request that panics fails alone, and the engine goes on.
+/// Prints panics without blocking. A panic fails one request; the engine goes on.
 fn report_panics() {
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -107,7 +107,7 @@ fn run_server(args: &ServeArgs, log_format: LogFormat) -> Result<(), Failure> {
     args.model.start_threads()?;
     let runtime = Runtime::new().context("no runtime").map_err(Failure::Internal)?;
     let outcome = runtime.block_on(serve(args, access, log_format));
-    // A layer that is still running is not waited for: it could take minutes, and its client is gone.
+    // A step may take minutes, and its client is gone: the process does not wait for it.
     runtime.shutdown_background();
     outcome
 }
@@ -124,7 +124,7 @@ async fn serve(args: &ServeArgs, access: Access, log_format: LogFormat) -> Resul
     let address = listener.local_addr().map_err(|source| Failure::Port { address, source })?;
     announce(&json!({ "event": "listening", "host": address.ip(), "port": address.port() }));
 
-    // The socket answers from here on; until there is a model, it says so.
+    // From here on the socket answers; until the model is loaded, it says so.
     let (queue, requests) = RequestQueue::new();
     let (lifecycle, lifecycle_rx) = watch::channel(Lifecycle::Loading);
     let (admission, pulse, stop) =
@@ -160,7 +160,7 @@ async fn serve(args: &ServeArgs, access: Access, log_format: LogFormat) -> Resul
     outcome
 }
 
-/// What it takes to bring a worker that listens to life, and to its end.
+/// A worker that listens, with what it needs to load a model and to stop.
 struct Worker<'a> {
     args: &'a ServeArgs,
     address: SocketAddr,
@@ -169,15 +169,15 @@ struct Worker<'a> {
     lifecycle: watch::Sender<Lifecycle>,
     admission: Admission,
     pulse: Pulse,
-    /// Cancels everything that runs.
+    /// Cancels every run.
     stop: CancellationToken,
-    /// Takes no new connection.
+    /// Closes the socket to new connections.
     closed: CancellationToken,
     server: JoinHandle<()>,
 }
 
 impl Worker<'_> {
-    /// Loads, works, drains.
+    /// Loads the model, serves, and drains.
     async fn run(mut self, requests: UnboundedReceiver<GenerationRequest>) -> Result<(), Failure> {
         let started = Instant::now();
         let pipeline = tokio::select! {
@@ -196,7 +196,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// First in fact, then in words: whoever hears of it may send a request at once.
+    /// The worker takes requests before it says so: a reader of the line may send one at once.
     fn ready(&self, info: &Arc<ModelInfo>, load_time: Duration) {
         metrics::gauge!("sdw_model_loaded").set(1);
         self.lifecycle.send_replace(Lifecycle::Ready(Arc::clone(info)));
@@ -211,27 +211,27 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes nothing new, lets finish what can, and tells the rest.
+    /// Refuses new requests, lets the runs finish in time, and cancels the rest.
     async fn drain(mut self, engine: JoinHandle<()>) {
-        info!("stopping: requests that run have {} s to finish", self.args.drain_timeout);
+        info!("stopping: running requests have {} s to finish", self.args.drain_timeout);
         self.lifecycle.send_replace(Lifecycle::Draining);
         cli::notify_systemd(&NotifyState::Stopping);
         let deadline = Instant::now() + Duration::from_secs(self.args.drain_timeout);
         tokio::select! {
             () = self.admission.idle() => {}
-            () = sleep_until(deadline.into()) => warn!("requests that did not finish in time are cancelled"),
-            () = self.signals.next() => warn!("asked twice: requests that run are cancelled"),
+            () = sleep_until(deadline.into()) => warn!("the drain timeout is over: running requests are cancelled"),
+            () = self.signals.next() => warn!("second signal: running requests are cancelled"),
         }
         self.stop.cancel();
-        // The server's state holds the last queue; without it the engine's loop ends. Answers get what is left of the time to be read.
+        // The server's state holds the last sender of the queue; without it the engine ends. Clients may read their answers in the
+        // remaining time.
         self.closed.cancel();
         let rest = deadline.saturating_duration_since(Instant::now()).max(CANCEL_GRACE);
         let _ = timeout(rest, async { (self.server.await, timeout(CANCEL_GRACE, engine).await) }).await;
     }
 }
 
-/// Puts together what the metrics have gathered, forgets results that were kept long enough, and gives back memory that a worker with
-/// nothing to do does not need.
+/// The upkeep: renders pending metrics, removes expired results, and returns the memory of an idle worker.
 async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
     let (mut ticks, mut admitted, mut idle) = (interval(UPKEEP), 0, 0);
     loop {
@@ -240,14 +240,14 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
         runs.forget_old();
         let is_idle = !admission.is_busy() && admission.admitted() == admitted;
         (admitted, idle) = (admission.admitted(), if is_idle { idle + 1 } else { 0_u32 });
-        // Again and again: what is refused leaves something behind as well.
+        // Repeated while the worker is idle, since refused requests leave memory behind as well.
         if idle > 0 && idle.is_multiple_of(TICKS_TO_IDLE) {
             let _ = tokio::task::spawn_blocking(|| ALLOCATOR.give_back()).await;
         }
     }
 }
 
-/// Loads the model and makes a first small picture with it, off the runtime's threads.
+/// Loads the model and makes a small picture with it, on another thread.
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
     let model = args.model.clone();
     let work = move || -> Result<_, LoadError> {
@@ -260,7 +260,7 @@ async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
     Ok(loaded?)
 }
 
-/// One line of JSON for whoever started this process. If nobody reads them, the worker works all the same.
+/// Prints one line of JSON for the parent process. A parent that does not read it does not stop the worker.
 fn announce(event: &serde_json::Value) {
     cli::stdout().line(event.to_string());
 }

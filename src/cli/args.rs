@@ -1,4 +1,4 @@
-//! Arguments, each of which is valid by the time it has its type.
+//! The arguments. Each is valid once it has its type.
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help text")]
 
@@ -100,7 +100,7 @@ pub struct ModelArgs {
     /// Another second text encoder, of SDXL: a directory or a .safetensors file
     #[arg(long, env = "SD_WORKER_TEXT_ENCODER_2", value_name = "PATH")]
     pub text_encoder_2: Option<PathBuf>,
-    /// A folder of learned words (textual inversion) as .safetensors files, which prompts name by their file names
+    /// A folder of textual-inversion embeddings (.safetensors), which prompts call by their file names
     #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
     pub embeddings: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
@@ -126,15 +126,15 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The files of the model, downloaded where they must be.
+    /// Opens the model's files, and downloads what is missing.
     ///
     /// # Errors
-    /// When there is no such model, or no such part of one.
+    /// When the model does not exist, or a named part does not.
     pub fn files(&self) -> Result<ModelFiles, LoadError> {
         let parts = [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)];
         let elsewhere: Vec<&str> = parts.iter().filter(|(_, path)| path.is_some()).map(|(part, _)| *part).collect();
         let mut files = ModelFiles::open_at(self.model_path.as_ref().unwrap_or(&self.model), self.revision.as_deref(), &elsewhere)?;
-        // Where nobody says what they are called, files have a name of their own.
+        // Files without a name of their own take the name of their directory.
         if self.model_path.is_some() && self.model != "builtin" {
             files = files.with_id(&self.model);
         }
@@ -149,16 +149,16 @@ impl ModelArgs {
         }
     }
 
-    /// How it is loaded.
+    /// How to load the model.
     ///
     /// # Errors
-    /// When the device is not there.
+    /// When the device does not exist.
     pub fn options(&self) -> Result<LoadOptions, LoadError> {
         let Self { dtype: storage, max_pixels, vae_tiling, low_memory, .. } = *self;
         Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling, low_memory })
     }
 
-    /// Starts the threads, which can be done once.
+    /// Starts the compute threads. This works once per process.
     ///
     /// # Errors
     /// When the system refuses them.
@@ -198,7 +198,7 @@ fn tiling() -> impl TypedValueParser<Value = Tiling> {
     })
 }
 
-/// The help of an option that takes one of these names.
+/// The help of an option that takes one of several names.
 fn one_of(what: &str, names: &[&str]) -> String {
     format!("{what}: {} [default: the model's]", names.join(", "))
 }

@@ -1,4 +1,4 @@
-//! Why the process ends, and with which code.
+//! The reasons for which the process ends, with their exit codes.
 
 use std::{any::Any, net::SocketAddr, path::PathBuf};
 
@@ -9,38 +9,38 @@ use crate::{
     common::InvalidValue,
 };
 
-/// Why the process ends. The codes are those of BSD's `sysexits.h`.
+/// The reason for which the process ends. Exit codes are those of BSD's `sysexits.h`.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Arguments that do not fit each other, or the model.
+    /// Arguments that contradict each other or the model.
     #[error("{} {}", .0.name, .0)]
     Usage(InvalidValue),
-    /// Settings that are not safe or not possible.
+    /// Settings that are unsafe or impossible.
     #[error("{0}")]
     Configuration(String),
-    /// The model is missing or broken, or does not work.
+    /// The model is missing, broken, or does not work.
     #[error(transparent)]
     Model(#[from] LoadError),
-    /// The address cannot be used.
+    /// The worker cannot listen on the address.
     #[error("cannot listen on {address}")]
     Port {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// No picture came of it.
+    /// A picture could not be made.
     #[error(transparent)]
     Generation(#[from] GenerationError),
-    /// The device does not work out what it should.
+    /// The device computes wrong results.
     #[error(
         "{wrong} of {all} comparisons with diffusers are beyond their limits; a driver or a library of this device is at fault, or sd-worker is"
     )]
     Selfcheck {
-        /// How many are.
+        /// The comparisons beyond their limits.
         wrong: usize,
-        /// How many there were.
+        /// All comparisons.
         all: usize,
     },
     /// A file that an argument names cannot be read.
@@ -48,7 +48,7 @@ pub enum Failure {
     Input {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -57,25 +57,25 @@ pub enum Failure {
     Output {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The system starts no threads, of which each takes memory.
+    /// The system refuses threads, each of which needs memory.
     #[error("the threads cannot be started: {0}")]
     Threads(ThreadPoolBuildError),
-    /// The process is not in a state to work.
+    /// The process itself cannot work.
     #[error(transparent)]
     Internal(anyhow::Error),
 }
 
 impl Failure {
-    /// What a panic that nobody caught was about, and the code for it: the system's refusal of a thread is no bug.
+    /// The message and the exit code for an uncaught panic. A thread that the system refuses is not a bug.
     #[must_use]
     pub fn of_panic(panic: &(dyn Any + Send)) -> (&'static str, u8) {
         let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         match text {
-            // In the words of std and of tokio.
+            // The messages of std and of tokio.
             Some(text) if ["failed to spawn thread", "OS can't spawn"].iter().any(|words| text.contains(words)) => {
                 ("the system starts no more threads", Self::OUT_OF_MEMORY)
             }
@@ -83,9 +83,9 @@ impl Failure {
         }
     }
 
-    /// Arguments that cannot be read.
+    /// Exit code of arguments that cannot be parsed.
     pub const USAGE: u8 = 64;
-    /// The device has too little memory.
+    /// Exit code of a device with too little memory.
     pub const OUT_OF_MEMORY: u8 = 75;
 
     /// The exit code.
@@ -115,7 +115,7 @@ impl Failure {
     }
 }
 
-// Not derived, since the value is the message and not a cause of it.
+// Written by hand: the value is the message, not its cause.
 impl From<InvalidValue> for Failure {
     fn from(error: InvalidValue) -> Self {
         Self::Usage(error)

@@ -22,10 +22,10 @@ use crate::{
     common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, read_regular},
 };
 
-/// A file with a picture is smaller than this: as many pixels as are taken, without compression and in 16 bits.
+/// The largest file of a picture: the most pixels that are accepted, uncompressed, in 16 bits.
 const MAX_INPUT_BYTES: u64 = 1 << 28;
 
-/// Makes the pictures, with a progress bar if somebody watches.
+/// Makes the pictures, with a progress bar on a terminal.
 ///
 /// # Errors
 /// When the arguments do not fit the model, the model does not load or work, or a file cannot be read or written.
@@ -59,13 +59,13 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         }
         let loaded = if index == 0 { format!("load {}, ", seconds(load_time)) } else { String::new() };
         let path = path.display();
-        // Whoever does not read this has the picture.
+        // A line that nobody reads does not make the picture fail.
         stderr().line(format!("{path}: {size}, {steps} steps of {sampler} at guidance {guidance_scale}, seed {seed} ({loaded}{times})"));
     }
     Ok(())
 }
 
-/// One picture as a file, and the times that it took.
+/// Makes one picture. Returns the file and a line about the time taken.
 fn draw(
     pipeline: &Arc<InferencePipeline>,
     order: Order,
@@ -107,7 +107,7 @@ fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-/// The pictures to begin with, as far as their headers.
+/// The pictures to begin with; only their headers are read here.
 fn input_files(args: &GenerateArgs) -> Result<Option<InputFiles>, Failure> {
     let open = |name: &'static str, path: &PathBuf| -> Result<ImageFile, Failure> {
         let bytes = read_regular(path, MAX_INPUT_BYTES).map_err(|source| Failure::Input { path: path.clone(), source })?;
@@ -118,7 +118,7 @@ fn input_files(args: &GenerateArgs) -> Result<Option<InputFiles>, Failure> {
     Ok(Some(InputFiles { image: open("init-image", image)?, mask }))
 }
 
-/// What is wrong with a picture to begin with.
+/// The failure for a picture to begin with.
 fn no_picture(args: &GenerateArgs, error: &InvalidValue) -> Failure {
     let path = if error.name == "mask" { &args.mask } else { &args.init_image };
     Failure::Input { path: path.clone().unwrap_or_default(), source: io::Error::other(format!("it {error}")) }
@@ -130,6 +130,7 @@ fn order(args: &GenerateArgs, input: Option<InputFiles>, format: ImageFormat, in
         output: OutputConfig { format, ..OutputConfig::default() },
         ..args.settings(info.default_size(input.as_ref().map(|files| files.image.size())))?
     };
+    // The settings are validated before the pictures are decoded.
     let (order, without_effect) = Order::new(settings, info)?;
     for name in without_effect {
         stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));

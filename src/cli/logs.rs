@@ -1,4 +1,4 @@
-//! What the process says of itself: logs for those who read them, spans for those who collect them.
+//! Logs for people, spans for a collector.
 
 use std::io::{IsTerminal, stderr};
 
@@ -8,7 +8,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, util::Subs
 
 use super::{Failure, LogArgs, LogFormat, otlp};
 
-/// Writes what is still to be written when it is dropped.
+/// Writes the remaining log lines when it is dropped.
 #[derive(Debug)]
 #[must_use = "without it, nothing is written"]
 pub struct Logs {
@@ -16,25 +16,25 @@ pub struct Logs {
     _lines: WorkerGuard,
 }
 
-/// Logs go to stderr; stdout is for the lines that an orchestrator reads. A thread of their own writes them: a parent that holds
-/// stderr and does not read it would otherwise stop the engine at a line that finds no room. Such lines are lost.
+/// Sets up logging to stderr; stdout is for an orchestrator. A thread of its own writes the lines, since a pipe that nobody reads would
+/// block the engine; lines that do not fit into its queue are lost.
 ///
 /// # Errors
-/// When spans cannot be sent to where they are to be sent.
+/// When spans cannot be sent to the given endpoint.
 pub fn init_logs(args: &LogArgs) -> Result<Logs, Failure> {
     let (writer, lines) = tracing_appender::non_blocking(stderr());
-    // Otherwise a log line that cannot be written panics.
+    // By default, tracing panics when a line cannot be written.
     let layer = fmt::layer().with_writer(writer).log_internal_errors(false);
     let layer = match args.log_format {
         LogFormat::Text => layer.with_ansi(stderr().is_terminal()).boxed(),
         LogFormat::Json => layer.json().boxed(),
     };
-    // What the HTTP client says of its requests has their URLs, which may let somebody in.
+    // At DEBUG, ureq logs whole URLs, which may contain passwords.
     let filter = EnvFilter::new(format!("{},ureq=info", args.log_level));
     let (spans, export) = args.otlp_endpoint.as_deref().map(otlp::layer).transpose()?.unzip();
     tracing_subscriber::registry().with(layer.with_filter(filter)).with(spans).init();
     if args.otlp_endpoint.is_some() && !otlp::IS_BUILT_IN {
-        warn!("spans are not sent anywhere: this binary is built without that; build with --features otlp");
+        warn!("spans are not exported: this binary was built without --features otlp");
     }
     Ok(Logs { _spans: export, _lines: lines })
 }

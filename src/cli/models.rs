@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::{Failure, ModelsCommand};
 
-/// Lists or exports.
+/// Lists models, or exports the built-in one.
 ///
 /// # Errors
-/// When there is no such model, or a file cannot be written.
+/// When there is no built-in model, or a file cannot be written.
 pub fn models(command: &ModelsCommand) -> Result<(), Failure> {
     match command {
         ModelsCommand::List => {

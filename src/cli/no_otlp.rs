@@ -1,4 +1,4 @@
-//! In the place of `otlp` in a binary that is built without it.
+//! The stand-in for `otlp` in a binary that is built without it.
 
 use tracing_subscriber::layer::Identity;
 

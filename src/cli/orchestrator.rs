@@ -1,4 +1,4 @@
-//! What a worker tells those who started it: systemd, and an orchestrator over HTTP. Nobody who does not listen stops it.
+//! Reports to systemd and to an orchestrator over HTTP. A receiver that does not answer never stops the worker.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -27,21 +27,21 @@ use crate::{
     http::{Admission, Lifecycle},
 };
 
-/// Between tries of the callback.
+/// Seconds before each attempt of the callback.
 const CALLBACK_WAITS: [u64; 5] = [0, 2, 4, 8, 16];
-/// An orchestrator that takes longer is as good as not there.
+/// The longest time that a report may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the worker stays for its last word.
+/// How long the process waits for its last heartbeat to be sent.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// Says something to systemd, if it is there.
+/// Notifies systemd, if it runs the worker.
 pub fn notify_systemd(state: &NotifyState) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        warn!(%error, "systemd cannot be told");
+        warn!(%error, "systemd cannot be notified");
     }
 }
 
-/// Tells systemd that the worker lives, as often as its unit asks, for as long as the engine moves.
+/// Notifies systemd's watchdog at half its interval while the engine moves.
 pub async fn pet_watchdog(pulse: Pulse, patience: Option<Duration>) {
     let Some(time) = sd_notify::watchdog_enabled().filter(|time| !time.is_zero()) else { return };
     let mut ticks = interval(time / 2);
@@ -53,7 +53,7 @@ pub async fn pet_watchdog(pulse: Pulse, patience: Option<Duration>) {
     }
 }
 
-/// Says `POST {callback-url}` that the worker is ready; tries again for half a minute.
+/// Posts to `--callback-url` that the worker is ready. Tries again for half a minute.
 pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo>, model: String, address: SocketAddr) {
     let Some(callback) = &args.callback_url else { return };
     let ip = route_to(callback, address.ip()).await.unwrap_or(address.ip());
@@ -62,25 +62,26 @@ pub async fn report_ready(args: OrchestratorArgs, info: std::sync::Arc<ModelInfo
     let report = json!({ "worker_id": args.worker_id(), "url": url, "model_ref": model, "backend": backend, "device": info.device });
     for wait in CALLBACK_WAITS {
         sleep(Duration::from_secs(wait)).await;
-        // Said once, however often it is tried.
+        // A failure is logged once as a warning, and then at DEBUG.
         match post(callback.clone(), report.clone()).await {
             Ok(()) => return,
-            Err(error) if wait == 0 => warn!(error, "the callback is not taken"),
-            Err(error) => debug!(error, "the callback is still not taken"),
+            Err(error) if wait == 0 => warn!(error, "the callback cannot be delivered"),
+            Err(error) => debug!(error, "the callback still cannot be delivered"),
         }
     }
 }
 
-/// The address behind `listening`, which may stand for all, from which the system would send to `url`: there its host can reach us.
+/// The local address from which the system would send to `url`. It takes the place of `listening`, which may be all addresses: the host of
+/// `url` can reach the worker there.
 async fn route_to(url: &str, listening: IpAddr) -> Option<IpAddr> {
     let url: Uri = url.parse().ok()?;
     let socket = UdpSocket::bind((listening, 0)).await.ok()?;
-    // Sends nothing, to whatever port.
+    // Connecting a UDP socket sends nothing, whatever the port.
     socket.connect((url.host()?.trim_matches(['[', ']']), 80)).await.ok()?;
     Some(socket.local_addr().ok()?.ip().to_canonical())
 }
 
-/// The worker's state as an orchestrator knows it, every so often and whenever it changes.
+/// Heartbeats: the worker's state, at an interval and at every change.
 #[derive(Debug)]
 pub struct Heartbeat {
     stopped: watch::Sender<bool>,
@@ -88,7 +89,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Begins to report, if there is anyone to report to.
+    /// Starts the heartbeats, if there is a receiver.
     #[must_use]
     pub fn start(
         args: &OrchestratorArgs,
@@ -104,7 +105,7 @@ impl Heartbeat {
         Some(Self { stopped, beating })
     }
 
-    /// Says the last word.
+    /// Sends the last heartbeat.
     pub async fn stop(self) {
         self.stopped.send_replace(true);
         let _ = timeout(LAST_WORD, self.beating).await;
@@ -131,15 +132,15 @@ impl Heart {
                 _ = self.lifecycle.changed() => {}
                 _ = self.stopped.changed() => {}
             }
-            // Asked before the report is made: the end may come while one is on its way, and is reported, too.
+            // Read before the report is sent: if the worker stops meanwhile, the loop sends one more report.
             let last = *self.stopped.borrow();
             let sent = post(self.url.clone(), self.report(last)).await;
-            // Said once, however long nobody listens.
+            // A failure is logged once as a warning, and then at DEBUG.
             match sent {
                 Ok(()) => silent = false,
-                Err(error) if silent => debug!(error, "still nobody takes the heartbeat"),
+                Err(error) if silent => debug!(error, "the heartbeat still cannot be delivered"),
                 Err(error) => {
-                    warn!(error, "nobody takes the heartbeat");
+                    warn!(error, "the heartbeat cannot be delivered");
                     silent = true;
                 }
             }
@@ -164,10 +165,10 @@ impl Heart {
     }
 }
 
-/// The time in UTC as in [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339), in milliseconds.
+/// The time in UTC as in [RFC 3339](https://www.rfc-editor.org/rfc/rfc3339), with milliseconds.
 fn timestamp() -> String {
     let mut time = String::new();
-    // A `String` takes everything.
+    // Writing to a `String` cannot fail.
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
     time.truncate("2026-01-31T00:00:00.000".len());
     time + "Z"

@@ -1,5 +1,5 @@
-//! Spans for a collector that speaks [OpenTelemetry's protocol](https://opentelemetry.io/docs/specs/otlp/) over HTTP. Its other settings
-//! are read from the environment variables that the SDKs of all languages know, such as `OTEL_EXPORTER_OTLP_HEADERS`.
+//! Spans for a collector, by [OpenTelemetry's protocol](https://opentelemetry.io/docs/specs/otlp/) over HTTP. Its other settings come from
+//! the standard environment variables, such as `OTEL_EXPORTER_OTLP_HEADERS`.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -20,12 +20,12 @@ use crate::common::{self, error_chain};
 
 pub(super) const IS_BUILT_IN: bool = true;
 
-/// How long the process stays for a collector that does not answer.
+/// How long the process waits at its end for a collector that does not answer.
 const FLUSH: Duration = Duration::from_secs(2);
-/// A collector that takes longer for a batch is as good as not there.
+/// The longest time that a batch of spans may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends spans, and the last of them when it is dropped.
+/// The exporter of spans. Dropping it sends the rest.
 #[derive(Debug)]
 pub(super) struct Export(SdkTracerProvider);
 
@@ -35,10 +35,10 @@ impl Drop for Export {
     }
 }
 
-/// A layer that hands this program's spans to a collector, with the warnings in them.
+/// A layer that exports this crate's spans, with the warnings in them.
 ///
 /// # Errors
-/// When the endpoint, or one of the environment variables, makes no sense.
+/// When the endpoint or an environment variable is invalid.
 pub(super) fn layer<S>(endpoint: &str) -> Result<(Box<dyn Layer<S> + Send + Sync>, Export), Failure>
 where
     S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
@@ -59,10 +59,10 @@ where
     Ok((layer.with_filter(ours.with_max_level_hint(LevelFilter::DEBUG)).boxed(), Export(provider)))
 }
 
-/// The way to the collector.
+/// The HTTP client for the collector.
 #[derive(Debug, Default)]
 struct Collector {
-    /// Said once, however long it is not there.
+    /// A failure is logged once as a warning, and then at DEBUG.
     is_lost: AtomicBool,
 }
 
@@ -79,7 +79,7 @@ impl Collector {
 
 #[async_trait]
 impl HttpClient for Collector {
-    // Only the exporter's own thread waits for it.
+    // Blocking is fine here: only the exporter's own thread waits.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let sent = Self::send(request);
         let trouble = match &sent {
@@ -89,9 +89,9 @@ impl HttpClient for Collector {
         };
         match (trouble, self.is_lost.load(Ordering::Relaxed)) {
             (None, _) => self.is_lost.store(false, Ordering::Relaxed),
-            (Some(error), true) => debug!(error, "still nobody takes the spans"),
+            (Some(error), true) => debug!(error, "the spans still cannot be delivered"),
             (Some(error), false) => {
-                warn!(error, "nobody takes the spans");
+                warn!(error, "the spans cannot be delivered");
                 self.is_lost.store(true, Ordering::Relaxed);
             }
         }

@@ -1,4 +1,4 @@
-//! stdout and stderr, which may be pipes that nobody reads, or files on a full disk: neither stops a worker.
+//! stdout and stderr. A pipe that nobody reads, or a full disk, does not stop the worker.
 
 use std::{
     io::{self, Write},
@@ -14,13 +14,13 @@ use std::{
 
 use super::Failure;
 
-/// How long a line may wait for whoever holds the stream to make room for it.
+/// How long a line may wait for a reader to make room.
 const GRACE: Duration = Duration::from_secs(1);
 
 static STDOUT: LazyLock<Outlet> = LazyLock::new(|| Outlet::new(|| Box::new(io::stdout())));
 static STDERR: LazyLock<Outlet> = LazyLock::new(|| Outlet::new(|| Box::new(io::stderr())));
 
-/// A stream that a thread of its own writes to.
+/// A stream with a thread that writes to it.
 #[derive(Debug)]
 pub struct Outlet {
     open: fn() -> Box<dyn Write>,
@@ -31,26 +31,26 @@ pub struct Outlet {
 #[derive(Debug)]
 enum Item {
     Line(String),
-    /// Answered once everything before it is written, with the first error since the last.
+    /// Answered once everything before it is written, with the first error since the last flush.
     Flush(Sender<io::Result<()>>),
 }
 
-/// Where programs read what the worker says.
+/// Output for programs.
 #[must_use]
 pub fn stdout() -> &'static Outlet {
     &STDOUT
 }
 
-/// Where people read what the worker says.
+/// Output for people.
 #[must_use]
 pub fn stderr() -> &'static Outlet {
     &STDERR
 }
 
-/// Waits until what a command printed on stdout is written. A reader that closed its end has read what it wanted.
+/// Waits until a command's output is written. A reader that closes the pipe early has read enough.
 ///
 /// # Errors
-/// When it cannot be written, or nobody makes room for it in time.
+/// When the output cannot be written, or its reader makes no room in time.
 pub fn printed() -> Result<(), Failure> {
     match stdout().flush() {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output { path: "stdout".into(), source: error }),
@@ -61,32 +61,32 @@ pub fn printed() -> Result<(), Failure> {
 impl Outlet {
     fn new(open: fn() -> Box<dyn Write>) -> Self {
         let (queue, items) = channel();
-        // Where the system refuses a thread, nobody holds the other end of the queue.
+        // If the system refuses the thread, the queue has no receiver, and lines are written directly.
         let _ = Builder::new().name("outlet".to_owned()).spawn(move || write_all(&mut *open(), &items));
         Self { open, queue, is_stuck: AtomicBool::new(false) }
     }
 
-    /// Writes a line, as soon as there is room for it.
+    /// Writes a line as soon as there is room for it.
     pub fn line(&self, text: impl Into<String>) {
         if let Err(SendError(Item::Line(line))) = self.queue.send(Item::Line(text.into() + "\n")) {
             let _ = (self.open)().write_all(line.as_bytes());
         }
     }
 
-    /// Waits for a while until all lines are written.
+    /// Waits a while until all lines are written.
     ///
     /// # Errors
-    /// When one could not be written, or nobody makes room for it.
+    /// When a line could not be written, or the reader makes no room.
     pub fn flush(&self) -> io::Result<()> {
         let (sender, written) = channel();
         if self.queue.send(Item::Flush(sender)).is_err() {
             return (self.open)().flush();
         }
-        // Whoever did not read in all that time is not waited for again.
+        // A reader that has once let the time pass is not waited for again.
         let grace = if self.is_stuck.load(Ordering::Relaxed) { Duration::ZERO } else { GRACE };
         written.recv_timeout(grace).unwrap_or_else(|_| {
             self.is_stuck.store(true, Ordering::Relaxed);
-            Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads it, and it has no more room"))
+            Err(io::Error::new(io::ErrorKind::TimedOut, "its reader makes no room for more"))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Where `generate` puts its pictures.
+//! The files that `generate` writes.
 
 use std::{
     fs::{self, File},
@@ -9,25 +9,25 @@ use std::{
 use super::Failure;
 use crate::common::{ImageFormat, InvalidValue};
 
-/// The name of stdout as a file.
+/// The file name that means stdout.
 const STDOUT: &str = "-";
 
-/// Where the pictures of a run go.
+/// Where the pictures of a command go.
 #[derive(Debug)]
 pub(super) enum Output {
-    /// Files in this directory that are not there yet: `out.png`, `out-1.png`, …
+    /// New files in the working directory: `out.png`, or the first free of `out-1.png`, `out-2.png`, …
     Free,
-    /// One file of that name, or of several pictures `NAME-1`, `NAME-2`, …
+    /// A named file; several pictures become `NAME-1`, `NAME-2`, …
     File { path: PathBuf, count: u8 },
-    /// To whoever reads the process' stdout.
+    /// The process's stdout.
     Stdout,
 }
 
 impl Output {
-    /// Where `count` pictures go, as it is said on the command line.
+    /// The destination of `count` pictures.
     ///
     /// # Errors
-    /// When there is no such folder, no such format, or no room for so many.
+    /// When the folder does not exist, or stdout cannot take the pictures.
     pub(super) fn new(path: Option<&Path>, count: u8) -> Result<Self, Failure> {
         let Some(path) = path else { return Ok(Self::Free) };
         if path != Path::new(STDOUT) {
@@ -43,10 +43,10 @@ impl Output {
         Ok(Self::Stdout)
     }
 
-    /// The format that its name says.
+    /// The format that the file's name implies.
     ///
     /// # Errors
-    /// When it is none that is written.
+    /// When the name implies none.
     pub(super) fn format(&self) -> Result<ImageFormat, InvalidValue> {
         let Self::File { path, .. } = self else { return Ok(ImageFormat::Png) };
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Output {
         }
     }
 
-    /// Writes a picture, and says where it is.
+    /// Writes a picture, and returns its path.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -79,22 +79,21 @@ impl Output {
     }
 }
 
-/// Says before the work is done that its result could not be kept.
+/// Checks, before the work is done, that the folder of the result exists.
 ///
 /// # Errors
-/// When there is no folder for it.
+/// When it does not exist.
 pub(super) fn check_folder(path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::metadata(folder).map(drop).map_err(failed(path))
 }
 
-/// Puts a file in the place of what is there, all of it or nothing. Through a link, it is the file behind that; what is no file, such as a
-/// device or a pipe, is written to.
+/// Replaces a file, completely or not at all. A link is followed to its file; a device or a pipe is written to directly.
 ///
 /// # Errors
-/// When it cannot be written: what was there is then there still.
+/// When the file cannot be written; the old one is then left as it was.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    // A link that leads nowhere yet has nothing behind it to be kept.
+    // A dangling link has no old file to keep.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let before = fs::metadata(&target);
     let is_replaced =
@@ -108,19 +107,19 @@ fn replace(target: &Path, bytes: &[u8], before: Option<&fs::Metadata>) -> io::Re
     let beside = target.with_file_name(format!(".{name}.{}", std::process::id()));
     let mut file = match File::create_new(&beside) {
         Ok(file) => file,
-        // The file may be writable where its folder is not.
+        // The file may be writable in a folder that is not.
         Err(error) if before.is_some() && error.kind() == ErrorKind::PermissionDenied => return fs::write(target, bytes),
         Err(error) => return Err(error),
     };
     let mut fill = || {
         file.write_all(bytes)?;
         before.map_or(Ok(()), |before| file.set_permissions(before.permissions()))?;
-        // Some file systems know only now that there is no room.
+        // Some file systems report a full disk only here.
         file.sync_all()?;
         fs::rename(&beside, target)
     };
     let written = fill().or_else(|error| match error.kind() {
-        // A file that is mounted by itself, as in a container, can be written and not replaced.
+        // A file that is a mount of its own, as in a container, can be written but not replaced.
         ErrorKind::ResourceBusy => fs::write(target, bytes),
         _ => Err(error),
     });
@@ -136,7 +135,7 @@ fn write_free(bytes: &[u8]) -> Result<PathBuf, Failure> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(&path)(error)),
             Ok(mut file) => {
-                // Half a picture is none.
+                // A partial picture is removed.
                 let written = file.write_all(bytes).inspect_err(|_| drop(fs::remove_file(&path)));
                 return written.map_err(failed(&path)).map(|()| path);
             }

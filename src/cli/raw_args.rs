@@ -1,4 +1,4 @@
-//! Arguments and variables as they come, before they are parsed.
+//! Arguments and environment variables before they are parsed.
 
 use std::{
     borrow::Cow,
@@ -19,22 +19,22 @@ use super::{
     variables,
 };
 
-/// Reads the arguments and the environment.
+/// Parses the arguments and the environment.
 ///
 /// # Errors
-/// When they make no sense, or ask for help.
+/// When they are invalid, or ask for help.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let matches = variables::without_empty(Cli::command()).try_get_matches_from(with_command(args));
     matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(without_wrong_tips)
 }
 
-/// What is wrong with the environment and stops nothing.
+/// Warnings about environment variables that have no effect.
 #[must_use]
 pub fn warnings() -> Vec<String> {
     variables::unknown(&Cli::command())
 }
 
-/// clap also suggests names that have little in common with what was written.
+/// Removes clap's suggestions that have little in common with what was written.
 fn without_wrong_tips(mut error: clap::Error) -> clap::Error {
     for (kind, suggested) in
         [(ContextKind::InvalidArg, ContextKind::SuggestedArg), (ContextKind::InvalidSubcommand, ContextKind::SuggestedSubcommand)]
@@ -54,7 +54,7 @@ fn without_wrong_tips(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Adds the command that is meant where none is given, `serve`, so that an orchestrator can start the worker with options alone.
+/// Inserts the default command, `serve`, so that an orchestrator can start a worker with options alone.
 fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
     if means_serve(&args) {
@@ -63,7 +63,7 @@ fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     args
 }
 
-/// Whether what comes after the options that all commands have is an option, too, or nothing.
+/// Whether the first word after the global options is an option, or missing.
 fn means_serve(args: &[OsString]) -> bool {
     let cli = Cli::command();
     let is_of_all = |word: &Cow<'_, str>| {
@@ -79,7 +79,7 @@ fn means_serve(args: &[OsString]) -> bool {
     words.next().is_none_or(|word| word.starts_with('-') && !matches!(&*word, "-h" | "--help" | "-V" | "--version"))
 }
 
-/// Says what is wrong with the arguments, or helps with them.
+/// Prints what is wrong with the arguments, or the help that they ask for.
 #[must_use]
 pub fn explain(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
@@ -95,7 +95,7 @@ pub fn explain(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// clap's message with its reason moved to the last line, where orchestrators look for it.
+/// Moves the reason in clap's message to the last line, where orchestrators read it.
 fn reason_last(message: &str) -> String {
     let (reasons, rest): (Vec<&str>, Vec<&str>) = message.trim_end().split("\n\n").partition(|part| part.starts_with("error: "));
     let reason = reasons.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");

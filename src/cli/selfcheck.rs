@@ -3,18 +3,18 @@
 use super::{Failure, SelfcheckArgs};
 
 #[cfg(not(feature = "builtin-model"))]
-/// There is nothing to compare.
+/// A binary without the built-in model has nothing to compare.
 ///
 /// # Errors
-/// Always.
+/// In every case.
 pub fn selfcheck(_: &SelfcheckArgs) -> Result<(), Failure> {
     Err(Failure::Configuration("this binary has no built-in model to check itself with".to_owned()))
 }
 
-/// Prints how far each stage is off from diffusers', in every type that networks work in on any device.
+/// Prints the difference of each stage from diffusers, in every number format that the device supports.
 ///
 /// # Errors
-/// When the device cannot be used, the model does not work on it, or a stage is off by more than it may be.
+/// When the device cannot be used, the model does not work on it, or a difference exceeds its limit.
 #[cfg(feature = "builtin-model")]
 pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
     use super::{printed, stdout};

@@ -1,12 +1,12 @@
-//! What somebody may have meant who wrote a name that there is not.
+//! Suggestions for a misspelled name.
 
-/// How many letters may be wrong: a third of them, and at most two.
+/// How many letters may differ: a third of them, and at most two.
 const MOST_WRONG: usize = 2;
 
-/// From how many letters on the beginning of a name stands for it.
+/// From this length on, a name's beginning stands for it.
 const LEAST_BEGUN: usize = 3;
 
-/// The nearest of some names, if one is so near that it was probably meant, or else the first that begins like this.
+/// The nearest name, if it is near enough to be meant; otherwise the first name that begins with what was written.
 pub(super) fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let most = MOST_WRONG.min(written.len() / 3);
     // The first letter is seldom wrong.
@@ -16,7 +16,7 @@ pub(super) fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str
     near.map(|(_, name)| name).or_else(begun)
 }
 
-/// How many letters have to be changed, put in or taken out ([Levenshtein](https://en.wikipedia.org/wiki/Levenshtein_distance)).
+/// The number of letters to change, insert or delete ([Levenshtein](https://en.wikipedia.org/wiki/Levenshtein_distance)).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! Everything that asks a worker to end.
+//! The signals that stop a worker.
 
 use std::io::Read;
 
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 
-/// SIGTERM, SIGINT, `POST /v1/shutdown` and, if wanted, the end of stdin. They all mean the same.
+/// SIGTERM, SIGINT, `POST /v1/shutdown` and, if asked for, the end of stdin. All of them mean the same.
 #[derive(Debug)]
 pub struct StopSignals {
     terminate: Signal,
@@ -28,13 +28,13 @@ impl StopSignals {
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())?, asked, heard: false })
     }
 
-    /// Cancelling it asks the worker to end, once.
+    /// A token; cancelling it asks the worker to stop, once.
     #[must_use]
     pub fn asked(&self) -> CancellationToken {
         self.asked.clone()
     }
 
-    /// Asks the worker to end when nobody holds the other end of stdin any more.
+    /// Asks the worker to stop when the other end of stdin is closed.
     pub fn watch_stdin(&self) {
         let asked = self.asked();
         std::thread::spawn(move || {
@@ -44,7 +44,7 @@ impl StopSignals {
         });
     }
 
-    /// The next of them.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,4 +1,4 @@
-//! The `SD_WORKER_…` variables of the environment, before they are parsed.
+//! The environment's `SD_WORKER_…` variables before they are parsed.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use super::spelling::nearest;
 
 const PREFIX: &str = "SD_WORKER_";
 
-/// A command for which a variable that is empty, or that is none of its own, is not set.
+/// Unsets variables that are empty, or that Kubernetes sets for a service.
 pub(super) fn without_empty(command: Command) -> Command {
     let is_unset = |arg: &Arg| {
         let name = arg.get_env().unwrap_or_default();
@@ -24,14 +24,14 @@ pub(super) fn without_empty(command: Command) -> Command {
     command.mut_args(|arg| if is_unset(&arg) { arg.env(Resettable::<OsStr>::Reset) } else { arg }).mut_subcommands(without_empty)
 }
 
-/// What is said of variables that look like this worker's and are not.
+/// Warnings about variables that have this worker's prefix and no meaning.
 pub(super) fn unknown(command: &Command) -> Vec<String> {
     let mut known = BTreeSet::new();
     collect(command, &mut known);
     let said = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok()?;
         let is_meant = name.starts_with(PREFIX) && !known.contains(&name) && !value.is_empty() && !is_of_kubernetes(&name, &value);
-        // What all of them begin with says nothing of how near they are.
+        // The common prefix says nothing about the distance of two names.
         let letters = name.strip_prefix(PREFIX).filter(|_| is_meant)?;
         let meant = nearest(letters, known.iter().filter_map(|known| known.strip_prefix(PREFIX)));
         let hint = meant
@@ -48,8 +48,8 @@ fn collect(command: &Command, names: &mut BTreeSet<String>) {
     command.get_subcommands().for_each(|command| collect(command, names));
 }
 
-/// Whether a variable is one of those that [Kubernetes](https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)
-/// sets in every pod beside a service of the name `sd-worker`: one of them, with an address, has the name of our port.
+/// Whether [Kubernetes](https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables) sets the variable in the
+/// pods of a service named `sd-worker`. One of these variables, with an address for its value, has the name of `--port`'s own.
 fn is_of_kubernetes(name: &str, value: &ffi::OsStr) -> bool {
     let Some(name) = name.strip_prefix(PREFIX) else { return false };
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|start| value.to_string_lossy().starts_with(start));

@@ -1,14 +1,13 @@
-//! What a request that begins with a picture leaves out.
+//! Defaults of a request that begins with a picture.
 
 use super::{Steps, Strength};
 
-/// diffusers' own strength where there is no mask. With one, what is under it is painted anew altogether.
+/// diffusers' default strength without a mask. With one, the masked part is repainted completely.
 const STRENGTH: f64 = 0.8;
 
 impl Strength {
-    /// Steps and strength of an edit, of which a request may leave out either. What is left out gives way to what is given, and `steps`,
-    /// those of the model, to the strength, as far as `most`, so that at least one step is taken: a Turbo has one step, of which 0.8 is
-    /// none.
+    /// The steps and the strength of an edit. A given value is never changed. If the defaults would leave no step to take, the strength
+    /// gives way to given steps, or `steps`, the model's default, grows up to `most`: Turbo has one step by default, and 0.8 of it is none.
     #[must_use]
     pub fn with_steps(given: (Option<Steps>, Option<Self>), steps: Steps, most: Option<Steps>, has_mask: bool) -> (Steps, Self) {
         let whole = Self::of(1.0);
@@ -16,7 +15,7 @@ impl Strength {
         match given {
             (Some(steps), None) if strength.of_steps(steps) == 0 => (steps, whole),
             (None, _) if strength.of_steps(steps) == 0 => {
-                // There is none for a strength of next to nothing, which is refused with what would do.
+                // No number of steps suffices for a tiny strength; validation then refuses it and names the least one.
                 let most = most.map_or(Steps::MAX as usize, Steps::get);
                 let enough = (1..=Steps::MAX).filter_map(|steps| Steps::try_from(steps).ok()).take_while(|steps| steps.get() <= most);
                 (enough.into_iter().find(|steps| strength.of_steps(*steps) > 0).unwrap_or(steps), strength)
@@ -25,7 +24,7 @@ impl Strength {
         }
     }
 
-    /// How many of so many steps are taken. Rounded down, as in diffusers.
+    /// The number of steps taken, rounded down as in diffusers.
     pub(super) fn of_steps(self, steps: Steps) -> usize {
         ((steps.get() as f64 * self.get()) as usize).min(steps.get())
     }

@@ -5,7 +5,7 @@ use std::error::Error;
 /// An error with all its causes, in one line.
 #[must_use]
 pub fn error_chain(error: &dyn Error) -> String {
-    // candle puts a backtrace after its message.
+    // candle appends a backtrace to its message.
     let first_line = |error: &dyn Error| error.to_string().lines().next().unwrap_or_default().to_owned();
     let mut text = first_line(error);
     let mut cause = error.source();

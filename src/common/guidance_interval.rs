@@ -1,4 +1,4 @@
-//! In which steps there is guidance.
+//! Guidance in a part of the steps.
 
 use std::str::FromStr;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::InvalidValue;
 
-/// The share of the steps after which guidance begins, and the one after which it ends, both 0 to 1
-/// ([Kynkäänniemi et al.](https://arxiv.org/abs/2404.07724)). Before and after, the guidance scale is 1 and a step costs half.
+/// The shares of the steps at which guidance begins and ends, each 0 to 1 ([Kynkäänniemi et al.](https://arxiv.org/abs/2404.07724)).
+/// Outside the interval the guidance scale is 1 and a step costs half.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<f64>", into = "[f64; 2]")]
 pub struct GuidanceInterval {
@@ -16,14 +16,14 @@ pub struct GuidanceInterval {
 }
 
 impl GuidanceInterval {
-    /// Whether there is guidance in a step, counted from 0: as in diffusers' guiders, with shares of steps rounded down.
+    /// Whether step `step` of `steps`, counted from 0, is guided. Shares are rounded down to steps, as in diffusers' guiders.
     #[must_use]
     pub fn contains(self, step: usize, steps: usize) -> bool {
         let after = |share: f64| (share * steps as f64) as usize;
         (after(self.start)..after(self.stop)).contains(&step)
     }
 
-    /// Whether all steps are in it.
+    /// Whether every step is guided.
     #[must_use]
     pub fn is_all(self) -> bool {
         self.start <= 0.0 && self.stop >= 1.0

@@ -1,4 +1,4 @@
-//! How a finished picture is written.
+//! The output of a generation.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,21 +17,21 @@ pub enum ImageFormat {
     Webp,
 }
 
-/// What is made of the pictures on their way out.
+/// How a picture and its previews are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputConfig {
     /// File format of the picture and of its previews.
     pub format: ImageFormat,
     /// JPEG quality, 0 to 100.
     pub quality: u8,
-    /// How many previews are sent on the way, evenly spaced over the steps.
+    /// The number of previews, evenly spaced over the steps.
     pub previews: u8,
-    /// What the picture is enlarged to, if it is not left at the size at which it is drawn.
+    /// The size to enlarge the picture to, if it differs from the size of drawing.
     pub enlarged_to: Option<ImageSize>,
 }
 
 impl OutputConfig {
-    /// The size of a picture that is drawn at this one.
+    /// The size of the finished picture, given the size of drawing.
     #[must_use]
     pub fn size(&self, drawn: ImageSize) -> ImageSize {
         self.enlarged_to.unwrap_or(drawn)

@@ -1,24 +1,24 @@
-//! Values that are refused, with what would be right.
+//! Errors for values outside their range.
 
 use std::fmt;
 
-/// How much of a wrong value is said again: whoever sent it knows the rest.
+/// How many characters of a wrong value are repeated in the error.
 const SHOWN: usize = 100;
 
-/// A value outside its range, with what would be right. Its message leaves the name to whoever knows how the user wrote it.
+/// A value outside its range, with the range. The message omits the name, since users write it in several ways.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {allowed}, not {value}")]
 pub struct InvalidValue {
-    /// What the value is for, in the words of the API.
+    /// The name of the setting in the API.
     pub name: &'static str,
-    /// The value as given, or its beginning.
+    /// The value, or its beginning.
     pub value: String,
-    /// The values that are allowed, to be read after "must be".
+    /// The allowed values; reads on after "must be".
     pub allowed: String,
 }
 
 impl InvalidValue {
-    /// Says that `value` is none of the `allowed` values of `name`.
+    /// An error for `value`, which is none of the `allowed` values of `name`.
     pub fn new(name: &'static str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
         let mut value = value.to_string();
         if let Some((end, _)) = value.char_indices().nth(SHOWN) {
@@ -29,7 +29,7 @@ impl InvalidValue {
     }
 }
 
-/// What is allowed where there are names to choose from.
+/// The allowed values of a setting that takes a name.
 pub(super) fn one_of<T: fmt::Display>(all: &[T]) -> String {
     let names: Vec<String> = all.iter().map(ToString::to_string).collect();
     match names.as_slice() {

@@ -1,4 +1,4 @@
-//! Which of all Stable Diffusions a model is.
+//! Families and variants of Stable Diffusion.
 
 use serde::Serialize;
 
@@ -10,21 +10,21 @@ pub enum ModelFamily {
     Sd1,
     /// Stable Diffusion 2: `OpenCLIP`'s text encoder.
     Sd2,
-    /// Stable Diffusion XL: both, and the size of the picture.
+    /// Stable Diffusion XL: both text encoders, and the picture's size as a condition.
     Sdxl,
 }
 
-/// What a model of a family was trained further for.
+/// The purpose of a model's further training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelVariant {
     /// Pictures from text, in many steps.
     #[default]
     Base,
-    /// Fills in a part of a picture: its network looks at a mask and at what is around it.
+    /// Repainting a part of a picture: the network's input includes a mask and the picture around it.
     Inpainting,
-    /// Few steps: [latent consistency](https://arxiv.org/abs/2310.04378).
+    /// Pictures in few steps: [latent consistency](https://arxiv.org/abs/2310.04378).
     Lcm,
-    /// One step, without guidance: [adversarial distillation](https://arxiv.org/abs/2311.17042).
+    /// Pictures in one step without guidance: [adversarial distillation](https://arxiv.org/abs/2311.17042).
     Turbo,
 }

@@ -1,4 +1,4 @@
-//! Requests that the worker sends: the way to a host leads through a proxy where the environment says so, as it does for
+//! Requests to other hosts. They go through the proxy that the environment names, by the rules of
 //! [curl](https://curl.se/docs/manpage.html#ENVIRONMENT).
 
 mod plain_proxy;
@@ -16,12 +16,12 @@ use ureq::{
 
 use super::{is_loopback, normalised_host};
 
-/// A proxy that cannot be used. Its address is not shown: it may have a password.
+/// An invalid proxy address. The error does not show it, since it may contain a password.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy in the variable {0} cannot be used; it must be an address such as http://proxy.example.org:3128")]
 pub struct BadProxy(String);
 
-/// A URL without what may let somebody in: neither user and password, nor what follows the path.
+/// A URL without credentials: no user, no password, no query and no fragment.
 #[must_use]
 pub fn without_secrets(url: &str) -> String {
     let Ok(url) = url.parse::<Uri>() else { return "a URL that makes no sense".to_owned() };
@@ -30,15 +30,14 @@ pub fn without_secrets(url: &str) -> String {
     format!("{scheme}://{host}{port}{}", url.path())
 }
 
-/// An agent that sends requests to the host of `url`, and no other: one for another host may have to go another way. It follows no links
-/// to others by itself.
+/// An agent for requests to the host of `url`. Another host may need another proxy, so the agent follows no redirects.
 ///
 /// # Errors
-/// When the environment names a proxy for it that makes no sense.
+/// When the proxy's address is invalid.
 pub fn agent(url: &Uri, config: ConfigBuilder<AgentScope>) -> Result<Agent, BadProxy> {
     let config = config.max_redirects(0);
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-    // In place of the one that ureq finds, which is for all schemes.
+    // ureq's own choice of a proxy ignores the URL's scheme.
     let Some((name, proxy)) = proxy_for(url, variable) else { return Ok(config.proxy(None).build().into()) };
     let proxy = Proxy::new(&proxy).map_err(|_| BadProxy(name))?;
     if url.scheme_str() == Some("http") && proxy.protocol() == ProxyProtocol::Http {
@@ -49,7 +48,7 @@ pub fn agent(url: &Uri, config: ConfigBuilder<AgentScope>) -> Result<Agent, BadP
     Ok(config.proxy(Some(proxy)).build().into())
 }
 
-/// The proxy for a URL, and the variable that says so.
+/// The proxy for a URL, with the variable that names it.
 fn proxy_for(url: &Uri, variable: impl Fn(&str) -> Option<String>) -> Option<(String, String)> {
     let host = normalised_host(url.host().unwrap_or_default());
     let exceptions = variable("no_proxy").or_else(|| variable("NO_PROXY")).unwrap_or_default();
@@ -57,14 +56,14 @@ fn proxy_for(url: &Uri, variable: impl Fn(&str) -> Option<String>) -> Option<(St
         return None;
     }
     let own = format!("{}_proxy", url.scheme_str().unwrap_or("http"));
-    // A CGI program gets the header `proxy` of its client as HTTP_PROXY, which curl therefore does not read.
+    // In a CGI program, `HTTP_PROXY` holds the client's header `proxy`, so curl does not read it.
     let capitals = (own != "http_proxy").then(|| own.to_uppercase());
     let names = [Some(own), capitals, Some("all_proxy".to_owned()), Some("ALL_PROXY".to_owned())];
     names.into_iter().flatten().find_map(|name| variable(&name).map(|proxy| (name, proxy)))
 }
 
-/// Whether a host is one of those of a `NO_PROXY`: names, which stand for those below them as well, addresses and networks, between commas
-/// or blanks; or all, as `*`.
+/// Whether `NO_PROXY` lists a host: by its name or a parent domain, its address or network, separated by commas or blanks; `*` is every
+/// host.
 fn is_excepted(host: &str, exceptions: &str) -> bool {
     let address = host.parse::<IpAddr>().ok();
     exceptions.trim() == "*"
@@ -78,7 +77,7 @@ fn is_below(host: &str, name: &str) -> bool {
     !name.is_empty() && host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Whether an address is `network`, or in it where it is one of so many bits, as in `10.0.0.0/8`.
+/// Whether an address equals `network`, or is in it if `network` has a prefix length, as in `10.0.0.0/8`.
 fn is_in_network(address: IpAddr, network: &str) -> bool {
     let (network, bits) = network.split_once('/').map_or((network, None), |(network, bits)| (network, Some(bits)));
     let Ok(network) = normalised_host(network).parse::<IpAddr>() else { return false };
@@ -88,7 +87,7 @@ fn is_in_network(address: IpAddr, network: &str) -> bool {
         _ => return false,
     };
     let bits = bits.map_or(Some(width), |bits| bits.parse::<u32>().ok().filter(|bits| *bits <= width));
-    // Of 0 bits, all are the same.
+    // With 0 bits, every address is in the network.
     bits.is_some_and(|bits| (address ^ network).checked_shr(width - bits).unwrap_or(0) == 0)
 }
 

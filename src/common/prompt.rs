@@ -1,4 +1,4 @@
-//! What a picture shows, and what it does not.
+//! Prompts and negative prompts.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::InvalidValue;
 
-/// As many characters as `OpenAI`'s API takes.
+/// `OpenAI`'s limit.
 const MAX_CHARACTERS: usize = 32_000;
 
 /// A prompt of 1 to 32,000 characters.

@@ -1,4 +1,4 @@
-//! Files that people name. A FIFO would wait for a writer, and a device may have no end: neither is opened as a file.
+//! Regular files. Opening a FIFO could wait for ever and reading a device might not end, so both are refused.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
-/// Opens a file, or what a link leads to, for reading, and says how many bytes it has.
+/// Opens a file for reading, following links. Returns its size in bytes as well.
 ///
 /// # Errors
 /// When it cannot be opened, or is a directory, a FIFO, a socket or a device.
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
-    // Without O_NONBLOCK, to open a FIFO is to wait. It means nothing to a file.
+    // `O_NONBLOCK` keeps the opening of a FIFO from waiting; it does not affect a regular file.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_file() {
@@ -22,10 +22,10 @@ pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     }
 }
 
-/// The contents of a file of at most `most` bytes.
+/// Reads a file of at most `most` bytes.
 ///
 /// # Errors
-/// As [`open_regular`], when the file is larger, and when there is no memory for it.
+/// As [`open_regular`]; also when the file is larger, or there is no memory for it.
 pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let (file, length) = open_regular(path)?;
     let too_large = |length: u64| io::Error::new(io::ErrorKind::FileTooLarge, format!("it has {length} bytes; at most {most} are read"));
@@ -34,7 +34,7 @@ pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     }
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(length as usize).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    // It may have grown meanwhile; files of /proc say that they have no bytes at all.
+    // The file may have grown meanwhile, and files in /proc report no size.
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }

@@ -1,30 +1,29 @@
-//! Identity of a request, from the client's header to the last log line.
+//! The identity of a request, from the client's header to the last log line.
 
 use std::{fmt, sync::Arc};
 
-/// Names one request in logs, answers and headers. Cheap to clone.
+/// The id of a request in logs, answers and headers. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// The longest name that is taken over from a client.
+    /// The longest id accepted from a client.
     pub const MAX_LENGTH: usize = 128;
 
-    /// A new, unique name.
+    /// A new, unique id.
     #[must_use]
     pub fn random() -> Self {
         Self(format!("req-{}", uuid::Uuid::new_v4().simple()).into())
     }
 
-    /// Takes over a client's name if it is short and plain: letters, digits, `-`, `_`, `.` and `:` cannot break a log line or a
-    /// header.
+    /// Accepts a client's id if it is short and plain: letters, digits, `-`, `_`, `.` and `:` cannot break a log line or a header.
     #[must_use]
     pub fn from_client(text: &str) -> Option<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
         (!text.is_empty() && text.len() <= Self::MAX_LENGTH && text.chars().all(plain)).then(|| Self(text.into()))
     }
 
-    /// The name.
+    /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! Samplers and schedules. How their names are read, and what other tools call them, is in [`super::sampler_names`].
+//! Samplers and schedules. Their aliases and the parsing of names are in [`super::sampler_names`].
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{InvalidValue, invalid_value::one_of};
 
-/// The solver that turns predictions of the network into the next latents.
+/// The solver, which turns the network's predictions into the next latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum Sampler {
@@ -49,7 +49,7 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// Every sampler, in the order in which they are offered.
+    /// Every sampler, in the order of the documentation.
     pub const ALL: [Self; 17] = [
         Self::Ddim,
         Self::Ddpm,
@@ -70,13 +70,13 @@ impl Sampler {
         Self::Tcd,
     ];
 
-    /// The name that the API shows.
+    /// The name in the API.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.names().0
     }
 
-    /// The name that A1111 writes into its PNG files.
+    /// The name in A1111's PNG files.
     #[must_use]
     pub fn a1111_name(self) -> &'static str {
         self.names().1
@@ -104,30 +104,30 @@ impl Sampler {
         }
     }
 
-    /// The schedules that it can be run with.
+    /// The schedules that the sampler works with.
     #[must_use]
     pub fn schedules(self) -> &'static [Schedule] {
         match self {
-            // They count in whole training timesteps.
+            // These count in whole training timesteps.
             Self::Ddim | Self::Ddpm | Self::Pndm => &[Schedule::Default, Schedule::Normal, Schedule::SgmUniform],
             Self::Lcm | Self::Tcd => &[Schedule::Default],
             _ => &Schedule::ALL,
         }
     }
 
-    /// Whether it is for models that were distilled to a few steps.
+    /// Whether the sampler is for models distilled to a few steps.
     #[must_use]
     pub fn is_distilled(self) -> bool {
         matches!(self, Self::Lcm | Self::Tcd)
     }
 
-    /// Whether it has an `eta`: how much fresh noise there is.
+    /// Whether the sampler has an `eta`, the amount of fresh noise.
     #[must_use]
     pub fn has_eta(self) -> bool {
         matches!(self, Self::Ddim | Self::Tcd)
     }
 
-    /// Whether its class in diffusers rescales the noise levels to zero terminal SNR where a checkpoint asks for it.
+    /// Whether the sampler's class in diffusers can rescale the noise levels to zero terminal SNR.
     #[must_use]
     pub fn knows_zero_snr(self) -> bool {
         !matches!(
@@ -136,10 +136,10 @@ impl Sampler {
         )
     }
 
-    /// Makes sure that it can be run with `schedule`.
+    /// Checks that the sampler works with `schedule`.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When it does not.
     pub fn check_schedule(self, schedule: Schedule) -> Result<(), InvalidValue> {
         if self.schedules().contains(&schedule) {
             return Ok(());
@@ -160,7 +160,7 @@ impl fmt::Display for Sampler {
     }
 }
 
-/// How the noise levels of the steps are spaced.
+/// The spacing of the noise levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum Schedule {
@@ -185,17 +185,17 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// Every schedule, in the order in which they are offered.
+    /// Every schedule, in the order of the documentation.
     pub const ALL: [Self; 8] =
         [Self::Default, Self::Normal, Self::Karras, Self::Exponential, Self::Beta, Self::SgmUniform, Self::Simple, Self::AlignYourSteps];
 
-    /// The name that the API shows.
+    /// The name in the API.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.names().0
     }
 
-    /// The name that A1111 writes into its PNG files, which has none for what is the checkpoint's own.
+    /// The name in A1111's PNG files. A1111 has none for the checkpoint's own schedule.
     #[must_use]
     pub fn a1111_name(self) -> &'static str {
         self.names().1

@@ -1,4 +1,4 @@
-//! What samplers and schedules are called elsewhere, with the source of each name: what it means there is what it means here.
+//! Aliases of samplers and schedules from other tools, with their sources. A name means the same here as there.
 
 use std::{fmt, str::FromStr};
 
@@ -10,12 +10,12 @@ use super::{InvalidValue, Sampler, Schedule, invalid_value::one_of};
 const DIFFUSERS: &str = "diffusers";
 /// `modules/sd_samplers_kdiffusion.py`, `modules/sd_samplers_timesteps.py` and `modules/sd_schedulers.py` of A1111 1.10.
 const A1111: &str = "A1111";
-/// `KSampler.SAMPLERS` and `KSampler.SCHEDULERS` in `comfy/samplers.py`. Those with `_gpu` have the same noise from another device.
+/// `KSampler.SAMPLERS` and `KSampler.SCHEDULERS` in `comfy/samplers.py`. A `_gpu` sampler differs only in the device that draws its noise.
 const COMFY: &str = "ComfyUI";
 /// `sample_method_to_str` and `scheduler_to_str` in stable-diffusion.cpp.
 const SD_CPP: &str = "stable-diffusion.cpp";
 
-/// Names of samplers beside our own and those that A1111 shows. A few name a schedule as well.
+/// Aliases of samplers besides the API's names and A1111's. A few include a schedule.
 const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 38] = [
     ("DDIMScheduler", DIFFUSERS, Sampler::Ddim, None),
     ("ddim_trailing", SD_CPP, Sampler::Ddim, Some(Schedule::SgmUniform)),
@@ -58,7 +58,7 @@ const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 38] = [
     ("TCDScheduler", DIFFUSERS, Sampler::Tcd, None),
 ];
 
-/// Names of schedules beside our own and those that A1111 shows.
+/// Aliases of schedules besides the API's names and A1111's.
 const SCHEDULES: [(&str, &str, Schedule); 5] = [
     ("Uniform", A1111, Schedule::Normal),
     ("discrete", SD_CPP, Schedule::Normal),
@@ -67,32 +67,32 @@ const SCHEDULES: [(&str, &str, Schedule); 5] = [
     ("align_your_steps", A1111, Schedule::AlignYourSteps),
 ];
 
-/// How A1111's short names of samplers end that have Karras sigmas, such as `k_dpmpp_2m_ka`.
+/// The end of A1111's short sampler names that include Karras sigmas, such as `k_dpmpp_2m_ka`.
 const SHORT_KARRAS: &str = "_ka";
 
-/// A sampler, and the schedule that its name asks for as well: before version 1.9 of A1111, `DPM++ 2M Karras` was one name.
+/// A sampler, and the schedule that its name includes: until version 1.9 of A1111, `DPM++ 2M Karras` was one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NamedSampler {
     /// The sampler.
     pub sampler: Sampler,
-    /// The schedule, if the name has one.
+    /// The schedule, if the name includes one.
     pub schedule: Option<Schedule>,
 }
 
-/// A schedule, or A1111's word for the one that goes with the sampler.
+/// A schedule, or A1111's `Automatic`, which depends on the sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum NamedSchedule {
-    /// This one.
+    /// A schedule.
     Named(Schedule),
-    /// The `scheduler` in a sampler's options in `modules/sd_samplers_kdiffusion.py`, or where it has none, evenly spaced timesteps; for
-    /// those of `modules/sd_samplers_timesteps.py` and for samplers that A1111 has not, the checkpoint's own.
+    /// The `scheduler` option of the sampler in `modules/sd_samplers_kdiffusion.py`, or evenly spaced timesteps if it has none. For
+    /// samplers of `modules/sd_samplers_timesteps.py`, and for those that A1111 lacks, the checkpoint's own schedule.
     Automatic,
 }
 
 impl NamedSchedule {
-    /// The schedule that is meant with a sampler.
+    /// The schedule for a sampler.
     #[must_use]
     pub fn of(self, sampler: Sampler) -> Schedule {
         match (self, sampler) {
@@ -112,14 +112,14 @@ impl NamedSchedule {
 }
 
 impl NamedSampler {
-    /// The schedule that is meant, if the name of the sampler, or `schedule` beside it, says one.
+    /// The schedule that the sampler's name includes or that is given beside it, if there is one.
     ///
     /// # Errors
-    /// When they say two.
+    /// When the two differ.
     pub fn schedule(self, schedule: Option<NamedSchedule>) -> Result<Option<Schedule>, InvalidValue> {
         let beside = schedule.map(|schedule| schedule.of(self.sampler));
         match (self.schedule, schedule, beside) {
-            // In A1111 as well, a name that says one stands before the word that leaves it open.
+            // In A1111, too, a schedule in the name takes precedence over `Automatic`.
             (Some(named), Some(NamedSchedule::Automatic), _) => Ok(Some(named)),
             (Some(named), _, Some(beside)) if named != beside => {
                 Err(InvalidValue::new("schedule", beside, format!("{named}, as the name of the sampler says, or left out")))
@@ -207,14 +207,14 @@ impl TryFrom<String> for NamedSchedule {
     }
 }
 
-/// The sampler of a name that is [`plain`].
+/// The sampler of a [`plain`] name.
 fn sampler(name: &str) -> Option<NamedSampler> {
     let own = Sampler::ALL.into_iter().flat_map(|sampler| [sampler.name(), sampler.a1111_name()].map(|name| (name, sampler.into())));
     let others = SAMPLERS.into_iter().map(|(name, _, sampler, schedule)| (name, NamedSampler { sampler, schedule }));
     own.chain(others).find(|(other, _)| plain(other) == name).map(|(_, named)| named)
 }
 
-/// The schedule of this name.
+/// The schedule of a name.
 fn schedule(name: &str) -> Option<Schedule> {
     schedule_names().find(|(other, _)| plain(other) == plain(name)).map(|(_, schedule)| schedule)
 }
@@ -224,7 +224,7 @@ fn schedule_names() -> impl Iterator<Item = (&'static str, Schedule)> {
     own.chain(SCHEDULES.into_iter().map(|(name, _, schedule)| (name, schedule)))
 }
 
-/// A name in small letters, with blanks and hyphens as underscores, and `pp` for `++`.
+/// A name in lower case, with underscores for blanks and hyphens, and `pp` for `++`.
 fn plain(name: &str) -> String {
     name.trim().to_lowercase().replace([' ', '-'], "_").replace("++_", "++").replace("++", "pp_")
 }

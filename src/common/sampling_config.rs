@@ -1,4 +1,4 @@
-//! The settings of one generation, each a type that has no invalid value.
+//! The settings of a generation. Each is a type without invalid values.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{GuidanceInterval, InvalidValue, Sampler, Schedule, WholeNumber};
 
-/// Everything that decides how a picture is sampled, apart from the prompt.
+/// Everything that determines how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingConfig {
     /// Size of the picture.
@@ -22,18 +22,18 @@ pub struct SamplingConfig {
     pub sampler: Sampler,
     /// How the noise levels are spaced.
     pub schedule: Schedule,
-    /// What few requests ask for.
+    /// Settings that few requests have.
     pub options: SamplingOptions,
 }
 
 impl SamplingConfig {
-    /// How many of the steps are taken: all, or of those that begin with a picture a share. Rounded down, as in diffusers.
+    /// The number of steps taken: all, or a share of them if the picture begins with a picture. Rounded down, as in diffusers.
     #[must_use]
     pub fn steps_taken(&self) -> usize {
         self.options.strength.map_or(self.steps.get(), |strength| strength.of_steps(self.steps))
     }
 
-    /// Options that the sampler does not have, or that need guidance, by their names in the API.
+    /// The API names of options that have no effect, because the sampler lacks them or there is no guidance.
     pub fn options_without_effect(&self, is_guided: bool) -> impl Iterator<Item = &'static str> + use<> {
         let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, .. } = self.options;
         let without_effect = [
@@ -45,14 +45,14 @@ impl SamplingConfig {
         without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
     }
 
-    /// Makes sure that at least one step is taken.
+    /// Checks that at least one step is taken.
     ///
     /// # Errors
-    /// When the strength is too small for it.
+    /// When the strength is too small for that.
     pub fn check_strength(&self) -> Result<(), InvalidValue> {
         match self.options.strength {
             Some(strength) if self.steps_taken() == 0 => {
-                // A little more than a share that is rounded down to nothing.
+                // Rounded up to three decimals, so that the share is enough.
                 let least = (1000.0 / self.steps.get() as f64).ceil() / 1000.0;
                 let allowed = format!("at least {least} with {} steps, so that one of them is taken", self.steps);
                 Err(InvalidValue::new("strength", strength.get(), allowed))
@@ -62,34 +62,34 @@ impl SamplingConfig {
     }
 }
 
-/// Settings that few requests have; the default is to follow the checkpoint.
+/// Settings that few requests have. By default, the checkpoint decides.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SamplingOptions {
     /// How much fresh noise samplers with an `eta` add.
     pub eta: Option<Eta>,
-    /// How far guidance is kept from changing the contrast.
+    /// How strongly guidance is kept from changing the contrast.
     pub guidance_rescale: Option<GuidanceRescale>,
-    /// In which steps there is guidance, if not in all.
+    /// The steps that are guided, if not all.
     pub guidance_interval: Option<GuidanceInterval>,
-    /// Whether the last timestep is nothing but noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
+    /// Whether the last timestep is pure noise, whatever the checkpoint's `rescale_betas_zero_snr` says.
     pub zero_snr: Option<bool>,
-    /// Which of the text encoder's layers is the last one.
+    /// The text encoder's last layer.
     pub clip_skip: Option<ClipSkip>,
-    /// How far the picture to begin with is changed. Only where there is one.
+    /// How much the picture to begin with is changed, if there is one.
     pub strength: Option<Strength>,
 }
 
-/// Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one
-/// before it (which diffusers calls 1). In Stable Diffusion 2 and XL it has no effect.
+/// The text encoder's last layer, counted from its end as in A1111, 1 to 12: 1 is the final layer, 2 the one before it (diffusers' 1). It
+/// has no effect in Stable Diffusion 2 and XL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "WholeNumber")]
 pub struct ClipSkip(u8);
 
 impl ClipSkip {
-    /// As many layers as the text encoder of Stable Diffusion 1 has.
+    /// The number of layers of Stable Diffusion 1's text encoder.
     pub const MAX: i64 = 12;
 
-    /// How many layers are left out.
+    /// The number of layers that are skipped.
     #[must_use]
     pub fn layers(self) -> usize {
         usize::from(self.0) - 1
@@ -131,7 +131,7 @@ impl fmt::Display for ClipSkip {
     }
 }
 
-/// A type of numbers from 0 to 1.
+/// Defines a type for numbers from 0 to 1.
 macro_rules! share {
     ($(#[$doc:meta])* $type:ident, $name:literal) => {
         $(#[$doc])*
@@ -140,7 +140,7 @@ macro_rules! share {
         pub struct $type(f64);
 
         impl $type {
-            /// One of the range.
+            /// A number that is known to be in the range.
             #[allow(dead_code, reason = "not every one has a default")]
             pub(super) const fn of(share: f64) -> Self {
                 Self(share)
@@ -177,13 +177,13 @@ share! {
 }
 
 share! {
-    /// How far the output of guidance gets the standard deviation that it had without, 0 to 1
-    /// ([Lin et al.](https://arxiv.org/abs/2305.08891), section 3.4).
+    /// How far the guided output is rescaled to the standard deviation of the unguided one, 0 to 1 ([Lin et
+    /// al.](https://arxiv.org/abs/2305.08891), section 3.4).
     GuidanceRescale, "guidance_rescale"
 }
 
 share! {
-    /// How far a picture to begin with is changed, 0 to 1: that share of the steps is taken, from the noise level at which they begin
+    /// How much a picture to begin with is changed, 0 to 1: the share of the steps that are taken, beginning at the matching noise level
     /// ([Meng et al.](https://arxiv.org/abs/2108.01073)).
     Strength, "strength"
 }
@@ -198,13 +198,13 @@ pub struct ImageSize {
 impl ImageSize {
     /// The smallest side.
     pub const MIN_SIDE: u32 = 64;
-    /// The largest side. What a worker accepts is usually less.
+    /// The largest side. A worker usually accepts less.
     pub const MAX_SIDE: u32 = 4096;
 
     /// A size of `width` x `height` pixels.
     ///
     /// # Errors
-    /// When a side is no multiple of 8, or out of range.
+    /// When a side is not a multiple of 8, or out of range.
     pub fn new(width: u32, height: u32) -> Result<Self, InvalidValue> {
         let valid = |side: u32| side.is_multiple_of(8) && (Self::MIN_SIDE..=Self::MAX_SIDE).contains(&side);
         if valid(width) && valid(height) { Ok(Self { width, height }) } else { Err(Self::invalid(format_args!("{width}x{height}"))) }
@@ -244,7 +244,7 @@ impl FromStr for ImageSize {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        // Digits alone: numbers in Rust may have a sign.
+        // Only digits: Rust's numbers may have a sign.
         let side = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
         let sides = text.split_once(['x', 'X']).and_then(|(w, h)| Some((side(w)?, side(h)?)));
         let (width, height) = sides.ok_or_else(|| Self::invalid(format_args!("\"{text}\"")))?;
@@ -258,7 +258,7 @@ impl FromStr for ImageSize {
 pub struct Steps(u16);
 
 impl Steps {
-    /// The most steps that any of the models was trained with timesteps for.
+    /// The most timesteps that a model was trained with.
     pub const MAX: i64 = 1000;
 
     /// The number.
@@ -302,8 +302,8 @@ impl fmt::Display for Steps {
     }
 }
 
-/// Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance,
-/// as in diffusers: the negative prompt is not looked at and a step costs half.
+/// Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance, as in
+/// diffusers: the negative prompt has no effect and a step costs half.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64")]
 pub struct GuidanceScale(f64);
@@ -353,12 +353,12 @@ impl fmt::Display for GuidanceScale {
     }
 }
 
-/// Seed of the random numbers. Like torch's Mersenne Twister, only its low 32 bits count.
+/// The seed of the random numbers. As in torch's Mersenne Twister, only its low 32 bits count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed(u64);
 
 impl Seed {
-    /// A seed that nobody chose: 32 bits, so that it survives JSON numbers and can be typed.
+    /// A random seed of 32 bits, which a JSON number holds exactly and a person can type.
     #[must_use]
     pub fn random() -> Self {
         Self(u64::from(Uuid::new_v4().as_u128() as u32))
@@ -370,7 +370,7 @@ impl Seed {
         self.0
     }
 
-    /// The seed of the `index`th picture of a request for several: `seed`, `seed + 1`, ….
+    /// The seed of picture `index` of a request for several.
     #[must_use]
     pub fn offset(self, index: u64) -> Self {
         Self(self.0.wrapping_add(index))

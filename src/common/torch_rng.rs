@@ -1,4 +1,4 @@
-//! The random numbers of `torch.Generator("cpu")`, so that a seed means the picture that it means in diffusers.
+//! The random numbers of `torch.Generator("cpu")`, so that a seed gives the same picture as in diffusers.
 //!
 //! Follows ATen's `MT19937RNGEngine.h`, `DistributionsHelper.h` and `native/cpu/DistributionTemplates.h`.
 
@@ -9,7 +9,7 @@ use super::Seed;
 const N: usize = 624;
 const M: usize = 397;
 
-/// torch's CPU generator: the Mersenne Twister, and its two ways from uniform to normal numbers.
+/// torch's CPU generator: the Mersenne Twister, with both of its ways to normal numbers.
 #[derive(Debug, Clone)]
 pub struct TorchRng {
     state: [u32; N],
@@ -33,9 +33,9 @@ impl TorchRng {
 
     /// `torch.randn(len, generator=self)` in f32.
     ///
-    /// torch fills 16 or more values in blocks of 16 from 24-bit uniforms, fewer one by one from 53-bit uniforms: two different
-    /// sequences from the same seed. torch's vectorised `log`, `sin` and `cos` differ from ours in the last bits, so values agree
-    /// to about 1e-6, not bit for bit.
+    /// torch draws 16 or more values in blocks of 16 from 24-bit uniforms, and fewer one by one from 53-bit uniforms: two different
+    /// sequences for one seed. torch's vectorised `log`, `sin` and `cos` differ from these in the last bits, so values agree to about 1e-6,
+    /// not bit for bit.
     pub fn randn(&mut self, len: usize) -> Vec<f32> {
         if len < 16 {
             return (0..len).map(|_| self.normal() as f32).collect();
@@ -45,7 +45,7 @@ impl TorchRng {
             box_muller_16(block);
         }
         if !len.is_multiple_of(16) {
-            // The last block is drawn again as a whole, over the end of the one before it.
+            // As in torch, the last block is drawn anew and overlaps the one before it.
             let tail = &mut values[len - 16..];
             tail.fill_with(|| self.uniform_f32());
             box_muller_16(tail);
@@ -64,12 +64,12 @@ impl TorchRng {
         radius * cos
     }
 
-    /// 24 bits of one draw, in [0, 1).
+    /// 24 bits of one draw, as a number in [0, 1).
     fn uniform_f32(&mut self) -> f32 {
         (self.random() & 0x00ff_ffff) as f32 * (1.0 / (1 << 24) as f32)
     }
 
-    /// 53 bits of two draws, in [0, 1).
+    /// 53 bits of two draws, as a number in [0, 1).
     fn uniform_f64(&mut self) -> f64 {
         let (high, low) = (u64::from(self.random()), u64::from(self.random()));
         (((high << 32) | low) & ((1 << 53) - 1)) as f64 * (1.0 / (1_u64 << 53) as f64)
@@ -97,7 +97,7 @@ impl TorchRng {
     }
 }
 
-/// Turns 16 uniform values into normal ones: the first half gives radii, the second half angles.
+/// Converts 16 uniform values into normal ones: the first half becomes radii, the second half angles.
 fn box_muller_16(values: &mut [f32]) {
     let (radii, angles) = values.split_at_mut(8);
     for (u1, u2) in radii.iter_mut().zip(angles) {

@@ -1,4 +1,4 @@
-//! Whole numbers in JSON, in which 30 and 30.0 are the same: programs whose numbers are all floats write the second.
+//! Whole numbers in JSON. 30 and 30.0 are the same number, and a program whose numbers are all floats writes the latter.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ impl<'de> Deserialize<'de> for WholeNumber {
 
             fn visit_f64<E: Error>(self, number: f64) -> Result<WholeNumber, E> {
                 let whole = number.fract() == 0.0 && number.is_finite();
-                // What is out of this type's range is out of all ranges, and stays so.
+                // A number outside this type's range is outside every setting's range, and must stay so.
                 if whole { Ok(WholeNumber(number as i128)) } else { Err(E::invalid_type(Unexpected::Float(number), &self)) }
             }
         }
@@ -45,7 +45,7 @@ impl From<WholeNumber> for i128 {
 }
 
 impl From<WholeNumber> for i64 {
-    /// The nearest there is: no setting has a range that comes close to the ends.
+    /// Saturates: no setting's range comes near the ends of the type.
     fn from(number: WholeNumber) -> Self {
         number.0.clamp(Self::MIN.into(), Self::MAX.into()) as Self
     }

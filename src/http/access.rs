@@ -1,4 +1,5 @@
-//! Who may ask: whoever has the key, if there is one; else whoever knows the worker by a name of its own.
+//! Access control: a request needs the API key if the worker has one; without a key, a worker on loopback answers to its own host names
+//! only.
 
 use axum::{
     extract::{Request, State},
@@ -10,18 +11,18 @@ use subtle::ConstantTimeEq;
 
 use super::{api_error::ApiError, hosts::AllowedHosts};
 
-/// What is answered to anybody: it says nothing but that there is a worker, and what all workers can be asked.
+/// Routes that need no key. Their answers are the same for every worker, or say only whether this one is up.
 const OPEN_PATHS: [&str; 6] = ["/", "/livez", "/readyz", "/health", "/openapi.json", "/docs"];
 
-/// A key that is never shown.
+/// An API key. It is never printed.
 #[derive(Clone)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// A key as its owner wrote it; blanks around it do not count.
+    /// Trims blanks around the key.
     ///
     /// # Errors
-    /// When no client could send it, with the reason, to be read on after "the API key".
+    /// The reason why no client could send the key; it reads on after "the API key".
     pub fn new(key: &str) -> Result<Self, &'static str> {
         let key = key.trim();
         if key.is_empty() {
@@ -36,7 +37,7 @@ impl ApiKey {
         Ok(Self(key.to_owned()))
     }
 
-    /// Takes as long for a key that is nearly right as for one that is all wrong.
+    /// Compares in constant time, so that the time does not tell how much of a key is right.
     fn is(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
     }
@@ -48,28 +49,28 @@ impl std::fmt::Debug for ApiKey {
     }
 }
 
-/// Whom the worker answers.
+/// What a request must bring to be answered.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// What clients must know, if anything.
+    /// The key that clients must send, if there is one.
     pub api_key: Option<ApiKey>,
-    /// Pages that browsers may ask from.
+    /// Origins of web pages whose scripts may read answers.
     pub cors_origins: Vec<HeaderValue>,
-    /// The only names under which the worker may be asked, if it is for this machine alone.
+    /// The only hosts that a request may name, if the worker listens on loopback without a key.
     pub allowed_hosts: Option<AllowedHosts>,
 }
 
-/// Lets those pass who may ask.
+/// Middleware that refuses a request without access.
 pub(super) async fn check(State(access): State<Access>, request: Request, next: Next) -> Result<Response, ApiError> {
-    may_ask(&access, &request).inspect_err(ApiError::count_rejection)?;
+    check_access(&access, &request).inspect_err(ApiError::count_rejection)?;
     Ok(next.run(request).await)
 }
 
-fn may_ask(access: &Access, request: &Request) -> Result<(), ApiError> {
-    if let Some(host) = access.allowed_hosts.as_ref().and_then(|hosts| hosts.stranger(request)) {
+fn check_access(access: &Access, request: &Request) -> Result<(), ApiError> {
+    if let Some(host) = access.allowed_hosts.as_ref().and_then(|hosts| hosts.disallowed(request)) {
         return Err(ApiError::unknown_host(host));
     }
-    // Browsers ask what may be asked without a key.
+    // A browser's preflight request (`OPTIONS`) carries no key.
     let is_open = OPEN_PATHS.contains(&request.uri().path()) || request.method() == Method::OPTIONS;
     if let Some(key) = access.api_key.as_ref().filter(|_| !is_open) {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
@@ -80,7 +81,7 @@ fn may_ask(access: &Access, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The key in a header, which may have other bytes than text has.
+/// The key in an `authorization` header. A header may hold bytes that are not UTF-8.
 fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = authorization.split_at(authorization.iter().position(|byte| *byte == b' ')?);
     scheme.eq_ignore_ascii_case(b"bearer").then_some(key.trim_ascii())

@@ -1,4 +1,4 @@
-//! Who may queue. The queue itself is unbounded; a request comes to it only with a permit, so a refusal costs nothing.
+//! Admission to the queue. The queue itself is unbounded: a request enters it only with a permit, so a refusal costs nothing.
 
 use std::{
     sync::{
@@ -12,39 +12,39 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::backend::{Demand, Progress};
 
-/// The longest `Retry-After`.
+/// The longest `Retry-After` that a refusal names.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(2);
-/// Pixels of 1024 x 1024.
+/// The pixels of 1024 x 1024.
 pub const MEGAPIXEL: u64 = 1 << 20;
-/// What a pixel is taken to cost in a step until a step has been measured: half a second for 512 x 512 with guidance.
+/// The cost of a pixel in a step, in picoseconds, until a step has been measured: half a second for 512 x 512 with guidance.
 const FIRST_GUESS: u64 = 1_000_000;
 
-/// Counts the pictures that wait or run, and the steps that are still to be done for them.
+/// Counts the pictures that wait or run, and the work that is left for them.
 #[derive(Debug, Clone)]
 pub struct Admission {
     permits: Arc<Semaphore>,
     capacity: u32,
-    /// The most pixels of one request, times evaluations.
+    /// The most work of one request, in pixels times evaluations of the network.
     max_work: u64,
     backlog: Arc<Backlog>,
 }
 
 #[derive(Debug, Default)]
 struct Backlog {
-    /// Work admitted and not yet done: pixels, times the steps that each still has to take.
+    /// Work that is admitted and not done: pixels, times the steps that each still has to take.
     pixels: AtomicU64,
-    /// How many requests were admitted.
+    /// The number of requests admitted so far.
     requests: AtomicU64,
-    /// How many permits there are.
+    /// The number of permits that are alive.
     permits: watch::Sender<usize>,
-    /// Moving average of what a pixel costs in a step, in picoseconds. 0 until one is measured.
+    /// A moving average of the cost of a pixel in a step, in picoseconds; 0 until a step is measured.
     picos_per_pixel: AtomicU64,
 }
 
-/// The right to have some pictures made. What is left of its steps leaves the backlog when it is dropped.
+/// The right to have some pictures made. Dropping it removes its remaining steps from the backlog.
 #[derive(Debug)]
 pub struct Permit {
-    /// Places that no request has taken along yet.
+    /// One semaphore permit for each picture that has not been handed to a [`GenerationRequest`](crate::backend::GenerationRequest).
     places: OwnedSemaphorePermit,
     backlog: Arc<Backlog>,
     demand: Arc<Demand>,
@@ -52,47 +52,47 @@ pub struct Permit {
     work_left: u64,
 }
 
-/// Why there is no permit.
+/// Why a request gets no permit.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no room at present.
+    /// The queue is full at present.
     Full {
-        /// When to try again, from the measured time of a step and the steps that wait.
+        /// When to try again: the steps that wait, times the measured time of a step.
         retry_after: Duration,
     },
-    /// No request may take so much work.
+    /// The request's work is beyond the limit.
     TooMuch {
-        /// What it asks for, in pixels times evaluations.
+        /// The request's work, in pixels times evaluations.
         work: u64,
-        /// The most.
+        /// The limit.
         max_work: u64,
     },
-    /// There never is room for so many.
+    /// The request has more pictures than the queue can ever hold.
     TooMany {
-        /// How many there is room for.
+        /// The most pictures that wait or run.
         capacity: u32,
     },
-    /// The client would be gone before its pictures are made.
+    /// The client's deadline would pass before its pictures are made.
     TooLate {
-        /// How long others take until it is its turn.
+        /// How long the requests before it take.
         others: Duration,
         /// How long its own pictures take.
         own: Duration,
-        /// How long it waits.
+        /// How long the client waits.
         deadline: Duration,
     },
 }
 
 impl Admission {
-    /// Room for `capacity` pictures, those being made included.
+    /// Admits up to `capacity` pictures at a time, counting those that wait and those that run.
     #[must_use]
     pub fn new(capacity: u32) -> Self {
         metrics::gauge!("sdw_queue_capacity").set(capacity);
         Self { permits: Arc::new(Semaphore::new(capacity as usize)), capacity, max_work: u64::MAX, backlog: Arc::default() }
     }
 
-    /// The same with a limit for the work of one request, in [megapixels](MEGAPIXEL): its pictures, times the evaluations of the network
-    /// for each, times the pixels of all samples.
+    /// The same with a limit for the work of one request, in [megapixels](MEGAPIXEL): pictures x evaluations of the network x pixels of all
+    /// samples.
     #[must_use]
     pub fn with_max_work(self, megapixels: u64) -> Self {
         Self { max_work: megapixels.saturating_mul(MEGAPIXEL), ..self }
@@ -101,7 +101,7 @@ impl Admission {
     /// A permit for `pictures` pictures of `demand` each. `deadline` is how long the client waits for all of them, if it says so.
     ///
     /// # Errors
-    /// When there is no room for them, or not enough time.
+    /// When the queue is full, the request is too large, or its deadline is too soon.
     pub fn admit(&self, demand: &Arc<Demand>, pictures: u32, deadline: Option<Duration>) -> Result<Permit, Refusal> {
         if pictures > self.capacity {
             return Err(Refusal::TooMany { capacity: self.capacity });
@@ -133,33 +133,34 @@ impl Admission {
         self.max_work / MEGAPIXEL
     }
 
-    /// How many pictures may wait or run.
+    /// How many pictures may wait or run at a time.
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// How many requests were admitted so far.
+    /// How many requests have been admitted so far.
     #[must_use]
     pub fn admitted(&self) -> u64 {
         self.backlog.requests.load(Ordering::Relaxed)
     }
 
-    /// Whether anything waits or runs.
+    /// Whether any picture waits or runs.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.permits.available_permits() < self.capacity as usize
     }
 
-    /// Waits until nothing waits or runs, and every answer is there: a place is free just before.
+    /// Waits until no picture waits or runs and every response is recorded. A picture's semaphore permit is returned just before its
+    /// response is.
     pub async fn idle(&self) {
-        // Neither is ever closed.
+        // Neither the semaphore nor the channel is ever closed.
         let _all = self.permits.acquire_many(self.capacity).await;
         let _ = self.backlog.permits.subscribe().wait_for(|permits| *permits == 0).await;
     }
 }
 
-/// What is worth waiting for, in the header's whole seconds.
+/// A wait as a `Retry-After` header may state it: whole seconds, at least one.
 pub(super) fn retry_after(wait: Duration) -> Duration {
     wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER)
 }
@@ -169,7 +170,7 @@ impl Backlog {
         self.picos_per_pixel.load(Ordering::Relaxed) > 0
     }
 
-    /// How long so many pixels take. Decoding is not counted: it is little next to the steps.
+    /// How long the steps of so many pixels take. Decoding is left out: it is short beside them.
     fn time(&self, pixels: u64) -> Duration {
         let measured = self.picos_per_pixel.load(Ordering::Relaxed);
         let picos = u128::from(pixels) * u128::from(if measured > 0 { measured } else { FIRST_GUESS });
@@ -178,19 +179,18 @@ impl Backlog {
 }
 
 impl Permit {
-    /// A place for one picture. It is taken until the engine is done with the request that carries it, whether or not anybody still
-    /// waits for the answer.
+    /// The semaphore permit of one picture. The engine holds it until it is done with the request, whether or not a client still waits.
     pub(super) fn place(&mut self) -> Option<OwnedSemaphorePermit> {
         self.places.split(1)
     }
 
-    /// Takes note of a step that is done.
+    /// Records a finished step.
     pub fn note(&mut self, progress: &Progress) {
         let step = self.demand.kind(progress.step.saturating_sub(1)).work();
         let done = step.min(self.work_left);
         self.work_left -= done;
         self.backlog.pixels.fetch_sub(done, Ordering::Relaxed);
-        // Races between requests cost one measurement, which the next makes good.
+        // Two requests that write at once lose one measurement; the next one makes up for it.
         let before = self.backlog.picos_per_pixel.load(Ordering::Relaxed);
         let pixels = u128::from(step.max(1)) * progress.batch_size.max(1) as u128;
         let measured = (progress.step_time.as_nanos() * 1000 / pixels).max(1) as u64;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_served_in_time_is_told_at_once() {
+    fn a_request_that_cannot_meet_its_deadline_is_refused() {
         let admission = Admission::new(3);
         let hurried = |deadline| admission.admit(&demand(10), 1, Some(Duration::from_secs(deadline)));
         // Nothing is measured yet, and a guess is no reason.

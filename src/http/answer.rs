@@ -1,4 +1,4 @@
-//! What answers with pictures have in common, whatever the API: a file as text, the settings, the times.
+//! What the answers of every API have in common: pictures as base64, the settings used, the times taken.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,11 +15,11 @@ use crate::{
     },
 };
 
-/// A file as text. It is written as it is turned into that, and takes no memory twice.
+/// A file as base64 text. It is encoded while it is written, so that the text is never in memory beside the file.
 pub(super) struct Base64(Arc<dyn AsRef<[u8]> + Send + Sync>);
 
 impl Base64 {
-    /// Of a picture, finished or not.
+    /// Of a finished picture or a preview.
     pub(super) fn of(file: Arc<impl AsRef<[u8]> + Send + Sync + 'static>) -> Self {
         Self(file)
     }
@@ -66,7 +66,7 @@ pub(super) struct Parameters {
     /// How far the picture to begin with is changed. Only where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<Strength>,
-    /// What of the mask was taken for the part to be painted anew, if there was one.
+    /// How the mask marked the part to be repainted, if there was a mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<MaskMeaning>,
     /// The size at which the picture was drawn, if it was enlarged after that.
@@ -78,7 +78,7 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Of one of a run's pictures.
+    /// The settings of one of a run's pictures.
     pub(super) fn new(run: &Run, config: SamplingConfig) -> Self {
         let SamplingConfig { size: drawn, steps, guidance_scale, seed, sampler, schedule, options } = config;
         let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, clip_skip, strength } = options;
@@ -105,7 +105,7 @@ impl Parameters {
     }
 }
 
-/// Milliseconds.
+/// Times in milliseconds.
 #[allow(clippy::struct_field_names, reason = "the names are the contract's")]
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub(super) struct WireTimings {
@@ -118,7 +118,8 @@ pub(super) struct WireTimings {
 }
 
 impl WireTimings {
-    /// Of pictures that were accepted together, and made one after the other or with their steps side by side.
+    /// The times of pictures that were accepted together, whether they were made one after the other or in one batch: waiting is the first
+    /// picture's, the total is the longest, and denoising is what is left.
     pub(super) fn of(all: &[Timings]) -> Self {
         let sum = |time: fn(&Timings) -> Duration| all.iter().map(time).sum::<Duration>();
         let (queue, total) = (all.first().map(|first| first.queue), all.iter().map(Timings::total).max());
@@ -127,5 +128,27 @@ impl WireTimings {
                 .map(|time| time.as_millis() as u64);
         let denoise_ms = total.saturating_sub(queue + text + decode + encode);
         Self { queue_ms: queue, text_ms: text, denoise_ms, decode_ms: decode, encode_ms: encode, total_ms: total }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_pictures_made_side_by_side_add_up() {
+        let ms = Duration::from_millis;
+        let timings = |queue, denoise| Timings { queue: ms(queue), text: ms(10), denoise: ms(denoise), decode: ms(20), encode: ms(5) };
+        let serialized = |all: &[Timings]| serde_json::to_value(WireTimings::of(all)).unwrap();
+        let expected = |queue_ms: u64, text_ms: u64, denoise_ms: u64, decode_ms: u64, encode_ms: u64, total_ms: u64| {
+            serde_json::json!({
+                "queue_ms": queue_ms, "text_ms": text_ms, "denoise_ms": denoise_ms, "decode_ms": decode_ms, "encode_ms": encode_ms,
+                "total_ms": total_ms
+            })
+        };
+        assert_eq!(serialized(&[timings(3, 100)]), expected(3, 10, 100, 20, 5, 138));
+        // The second was accepted with the first, and had waited for it in part.
+        assert_eq!(serialized(&[timings(3, 100), timings(60, 100)]), expected(3, 20, 122, 40, 10, 195));
+        assert_eq!(serialized(&[]), expected(0, 0, 0, 0, 0, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Everything that is not an answer, in the form that `OpenAI`'s clients turn into typed errors.
+//! Errors as the API sends them, in the form that `OpenAI`'s clients turn into typed errors.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -13,25 +13,25 @@ use utoipa::ToSchema;
 use super::admission::{MEGAPIXEL, Refusal, retry_after};
 use crate::{backend::GenerationError, common::InvalidValue};
 
-/// Tells `OpenAI`'s clients whether to try again by themselves, where the status alone would tell them otherwise.
+/// Tells `OpenAI`'s clients whether to try again, where the status alone would mislead them.
 pub(super) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// As many bytes of a name that a client chose are repeated to it.
+/// How many bytes of a name that a client chose are repeated in an error.
 const MAX_NAME_BYTES: usize = 64;
 
-/// All fields together, in metrics.
+/// The metric label of every invalid field.
 const INVALID_PARAM: &str = "invalid_param";
-/// All that have no series of their own.
+/// The metric label of errors that have no series of their own.
 const OTHER: &str = "other";
 
-/// An error with its status.
+/// An error with its HTTP status.
 #[derive(Debug, Clone)]
 pub(super) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
     retry_after: Option<Duration>,
     should_retry: Option<bool>,
-    /// Whether the client is to come back on another connection.
+    /// Whether the connection is closed, so that the client's next try may reach another worker.
     closes: bool,
 }
 
@@ -41,24 +41,24 @@ pub(super) struct ErrorAnswer {
     error: ErrorBody,
 }
 
-/// What went wrong. All four keys are always there.
+/// What went wrong. All four keys are always present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
-    /// For people.
+    /// A message for people.
     pub(super) message: String,
     /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
     kind: &'static str,
-    /// The field that is to blame, if one is.
+    /// The field at fault, if there is one.
     #[schema(required)]
     param: Option<String>,
-    /// For programs.
+    /// A code for programs.
     #[schema(value_type = String)]
     pub(super) code: Cow<'static, str>,
 }
 
 impl ApiError {
-    /// Why requests are refused before they are queued, as metrics have it.
+    /// The reasons of refusals as metrics label them.
     pub(super) const REJECTIONS: [&str; 20] = [
         "body_timed_out",
         "body_too_large",
@@ -129,7 +129,7 @@ impl ApiError {
     }
 
     pub(super) fn too_many_uploads() -> Self {
-        let message = "other bodies take all the room that there is for them; try again";
+        let message = "other bodies use all memory for uploads; try again";
         Self { retry_after: Some(Duration::from_secs(1)), ..Self::busy("too_many_uploads", message) }
     }
 
@@ -159,7 +159,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not valid JSON: {reason}"))
     }
 
-    /// A field of the request with a value that it cannot have; `reason` reads on after its name.
+    /// The value of a field is invalid; `reason` reads on after the field's name.
     pub(super) fn invalid_param(param: &str, reason: &str) -> Self {
         let separator = if reason.starts_with("must be ") { " " } else { ": " };
         let mut error = Self::new(StatusCode::BAD_REQUEST, format!("invalid_{param}"), format!("{param}{separator}{reason}"));
@@ -200,7 +200,7 @@ impl ApiError {
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_loading", "the model is still loading") }
     }
 
-    /// Behind a balancer, the next try goes to another worker, if it does not come on the connection to this one.
+    /// Behind a load balancer, a new connection may lead the next try to another worker.
     pub(super) fn draining() -> Self {
         let (should_retry, closes) = (Some(true), true);
         Self { should_retry, closes, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "this worker is shutting down") }
@@ -229,7 +229,7 @@ impl ApiError {
         Self { retry_after, ..Self::new(StatusCode::CONFLICT, "job_not_done", format!("the job is {status}: it has no result yet")) }
     }
 
-    /// In the metrics, where fields have one name together: clients choose theirs, and metrics forget nothing.
+    /// Counts a refusal in the metrics. All invalid fields share a label: clients choose field names, and a metric never forgets a label.
     pub(super) fn count_rejection(&self) {
         let reason = match self.body.code {
             Cow::Borrowed(code) if Self::REJECTIONS.contains(&code) => code,
@@ -243,7 +243,7 @@ impl ApiError {
         &self.body
     }
 
-    /// For streams, where there is no status any more.
+    /// The body alone, for a stream whose status has been sent already.
     pub(super) fn into_body(self) -> ErrorBody {
         self.body
     }
@@ -267,7 +267,7 @@ impl From<Refusal> for ApiError {
                     "the client waits {deadline_s:.1} s, but its turn comes in about {others_s:.1} s and the work takes {own_s:.1} s; a smaller size is the quickest cure, then fewer steps"
                 );
                 let mut error = Self::busy("would_time_out", message);
-                // Where there is not enough time even without others, trying again is in vain.
+                // A deadline that is too short for the request alone is too short on every try.
                 error.should_retry = (own > deadline).then_some(false);
                 error.retry_after = (own <= deadline).then(|| retry_after((others + own).saturating_sub(deadline)));
                 error
@@ -288,11 +288,11 @@ impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> Self {
         let message = error.to_string();
         let internal = |code: &'static str| Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message.clone());
-        // Doing the same again would end the same.
+        // Trying again would end in the same way.
         let hopeless = |code: &'static str| Self { should_retry: Some(false), ..internal(code) };
         match error {
             GenerationError::Unsupported(invalid) => invalid.into(),
-            // Nobody who asked for it is left to read it, unless it is the worker that cancels.
+            // A client that cancels does not read the answer, so the worker itself must have cancelled.
             GenerationError::Cancelled => Self::draining(),
             GenerationError::TooLate => Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", message),
             GenerationError::NotANumber => hopeless("not_a_number"),
@@ -327,7 +327,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A field's name as errors repeat it.
+/// The beginning of a name that a client chose, as errors repeat it.
 pub(super) fn clip(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }

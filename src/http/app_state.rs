@@ -1,4 +1,4 @@
-//! What every handler shares.
+//! The state that every handler shares.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,37 +9,37 @@ use tokio_util::sync::CancellationToken;
 use super::{access::Access, admission::Admission, api_error::ApiError, lifecycle::Lifecycle, runs::Runs};
 use crate::backend::{ModelInfo, Pulse, RequestQueue};
 
-/// What every handler shares.
+/// The state that every handler shares.
 #[derive(Clone, Debug)]
 pub struct AppState {
-    /// The way to the engine.
+    /// The queue of the engine.
     pub queue: RequestQueue,
-    /// Whether there is a model yet, and whether the worker still takes work.
+    /// Whether the model is loaded, and whether the worker still takes requests.
     pub lifecycle: watch::Receiver<Lifecycle>,
-    /// Who may use the queue.
+    /// Decides which requests enter the queue.
     pub admission: Admission,
-    /// What clients may come back to.
+    /// Runs that clients may come back to: jobs, and requests with an idempotency key.
     pub runs: Runs,
-    /// Who may ask.
+    /// Which requests are answered at all.
     pub access: Access,
     /// How long a client may be silent in the middle of a body.
     pub client_timeout: Duration,
-    /// How many pictures of one size the engine works on together.
+    /// The most pictures of one size in a batch.
     pub max_batch: u32,
-    /// Whether the engine moves, and how long it may not.
+    /// When the engine last moved.
     pub pulse: Pulse,
-    /// `None`: for ever.
+    /// How long the engine may stand still before `/livez` fails; `None` is no limit.
     pub watchdog: Option<Duration>,
     /// Renders `/metrics`.
     pub metrics: PrometheusHandle,
-    /// Asks the worker to finish what runs and to end.
+    /// Asks the worker to finish its runs and to stop.
     pub shutdown: CancellationToken,
-    /// Cancels everything that runs, when the worker has waited long enough.
+    /// Cancels every run, once the time to finish is over.
     pub stop: CancellationToken,
 }
 
 impl AppState {
-    /// The model, if the worker takes requests.
+    /// The loaded model.
     pub(super) fn model(&self) -> Result<Arc<ModelInfo>, ApiError> {
         match &*self.lifecycle.borrow() {
             Lifecycle::Loading => Err(ApiError::loading()),

@@ -1,4 +1,4 @@
-//! The bytes of bodies, in memory that there is: as much as all of them together may take, and as much as the system gives.
+//! Bodies in memory. All bodies together have a budget; a single allocation may still fail, and that is an error like any other.
 
 use std::{
     error::Error,
@@ -20,40 +20,40 @@ use tokio::{
 
 use super::{api_error::ApiError, off_thread, paced_body::BodyTimedOut};
 
-/// A prompt and a negative prompt of the largest size, escaped, fit.
+/// The largest body of a route without pictures. The longest prompt and negative prompt fit, with every character escaped.
 pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// A picture as large as `OpenAI`'s API takes it, and in base64 one of 37 MB.
+/// The largest body with pictures: the largest file that `OpenAI`'s API takes, or 37 MB in base64.
 pub(super) const MAX_UPLOAD_BYTES: usize = 50 << 20;
 
 const KIB: usize = 1 << 10;
-/// What a body may have without [`Room`]: as much as prompts take, and less than a connection's own buffers.
+/// The part of a body that is outside the budget: enough for prompts, and less than a connection's own buffers.
 const SMALL: usize = off_thread::SMALL;
 
-/// KiB of bodies that are taken in at a time: eight of the largest.
-static ROOM: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
-/// One body may go beyond that, so that bodies which have all the room between them do not wait for each other.
+/// The budget of all bodies, in KiB: eight of the largest.
+static BUDGET: Semaphore = Semaphore::const_new(8 * MAX_UPLOAD_BYTES / KIB);
+/// One body at a time may exceed the budget: bodies that share all of it would otherwise wait for each other for ever.
 static BEYOND: Semaphore = Semaphore::const_new(1);
 
-/// The room of what has arrived of a body. Given back when it is dropped.
+/// The part of the budget that one body holds. Dropping it returns that.
 #[derive(Debug)]
-pub(super) struct Room {
-    /// How long a body waits for more of it.
+pub(super) struct BodyBudget {
+    /// How long the body waits for more of the budget.
     patience: Duration,
     arrived: usize,
     permit: Option<SemaphorePermit<'static>>,
     beyond: Option<SemaphorePermit<'static>>,
 }
 
-impl Room {
+impl BodyBudget {
     pub(super) fn new(patience: Duration) -> Self {
         Self { patience, arrived: 0, permit: None, beyond: None }
     }
 
-    /// Waits until there is room for so many bytes more.
+    /// Waits until the budget has room for so many more bytes.
     ///
     /// # Errors
-    /// When others have it for too long.
+    /// When that takes longer than the body may wait.
     pub(super) async fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         self.arrived += bytes;
         let held = self.permit.as_ref().map_or(0, SemaphorePermit::num_permits);
@@ -61,11 +61,11 @@ impl Room {
         if missing == 0 || self.beyond.is_some() {
             return Ok(());
         }
-        // Neither is ever closed.
+        // Neither semaphore is ever closed.
         let more = async {
             tokio::select! {
                 biased;
-                permit = ROOM.acquire_many(missing) => (permit.ok(), None),
+                permit = BUDGET.acquire_many(missing) => (permit.ok(), None),
                 permit = BEYOND.acquire() => (None, permit.ok()),
             }
         };
@@ -79,23 +79,23 @@ impl Room {
     }
 }
 
-/// A body of which all is read.
-pub(super) struct Digested<T> {
+/// A body that has been read to its end and parsed.
+pub(super) struct ParsedBody<T> {
     pub(super) value: T,
-    /// Different bodies and routes nearly always have different fingerprints.
+    /// A hash of the route and the body, by which a repeated request is recognised.
     pub(super) fingerprint: u64,
-    /// Kept until what was read of the body has become smaller, too.
-    pub(super) room: Arc<Mutex<Room>>,
+    /// Held until the parsed value has become smaller, too.
+    pub(super) budget: Arc<Mutex<BodyBudget>>,
 }
 
-/// A body that takes room for each piece before it hands it on, and hands on no more than `allowance` bytes: what its reader keeps back
-/// while it looks for the end of something.
-pub(super) fn metered(body: Body, room: Arc<Mutex<Room>>, allowance: Arc<AtomicUsize>) -> Body {
+/// A body that takes a share of the budget for each piece before it passes the piece on. It passes on at most `allowance` bytes, since a reader buffers
+/// everything until it finds the end of a form's field.
+pub(super) fn metered(body: Body, budget: Arc<Mutex<BodyBudget>>, allowance: Arc<AtomicUsize>) -> Body {
     let pieces = body.into_data_stream().then(move |piece| {
-        let (room, allowance) = (Arc::clone(&room), Arc::clone(&allowance));
+        let (budget, allowance) = (Arc::clone(&budget), Arc::clone(&allowance));
         async move {
             let piece = piece?;
-            room.lock().await.grow(piece.len()).await.map_err(|refused| axum::Error::new(Refused(refused)))?;
+            budget.lock().await.grow(piece.len()).await.map_err(|refused| axum::Error::new(Refused(refused)))?;
             let enough = |left: usize| left.checked_sub(piece.len());
             match allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough) {
                 Ok(_) => Ok(piece),
@@ -106,12 +106,12 @@ pub(super) fn metered(body: Body, room: Arc<Mutex<Room>>, allowance: Arc<AtomicU
     Body::from_stream(pieces)
 }
 
-/// Why a body is not read on.
+/// Why the rest of a body is not read.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.body().message)]
 struct Refused(ApiError);
 
-/// Puts bytes behind others.
+/// Appends bytes.
 ///
 /// # Errors
 /// When there is no memory for them.
@@ -121,18 +121,18 @@ pub(super) fn append(all: &mut Vec<u8>, more: &[u8]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// All of a body of at most `limit` bytes.
+/// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// When it is longer, does not come to its end, or there is no room for it.
-pub(super) async fn collect(body: Body, limit: usize, room: &mut Room) -> Result<Vec<u8>, ApiError> {
+/// When it is longer, stops early, comes too slowly, or finds no room in the budget.
+pub(super) async fn collect(body: Body, limit: usize, budget: &mut BodyBudget) -> Result<Vec<u8>, ApiError> {
     let (mut stream, mut all) = (body.into_data_stream(), Vec::new());
     while let Some(bytes) = stream.next().await {
         let bytes = bytes.map_err(|error| unreadable(&error, &error.to_string()))?;
         if all.len() + bytes.len() > limit {
             return Err(ApiError::body_too_large(limit));
         }
-        room.grow(bytes.len()).await?;
+        budget.grow(bytes.len()).await?;
         append(&mut all, &bytes)?;
     }
     Ok(all)
@@ -142,7 +142,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (**error).source())
 }
 
-/// Why a body did not come to its end. `otherwise` is what its reader says.
+/// Why a body did not come to its end. `otherwise` is the reader's own reason.
 pub(super) fn unreadable(error: &(dyn Error + 'static), otherwise: &str) -> ApiError {
     if let Some(Refused(refused)) = causes(error).find_map(|cause| cause.downcast_ref()) {
         return refused.clone();
@@ -150,19 +150,19 @@ pub(super) fn unreadable(error: &(dyn Error + 'static), otherwise: &str) -> ApiE
     if causes(error).any(<dyn Error>::is::<BodyTimedOut>) { ApiError::body_timed_out() } else { ApiError::unreadable_body(otherwise) }
 }
 
-/// Takes a body of `length` bytes apart, off the runtime's threads if that takes long. `work` tells the hasher all of it.
+/// Parses a body of `length` bytes, on another thread if that takes long. `work` feeds all of it to the hasher.
 ///
 /// # Errors
 /// Those of `work`.
-pub(super) async fn digest<T: Send + 'static>(
+pub(super) async fn parse<T: Send + 'static>(
     length: usize,
-    room: Arc<Mutex<Room>>,
+    budget: Arc<Mutex<BodyBudget>>,
     mut hasher: DefaultHasher,
     work: impl FnOnce(&mut DefaultHasher) -> Result<T, ApiError> + Send + 'static,
-) -> Result<Digested<T>, ApiError> {
+) -> Result<ParsedBody<T>, ApiError> {
     let work = move || {
         let value = work(&mut hasher)?;
-        Ok(Digested { value, fingerprint: hasher.finish(), room })
+        Ok(ParsedBody { value, fingerprint: hasher.finish(), budget })
     };
     off_thread::offload(length, work).await.unwrap_or_else(|_| Err(ApiError::unreadable_body("it cannot be taken apart")))
 }
@@ -171,30 +171,30 @@ pub(super) async fn digest<T: Send + 'static>(
 mod tests {
     use super::*;
 
-    /// All in one test: the room is that of the process.
+    /// All in one test: the budget is that of the process.
     #[tokio::test]
     async fn bodies_have_room_for_so_many_bytes_and_one_may_go_beyond() {
-        let room = || Room::new(Duration::from_millis(50));
-        let mut rooms = Vec::new();
+        let budget = || BodyBudget::new(Duration::from_millis(50));
+        let mut budgets = Vec::new();
         for _ in 0..8 {
-            let mut room = room();
+            let mut budget = budget();
             for _ in 0..MAX_UPLOAD_BYTES / (1 << 20) {
-                room.grow(1 << 20).await.unwrap();
+                budget.grow(1 << 20).await.unwrap();
             }
-            rooms.push(room);
+            budgets.push(budget);
         }
-        let mut ninth = room();
+        let mut ninth = budget();
         for _ in 0..MAX_UPLOAD_BYTES / (1 << 20) {
             ninth.grow(1 << 20).await.unwrap();
         }
-        let mut small = room();
+        let mut small = budget();
         small.grow(SMALL).await.unwrap();
-        let refused = room().grow(1 << 20).await.unwrap_err();
+        let refused = budget().grow(1 << 20).await.unwrap_err();
         assert_eq!(refused.body().code, "too_many_uploads");
         assert!(small.grow(1 << 20).await.is_err(), "it is small no more");
-        rooms.pop();
+        budgets.pop();
         small.grow(0).await.unwrap();
-        drop((rooms, ninth, small));
-        assert_eq!((ROOM.available_permits(), BEYOND.available_permits()), (8 * MAX_UPLOAD_BYTES / KIB, 1));
+        drop((budgets, ninth, small));
+        assert_eq!((BUDGET.available_permits(), BEYOND.available_permits()), (8 * MAX_UPLOAD_BYTES / KIB, 1));
     }
 }

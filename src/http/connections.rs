@@ -1,5 +1,4 @@
-//! Connections, each served by a task of its own, and none kept open for a client that is silent where it should speak, or does not
-//! listen.
+//! Connections. Each is served by its own task; a client that is silent when it should send, or that does not read, is disconnected.
 
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
@@ -21,26 +20,26 @@ use tracing::{debug, warn};
 
 use super::delivery::{Activity, Delivered, Streams};
 
-/// How long there is no try to take a connection after the system refused one, as when the process has too many files open.
+/// The pause after the system refuses to accept a connection, as when the process has too many open files.
 const RECOVERY: Duration = Duration::from_secs(1);
-/// How long a connection may be idle when all places for connections are taken.
+/// How long a connection may be idle while others wait for a place.
 const CROWDED_IDLE: Duration = Duration::from_secs(1);
-/// Requests that one connection has under way, in HTTP/2.
+/// The most concurrent requests of one HTTP/2 connection.
 const MAX_STREAMS: u32 = 100;
 
-/// How connections are served.
+/// Limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// How long a client may be silent while it sends a request, or before the next, and how long it may leave unread what was sent to it.
+    /// How long a client may be silent while it sends a request or before its next one, and how long it may leave an answer unread.
     pub patience: Duration,
-    /// How many there are at a time. When there are as many, those that are idle are closed for those that wait.
+    /// The most open connections. Beyond it, idle ones are closed for those that wait.
     pub most: usize,
 }
 
-/// Serves connections: new ones until `closed`, open ones to the end of what was asked on them.
+/// Accepts connections until `closed`, and serves open ones until their requests are answered.
 pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, closed: CancellationToken) {
     let (places, crowd) = (Arc::new(Semaphore::new(limits.most)), watch::Sender::new(false));
-    // Open until the last connection is.
+    // The channel is open until the last connection has ended.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
     let serve_one = |stream, place| {
         let connection = Connection { router: router.clone(), patience: limits.patience, crowd: crowd.subscribe(), closed: closed.clone() };
@@ -56,7 +55,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
             Ok((stream, _)) => {
                 watch_peer(&stream, limits.patience);
                 crowd.send_replace(places.available_permits() == 0);
-                // It is never closed.
+                // The semaphore is never closed.
                 let place = tokio::select! {
                     place = Arc::clone(&places).acquire_owned() => place,
                     () = closed.cancelled() => break,
@@ -77,11 +76,11 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     all_closed.recv().await;
 }
 
-/// What one connection needs to know.
+/// What each connection's task needs.
 struct Connection {
     router: Router,
     patience: Duration,
-    /// Whether others wait for a place.
+    /// Whether connections wait for a place.
     crowd: watch::Receiver<bool>,
     closed: CancellationToken,
 }
@@ -92,10 +91,10 @@ impl Connection {
         let activity = Activity::default();
         let noted = activity.clone();
         let service = service_fn(move |request: Request<_>| {
-            let (router, under_way) = (router.clone(), noted.begin());
+            let (router, in_progress) = (router.clone(), noted.begin());
             async move {
                 let response: Response = router.oneshot(request.map(Body::new)).await?;
-                Ok::<_, Infallible>(response.map(|body| Delivered::new(body, under_way)))
+                Ok::<_, Infallible>(response.map(|body| Delivered::new(body, in_progress)))
             }
         });
         let mut builder = Builder::new(Streams { patience });
@@ -111,7 +110,7 @@ impl Connection {
             ended = connection.as_mut() => ended,
             () = still_unheard(&activity, patience) => return debug!("a client sent no request in time"),
             () = until_asked_to_end(&activity, crowd, closed) => {
-                // What is under way, or still on its way to the client, comes to its end.
+                // Requests that run, and answers on their way to the client, come to their end.
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -129,8 +128,8 @@ async fn until_asked_to_end(activity: &Activity, crowd: watch::Receiver<bool>, c
     }
 }
 
-/// Comes back if there is no request by then. Before the first one is read it is not known which version of HTTP it is, and hyper's
-/// limits are those of a version.
+/// Completes if no request has come within `patience`. Until the first one, HTTP's version is unknown, and hyper's own timeouts belong to a
+/// version.
 async fn still_unheard(activity: &Activity, patience: Duration) {
     sleep(patience).await;
     if activity.has_begun() {
@@ -138,7 +137,7 @@ async fn still_unheard(activity: &Activity, patience: Duration) {
     }
 }
 
-/// Comes back when others wait for a place, and nothing is done here.
+/// Completes when others wait for a place and this connection is idle.
 async fn gives_way(activity: &Activity, mut crowd: watch::Receiver<bool>) {
     while crowd.wait_for(|is_crowded| *is_crowded).await.is_ok() {
         let idle = activity.idle();
@@ -150,18 +149,17 @@ async fn gives_way(activity: &Activity, mut crowd: watch::Receiver<bool>) {
     std::future::pending::<()>().await;
 }
 
-/// Has the system find out about a client that is gone without a word, or that does not read: the connection then breaks, and what it
-/// waits for is cancelled.
+/// Asks the system to break a connection whose client has vanished or does not read, which cancels the client's requests.
 fn watch_peer(stream: &TcpStream, patience: Duration) {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(patience).with_interval(patience);
-    // Where a system does not know one of these, a connection lasts longer and works all the same.
+    // On a system without one of these options, a dead connection merely lasts longer.
     let _ = (socket.set_tcp_keepalive(&probes), socket.set_tcp_nodelay(true));
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_user_timeout(Some(patience));
 }
 
-/// Whether it is about the connection that was to be taken, and not about this process.
+/// Whether an error concerns the connection being accepted, and not this process.
 fn is_of_peer(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }

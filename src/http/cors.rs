@@ -1,4 +1,4 @@
-//! What browsers ask before they let a page ask: whether it may. Nothing is allowed to pages that were not named.
+//! Cross-origin requests: browsers ask whether a page may send one. Pages of origins that were not named may not.
 
 use axum::{
     Router,
@@ -19,14 +19,14 @@ pub(super) fn open_to(router: Router, origins: Vec<HeaderValue>) -> Router {
         return router;
     }
     let layer = CorsLayer::new().allow_origin(origins).allow_methods([Method::GET, Method::POST, Method::DELETE]);
-    // OpenAI's client sends a dozen of its own, and reads when to try again.
+    // `OpenAI`'s client sends a dozen headers of its own, and reads when to try again.
     let read = [request_context::X_REQUEST_ID, header::RETRY_AFTER, api_error::X_SHOULD_RETRY];
     let layer = layer.allow_headers(AllowHeaders::mirror_request()).expose_headers(read);
     let options = middleware::from_fn_with_state(router.clone(), options);
     router.layer(layer).layer(options)
 }
 
-/// The layer for browsers answers every `OPTIONS` by itself, with what pages may do, and not with what the route can do: both are answered.
+/// The CORS layer answers every `OPTIONS` itself and leaves out the route's methods, so both answers are joined.
 async fn options(State(routes): State<Router>, request: Request, next: Next) -> Response {
     if request.method() != Method::OPTIONS {
         return next.run(request).await;

@@ -1,7 +1,7 @@
-//! How far answers are with their clients: what is under way on a connection, and which streams of HTTP/2 nobody takes.
+//! The delivery of answers: which requests of a connection are in progress, and which HTTP/2 streams their clients do not read.
 //!
-//! That a client of HTTP/1 does not read is found out by the system, whose buffers fill. A client of HTTP/2 says for each stream how much
-//! it takes, and may take nothing of one and still answer pings.
+//! For HTTP/1, the system notices a client that does not read: its buffers fill. An HTTP/2 client grants each stream its own window; it may
+//! grant one stream nothing and still answer pings.
 
 use std::{
     pin::Pin,
@@ -16,40 +16,40 @@ use hyper::rt::Executor;
 use tokio::{task_local, time::sleep};
 use tracing::debug;
 
-/// A stream is offered so many bytes at a time: what it is offered stays in memory until its client takes it.
+/// How many bytes a stream is offered at a time. Offered bytes stay in memory until the client takes them.
 const OFFER: usize = 16 << 10;
 
 task_local! {
     static OFFERED: Offered;
 }
 
-/// What is under way on a connection.
+/// The requests of a connection that are in progress.
 #[derive(Debug, Clone)]
 pub(super) struct Activity(Arc<Mutex<Requests>>);
 
 #[derive(Debug)]
 struct Requests {
-    under_way: usize,
-    /// When that number last changed.
+    in_progress: usize,
+    /// When the number of requests in progress last changed.
     changed: Instant,
     has_begun: bool,
 }
 
-/// A request under way, until its answer is.
+/// A request in progress; dropped when its answer has been delivered.
 #[derive(Debug)]
-pub(super) struct UnderWay(Activity);
+pub(super) struct InProgress(Activity);
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Requests { under_way: 0, changed: Instant::now(), has_begun: false })))
+        Self(Arc::new(Mutex::new(Requests { in_progress: 0, changed: Instant::now(), has_begun: false })))
     }
 }
 
 impl Activity {
-    /// A request has come.
-    pub(super) fn begin(&self) -> UnderWay {
+    /// Counts a request that has arrived.
+    pub(super) fn begin(&self) -> InProgress {
         self.change(1);
-        UnderWay(self.clone())
+        InProgress(self.clone())
     }
 
     /// Whether the connection has had a request.
@@ -57,30 +57,30 @@ impl Activity {
         self.requests().has_begun
     }
 
-    /// For how long nothing has been under way.
+    /// How long no request has been in progress.
     pub(super) fn idle(&self) -> Duration {
         let requests = self.requests();
-        if requests.under_way == 0 { requests.changed.elapsed() } else { Duration::ZERO }
+        if requests.in_progress == 0 { requests.changed.elapsed() } else { Duration::ZERO }
     }
 
     fn change(&self, by: isize) {
         let mut requests = self.requests();
-        *requests = Requests { under_way: requests.under_way.saturating_add_signed(by), changed: Instant::now(), has_begun: true };
+        *requests = Requests { in_progress: requests.in_progress.saturating_add_signed(by), changed: Instant::now(), has_begun: true };
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
-        // It is whole after every line.
+        // The value is consistent after every line.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.change(-1);
     }
 }
 
-/// Since when a stream has been offered what its client has not taken.
+/// Since when a stream has had bytes that its client has not taken.
 #[derive(Debug, Clone, Default)]
 struct Offered(Arc<Mutex<Option<Instant>>>);
 
@@ -89,7 +89,7 @@ impl Offered {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Comes back when it has been for as long as that.
+    /// Completes when that has lasted for `patience`.
     async fn for_too_long(&self, patience: Duration) {
         loop {
             let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl Offered {
     }
 }
 
-/// Runs the streams of HTTP/2, each for as long as its client takes what it is offered.
+/// Runs HTTP/2 streams. A stream ends when its client leaves it unread for too long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Streams {
     pub(super) patience: Duration,
@@ -115,31 +115,31 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
             let stream = OFFERED.scope(offered.clone(), stream);
             tokio::select! {
                 _ = stream => {}
-                // Without its stream, it is reset, and what it waits for is cancelled.
+                // Dropping the stream's task resets the stream and cancels its request.
                 () = offered.for_too_long(patience) => debug!("a client left a stream unread for too long"),
             }
         });
     }
 }
 
-/// A body on its way to a client.
+/// The body of an answer being delivered.
 pub(super) struct Delivered {
     body: Body,
-    /// Of a stream of HTTP/2.
+    /// Present on an HTTP/2 stream.
     offered: Option<Offered>,
-    /// What is left of a frame.
+    /// The part of a frame that has not been offered yet.
     rest: Bytes,
-    _under_way: UnderWay,
+    _in_progress: InProgress,
 }
 
 impl Delivered {
-    pub(super) fn new(body: Body, under_way: UnderWay) -> Self {
+    pub(super) fn new(body: Body, in_progress: InProgress) -> Self {
         let offered = OFFERED.try_with(Offered::clone).ok();
-        // The answer's head is an offer, too.
+        // The answer's head counts as an offer, too.
         if let Some(offered) = &offered {
             offered.set(Some(Instant::now()));
         }
-        Self { body, offered, rest: Bytes::new(), _under_way: under_way }
+        Self { body, offered, rest: Bytes::new(), _in_progress: in_progress }
     }
 }
 
@@ -149,7 +149,7 @@ impl http_body::Body for Delivered {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let Some(offered) = self.offered.clone() else { return Pin::new(&mut self.body).poll_frame(context) };
-        // It is asked for more only when all that it gave was taken.
+        // hyper asks for more only after the client has taken everything.
         offered.set(None);
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(context)).map(|frame| frame.map(Frame::into_data)) {

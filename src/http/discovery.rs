@@ -36,7 +36,7 @@ struct SamplerSchedules {
     schedules: Vec<&'static str>,
 }
 
-/// What is refused beyond.
+/// Requests beyond these limits are refused.
 #[derive(Debug, Serialize, ToSchema)]
 struct Limits {
     min_side: u32,

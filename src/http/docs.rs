@@ -1,5 +1,4 @@
-//! `GET /docs` and `GET /openapi.json`: the API's description of itself, for people and for programs. The page needs no scripts and
-//! nothing from anywhere else.
+//! `GET /docs` and `GET /openapi.json`: the description of the API, for people and for programs. The page has no scripts and loads nothing.
 
 mod frame;
 mod page;
@@ -16,11 +15,11 @@ use utoipa::openapi::OpenApi;
 
 use super::openapi::DISCOVERY;
 
-/// A page is a page: it runs nothing, loads nothing and sends nothing.
+/// The page runs nothing, loads nothing and sends nothing.
 const CONTENT_SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The description, ready to be sent.
+/// The description in both forms.
 #[derive(Debug)]
 pub(super) struct Description {
     json: String,
@@ -29,9 +28,9 @@ pub(super) struct Description {
 
 impl Description {
     pub(super) fn new(mut api: OpenApi) -> Self {
-        // Names in paths that take slashes are written so for axum, and not for OpenAPI.
+        // axum marks a path parameter that may contain slashes; `OpenAPI` has no such mark.
         api.paths.paths = std::mem::take(&mut api.paths.paths).into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
-        // In the order of the router, which a value of JSON forgets.
+        // A JSON value does not keep the router's order of the paths.
         let paths: Vec<&str> = api.paths.paths.keys().map(String::as_str).collect();
         Self {
             json: serde_json::to_string(&api).unwrap_or_default(),

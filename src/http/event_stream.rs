@@ -1,4 +1,4 @@
-//! Server-sent events, which every route with a stream answers with.
+//! Server-sent events.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -11,14 +11,13 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 
-/// Comments in long steps keep proxies from closing a stream.
+/// A comment at this interval keeps proxies from closing a stream during a long step.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Tells [nginx](https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering), and others that read it, to hand an answer on
-/// as it comes.
+/// Tells [nginx](https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering) and other proxies not to buffer an answer.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// An answer whose events arrive when they happen: its headers ask proxies to pass it on at once.
+/// An answer whose events reach the client as they happen: its headers ask proxies to pass them on at once.
 pub(super) fn respond(events: impl Stream<Item = Event> + Send + 'static) -> Response {
     let headers = [(X_ACCEL_BUFFERING, "no"), (header::CACHE_CONTROL, "no-cache, no-transform")];
     let stream = Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));

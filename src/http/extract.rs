@@ -14,16 +14,16 @@ use tokio::sync::Mutex;
 use super::{
     api_error::ApiError,
     app_state::AppState,
-    body_bytes::{self, Digested, MAX_BODY_BYTES, Room},
+    body_bytes::{self, BodyBudget, MAX_BODY_BYTES, ParsedBody},
     fields::Fields,
 };
 
-/// A JSON body of at most `LIMIT` bytes, where the route allows as many.
-pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES>(pub(super) Digested<T>);
+/// A JSON body of at most `LIMIT` bytes, if the route allows as many.
+pub(super) struct JsonBody<T, const LIMIT: usize = MAX_BODY_BYTES>(pub(super) ParsedBody<T>);
 
-/// What is read from a JSON object.
+/// A value that is read from the fields of a JSON object.
 pub(super) trait FromFields: Sized + Send + 'static {
-    /// Reads it.
+    /// Reads the value.
     ///
     /// # Errors
     /// Names the field whose value is wrong.
@@ -34,33 +34,33 @@ impl<T: FromFields, const LIMIT: usize> FromRequest<AppState> for JsonBody<T, LI
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        // Asking for the header is not pedantry: it keeps web pages from posting here behind their visitor's back.
+        // Requiring the header is a defence: a web page cannot send it to another origin without asking first.
         if media_type(request.headers())? != "application/json" {
             return Err(ApiError::not_json());
         }
         check_length(request.headers(), LIMIT)?;
-        let (hasher, mut room) = (route_hasher(&request), Room::new(state.client_timeout));
-        let bytes = body_bytes::collect(request.into_body(), LIMIT, &mut room).await?;
+        let (hasher, mut budget) = (route_hasher(&request), BodyBudget::new(state.client_timeout));
+        let bytes = body_bytes::collect(request.into_body(), LIMIT, &mut budget).await?;
         let length = bytes.len();
         let read = move |hasher: &mut DefaultHasher| {
             bytes.hash(hasher);
             T::from_fields(Fields::parse(in_utf8(&bytes)?)?)
         };
-        Ok(Self(body_bytes::digest(length, Arc::new(Mutex::new(room)), hasher, read).await?))
+        Ok(Self(body_bytes::parse(length, Arc::new(Mutex::new(budget)), hasher, read).await?))
     }
 }
 
-/// What a fingerprint begins with: the same body means another thing on another route.
+/// Starts a fingerprint with the route, since the same body means something else on another route.
 pub(super) fn route_hasher(request: &Request) -> DefaultHasher {
     let mut hasher = DefaultHasher::new();
     request.uri().path().hash(&mut hasher);
     hasher
 }
 
-/// What the body is said to be, without parameters.
+/// The media type of the body, in lower case and without parameters.
 ///
 /// # Errors
-/// When it is said to be compressed: what it then grows to would have no bound.
+/// When the body is compressed: its size after decompression would have no bound.
 pub(super) fn media_type(headers: &HeaderMap) -> Result<String, ApiError> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
     if let Some(encoding) = headers.get_all(header::CONTENT_ENCODING).iter().map(text).find(|encoding| encoding != "identity") {
@@ -70,17 +70,17 @@ pub(super) fn media_type(headers: &HeaderMap) -> Result<String, ApiError> {
     Ok(content_type.split(';').next().unwrap_or_default().trim().to_owned())
 }
 
-/// How much the client says that it will send.
+/// The `content-length` of the body.
 pub(super) fn length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Refuses at once where the client says how much it means to send, so that it need not send it.
+/// Refuses a body by its `content-length`, so that the client need not send it.
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     if length(headers).is_some_and(|length| length > limit) { Err(ApiError::body_too_large(limit)) } else { Ok(()) }
 }
 
-/// Some programs of Windows begin a text with a byte order mark.
+/// Removes the byte order mark that some Windows programs put before UTF-8.
 fn in_utf8(bytes: &[u8]) -> Result<&[u8], ApiError> {
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(ApiError::broken_json("it is in UTF-16, and must be in UTF-8"));

@@ -1,4 +1,5 @@
-//! The fields of a JSON object, each as it stands in the text: a body is read into what its fields need, not into a tree of everything.
+//! The fields of a JSON object, each with the text of its value. A body is parsed only as far as its fields need, and never into a tree of
+//! everything.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -15,45 +16,44 @@ use super::{
     json_error,
 };
 
-/// Objects have fewer fields than this, and lists fewer entries.
+/// The most fields of an object, and the most entries of a list.
 const MOST: usize = 256;
-/// Brackets inside of brackets: as many as `serde_json` takes.
+/// The deepest nesting of brackets: `serde_json`'s own limit.
 const MAX_DEPTH: usize = 128;
-/// Why a mask is refused.
+/// Why a mask under an unknown name is refused.
 const NO_MASK: &str = "is not where a mask is looked for: that is `mask` in /v1/images/edits, and `mask_image` in an image_inpaint job";
-/// No field that means anything has a longer name.
+/// The longest name of a field; every name with a meaning is shorter.
 const MAX_NAME_BYTES: usize = 1024;
 
-/// Fields in their order, each with its value's text.
+/// Fields in their order, each with the text of its value.
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-/// Entries of a list.
+/// The entries of a list.
 struct Entries<'a>(Vec<&'a RawValue>);
 
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Fields<'a> {
-    /// Those of the text of an object.
+    /// Reads the fields of an object.
     ///
     /// # Errors
-    /// When it is no JSON, no object, or not an object that any request is.
+    /// When the text is no JSON, no object, or has too many fields.
     pub(super) fn parse(text: &'a [u8]) -> Result<Self, ApiError> {
         check(text)?;
         serde_json::from_slice(text).map_err(|error| json_error::explain(&error, None))
     }
 
-    /// Takes out the fields of which `is_one` says so, with their values.
+    /// Removes and returns the fields whose names satisfy `is_one`, with their values.
     pub(super) fn take(&mut self, is_one: impl Fn(&str) -> bool) -> Vec<(Cow<'a, str>, &'a RawValue)> {
         self.0.extract_if(.., |(name, value)| is_one(name) && value.get() != "null").collect()
     }
 
-    /// Reads the fields that `T` has. The names of others that would mean something are given beside it.
+    /// Deserializes `T`, and returns the names of fields that `T` does not have and that would mean something.
     ///
     /// # Errors
-    /// Names the field whose value is wrong, or that is a mask under a name that nobody reads: without it, all of a picture would be
-    /// painted anew.
+    /// Names the field whose value is wrong, or a mask under an unknown name: ignoring the mask would repaint the whole picture.
     pub(super) fn read<T: Deserialize<'a>>(self) -> Result<(T, Vec<String>), ApiError> {
         let (mut track, mut unknown) = (Track::new(), Vec::new());
         for (name, value) in &self.0 {
@@ -85,22 +85,22 @@ impl<'a> FromIterator<(&'a str, &'a RawValue)> for Fields<'a> {
     }
 }
 
-/// Whether a field that is not looked at asks for something else than what happens anyway.
+/// Whether an unknown field asks for anything but the default.
 fn has_meaning(name: &str, value: &str) -> bool {
     let is_opaque = name == "background" && value == "\"opaque\"";
     !is_opaque && !matches!(value, "null" | "\"auto\"")
 }
 
-/// Whether it is a picture of what is to be painted anew, rather than a number or a word that says how.
+/// Whether a value holds a mask itself, rather than a number or a word about one.
 fn is_like_mask(name: &str, value: &str) -> bool {
     const SHORT: usize = 64;
     name.to_ascii_lowercase().contains("mask") && (value.starts_with('{') || value.starts_with(['"', '[']) && value.len() > SHORT)
 }
 
-/// The entries of a list; of anything else, that alone.
+/// The entries of a list. Any other value is its own single entry.
 ///
 /// # Errors
-/// When there are more than any request has.
+/// When the list has too many entries.
 pub(super) fn entries(value: &RawValue) -> Result<Vec<&RawValue>, ApiError> {
     if !value.get().starts_with('[') {
         return Ok(vec![value]);
@@ -109,8 +109,8 @@ pub(super) fn entries(value: &RawValue) -> Result<Vec<&RawValue>, ApiError> {
     Ok(entries.0)
 }
 
-/// Finds out, at no cost in memory, whether the parser would need more of it than the text itself takes: it keeps a note of each open
-/// bracket, and a copy of a name.
+/// Rejects text whose parsing would need more memory than the text itself: the parser keeps a note of each open bracket and a copy of a
+/// name. The check itself allocates nothing.
 fn check(text: &[u8]) -> Result<(), ApiError> {
     let (mut depth, mut start, mut length, mut is_text, mut is_escaped) = (0usize, 0, 0, false, false);
     for (at, byte) in text.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! The names under which a worker on loopback is asked.
+//! The host names by which a worker on loopback may be addressed.
 //!
-//! A page in a browser can have a name of its own point to loopback ([DNS rebinding](https://en.wikipedia.org/wiki/DNS_rebinding)): its
-//! requests then come from this machine, and are no others' to the browser. What they cannot hide is that name.
+//! A web page can point a domain of its own to loopback ([DNS rebinding](https://en.wikipedia.org/wiki/DNS_rebinding)). Its requests then
+//! come from this machine, and the browser treats them as the page's own; only the host name gives them away.
 
 use axum::{
     extract::Request,
@@ -10,15 +10,15 @@ use axum::{
 
 use crate::common::{is_loopback, normalised_host};
 
-/// Hosts that requests may be for, besides the names of loopback.
+/// Allowed hosts besides the names of loopback.
 #[derive(Debug, Clone, Default)]
 pub struct AllowedHosts(Vec<String>);
 
 impl AllowedHosts {
-    /// Of hosts as their owner writes them; a port does not count.
+    /// Parses hosts as their owner writes them; a port is ignored.
     ///
     /// # Errors
-    /// The first that is no host.
+    /// The first text that is no host.
     pub fn new(hosts: &[String]) -> Result<Self, String> {
         let host = |text: &String| match text.trim().parse::<Authority>() {
             Ok(authority) if !authority.as_str().contains('@') && !authority.host().is_empty() => Ok(normalised_host(authority.host())),
@@ -27,8 +27,8 @@ impl AllowedHosts {
         hosts.iter().map(host).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The host that a request is for, if it is none of these. Browsers always name one; what names none is let in.
-    pub(super) fn stranger<'a>(&self, request: &'a Request) -> Option<&'a str> {
+    /// The host that a request names, if it is not allowed. A request without one passes: browsers always send it.
+    pub(super) fn disallowed<'a>(&self, request: &'a Request) -> Option<&'a str> {
         authorities(request).find(|authority| !self.allows(authority))
     }
 
@@ -39,12 +39,12 @@ impl AllowedHosts {
     }
 }
 
-/// The host, and port, that a request is for: in HTTP/2 its `:authority`, in HTTP/1 the header `host`.
+/// The host and port that a request names: `:authority` in HTTP/2, the header `host` in HTTP/1.
 pub(super) fn authority(request: &Request) -> Option<&str> {
     authorities(request).next()
 }
 
-/// All of those: a request may have several. What is no text is none that is known.
+/// Every host that a request names; it may name several. A header that is not text is an unknown host.
 fn authorities(request: &Request) -> impl Iterator<Item = &str> {
     let named = request.headers().get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
     request.uri().authority().map(Authority::as_str).into_iter().chain(named)
@@ -83,9 +83,9 @@ mod tests {
             hosts.iter().fold(request, |request, host| request.header("host", *host)).body(Body::empty()).unwrap()
         };
         let hosts = AllowedHosts::default();
-        assert_eq!(hosts.stranger(&request("/", &[])), None);
-        assert_eq!(hosts.stranger(&request("http://evil.example/", &["localhost"])), Some("evil.example"));
-        assert_eq!(hosts.stranger(&request("/", &["localhost", "evil.example"])), Some("evil.example"));
-        assert_eq!(hosts.stranger(&request("http://localhost:1/", &["[::1]"])), None);
+        assert_eq!(hosts.disallowed(&request("/", &[])), None);
+        assert_eq!(hosts.disallowed(&request("http://evil.example/", &["localhost"])), Some("evil.example"));
+        assert_eq!(hosts.disallowed(&request("/", &["localhost", "evil.example"])), Some("evil.example"));
+        assert_eq!(hosts.disallowed(&request("http://localhost:1/", &["[::1]"])), None);
     }
 }

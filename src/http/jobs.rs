@@ -1,4 +1,4 @@
-//! `/v1/jobs`: submit a request, then follow it, leave it, come back for its picture, or cancel it.
+//! `/v1/jobs`: submit a job, follow it, leave it, fetch its pictures, or cancel it.
 
 mod job_stream;
 mod job_wire;
@@ -22,8 +22,8 @@ use utoipa_axum::{
 use super::{
     api_error::ApiError,
     app_state::AppState,
-    body_bytes::{Digested, MAX_UPLOAD_BYTES},
-    client_wishes::{ClientWishes, WaitHeaders},
+    body_bytes::{MAX_UPLOAD_BYTES, ParsedBody},
+    client_headers::{ClientHeaders, WaitHeaders},
     extract::JsonBody,
     openai::ImagesResponse,
     openapi::{Gone, JOBS, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
@@ -44,7 +44,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(result))
 }
 
-/// Queues a job, and says where to follow it. It goes on whether or not anybody does.
+/// Queues a job, and says where to follow it. The job goes on whether or not a client follows it.
 #[utoipa::path(
     post,
     path = "/v1/jobs",
@@ -73,20 +73,20 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 async fn submit(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
-    wishes: ClientWishes,
+    client: ClientHeaders,
     body: Result<JsonBody<JobBody, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Json<Submitted>, ApiError> {
     let accepted = async {
-        let JsonBody(Digested { value: JobBody { request, files }, fingerprint, room }) = body?;
+        let JsonBody(ParsedBody { value: JobBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
         let mut order = request.into_images_request()?.into_order(&info, files.as_ref())?;
         if let Some(files) = files {
             let input = uploads::decode(files, order.picture.size()).await?;
             order = order.beginning_with(input);
         }
-        drop(room);
-        let start = || start_run(&state, &id, order, info.id.clone(), wishes.request_timeout, Patience::Forever);
-        state.runs.join_or_start(wishes.retry_key, fingerprint, start)
+        drop(budget);
+        let start = || start_run(&state, &id, order, info.id.clone(), client.request_timeout, Patience::Forever);
+        state.runs.join_or_start(client.retry_key, fingerprint, start)
     };
     let run = Arc::clone(&accepted.await.inspect_err(ApiError::count_rejection)?.run);
     let job_id = run.job_id.clone();
@@ -109,7 +109,7 @@ async fn show(State(state): State<AppState>, id: JobId) -> Result<Json<JobState>
     Ok(Json(JobState::new(id, &run)))
 }
 
-/// Follows a job: everything that has happened to it and everything that is to come.
+/// Follows a job: its past events, then its new ones.
 ///
 /// The last line of data is `[DONE]`, `[ERROR] why` or `[CANCELLED]`.
 #[utoipa::path(

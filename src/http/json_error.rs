@@ -1,11 +1,11 @@
-//! What the parser of JSON says, in the words of the API.
+//! Errors of the JSON parser in the words of the API.
 
 use serde_json::error::Category;
 use serde_path_to_error::{Path, Segment};
 
 use super::api_error::{ApiError, clip};
 
-/// The same without its middle, where it repeats a long value: what was expected stands at the end.
+/// Cuts the middle out of a reason that repeats a long value; the expected value stands at its end.
 fn shortened(reason: &str) -> String {
     const ENDS: (usize, usize) = (100, 400);
     if reason.len() <= 2 * (ENDS.0 + ENDS.1) {
@@ -15,17 +15,17 @@ fn shortened(reason: &str) -> String {
     format!("{}…{}", &reason[..start], &reason[end..])
 }
 
-/// An error of the parser, or of a type. `path` leads to the value that is to blame.
+/// An error of the parser or of a type. `path` leads to the value at fault.
 pub(super) fn explain(error: &serde_json::Error, path: Option<&Path>) -> ApiError {
     let text = error.to_string();
-    // The field is known; where it stands in the text helps nobody.
+    // The error names the field; its line and column help no one.
     let place = format!(" at line {} column {}", error.line(), error.column());
     let reason = text.strip_suffix(place.as_str()).unwrap_or(&text);
-    // JSON knows numbers of any size.
+    // The parser rejects a number that is too large for f64 as a syntax error; to a client it is a wrong value.
     if error.classify() != Category::Data && reason != "number out of range" {
         return ApiError::broken_json(&text);
     }
-    // serde speaks of Rust's types.
+    // serde names Rust's types.
     let reason = &shortened(reason)
         .replace("expected i64", "expected a whole number")
         .replace("expected u32", "expected a whole number from 0")
@@ -34,7 +34,7 @@ pub(super) fn explain(error: &serde_json::Error, path: Option<&Path>) -> ApiErro
     match (named("missing field `"), named("duplicate field `"), path.and_then(|path| path.iter().next())) {
         (Some(field), ..) => ApiError::missing_param(field),
         (_, Some(field), _) => ApiError::invalid_param(field, "must be given once"),
-        // The field alone, whatever part of its value is to blame.
+        // The error names the field alone, whichever part of its value is at fault.
         (.., Some(Segment::Map { key })) => ApiError::invalid_param(clip(key), reason),
         _ => ApiError::unreadable_body(reason),
     }

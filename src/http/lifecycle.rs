@@ -1,16 +1,16 @@
-//! The life of a worker, seen from outside.
+//! The phases of a worker's life, as clients see them.
 
 use std::sync::Arc;
 
 use crate::backend::ModelInfo;
 
-/// Where the worker stands. It only ever moves down this list.
+/// The phase of a worker. It only ever moves down this list.
 #[derive(Debug, Clone)]
 pub enum Lifecycle {
-    /// The socket is bound, the model is not loaded yet.
+    /// The socket is bound; the model is not loaded yet.
     Loading,
-    /// A small real generation has succeeded.
+    /// The model is loaded, and a small generation has succeeded.
     Ready(Arc<ModelInfo>),
-    /// No new work is taken; what runs may finish.
+    /// The worker takes no new requests; those that run may finish.
     Draining,
 }

@@ -10,16 +10,16 @@ use super::{
     openapi::{KeyMissing, PROCESS},
 };
 
-/// From a step of the built-in model to an hour.
+/// Buckets from a step of the built-in model to an hour.
 const SECONDS: [f64; 18] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 300., 900., 3600.];
 
-/// From one picture to the most that there can be.
+/// Buckets from one picture to the largest batch.
 const BATCH_SIZES: [f64; 13] = [1., 2., 3., 4., 6., 8., 12., 16., 24., 32., 64., 128., 256.];
 
-/// Makes this process' metrics go to the handle that is returned.
+/// Installs the process's recorder, which feeds the returned handle.
 ///
 /// # Errors
-/// When another recorder is installed already.
+/// When the process has a recorder already.
 pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
@@ -30,7 +30,7 @@ pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// Has every series be there, at zero, from the first scrape: what changes from nothing to one is no increase to Prometheus.
+/// Creates every series at zero before the first scrape: Prometheus sees no increase in a series that appears with the value 1.
 fn begin() {
     for (name, label, values) in [
         ("sdw_requests_total", "outcome", &["ok", "cancelled", "error"][..]),
@@ -46,7 +46,7 @@ fn begin() {
     for name in ["sdw_requests_waiting", "sdw_requests_running", "sdw_queue_capacity", "sdw_model_loaded"] {
         metrics::gauge!(name).set(0);
     }
-    // Those that are asked for are there, with nothing in them.
+    // Fetching a histogram creates it.
     for name in ["sdw_queue_seconds", "sdw_step_seconds", "sdw_batch_size", "sdw_generation_seconds"] {
         drop(metrics::histogram!(name));
     }

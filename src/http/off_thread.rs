@@ -1,17 +1,17 @@
-//! Work that takes long, off the runtime's threads: those answer probes meanwhile.
+//! Long work on other threads, so that the runtime's threads can answer probes meanwhile.
 
 use tokio::{
     sync::Semaphore,
     task::{JoinError, spawn_blocking},
 };
 
-/// What so many bytes take is short.
+/// Work on this many bytes is short.
 pub(super) const SMALL: usize = 64 << 10;
 
-/// Long work is done by so many threads at a time, so that the runtime's own have their turn.
+/// At most two threads do long work, which leaves CPUs to the runtime.
 static WORKERS: Semaphore = Semaphore::const_new(2);
 
-/// Does work that takes as long as so many bytes, off the runtime's threads if that is long.
+/// Runs work that takes as long as so many bytes do: here if that is short, on another thread if it is long.
 ///
 /// # Errors
 /// When the work panics.
@@ -19,7 +19,7 @@ pub(super) async fn offload<T: Send + 'static>(length: usize, work: impl FnOnce(
     if length <= SMALL { Ok(work()) } else { in_turn(&WORKERS, work).await }
 }
 
-/// Does work under a permit. The work itself holds it: it goes on to its end, whether or not somebody still waits for that.
+/// Runs work on another thread with a semaphore permit. The work holds the permit to its end, even if its caller is gone.
 ///
 /// # Errors
 /// When the work panics.
@@ -27,7 +27,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
     permits: &'static Semaphore,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
-    // It is never closed.
+    // The semaphore is never closed.
     let permit = permits.acquire().await;
     spawn_blocking(move || (work(), permit)).await.map(|(done, _)| done)
 }

@@ -1,4 +1,4 @@
-//! What the description of the API says in several places: the tags, and the errors with their statuses.
+//! Parts of the API's description that several routes share: tags, and errors with their statuses.
 
 use utoipa::IntoResponses;
 
@@ -10,7 +10,7 @@ pub(super) const DISCOVERY: &str = "Discovery";
 pub(super) const PROBES: &str = "Probes";
 pub(super) const PROCESS: &str = "Process";
 
-/// Kinds of errors, each with the statuses that it has. All have the same body.
+/// Defines kinds of errors, each with its statuses. All errors have the same body.
 macro_rules! errors {
     ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $status:literal),+ $(,)? })+) => {$(
         $(#[$doc])*
@@ -51,7 +51,7 @@ errors! {
         /// It was cancelled
         Cancelled = 410
     }
-    /// What a request for pictures is refused with.
+    /// The refusals of a request for pictures.
     Refused {
         /// Something in the request is wrong; `param` says what
         Invalid = 400,

@@ -1,4 +1,4 @@
-//! What a request asks for, once all of it is known to be right: the form in which every API hands it on.
+//! A validated request for pictures. Every API converts its own wire types into this.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     common::{InputImage, MaskMeaning},
 };
 
-/// What a valid request asks for.
+/// A validated request for pictures.
 #[derive(Debug)]
 pub(super) struct ImagesOrder {
     /// The first picture. The others have the seeds that follow.
@@ -21,22 +21,22 @@ pub(super) struct ImagesOrder {
     pub(super) mask: Option<MaskMeaning>,
     pub(super) count: u32,
     pub(super) stream: bool,
-    /// Whether progress is sent as events, not only as comments.
+    /// Whether a stream sends progress as events, and not only as comments.
     pub(super) progress: bool,
     pub(super) on_disconnect: OnDisconnect,
-    /// Fields that were given and have no effect.
+    /// Fields of the request that have no effect.
     pub(super) ignored: Vec<String>,
 }
 
 impl ImagesOrder {
-    /// The same order for pictures that begin with a picture.
+    /// The same order, with an input picture.
     pub(super) fn beginning_with(self, input: Arc<InputImage>) -> Self {
         let mask = input.mask.as_ref().map(|mask| mask.meaning);
         Self { picture: Order { input: Some(input), ..self.picture }, is_edit: true, mask, ..self }
     }
 }
 
-/// What becomes of a request whose client goes away.
+/// What happens to a request whose client disconnects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OnDisconnect {

@@ -1,10 +1,10 @@
-//! Origins of web pages, as browsers write them: scheme, host, and the port where it is not the scheme's own
-//! ([RFC 6454](https://www.rfc-editor.org/rfc/rfc6454#section-6.2)).
+//! Origins of web pages as browsers send them: a scheme, a host, and the port unless it is the scheme's default ([RFC
+//! 6454](https://www.rfc-editor.org/rfc/rfc6454#section-6.2)).
 
 use axum::http::{HeaderValue, Uri};
 
-/// An origin as browsers write it, from what a person writes: a slash at the end, capitals and the scheme's own port do not count. `None`
-/// for what no browser ever sends.
+/// Parses an origin as a person writes it, with any capitals, a slash at the end or the default port. Returns `None` for text that no
+/// browser sends.
 #[must_use]
 pub fn origin(text: &str) -> Option<HeaderValue> {
     let uri: Uri = text.trim().parse().ok()?;
@@ -14,7 +14,7 @@ pub fn origin(text: &str) -> Option<HeaderValue> {
         "https" => 443,
         _ => return None,
     };
-    // A parsed address has no part behind `#` any more.
+    // `Uri` drops the fragment after `#`.
     let is_bare = uri.path() == "/" && uri.query().is_none() && !text.contains('#') && !authority.as_str().contains('@');
     let (host, rest) = authority.as_str().split_at(authority.host().len());
     let port = match rest {

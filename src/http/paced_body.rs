@@ -1,5 +1,4 @@
-//! Bodies that arrive fast enough: neither a client that is silent nor one that sends a byte now and then is waited for as long as it
-//! likes.
+//! A lower bound on the rate of a body: neither a silent client nor one that sends a byte now and then keeps a request open for ever.
 
 use std::{
     pin::Pin,
@@ -16,15 +15,16 @@ use axum::{
 use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
-/// The lowest rate of a body, in bytes a second: 50 MiB may take an hour.
+/// The lowest rate of a body, in bytes per second: 50 MiB may take an hour.
 const LEAST_RATE: f64 = 16384.0;
 
-/// The client was silent, or too slow.
+/// The client was silent for too long, or sent too slowly.
 #[derive(Debug, thiserror::Error)]
 #[error("the body did not arrive in time")]
 pub(super) struct BodyTimedOut;
 
-/// A layer under which a body has as long as `patience` to wait for, and earns what it has used up again by arriving at [`LEAST_RATE`].
+/// Middleware that gives a body a credit of `patience`. Waiting for the client uses the credit up; bytes that arrive at [`LEAST_RATE`] or
+/// faster restore it.
 pub(super) async fn pace(State(patience): State<Duration>, request: Request, next: Next) -> Response {
     let paced = |body| Body::new(PacedBody { body, patience, credit: patience, wait: None, rests: false });
     next.run(request.map(paced)).await
@@ -33,11 +33,11 @@ pub(super) async fn pace(State(patience): State<Duration>, request: Request, nex
 struct PacedBody {
     body: Body,
     patience: Duration,
-    /// How long it may still be waited for. The time in which nobody wants more of it is not counted.
+    /// How much longer the body may be waited for. Time in which its reader does not ask for more is not counted.
     credit: Duration,
-    /// Since when it is waited for, and until when.
+    /// Since when the body has been waited for, and the timer of the credit.
     wait: Option<(Instant, Pin<Box<Sleep>>)>,
-    /// Whether the next poll gives way: a reader that takes all there is before it does anything else would gather a whole body.
+    /// Whether the next poll yields: a reader that takes everything available before it does anything else would buffer the whole body.
     rests: bool,
 }
 
@@ -56,7 +56,7 @@ impl http_body::Body for PacedBody {
             }
             if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
                 let earned = Duration::from_secs_f64(data.len() as f64 / LEAST_RATE);
-                // What arrives fast at first does not pay for silence later.
+                // A fast start earns no credit for later silence.
                 self.credit = (self.credit + earned).min(self.patience);
                 self.rests = true;
             }

@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it can work.
+//! Probes: whether the process lives, and whether it can work.
 
 use axum::{Json, extract::State};
 use serde::Serialize;

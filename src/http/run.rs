@@ -1,4 +1,4 @@
-//! A request under way. What the engine says to it is kept, so that several clients may follow it, or one may come back.
+//! A run: the work on one request. It records what the engine says, so that several clients may follow it, or one may come back.
 
 mod log;
 
@@ -22,23 +22,23 @@ use uuid::Uuid;
 use super::{admission::Permit, api_error::ApiError, order::ImagesOrder};
 use crate::backend::{Complete, GenerationError, GenerationResponse, Progress};
 
-/// Some pictures, from the queue to the last of them.
+/// The pictures of one request, from the queue to the last of them.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) order: ImagesOrder,
     pub(super) model: String,
-    /// The name of the job, if it is one.
+    /// The job's id, if the run is a job.
     pub(super) job_id: String,
     /// Seconds since 1970.
     pub(super) created: u64,
     patience: Patience,
     log: watch::Sender<Log>,
     cancellation: CancellationToken,
-    /// Listens to the engine. Ending it lets go of the engine's answers, which is what stops the engine.
+    /// The task that records the engine's responses. Aborting it closes their channels, which stops the engine.
     collector: OnceLock<AbortHandle>,
 }
 
-/// How long the work goes on when nobody follows it.
+/// How long a run goes on when no client follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
     /// Not at all, or as long as a client may need to come back.
@@ -47,20 +47,20 @@ pub(super) enum Patience {
     Forever,
 }
 
-/// What the engine is to say to a run.
+/// What the engine sends to a run, and until when.
 #[derive(Debug)]
 pub(super) struct Answers {
-    /// Of each picture, in their order.
+    /// The response channel of each picture, in order.
     pub(super) pictures: VecDeque<UnboundedReceiver<GenerationResponse>>,
     pub(super) permit: Permit,
     /// When the first picture must have begun.
     pub(super) latest_start: Option<Instant>,
-    /// The worker's end.
+    /// Cancelled when the worker stops.
     pub(super) stop: CancellationToken,
 }
 
 impl Run {
-    /// A run of an order that is in the queue.
+    /// Starts to record an order whose requests are in the queue.
     pub(super) fn new(
         order: ImagesOrder,
         model: String,
@@ -77,7 +77,7 @@ impl Run {
         run
     }
 
-    /// Writes down what the engine says, picture by picture, until the last or until something goes wrong.
+    /// Records the engine's responses, picture by picture, until the last one or an error.
     async fn collect(self: Arc<Self>, answers: Answers) {
         let Answers { mut pictures, mut permit, mut latest_start, stop } = answers;
         while let Some(responses) = pictures.front_mut() {
@@ -106,13 +106,13 @@ impl Run {
             };
             self.log.send_modify(|log| log.push(entry));
         }
-        // The pictures' places are free before anybody hears of the end.
+        // The permit is returned before a client can learn of the end.
         drop(permit);
         self.end(Status::Completed);
     }
 
-    /// Ends the run. Where its turn had come, so has that of its other `pictures`: the engine gives back their places at once, and before
-    /// anybody hears of the end.
+    /// Ends the run with an error. If the engine had begun the failed picture, it gives up the run's other `pictures` at once; their
+    /// permits are returned before a client can learn of the end.
     async fn fail(&self, error: GenerationError, pictures: Option<VecDeque<UnboundedReceiver<GenerationResponse>>>, permit: Permit) {
         self.cancellation.cancel();
         for mut responses in pictures.into_iter().flatten() {
@@ -126,7 +126,7 @@ impl Run {
         self.log.send_if_modified(|log| log.end(status));
     }
 
-    /// Stops the work at once. False if it has ended already.
+    /// Stops the work at once. Returns false if the run has ended already.
     pub(super) fn cancel(&self) -> bool {
         self.cancellation.cancel();
         let cancelled = self.log.send_if_modified(|log| log.end(Status::Cancelled));
@@ -140,7 +140,7 @@ impl Run {
         }
     }
 
-    /// Stops the work if nobody follows it any more, and nobody has since that departure.
+    /// Stops the work if no client follows the run, and none has joined since the given departure.
     fn give_up_if_alone(&self, since: u64) {
         if self.log.send_if_modified(|log| log.followers == 0 && log.departures == since && log.end(Status::Cancelled)) {
             self.drop_collector();
@@ -151,12 +151,12 @@ impl Run {
         self.log.borrow().status.clone()
     }
 
-    /// Steps done and steps in all, once there are any.
+    /// The latest progress, if a step is done.
     pub(super) fn progress(&self) -> Option<Progress> {
         self.log.borrow().progress
     }
 
-    /// What is kept of it, in bytes.
+    /// The memory of its order and its log, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let picture = &self.order.picture;
         let texts = picture.prompt.as_str().len()
@@ -165,12 +165,12 @@ impl Run {
         texts + self.log.borrow().bytes()
     }
 
-    /// How long ago it ended, if it has.
+    /// How long ago the run ended, if it has.
     pub(super) fn ended(&self) -> Option<Duration> {
         self.log.borrow().ended_at.map(|at| at.elapsed())
     }
 
-    /// Everything from entry `from` on, and what is to come.
+    /// Follows the run from entry `from` on.
     pub(super) fn follow(self: &Arc<Self>, from: u64) -> Follower {
         self.log.send_if_modified(|log| {
             log.followers += 1;
@@ -180,8 +180,8 @@ impl Run {
     }
 }
 
-/// The next response. An engine that is gone without a last word is an error like any other: no client waits for ever. Nor does one wait
-/// for a beginning that is too late, though the engine comes to that only when it is the request's turn.
+/// The next response. An engine that ends without a last response counts as an error, and so does a start that is too late: the engine
+/// itself notices a passed deadline only at the request's turn.
 async fn next(
     responses: &mut UnboundedReceiver<GenerationResponse>,
     latest_start: Option<Instant>,
@@ -208,7 +208,7 @@ pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Somebody who waits for the pictures. When the last one goes, so does the work, unless the run has patience.
+/// A client's view of a run. Dropping the last one stops the run, unless the run has patience.
 #[derive(Debug)]
 pub(super) struct Follower {
     pub(super) run: Arc<Run>,
@@ -217,17 +217,17 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// What comes next, with its number, or `None` after the end.
+    /// The next entry with its number, or `None` after the end.
     pub(super) async fn next(&mut self) -> Option<(u64, Entry)> {
         let from = self.next;
-        // The sender lives in the run, which lives here.
+        // The sender lives as long as the run, which this follower holds.
         let log = self.log.wait_for(|log| log.ended_at.is_some() || log.from(from).is_some()).await.ok()?;
         let (id, entry) = log.from(from)?.clone();
         self.next = id + 1;
         Some((id, entry))
     }
 
-    /// All pictures.
+    /// Waits for all pictures.
     pub(super) async fn pictures(&mut self) -> Result<Vec<Arc<Complete>>, ApiError> {
         let mut pictures = Vec::new();
         while let Some((_, entry)) = self.next().await {
@@ -260,7 +260,7 @@ impl Drop for Follower {
                     tokio::time::sleep(time).await;
                     run.give_up_if_alone(departure);
                 };
-                // Without a runtime the worker is at its end, and its work with it.
+                // Without a runtime, the process is ending anyway.
                 let _ = Handle::try_current().map(|runtime| runtime.spawn(wait));
             }
         }

@@ -1,4 +1,4 @@
-//! Runs that somebody may come back to: jobs, and requests that a client may send again.
+//! Runs that a client may come back to: jobs, and requests with an idempotency key.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,21 +11,21 @@ use super::{
     run::{Follower, Run, Status},
 };
 
-/// Where runs are found again. What has ended is kept for a time, and only so many.
+/// A registry of runs. Finished ones are kept for a limited time, in limited number and size.
 #[derive(Debug, Clone)]
 pub struct Runs {
     runs: Arc<Mutex<HashMap<Key, Kept>>>,
     limits: RunLimits,
 }
 
-/// How long, how many, and how much.
+/// Limits of finished runs.
 #[derive(Debug, Clone, Copy)]
 pub struct RunLimits {
-    /// How long results are kept.
+    /// How long a finished run is kept.
     pub keep: Duration,
-    /// How many results are kept; the oldest go first.
+    /// How many finished runs are kept; the oldest go first.
     pub most: usize,
-    /// How many bytes they have together; the oldest go first, the newest never.
+    /// How many bytes they may have together. The oldest go first; the newest always stays.
     pub bytes: usize,
 }
 
@@ -33,25 +33,25 @@ pub struct RunLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Job(String),
-    /// The client's own key, with which it sends a request again.
+    /// The idempotency key of a client.
     Retry(String),
 }
 
 #[derive(Debug)]
 struct Kept {
     run: Arc<Run>,
-    /// Of the route and the body, so that a key is not taken for another request's.
+    /// A hash of the route and the body, which detects a key that is used for another request.
     fingerprint: u64,
 }
 
 impl Runs {
-    /// A place for as many as `limits` says.
+    /// An empty registry.
     #[must_use]
     pub fn new(limits: RunLimits) -> Self {
         Self { runs: Arc::default(), limits }
     }
 
-    /// Follows the run of this key, or starts it. One that went wrong is started again, and so is one without a key.
+    /// Follows the run of this key, or starts it. A failed run is started again; without a key, every request starts one.
     pub(super) fn join_or_start(
         &self,
         key: Option<Key>,
@@ -75,7 +75,7 @@ impl Runs {
         Ok(follower)
     }
 
-    /// Keeps a job.
+    /// Registers a job.
     pub(super) fn insert_job(&self, run: Arc<Run>) {
         self.lock().insert(Key::Job(run.job_id.clone()), Kept { run, fingerprint: 0 });
     }
@@ -85,20 +85,20 @@ impl Runs {
         self.lock().get(&Key::Job(id.to_owned())).map(|kept| Arc::clone(&kept.run)).ok_or_else(|| ApiError::no_such_job(id))
     }
 
-    /// Lets go of what ended too long ago, and of the oldest where there are too many.
+    /// Removes finished runs beyond the limits.
     pub fn forget_old(&self) {
         drop(self.lock());
     }
 
-    /// Nobody ever sees more than the limits allow.
+    /// Removes finished runs beyond the limits first, so that no caller sees them.
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Kept>> {
-        // What is behind the lock is whole after every line.
+        // The map is consistent after every line.
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.retain(|_, kept| kept.run.ended().is_none_or(|ago| ago < self.limits.keep));
         let ended = |kept: &Kept| Some((kept.run.ended()?, Arc::clone(&kept.run)));
         let mut ended: Vec<(Duration, Arc<Run>)> = runs.values().filter_map(ended).collect();
         ended.sort_by_key(|(ago, _)| *ago);
-        // A job that may be sent again has two keys.
+        // A job with an idempotency key is registered twice.
         let mut seen = HashSet::new();
         ended.retain(|(_, run)| seen.insert(Arc::as_ptr(run)));
         let mut total = 0;

@@ -1,4 +1,4 @@
-//! What the description of the API says of the types that every room speaks: `common` knows nothing of `OpenAPI`.
+//! `OpenAPI` schemas of types from `common`, which does not depend on utoipa.
 
 use std::borrow::Cow;
 
@@ -32,21 +32,21 @@ schemas! {
         "Seed of the random numbers. Like torch's Mersenne Twister, only its low 32 bits count.";
     Steps: integer(KnownFormat::Int32).minimum(Some(1)).maximum(Some(Steps::MAX)), "Number of denoising steps, 1 to 1000.";
     ClipSkip: integer(KnownFormat::Int32).minimum(Some(1)).maximum(Some(ClipSkip::MAX)),
-        "Which of the text encoder's layers is the last one, counted from its end as in A1111, 1 to 12: 1 is the last there is, 2 the one\nbefore it (which diffusers calls 1). In Stable Diffusion 2 and XL it has no effect.";
+        "The text encoder's last layer, counted from its end as in A1111, 1 to 12: 1 is the final layer, 2 the one before it (diffusers' 1). It has no effect in Stable Diffusion 2 and XL.";
     GuidanceScale: number(GuidanceScale::MAX),
-        "Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance,\nas in diffusers: the negative prompt is not looked at and a step costs half.";
+        "Classifier-free guidance scale ([Ho & Salimans](https://arxiv.org/abs/2207.12598)), 0 to 50. Up to 1 there is no guidance, as in diffusers: the negative prompt has no effect and a step costs half.";
     Eta: number(1.0),
         "How much fresh noise is added in each step, 0 to 1: none, or as much as [DDPM](https://arxiv.org/abs/2006.11239) adds.";
     GuidanceRescale: number(1.0),
-        "How far the output of guidance gets the standard deviation that it had without, 0 to 1\n([Lin et al.](https://arxiv.org/abs/2305.08891), section 3.4).";
+        "How far the guided output is rescaled to the standard deviation of the unguided one, 0 to 1 ([Lin et al.](https://arxiv.org/abs/2305.08891), section 3.4).";
     Strength: number(1.0),
-        "How far a picture to begin with is changed, 0 to 1: that share of the steps is taken, from the noise level at which they begin\n([Meng et al.](https://arxiv.org/abs/2108.01073)).";
+        "How much a picture to begin with is changed, 0 to 1: the share of the steps that are taken, beginning at the matching noise level ([Meng et al.](https://arxiv.org/abs/2108.01073)).";
     ImageFormat: one_of(&[Self::Png, Self::Jpeg, Self::Webp]), "File formats of the answer, named as in the `OpenAI` Images API.";
-    MaskMeaning: one_of(&[Self::Transparent, Self::White]), "What of a mask stands for the part to be painted anew.";
+    MaskMeaning: one_of(&[Self::Transparent, Self::White]), "How a mask marks the part to repaint.";
     ModelFamily: one_of(&[Self::Sd1, Self::Sd2, Self::Sdxl]), "Models of one architecture.";
-    ModelVariant: one_of(&[Self::Base, Self::Inpainting, Self::Lcm, Self::Turbo]), "What a model of a family was trained further for.";
-    Sampler: one_of(&Self::ALL), "The solver, by this name or the one that diffusers, A1111, ComfyUI or stable-diffusion.cpp has for it.";
-    Schedule: one_of(&Self::ALL), "How the noise levels of the steps are spaced, by this name or the one that other tools have for it.";
+    ModelVariant: one_of(&[Self::Base, Self::Inpainting, Self::Lcm, Self::Turbo]), "The purpose of a model's further training.";
+    Sampler: one_of(&Self::ALL), "The solver, by this name or an alias from diffusers, A1111, ComfyUI or stable-diffusion.cpp.";
+    Schedule: one_of(&Self::ALL), "The spacing of the noise levels, by this name or an alias from other tools.";
 }
 
 fn text() -> ObjectBuilder {
@@ -63,7 +63,7 @@ fn number(maximum: f64) -> ObjectBuilder {
     number.minimum(Some(0)).maximum(Some(maximum))
 }
 
-/// A name, as `serde` writes these.
+/// One of the names that serde gives these values.
 fn one_of<T: Serialize>(values: &[T]) -> ObjectBuilder {
     text().enum_values(Some(values.iter().map(|value| serde_json::to_value(value).unwrap_or_default())))
 }

@@ -14,16 +14,16 @@ use super::{
     openapi::{Forbidden, KeyMissing, PROCESS},
 };
 
-/// The answer, before the worker goes.
+/// The answer that precedes the end.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Stopping {
     status: &'static str,
 }
 
-/// Asks the worker to finish what runs and to end.
+/// Asks the worker to finish its runs and to stop.
 #[utoipa::path(post, path = "/v1/shutdown", tag = PROCESS, responses((status = 200, description = "It does", body = Stopping), KeyMissing, Forbidden))]
 pub(super) async fn shutdown(State(state): State<AppState>, headers: HeaderMap) -> Result<Json<Stopping>, ApiError> {
-    // Browsers name the page that makes them post. No page has any business here.
+    // Browsers send an `origin` with every POST. No web page may stop a worker.
     if headers.contains_key(header::ORIGIN) {
         return Err(ApiError::not_for_browsers());
     }

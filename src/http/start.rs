@@ -1,5 +1,5 @@
-//! The way of an order into the queue: a permit, a place for each picture, and a run that listens to the engine. Every API starts its
-//! runs here.
+//! The start of a run: a permit, a request in the queue for each picture, and a run that records the responses. Every API starts its runs
+//! here.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +14,7 @@ use super::{
     admission::Refusal,
     api_error::ApiError,
     app_state::AppState,
-    client_wishes::{ClientWishes, RETRY_GRACE},
+    client_headers::{ClientHeaders, RETRY_GRACE},
     order::{ImagesOrder, OnDisconnect},
     run::{Answers, Follower, Patience, Run},
 };
@@ -23,27 +23,27 @@ use crate::{
     common::RequestId,
 };
 
-/// Queues an order, all of which is known to be right by now, or follows the run of the same.
+/// Starts a run of a validated order, or follows the run of the same request.
 pub(super) fn start(
     state: &AppState,
     id: &RequestId,
-    wishes: ClientWishes,
+    client: ClientHeaders,
     order: ImagesOrder,
     fingerprint: u64,
     info: &ModelInfo,
 ) -> Result<Follower, ApiError> {
-    // Work that is to be finished anyway has no deadline.
-    let deadline = wishes.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
-    let patience = match (order.on_disconnect, &wishes.retry_key) {
+    // Work that is finished in any case has no deadline.
+    let deadline = client.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
+    let patience = match (order.on_disconnect, &client.retry_key) {
         (OnDisconnect::Finish, _) => Patience::Forever,
         (OnDisconnect::Cancel, Some(_)) => Patience::For(RETRY_GRACE),
         (OnDisconnect::Cancel, None) => Patience::For(Duration::ZERO),
     };
     let start = || start_run(state, id, order, info.id.clone(), deadline, patience);
-    state.runs.join_or_start(wishes.retry_key, fingerprint, start)
+    state.runs.join_or_start(client.retry_key, fingerprint, start)
 }
 
-/// Admits and queues what is asked for. `deadline` is how long the client will wait, if it says so.
+/// Admits an order and queues its pictures. `deadline` is how long the client waits, if it says so.
 pub(super) fn start_run(
     state: &AppState,
     id: &RequestId,
@@ -52,11 +52,11 @@ pub(super) fn start_run(
     deadline: Option<Duration>,
     patience: Patience,
 ) -> Result<Arc<Run>, ApiError> {
-    // A worker that stops takes all places.
+    // A stopping worker admits nothing; its clients learn the reason.
     let refused = |refusal: Refusal| state.model().err().unwrap_or_else(|| refusal.into());
     let permit = state.admission.admit(&order.picture.demand, order.count, deadline).map_err(refused)?;
     let accepted_at = Instant::now();
-    // A client that may ask again for the same keeps its place until then.
+    // The run of a client that may repeat its request stays in the queue for the grace period.
     let grace = if let Patience::For(grace) = patience { grace } else { Duration::ZERO };
     let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
     let cancellation = state.stop.child_token();
@@ -69,13 +69,13 @@ pub(super) fn start_run(
             order: Order { input: input.clone(), ..order.picture.picture(index) },
             cancellation: cancellation.clone(),
             accepted_at,
-            // Of several pictures, the first: those that follow have begun with it.
+            // Only the first picture has a deadline: the run has begun with it.
             latest_start: latest_start.filter(|_| index == 0),
             span: Span::current(),
             place: answers.permit.place(),
             response_tx,
         };
-        // The engine is gone only when the worker is going.
+        // The engine ends only with the worker.
         state.queue.add_request(request).map_err(|_| ApiError::draining())?;
         answers.pictures.push_back(response_rx);
     }

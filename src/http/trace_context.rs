@@ -1,26 +1,25 @@
-//! `traceparent` as in [W3C Trace Context](https://www.w3.org/TR/trace-context/), so that a request is found in the logs by the name
-//! that its caller's trace has.
+//! `traceparent` of [W3C Trace Context](https://www.w3.org/TR/trace-context/): logs show a request under its caller's trace id.
 
 use axum::http::HeaderMap;
 use tracing::Span;
 
-/// The caller's trace and the part of it that waits for us.
+/// The caller's trace, and the span in it that waits for this request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TraceContext<'a> {
     trace_id: &'a str,
     parent_id: &'a str,
-    /// Whether the caller's spans are recorded.
+    /// Whether the caller records its spans.
     #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "logs are written in any case"))]
     is_sampled: bool,
 }
 
 impl<'a> TraceContext<'a> {
-    /// What a valid header says.
+    /// Parses a valid `traceparent`.
     pub(super) fn from_headers(headers: &'a HeaderMap) -> Option<Self> {
         Self::parse(headers.get("traceparent")?.to_str().ok()?)
     }
 
-    /// Makes a span, which has not been entered yet, a part of the caller's trace.
+    /// Makes a new span a child of the caller's.
     pub(super) fn adopt(&self, span: &Span) {
         span.record("trace_id", self.trace_id).record("parent_id", self.parent_id);
         #[cfg(feature = "otlp")]
@@ -38,7 +37,7 @@ impl<'a> TraceContext<'a> {
         let (Ok(trace_id), Ok(parent_id)) = (TraceId::from_hex(self.trace_id), SpanId::from_hex(self.parent_id)) else { return };
         let flags = if self.is_sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
         let caller = SpanContext::new(trace_id, parent_id, flags, true, TraceState::default());
-        // Where nothing is exported there is nothing to be a part of.
+        // Without an exporter there is no trace to join.
         let _ = span.set_parent(Context::new().with_remote_span_context(caller));
     }
 
@@ -51,7 +50,7 @@ impl<'a> TraceContext<'a> {
         let (version, trace_id, parent_id, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
         let is_sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
         let is_zero = |id: &str| id.chars().all(|c| c == '0');
-        // Version 0 ends here; what later ones add is not ours to read.
+        // Version 0 ends here; later versions may add fields, which this parser ignores.
         let ends = version != "00" || parts.next().is_none();
         (version != "ff" && ends && !is_zero(trace_id) && !is_zero(parent_id)).then_some(Self { trace_id, parent_id, is_sampled })
     }

@@ -1,5 +1,5 @@
-//! Bodies that nobody read, because the request was refused before: they are read and forgotten after the answer, for a while. A client
-//! that is still sending would else find its connection closed, and never see why.
+//! Bodies that no handler read, because their request was refused. They are read and discarded for a while after the answer: otherwise the
+//! connection would close under a client that is still sending, and the client would never see the answer.
 
 use std::{
     pin::Pin,
@@ -18,25 +18,25 @@ use futures_util::StreamExt;
 use http_body::{Frame, SizeHint};
 use tokio::{runtime::Handle, time::timeout};
 
-/// How much is forgotten of a body: more than any that is taken.
+/// How many bytes are discarded: more than any route takes.
 const MOST: usize = 64 << 20;
 /// How long a client may pause meanwhile.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A layer that sees to it that the body is read to its end.
-pub(super) async fn forget(State(longest): State<Duration>, request: Request, next: Next) -> Response {
-    // Who asks first whether to send it has not begun.
+/// Middleware that discards the unread rest of a body.
+pub(super) async fn discard(State(longest): State<Duration>, request: Request, next: Next) -> Response {
+    // A client with `expect: 100-continue` has not begun to send the body.
     let asks = request.headers().contains_key(header::EXPECT);
-    next.run(if asks { request } else { request.map(|body| Body::new(Forgotten { body, longest })) }).await
+    next.run(if asks { request } else { request.map(|body| Body::new(Discarded { body, longest })) }).await
 }
 
-/// What is left of it when it is dropped is read in the background, for no longer than that.
-struct Forgotten {
+/// A body whose rest is read in the background once it is dropped, for at most `longest`.
+struct Discarded {
     body: Body,
     longest: Duration,
 }
 
-impl http_body::Body for Forgotten {
+impl http_body::Body for Discarded {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -53,7 +53,7 @@ impl http_body::Body for Forgotten {
     }
 }
 
-impl Drop for Forgotten {
+impl Drop for Discarded {
     fn drop(&mut self) {
         let body = std::mem::take(&mut self.body);
         if !http_body::Body::is_end_stream(&body)

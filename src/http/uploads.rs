@@ -1,4 +1,4 @@
-//! Pictures inside requests: from text to files, and from files to pixels.
+//! Pictures in requests: from base64 text to files, and from files to pixels.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -16,28 +16,28 @@ use crate::{
     common::{ImageSize, InputImage},
 };
 
-/// Pictures are decoded by so many at a time, so that their memory has a bound.
+/// At most two pictures are decoded at a time, which bounds their memory.
 static DECODERS: Semaphore = Semaphore::const_new(2);
 
-/// As clients write it, with or without padding.
+/// Base64 with or without padding, as clients send it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
 );
 
-/// How a picture in text is to be written, for error messages.
+/// How a picture is written in text, for error messages.
 const AS_TEXT: &str = "must be a picture in base64, or a data: URL with one";
-/// Base64 is decoded by so many letters at a time, a multiple of 4.
+/// How many letters of base64 are decoded at a time; a multiple of 4.
 const LETTERS: usize = 4096;
 
-/// A picture in an object, as `OpenAI`'s API has it.
+/// A picture as an object, as in `OpenAI`'s API.
 #[derive(Deserialize)]
 struct Linked<'a> {
     #[serde(borrow, alias = "b64_json")]
     image_url: Option<&'a RawValue>,
 }
 
-/// A picture in JSON: text, or an object with text.
+/// Reads a picture from a JSON string, or from an object that holds one.
 pub(super) fn from_json(param: &str, value: &RawValue) -> Result<Vec<u8>, ApiError> {
     let text = value.get();
     if let Some(text) = quoted(text) {
@@ -47,12 +47,12 @@ pub(super) fn from_json(param: &str, value: &RawValue) -> Result<Vec<u8>, ApiErr
     from_text(param, &unescaped(param, linked.ok_or_else(|| ApiError::invalid_param(param, AS_TEXT))?)?)
 }
 
-/// What stands between quotes.
+/// The text between quotes, if there are quotes.
 fn quoted(text: &str) -> Option<&str> {
     text.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// What JSON text stands for, as far as base64 and URLs have it: some encoders write `\/` for a slash, others `\u002B` for a plus.
+/// Resolves the escape sequences that base64 and URLs may contain: some encoders write `\/` for a slash, or `\u002B` for a plus.
 fn unescaped<'a>(param: &str, text: &'a str) -> Result<Cow<'a, str>, ApiError> {
     let Some(first) = text.find('\\') else { return Ok(Cow::Borrowed(text)) };
     let mut plain = String::new();
@@ -75,7 +75,7 @@ fn unescaped<'a>(param: &str, text: &'a str) -> Result<Cow<'a, str>, ApiError> {
     Ok(Cow::Owned(plain))
 }
 
-/// The letter of ASCII that four digits after `\u` stand for.
+/// The ASCII character that the four digits of a `\u` sequence stand for.
 fn escaped(letters: &mut std::str::Chars) -> Option<char> {
     let (digits, rest) = letters.as_str().split_at_checked(4)?;
     let code = u8::from_str_radix(digits, 16).ok().filter(u8::is_ascii)?;
@@ -83,7 +83,7 @@ fn escaped(letters: &mut std::str::Chars) -> Option<char> {
     Some(code.into())
 }
 
-/// A picture in base64, alone or in a `data:` URL. Other URLs are not opened.
+/// Decodes a picture in base64, alone or in a `data:` URL. No other URL is opened.
 pub(super) fn from_text(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     let text = text.trim();
     let encoded = match text.split_once(':') {
@@ -97,7 +97,7 @@ pub(super) fn from_text(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     decode_base64(param, encoded)
 }
 
-/// Bytes from text in which there may be line breaks, in memory that is asked for first.
+/// Decodes base64 with line breaks in it. The memory for the result is reserved first.
 fn decode_base64(param: &str, encoded: &str) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(encoded.len() / 4 * 3 + LETTERS).map_err(|_| ApiError::no_memory_for_body())?;
@@ -119,7 +119,7 @@ fn decode_base64(param: &str, encoded: &str) -> Result<Vec<u8>, ApiError> {
     }
 }
 
-/// Decodes pictures whose headers are known to be right, off the runtime's threads.
+/// Decodes pictures whose headers have been checked, on another thread.
 pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<InputImage>, ApiError> {
     let decoded = in_turn(&DECODERS, move || files.decode(size)).await;
     Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))

@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations` as it travels: `OpenAI`'s fields, ours, and the names that other servers' users send.
+//! The body of `POST /v1/images/generations`: `OpenAI`'s fields, this worker's own, and aliases that clients of other servers use.
 
 use serde::Deserialize;
 use utoipa::{
@@ -23,10 +23,10 @@ use crate::{
 /// The most pictures of one request.
 pub(super) const MAX_N: i64 = 10;
 
-/// What a side may be is said of both of them together.
+/// The largest side that a field may have. The rest of a size's rules concern both sides together.
 pub(super) const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
 
-/// The one `response_format`, and why.
+/// The only valid `response_format`, with the reason.
 const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
 
 /// The request. A field that has no effect here, such as `quality`, `style`, `moderation` or `user`, is named in the answer's `ignored`.
@@ -102,7 +102,7 @@ pub(super) struct ImagesRequest {
     /// Steps where the request leaves them out, if not the model's own.
     #[serde(skip)]
     pub(super) default_steps: Option<Steps>,
-    /// The names of all other fields with a value. Some mean something to `OpenAI` and nothing here; the rest mean nothing to anybody.
+    /// The names of all other fields with a value. `OpenAI` knows some of them; this worker knows none.
     #[serde(skip)]
     pub(super) others: Vec<String>,
 }
@@ -129,7 +129,7 @@ impl<const MIN: i64, const MAX: i64> TryFrom<WholeNumber> for Bounded<MIN, MAX> 
     }
 }
 
-/// A seed, or -1 for any, as A1111's users write it.
+/// A seed, or -1 for a random one, as in A1111.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "WholeNumber")]
 pub(super) struct WireSeed(Option<Seed>);
@@ -156,8 +156,8 @@ impl PartialSchema for WireSeed {
 impl ToSchema for WireSeed {}
 
 impl ImagesRequest {
-    /// Checks the request against the model and fills in what it leaves out. Only the headers of the input files are read: the caller
-    /// decodes them once all else is right.
+    /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
+    /// them once everything else is valid.
     pub(super) fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());

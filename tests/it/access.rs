@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Access: the API key, allowed hosts, and the origins of web pages.
 
 use reqwest::{Client, Method};
 use serde_json::Value;
@@ -97,10 +97,10 @@ fn origins_and_hosts_that_no_browser_sends_are_refused_at_the_start() {
     }
 }
 
-/// A page in a browser may have a name of its own lead to this machine.
+/// A web page can point a name of its own to this machine.
 #[tokio::test]
 async fn on_loopback_without_a_key_a_worker_goes_by_the_names_of_loopback() {
-    // The name is made to lead to the worker, as that page does. HTTP/2 has it in `:authority`.
+    // The request goes to the worker under the page's name, which HTTP/2 puts into `:authority`.
     let ask = async |worker: &Worker, is_http2: bool, host: &str| {
         let port = worker.address().1;
         let client = Client::builder().resolve(host, std::net::SocketAddr::from(([127, 0, 0, 1], port)));
@@ -123,7 +123,7 @@ async fn on_loopback_without_a_key_a_worker_goes_by_the_names_of_loopback() {
     let page = Client::new().post(closed.url("/v1/images/generations")).header("host", "evil.example").json(&small("a fox"));
     assert_eq!(page.send().await.unwrap().status(), 403);
     assert_eq!(closed.metric("sdw_rejected_total{reason=\"host_not_allowed\"}").await.to_bits(), f64::to_bits(7.0));
-    // A client of HTTP/1.0 names no host; a browser always does.
+    // An HTTP/1.0 client names no host; a browser always does.
     assert!(http_1_0(&closed).starts_with("HTTP/1.0 200"));
 
     let named = Worker::ready(&["--allowed-host", "Worker.example:443,other.example"]);
@@ -165,7 +165,7 @@ async fn web_pages_may_ask_only_if_they_were_named() {
         let refused = Client::new().get(open.url("/v1/models")).header("origin", origin).send().await.unwrap();
         assert_eq!(refused.headers()["access-control-expose-headers"], "x-request-id,retry-after,x-should-retry");
     }
-    // Some programs ask so whether there is a worker; browsers ask without a key.
+    // `OPTIONS` is how some programs look for a worker, and how browsers ask first; neither sends a key.
     for (worker, origins) in [(&closed, &[None][..]), (&open, &[None, Some("https://example.org"), Some("https://example.com")])] {
         for origin in origins {
             let asked = Client::new().request(Method::OPTIONS, worker.url("/v1/images/generations"));
@@ -198,7 +198,7 @@ async fn secrets_are_not_logged_at_any_level() {
     worker.signal("TERM");
     worker.wait();
     let log = worker.stderr();
-    assert!(log.contains("TRACE") && log.contains("nobody takes the heartbeat") && log.contains("127.0.0.1:1/x"), "{log}");
+    assert!(log.contains("TRACE") && log.contains("the heartbeat cannot be delivered") && log.contains("127.0.0.1:1/x"), "{log}");
     for secret in ["s3cre", "pa55word", "t0ken", "otl9"] {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} is logged");

@@ -1,4 +1,4 @@
-//! The order of the sources, as `src/README.md` draws it: which room may use which, what only some rooms may know, and no circles.
+//! The order of the sources: which room may use which, which crates belong to which room, and no circles.
 
 mod scan;
 
@@ -10,7 +10,7 @@ use std::{
 
 use scan::{Crate, Names, Target, files, module};
 
-/// Rooms from the top down, with what each may name.
+/// Rooms from the top down, with the rooms that each may use.
 const ROOMS: [(&str, &[&str]); 10] = [
     ("main", &["backend", "builtin_model", "cli", "common", "device", "http", "models", "ops", "schedulers"]),
     ("cli", &["backend", "builtin_model", "common", "device", "http", "models", "ops", "schedulers"]),
@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("common", &[]),
 ];
 
-/// Crates, or parts of them, that only these rooms may name.
+/// Crates, or parts of them, that only these rooms may use.
 const OUTSIDE: [(&str, &[&str]); 13] = [
     ("axum", &["http"]),
     ("candle_core", &["backend", "models", "ops", "device"]),
@@ -41,7 +41,7 @@ const OUTSIDE: [(&str, &[&str]); 13] = [
     ("utoipa_axum", &["http"]),
 ];
 
-/// The crate as it is, without tests.
+/// The whole crate, without its tests.
 fn sources() -> Crate {
     let files = files(Path::new("src")).into_iter().filter(|file| !file.iter().any(|name| name == "tests" || name == "tests.rs"));
     Crate::new(files.map(|file| (module(&file), fs::read_to_string(&file).unwrap())))
@@ -76,7 +76,7 @@ fn crates_stay_in_their_rooms() {
     assert!(unseen.is_empty(), "nobody uses {unseen:?}: does the scanner still read them?");
 }
 
-/// Uses that close a circle and are to go, each as the module that uses and the module that it uses; `*` is every module of the room.
+/// Uses that close a circle and have yet to go: the module that uses, and the module that it uses; `*` stands for every module of the room.
 const KNOWN_CIRCLES: [(&str, &str); 9] = [
     ("backend::error", "backend::model_files"),
     ("backend::inference_pipeline", "backend::generation_engine"),
@@ -89,15 +89,15 @@ const KNOWN_CIRCLES: [(&str, &str); 9] = [
     ("schedulers::sigmas", "schedulers::levels"),
 ];
 
-/// Modules at the top of a room, with the modules of the same room that each uses. A room's own file is one of them: what it defines is
-/// used through it, what it only hands on is not.
+/// The top modules of each room, with the modules of the same room that each uses. A room's own file counts as a module for what it
+/// defines, but not for what it re-exports.
 fn uses_inside_rooms() -> BTreeMap<String, BTreeSet<String>> {
     let sources = sources();
     let top = |path: &Names| path[..path.len().min(2)].join("::");
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for reference in &sources.references {
         let Target::Module(target) = sources.target(&reference.from, &reference.path) else { continue };
-        // Whoever names a module takes nothing from it yet.
+        // Naming a module uses nothing of it yet.
         let names_module = reference.path.last() == target.last();
         let (from, to) = (top(&reference.from), top(&target));
         if !names_module && from != to && reference.from.first() == target.first() {
@@ -122,7 +122,7 @@ fn modules_of_a_room_use_each_other_in_no_circle() {
         }
         assert!(uses.values().map(BTreeSet::len).sum::<usize>() < before, "{user} does not use {used} any more: strike it from the list");
     }
-    // What uses nothing that is left, or is used by nothing that is left, is in no circle.
+    // A module that uses nothing of the rest, or that nothing of the rest uses, is in no circle.
     loop {
         let (users, used): (BTreeSet<String>, BTreeSet<String>) =
             (uses.keys().cloned().collect(), uses.values().flatten().cloned().collect());
@@ -145,7 +145,7 @@ fn every_room_is_known() {
     assert_eq!(rooms, ROOMS.iter().map(|(room, _)| (*room).to_owned()).collect());
 }
 
-/// Rooms that still have a `mod.rs`.
+/// Rooms that still have `mod.rs` files.
 const OLD_STYLE: [&str; 4] = ["backend", "models", "ops", "schedulers"];
 
 #[test]

@@ -1,4 +1,4 @@
-//! Bodies that come slowly, that are large, or that are made to cost more than they weigh.
+//! Bodies that come slowly, that are large, or that are made to cost more than their size.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use crate::support::{Worker, small};
 
 const HEAD: &str = "POST /v1/images/edits HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n";
 
-/// A connection on which so much of a large body has come.
+/// A connection that has sent the beginning of a large body.
 fn begun(worker: &Worker, bytes: usize) -> TcpStream {
     let mut socket = TcpStream::connect(worker.address()).unwrap();
     socket.write_all(format!("{HEAD}content-length: {}\r\n\r\n", 50 << 20).as_bytes()).unwrap();
@@ -28,14 +28,14 @@ async fn post(worker: &Worker, path: &str, body: impl Into<reqwest::Body>) -> Re
     Client::new().post(worker.url(path)).header("content-type", "application/json").body(body).send().await.unwrap()
 }
 
-/// An edit whose picture has no end, so that it is refused; but it is read before it is.
+/// Sends an edit with a truncated picture: it is read as a whole, and then refused.
 async fn refusal(worker: &Worker) -> (u16, Value) {
     let picture = format!("{{\"prompt\": \"a\", \"image\": \"{}\"}}", "A".repeat(1 << 20));
     let response = post(worker, "/v1/images/edits", picture).await;
     (response.status().as_u16(), response.json::<Value>().await.unwrap()["error"]["code"].clone())
 }
 
-/// Silence is not the measure: somebody sends one byte of each, again and again. Nor is what came fast at first.
+/// Silence is not the measure, since each of these clients keeps sending single bytes; nor does a fast start pay for it.
 #[tokio::test]
 async fn slow_bodies_keep_nobody_out_and_come_to_an_end() {
     let worker = Worker::ready(&["--client-timeout", "3"]);
@@ -46,7 +46,7 @@ async fn slow_bodies_keep_nobody_out_and_come_to_an_end() {
     let is_told = |answer: &[u8]| String::from_utf8_lossy(answer).contains("body_timed_out");
     let dripping = std::thread::spawn(move || {
         let started = Instant::now();
-        // Until the worker has had enough of each, and has said so.
+        // Until the worker has given up on each, and has said so.
         while !sockets.iter().all(|(_, answer)| is_told(answer)) {
             assert!(started.elapsed() < Duration::from_mins(3), "they may go on for ever");
             for (socket, answer) in sockets.iter_mut().filter(|(_, answer)| !is_told(answer)) {
@@ -67,7 +67,7 @@ async fn slow_bodies_keep_nobody_out_and_come_to_an_end() {
     assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408 ")), "{answers:?}");
 }
 
-/// The head of a part of a form is read as a whole, and so is what stands before the first.
+/// The head of a form's field is buffered as a whole, and so is what precedes the first field.
 #[tokio::test]
 async fn the_head_of_a_part_has_its_end_soon() {
     let worker = Worker::ready(&[]);
@@ -81,7 +81,7 @@ async fn the_head_of_a_part_has_its_end_soon() {
     }
 }
 
-/// Bodies that have all the room between them, none of which is done, do not wait for each other; and what is small waits for none.
+/// Unfinished bodies that share the whole budget do not wait for each other, and a small body waits for none.
 #[tokio::test]
 async fn bodies_that_share_the_room_all_come_to_their_end() {
     let worker = Worker::ready(&[]);
@@ -103,7 +103,7 @@ async fn bodies_that_share_the_room_all_come_to_their_end() {
     assert!(answers.iter().all(|answer| answer == "HTTP/1.1 400"), "nothing but spaces: {answers:?}");
 }
 
-/// Most that a worker has had in memory, in MiB.
+/// The peak memory of a worker, in MiB.
 #[cfg(target_os = "linux")]
 fn peak(worker: &Worker) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
@@ -135,7 +135,7 @@ async fn a_body_costs_little_more_than_it_weighs() {
     assert!(more < 250, "{more} MiB for bodies of 49");
 }
 
-/// A form of a name as long as that is refused; of many, each is named in a few letters.
+/// Names of fields are repeated in answers and warnings; only their beginnings are.
 #[tokio::test]
 async fn what_is_repeated_of_a_request_is_cut() {
     let worker = Worker::ready(&[]);

@@ -8,7 +8,7 @@ pub(crate) fn run(args: &[&str]) -> Output {
     binary().args(args).output().unwrap()
 }
 
-/// Exit code and last line of stderr.
+/// The exit code, and the last line of stderr.
 pub(crate) fn failure(args: &[&str]) -> (i32, String) {
     let output = run(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -19,7 +19,7 @@ pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> String {
     folder.path().join(name).to_str().unwrap().to_owned()
 }
 
-/// A disk that is full and a reader that is gone.
+/// A full disk, and a closed pipe.
 #[cfg(target_os = "linux")]
 #[test]
 fn what_cannot_be_said_stops_nothing() {
@@ -33,7 +33,7 @@ fn what_cannot_be_said_stops_nothing() {
         [fs::File::options().write(true).open("/dev/full").unwrap().into(), pipe.into()]
     };
     for (args, code) in [(&["models", "list"][..], 73), (&["--build-info"], 73), (&["--help"], 73), (&generate, 0)] {
-        // What was printed on a full disk is lost; a reader that is gone has what it wanted.
+        // Output to a full disk is lost; a closed pipe's reader has read what it wanted.
         for ((stdout, stderr), code) in nowhere().into_iter().zip(nowhere()).zip([code, 0]) {
             let status = binary().args(args).stdout(stdout).stderr(stderr).status().unwrap();
             assert_eq!(status.code(), Some(code), "{args:?}");
@@ -42,7 +42,7 @@ fn what_cannot_be_said_stops_nothing() {
     assert_eq!(image::open(&picture).unwrap().width(), 64);
 }
 
-/// A pipe that somebody holds and does not read, and that is full already.
+/// A pipe that is full and that its holder does not read.
 #[cfg(target_os = "linux")]
 #[test]
 fn no_pipe_stops_a_command() {
@@ -50,7 +50,7 @@ fn no_pipe_stops_a_command() {
 
     fn full_pipe() -> (std::io::PipeReader, Stdio) {
         let (reader, writer) = std::io::pipe().unwrap();
-        // Only what can be told from the other end makes a pipe full without waiting.
+        // On Linux, the other end can tell when the pipe is full.
         let mut file =
             fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(format!("/proc/self/fd/{}", writer.as_raw_fd())).unwrap();
         while file.write(&[b'x'; 4096]).is_ok() {}
@@ -101,7 +101,7 @@ fn a_model_goes_by_the_name_that_it_is_given() {
     }
 }
 
-/// Only a schedule that somebody asks for is refused.
+/// Only a schedule that was asked for is refused.
 #[test]
 fn a_sampler_need_not_have_the_schedule_of_the_model() {
     let model = copy_of_tiny();
@@ -125,13 +125,13 @@ fn an_exported_model_makes_the_same_picture() {
     }
     let pixels = |file: &str| image::open(file).unwrap().to_rgb8();
     assert_eq!(pixels(&ours), pixels(&theirs));
-    // Other programs know no whole numbers with factors beside them.
+    // Other programs do not know int8 weights with factors.
     let tensors =
         candle_core::safetensors::load(Path::new(&model).join("vae/diffusion_pytorch_model.safetensors"), &candle_core::Device::Cpu);
     let tensors = tensors.unwrap();
     assert!(tensors.values().all(|tensor| tensor.dtype() == candle_core::DType::F16));
     assert!(tensors.contains_key("decoder.conv_in.weight") && !tensors.keys().any(|name| name.ends_with("_scale")));
-    // transformers loads the text encoder in the type that its configuration says, and diffusers the other parts in f32: one and the same,
+    // transformers loads the text encoder in its configuration's type, and diffusers loads the other parts in f32; the types must agree.
     // or no call works.
     let config = std::fs::read(Path::new(&model).join("text_encoder/config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
@@ -142,7 +142,7 @@ fn an_exported_model_makes_the_same_picture() {
     assert_eq!(String::from_utf8(run(&["models", "list"]).stdout).unwrap(), "builtin\n");
 }
 
-/// Less memory for the weights is another picture, if only by a little.
+/// Weights in less memory change the picture a little.
 #[test]
 fn weights_in_less_memory_make_nearly_the_same_picture() {
     let folder = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ fn weights_in_less_memory_make_nearly_the_same_picture() {
         image::open(&file).unwrap().into_rgb8().into_raw()
     };
     let right = picture("f32");
-    // Every weight of the built-in model is an f16 exactly: as that it is the same. The others are off by no more than this, of 255, in the mean.
+    // Every weight of the built-in model is exactly an f16, so f16 changes nothing. Others may differ by this mean, of 255.
     for (dtype, least, most) in [("f16", 0.0, 0.01), ("bf16", 0.01, 3.0), ("q8_0", 0.01, 3.0)] {
         let off: u64 = picture(dtype).iter().zip(&right).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
         let mean = off as f64 / right.len() as f64;
@@ -225,7 +225,7 @@ fn bad_arguments_are_refused_in_one_line() {
     }
 }
 
-/// No clock goes further than its numbers.
+/// Durations beyond a clock's range are refused.
 #[test]
 fn nothing_is_waited_for_longer_than_a_day() {
     for option in ["--client-timeout", "--keep-results", "--drain-timeout", "--watchdog", "--heartbeat-interval"] {
@@ -256,7 +256,7 @@ fn flags_in_the_environment_are_put_in_many_ways() {
 fn a_variable_that_is_empty_is_none_and_one_that_is_misspelt_is_named() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = port.local_addr().unwrap().port().to_string();
-    // Where it gets as far as the port, it took the others for what they are.
+    // A run that gets as far as the port has accepted the other arguments.
     let outcome = |variables: &[(&str, &str)]| {
         let output =
             binary().args(["serve", "--log-level", "warn"]).env("SD_WORKER_PORT", &taken).envs(variables.iter().copied()).output().unwrap();
@@ -275,7 +275,7 @@ fn a_variable_that_is_empty_is_none_and_one_that_is_misspelt_is_named() {
         assert_eq!(stderr.matches(said).count(), 1, "{said}: {stderr}");
     }
     assert!(!stderr.contains("SD_WORKER_NOTHING"), "{stderr}");
-    // As Kubernetes sets them beside a service of this name.
+    // The variables of Kubernetes for a service of this name.
     let of_kubernetes =
         [("SD_WORKER_PORT", "tcp://10.0.0.7:80"), ("SD_WORKER_SERVICE_HOST", "10.0.0.7"), ("SD_WORKER_PORT_80_TCP", "tcp://10.0.0.7:80")];
     let output = binary().args(["serve", "--log-level", "warn", "--port", &taken]).envs(of_kubernetes).output().unwrap();
@@ -312,7 +312,7 @@ fn a_device_is_compared_with_diffusers() {
         let [_, _, error, limit] = row.as_slice() else { panic!("{row:?}") };
         assert!(error.parse::<f32>().unwrap() <= limit.parse().unwrap(), "{row:?}");
     }
-    // Nothing is so exact that no bit differs, if two are compared.
+    // Two computations in floating point always differ in some bits.
     assert!(rows.iter().filter(|row| row[1] != "picture").all(|row| row[2] != "0.0e0"), "{stdout}");
 }
 

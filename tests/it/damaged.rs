@@ -1,4 +1,4 @@
-//! Checkpoints in one file that are not whole: what is missing is named, and never are there other networks without a word.
+//! Damaged single-file checkpoints: what is missing is named, and no other network is loaded in silence.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::{
     support::binary,
 };
 
-/// A checkpoint whose tensors can be hidden: in the header they have other names of the same length then.
+/// A checkpoint whose tensors can be hidden: their names in the header are replaced by others of the same length.
 struct Checkpoint {
     folder: tempfile::TempDir,
     header: Vec<u8>,
@@ -34,11 +34,11 @@ impl Checkpoint {
         self.folder.path().join("model.safetensors")
     }
 
-    /// Why the file does not load without some of its tensors.
+    /// The error of a file without some of its tensors.
     fn without(&self, is_hidden: impl Fn(&str) -> bool) -> String {
         let mut header = String::from_utf8(self.header.clone()).unwrap();
         for (i, name) in self.names.iter().enumerate().filter(|(_, name)| is_hidden(name)) {
-            // As long, and unlike all others.
+            // A name of the same length that no tensor has.
             let hidden = format!("~{i:~<width$}", width = name.len() - 1);
             header = header.replace(&format!("\"{name}\":"), &format!("\"{hidden}\":"));
         }
@@ -61,7 +61,7 @@ fn chain(error: &LoadError) -> String {
     format!("{error}: {source}")
 }
 
-/// Any one of them, in every family: at a stride, for the time that it takes.
+/// Every tensor in every family, at a stride to save time.
 #[test]
 fn a_tensor_that_is_missing_is_named() {
     for (model, stride) in [("sd1", 11), ("sd2", 31), ("sdxl", 41)] {
@@ -74,7 +74,7 @@ fn a_tensor_that_is_missing_is_named() {
     }
 }
 
-/// Where all that tells of a part is gone with it.
+/// Tensors that alone identify a part.
 #[test]
 fn a_part_that_is_missing_is_named() {
     for (model, part, named) in [
@@ -103,7 +103,7 @@ fn a_part_that_is_missing_is_named() {
     }
 }
 
-/// transformers' projections are convolutions of 1 x 1 in some files, and linear layers in others.
+/// transformers' projections are 1 x 1 convolutions in some files, and linear layers in others.
 #[test]
 fn a_projection_may_be_a_convolution_or_a_linear_layer() {
     for model in ["sd1", "sd2", "sdxl"] {
@@ -118,14 +118,14 @@ fn a_projection_may_be_a_convolution_or_a_linear_layer() {
             };
             (name, tensor)
         };
-        // With the text encoder and without, when the UNet alone tells the family.
+        // With the text encoder, and without it, where the UNet alone identifies the family.
         let directory = made_up::model(model);
         write(&file, &checkpoint(model).into_iter().map(turned).collect(), &[]);
         assert!(numbers(&load(&file).unwrap()) == numbers(&load(directory.path()).unwrap()), "{model}");
     }
 }
 
-/// Another depth than that of any variant is no damage, but another network.
+/// A depth of no known variant is another network, not damage.
 #[test]
 fn a_shape_of_no_known_variant_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ fn a_shape_of_no_known_variant_is_refused() {
     let error = load(&file).map(drop).unwrap_err().to_string();
     assert!(error.contains("input_blocks.4.1, where this one has 3"), "{error}");
 
-    // Half as wide.
+    // Half the width.
     let narrow: Tensors = checkpoint("sd1")
         .into_iter()
         .map(|(name, tensor)| {
@@ -153,7 +153,7 @@ fn a_shape_of_no_known_variant_is_refused() {
     assert!(error.contains("have another shape") && error.contains("[16, 4, 3, 3]"), "{error}");
 }
 
-/// Whole numbers are no weights without their factors, and NaN is none at all: both commands say so, with the tensor, and with 66.
+/// Integers without factors are no weights, and neither is NaN: both commands name the tensor, and end with 66.
 #[test]
 fn weights_that_are_no_numbers_are_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ fn weights_that_are_no_numbers_are_named() {
     fails(&["--model", file.to_str().unwrap()], &format!("{name} has a value that is not a number (NaN) or is infinite"));
 }
 
-/// Both commands end with 66 and these words.
+/// Both commands end with 66 and this message.
 pub(crate) fn fails(model: &[&str], words: &str) {
     let folder = tempfile::tempdir().unwrap();
     let picture = folder.path().join("x.png").to_str().unwrap().to_owned();

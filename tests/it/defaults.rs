@@ -1,4 +1,4 @@
-//! What a request leaves out never stands in the way of what it says, or of what else it leaves out: in every family, on every route.
+//! Defaults never conflict with what a request says, or with each other: in every family, on every route.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     support::{Worker, binary},
 };
 
-/// Every family, and the Turbos, which the name of a file tells.
+/// Every family, and the Turbos, which are recognised by a file's name.
 fn models(folder: &Path) -> Vec<String> {
     let mut models = Vec::new();
     for (name, model) in [
@@ -79,7 +79,7 @@ async fn defaults_never_exclude_each_other() {
     }
 }
 
-/// Names of other tools, from the request to what the picture was made with.
+/// Names of other tools, from the request to the parameters in the answer.
 #[tokio::test]
 async fn a_name_with_a_schedule_in_it_is_both() {
     let directory = made_up::model("sd1");

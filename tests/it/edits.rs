@@ -1,4 +1,4 @@
-//! `POST /v1/images/edits` and the jobs that begin with a picture: what comes of them, and what is refused before it costs anything.
+//! `POST /v1/images/edits` and jobs that begin with a picture: their results, and what is refused before any work is done.
 
 mod sending;
 
@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{Worker, binary, bytes, picture, small};
 
 const SIDE: u32 = 64;
-/// What the masks below mark: the left third.
+/// The part that the masks below mark: the left third.
 const MARKED: u32 = 24;
 
 fn png(picture: impl Into<DynamicImage>) -> Vec<u8> {
@@ -44,7 +44,7 @@ fn clear_mask() -> RgbaImage {
 /// The fields of a small edit.
 const USUAL: [(&str, &str); 5] = [("prompt", "a fox"), ("steps", "4"), ("seed", "1"), ("guidance_scale", "4"), ("sampler", "ddim")];
 
-/// The same in the form that clients send.
+/// The same fields as a form, as clients send it.
 fn form(fields: &[(&str, &str)]) -> Form {
     let usual = USUAL.into_iter().filter(|(name, _)| fields.iter().all(|(other, _)| other != name));
     usual.chain(fields.iter().copied()).fold(Form::new(), |form, (name, value)| form.text(name.to_owned(), value.to_owned()))
@@ -69,7 +69,7 @@ async fn edit(worker: &Worker, form: Form) -> Value {
     answer
 }
 
-/// How far two pictures are apart in the mean, of 255.
+/// The mean difference of two pictures, of 255.
 fn distance(a: &RgbImage, b: &RgbImage) -> f64 {
     let sum: u64 = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
     sum as f64 / a.as_raw().len() as f64
@@ -88,7 +88,7 @@ async fn a_picture_is_changed_the_more_the_stronger() {
     assert!(distances.is_sorted() && distances[0] < 30.0 && distances[2] > 60.0, "{distances:?}");
     let answer = edit(&worker, with_picture(&[])).await;
     assert_eq!(answer["parameters"]["strength"], 0.8);
-    // Of four steps, three are taken.
+    // Three of four steps are taken.
     assert_eq!(worker.metric("sdw_step_seconds_count").await.to_bits(), f64::to_bits(2.0 + 8.0 + 20.0 + 3.0));
     let file = bytes(&answer["data"][0]);
     assert!(String::from_utf8_lossy(&file).contains("Denoising strength: 0.8, Seed: 1"), "the file says so too");
@@ -120,10 +120,10 @@ async fn json_says_the_same_as_a_form() {
 async fn forms_of_other_tools_say_the_same() {
     let worker = Worker::ready(&[]);
     let plain = edit(&worker, with_picture(&[])).await;
-    // As `files=` of Python's requests sends text, or curl's `-F prompt=@prompt.txt`.
+    // Python's requests sends text this way with `files=`, and so does curl with `-F prompt=@prompt.txt`.
     let files = USUAL.into_iter().fold(Form::new(), |form, (name, value)| form.part(name, Part::text(value).file_name(name)));
     let unnamed = Part::bytes(png(original())).mime_str("image/png").unwrap();
-    // As browsers send an input for a file where none was chosen.
+    // Browsers send an empty file input this way.
     let unchosen = Part::text("").file_name("").mime_str("application/octet-stream").unwrap();
     for (what, form) in [
         ("text in files", files.part("image", file(png(original())))),
@@ -157,7 +157,7 @@ async fn what_a_mask_does_not_mark_is_kept_to_the_pixel() {
     assert!(answers.iter().all(|answer| *answer == answers[0]));
 }
 
-/// Without it, all of the picture would be painted anew.
+/// Ignoring the mask would repaint the whole picture.
 #[tokio::test]
 async fn a_mask_that_nobody_looks_for_is_an_error() {
     let worker = Worker::ready(&[]);
@@ -248,7 +248,7 @@ async fn a_field_without_effect_is_named() {
     assert_eq!(worker.generate(&request).await["ignored"], json!(["strength"]), "there is no picture to change");
 }
 
-/// A file of a hundred bytes that says it has 400 million pixels.
+/// A file of a hundred bytes whose header claims 400 million pixels.
 fn bomb() -> Vec<u8> {
     let mut file = png(RgbImage::new(1, 1));
     for side in [16..20, 20..24] {

@@ -164,7 +164,7 @@ async fn a_client_that_leaves_in_the_last_step_costs_no_decoding() {
     let (leaving, responses) = request("leave at step 3", 3, 0);
     let pipeline = Arc::new(FakePipeline::with_client(responses));
     serve_all_with(&pipeline, vec![leaving]).await;
-    assert_eq!(pipeline.finished.load(Ordering::SeqCst), 0);
+    assert_eq!(pipeline.finished.lock().unwrap().len(), 0);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The real server and the real engine around a pipeline that does what a prompt says: what no real model can be asked to do.
+//! The real server and the real engine around a pipeline that does what its prompt says.
 
 use std::{
     net::SocketAddr,
@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -25,20 +26,25 @@ use serde_json::Value;
 use tokio::{
     net::TcpListener,
     sync::{mpsc::UnboundedReceiver, watch},
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
-/// Does what the prompt says, and remembers what it was asked for. Draws gray pictures.
+/// The least time that a step of the prompt "slow" takes.
+pub(crate) const SLOW_STEP: Duration = Duration::from_millis(20);
+
+/// A pipeline that does what the prompt says, records what it is asked for, and draws gray pictures.
 #[derive(Default)]
 pub(crate) struct FakePipeline {
-    /// Held by a test for as long as the prompt "hang" hangs.
-    pub(crate) gate: Arc<Mutex<()>>,
+    /// Held by a test while a step of the prompt "hang" hangs.
+    gate: Mutex<()>,
     /// The prompts of all requests that were begun.
     pub(crate) begun: Mutex<Vec<String>>,
     /// The prompts of each pass through the network.
     passes: Mutex<Vec<Vec<String>>>,
     pub(crate) steps: AtomicUsize,
-    pub(crate) finished: AtomicUsize,
+    /// The prompts of all generations that finished.
+    pub(crate) finished: Mutex<Vec<String>>,
     /// The client of the request "leave at step 3".
     client: Mutex<Option<UnboundedReceiver<GenerationResponse>>>,
     /// Requests that come during the first step of the request "invite".
@@ -69,7 +75,7 @@ impl Pipeline for FakePipeline {
     type Generation = FakeGeneration;
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest, _: Interrupt) -> Result<FakeGeneration, GenerationError> {
-        // What comes after an AND is there for its number of parts.
+        // The parts after an `AND` only add samples.
         let prompt = request.order.prompt.as_str().split(" AND ").next().unwrap_or_default().to_owned();
         self.begun.lock().unwrap().push(prompt.clone());
         assert_ne!(prompt, "panic at begin");
@@ -131,6 +137,7 @@ impl Generation for FakeGeneration {
             ("nan", _) => return Err(GenerationError::NotANumber),
             ("out of memory", _) => return Err(candle_core::Error::msg("CUDA_ERROR_OUT_OF_MEMORY").into()),
             ("hang", _) => drop(self.pipeline.gate.lock()),
+            ("slow", _) => thread::sleep(SLOW_STEP),
             ("cancel at step 3", 3) => self.client.cancel(),
             ("leave at step 3", 3) => drop(self.pipeline.client.lock().unwrap().take()),
             ("invite", _) => {
@@ -148,7 +155,7 @@ impl Generation for FakeGeneration {
     }
 
     fn finish(self, _: Interrupt) -> Result<RgbImage, GenerationError> {
-        self.pipeline.finished.fetch_add(1, Ordering::SeqCst);
+        self.pipeline.finished.lock().unwrap().push(self.prompt);
         let size = self.demand.size;
         Ok(RgbImage::from_pixel(size.width(), size.height(), image::Rgb([128; 3])))
     }
@@ -160,16 +167,21 @@ impl Generation for FakeGeneration {
 
 /// A server in this process, on a real socket.
 pub(crate) struct FakeWorker {
-    pub(crate) address: SocketAddr,
-    pub(crate) pipeline: Arc<FakePipeline>,
+    address: SocketAddr,
+    pipeline: Arc<FakePipeline>,
     pub(crate) admission: Admission,
 }
 
 impl FakeWorker {
     pub(crate) async fn start(capacity: u32) -> Self {
+        Self::start_with(capacity, Duration::from_mins(10)).await
+    }
+
+    /// The same, with another limit for silent clients.
+    pub(crate) async fn start_with(capacity: u32, patience: Duration) -> Self {
         let (queue, requests) = RequestQueue::new();
         let (pipeline, pulse, admission) = (Arc::new(FakePipeline::default()), Pulse::default(), Admission::new(capacity));
-        // Its thread ends with the queue, which the server has.
+        // The engine's thread ends with the queue, which the server holds.
         drop(GenerationEngine::new(Arc::clone(&pipeline), requests).with_pulse(pulse.clone()).start());
         let (_, lifecycle) = watch::channel(Lifecycle::Ready(Arc::new(info())));
         let state = AppState {
@@ -178,7 +190,7 @@ impl FakeWorker {
             admission: admission.clone(),
             runs: Runs::new(RunLimits { keep: Duration::from_mins(1), most: 10, bytes: 1 << 30 }),
             access: Access::default(),
-            client_timeout: Duration::from_mins(10),
+            client_timeout: patience,
             max_batch: 1,
             pulse,
             watchdog: Some(Duration::from_millis(1)),
@@ -188,7 +200,7 @@ impl FakeWorker {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limits = ConnectionLimits { patience: Duration::from_mins(10), most: 100 };
+        let limits = ConnectionLimits { patience, most: 100 };
         tokio::spawn(http::serve(listener, http::router(state), limits, CancellationToken::new()));
         Self { address, pipeline, admission }
     }
@@ -197,17 +209,42 @@ impl FakeWorker {
         format!("http://{}{path}", self.address)
     }
 
-    /// From here on the prompt "hang" hangs, until what is returned is dropped.
+    /// Makes the prompt "hang" hang until the returned sender is dropped.
     pub(crate) fn hold(&self) -> mpsc::Sender<()> {
-        let gate = Arc::clone(&self.pipeline.gate);
+        let pipeline = Arc::clone(&self.pipeline);
         let ((hold, held), (release, is_released)) = (mpsc::channel(), mpsc::channel());
-        std::thread::spawn(move || {
-            let _held = gate.lock().unwrap();
+        thread::spawn(move || {
+            let _held = pipeline.gate.lock().unwrap();
             hold.send(()).unwrap();
             is_released.recv()
         });
         held.recv().unwrap();
         release
+    }
+
+    /// A request for pictures on a connection of its own; aborting its task closes the connection.
+    pub(crate) fn request(&self, body: &Value) -> reqwest::RequestBuilder {
+        reqwest::Client::new().post(self.url("/v1/images/generations")).json(body)
+    }
+
+    /// Sends a request, and waits until the engine has begun its first picture.
+    pub(crate) async fn begin(&self, request: reqwest::RequestBuilder) -> JoinHandle<reqwest::Result<reqwest::Response>> {
+        let before = self.begun().len();
+        let task = tokio::spawn(request.send());
+        while self.begun().len() == before {
+            tokio::task::yield_now().await;
+        }
+        task
+    }
+
+    /// The prompts of all generations that were begun.
+    pub(crate) fn begun(&self) -> Vec<String> {
+        self.pipeline.begun.lock().unwrap().clone()
+    }
+
+    /// The prompts of all generations that finished.
+    pub(crate) fn finished(&self) -> Vec<String> {
+        self.pipeline.finished.lock().unwrap().clone()
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {

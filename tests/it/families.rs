@@ -26,7 +26,7 @@ use crate::{
 
 const NETWORK_LIMIT: f32 = 1e-4;
 const LATENTS_LIMIT: f32 = 1e-3;
-/// Of 255.
+/// In steps of 1/255.
 const PIXEL_LIMIT: i32 = 2;
 
 /// The largest errors of a family, by stage.
@@ -74,7 +74,7 @@ fn every_family_agrees_with_diffusers() {
 
 /// Each network by itself.
 fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String, Tensor>, errors: &mut Errors) {
-    // Those that have the UNet alone of their own are kept once.
+    // Families that differ only in their UNet share the goldens of the other networks.
     let is_xl = ["sdxl", "ssd-1b", "vega"].contains(&model);
     let owner = |part: &str| match model {
         "sd1-inpainting" | "lcm" if part != "unet" => "sd1",
@@ -130,7 +130,7 @@ fn picture(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
     *worst = worst.max(pixels as f32);
 }
 
-/// As in A1111 and `ComfyUI`: what looks at the pooled text looks at that of the first 75 tokens.
+/// As in A1111 and `ComfyUI`: the pooled text is that of the first 75 tokens.
 #[test]
 fn the_pooled_text_is_that_of_the_first_chunk() {
     let pipeline = load(made_up::model("sdxl").path());
@@ -141,7 +141,7 @@ fn the_pooled_text_is_that_of_the_first_chunk() {
     let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(numbers(&both.pooled.as_ref().unwrap().get(1).unwrap()), numbers(one.pooled.as_ref().unwrap()));
     assert_eq!(numbers(&both.embeddings.narrow(0, 1, 1).unwrap().narrow(1, 0, 77).unwrap()), numbers(&one.embeddings));
-    // An empty negative prompt is nothing but zeros, however long it is made.
+    // An empty negative prompt is all zeros, whatever its length.
     let zeros = [numbers(&both.embeddings.get(0).unwrap()), numbers(&both.pooled.unwrap().get(0).unwrap())];
     assert!(zeros.concat().iter().all(|number| *number == 0.0));
     let empty_words = encode(&[&positive(" "), &ParsedPrompt::negative("a")]);
@@ -183,8 +183,7 @@ fn a_model_says_what_it_is() {
     }
 }
 
-/// A folder of learned words, as diffusers (one tensor, of any name), A1111 and SDXL's trainers write them, with what else people have
-/// there.
+/// A folder of embeddings in the forms of diffusers (one tensor of any name), A1111 and SDXL's trainers, with other files beside them.
 fn words(model: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let save = |name: &str, tensors: &[(&str, Tensor)]| {
@@ -237,7 +236,7 @@ fn learned_words_agree_with_diffusers() {
             assert!(is_same(&encode(same).embeddings, &encoded.embeddings), "{same}");
         }
         assert!(relative_error(&encode("a <cat-toy>, easy-negativ fox").embeddings, right) > 0.1);
-        // A word stays whole: with 73 others before it, it begins a chunk of its own.
+        // A word is never split: after 73 others, it begins a chunk of its own.
         assert_eq!(encode(&format!("{} easy-negative", "fox ".repeat(72))).embeddings.dim(1).unwrap(), 77);
         let long = encode(&format!("{} easy-negative", "fox ".repeat(73))).embeddings;
         let chunk = long.narrow(1, 77, 77).unwrap();
@@ -246,7 +245,7 @@ fn learned_words_agree_with_diffusers() {
 }
 
 /// The same words as tokens of the model, as training saves them: rows at the end of the embedding, and one of the two files that name
-/// them. diffusers makes several tokens of a word of several vectors.
+/// them. diffusers makes several tokens of a word with several vectors.
 #[test]
 fn words_that_were_saved_with_a_model_agree_with_diffusers() {
     let goldens = candle_core::safetensors::load("tests/parity/families.safetensors", &Device::Cpu).unwrap();
@@ -279,8 +278,7 @@ fn words_that_were_saved_with_a_model_agree_with_diffusers() {
     assert!(error() < NETWORK_LIMIT, "off by {}", error());
 }
 
-/// As in A1111: in Stable Diffusion 2 and XL, whose text encoders are looked at in one layer whatever is asked for, nothing changes, and
-/// the answer says so.
+/// As in A1111: in Stable Diffusion 2 and XL, whose text encoders use a fixed layer, `clip_skip` changes nothing, and the answer says so.
 #[tokio::test]
 async fn clip_skip_has_an_effect_in_stable_diffusion_1_alone() {
     for model in ["sd1", "sd2", "sdxl"] {
@@ -305,7 +303,7 @@ async fn clip_skip_has_an_effect_in_stable_diffusion_1_alone() {
     }
 }
 
-/// Whoever calls a word gets its vectors or is told; a NaN in it is said at the start.
+/// A prompt that names a word gets its vectors or a warning; a NaN in them is reported at the start.
 #[tokio::test]
 async fn a_call_of_a_learned_word_is_the_word_or_a_warning() {
     let (directory, folder) = (made_up::model("sd1"), words("sd1"));

@@ -1,4 +1,4 @@
-//! Every sampler on a model of every family ends where diffusers does, chosen by the request as users choose it.
+//! Every sampler, chosen as a request chooses it, ends where diffusers does on a model of every family.
 //! `tests/parity/make_family_sampler_goldens.py` makes the goldens.
 
 use std::{collections::BTreeMap, fs, sync::Arc};
@@ -19,7 +19,7 @@ use crate::{
 
 #[derive(Deserialize)]
 struct Goldens {
-    /// What all of them ask for, but for `steps`.
+    /// The settings of every run, except for `steps`.
     request: Value,
     cases: Vec<Case>,
 }

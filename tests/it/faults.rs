@@ -1,4 +1,4 @@
-//! Models that are missing, broken, or impossible: one line, the file's name, code 66, and never a panic.
+//! Models that are missing, broken or impossible: one line, the file's name, exit code 66, and never a panic.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{binary, copy_of_tiny as copy, edit};
 
-/// Loads a model and gives back the message it fails with.
+/// Loads a model, and returns its error.
 fn failure(model: &Path) -> String {
     let folder = tempfile::tempdir().unwrap();
     let picture = folder.path().join("x.png");
@@ -109,7 +109,7 @@ fn impossible_configurations_are_errors() {
     }
 }
 
-/// Tensors that no network reads are no error, but something to know.
+/// Unused tensors are no error, but a warning.
 #[test]
 fn weights_that_nobody_reads_are_named() {
     let model = copy();
@@ -194,7 +194,7 @@ fn families_and_kinds_that_are_not_supported_are_named() {
     }
 }
 
-/// A FIFO waits for a writer, and a device may have no end.
+/// Opening a FIFO waits for a writer, and a device may have no end.
 #[test]
 fn what_is_no_file_is_not_opened_as_one() {
     for (file, reason) in [
@@ -212,7 +212,7 @@ fn what_is_no_file_is_not_opened_as_one() {
         std::os::unix::fs::symlink("/dev/zero", model.path().join(file)).unwrap();
         failure(model.path());
     }
-    // Before a size is known, nothing of it is read.
+    // Nothing is read of a file whose size is unknown.
     let model = copy();
     let config = fs::OpenOptions::new().write(true).open(model.path().join("unet/config.json")).unwrap();
     config.set_len(1 << 40).unwrap();
@@ -230,7 +230,7 @@ fn make_fifo(path: &Path) {
     assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// The crate that reads it panics for the first two and runs out of stack for the third.
+/// The crate that reads these files panics for the first two, and overflows the stack for the third.
 #[test]
 fn a_tokenizer_that_cannot_work_is_a_broken_file() {
     let nested = (0..60).fold(json!({ "type": "Lowercase" }), |inside, _| json!({ "type": "Sequence", "normalizers": [inside] }));

@@ -1,4 +1,4 @@
-//! `sd-worker generate`: what becomes of its files.
+//! `sd-worker generate`: the files that it writes.
 
 use std::fs;
 
@@ -48,7 +48,7 @@ fn a_prompt_becomes_a_file() {
     assert_eq!(fs::read(&file).unwrap(), first, "the same seed, the same file");
 }
 
-/// A link stays one, whatever is written through it.
+/// Writing through a link keeps the link.
 #[cfg(unix)]
 #[test]
 fn files_are_written_through_links() {
@@ -67,7 +67,7 @@ fn files_are_written_through_links() {
     assert!(tensors.contains_key("latents.1"));
 }
 
-/// Files that were there before stay, unless they are named.
+/// Existing files stay, unless they are named.
 #[test]
 fn pictures_go_where_they_are_sent() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,14 +124,14 @@ fn pictures_go_where_they_are_sent() {
     }
 }
 
-/// A disk that is full while a picture is written leaves the older one.
+/// A disk that fills up while a picture is written leaves the old file.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_picture_that_cannot_be_written_leaves_the_older_one() {
     let folder = tempfile::tempdir().unwrap();
     let picture = path(&folder, "fox.png");
     fs::write(&picture, vec![7; 5000]).unwrap();
-    // The system lets no file grow further than a kilobyte.
+    // The system limits files to a kilobyte.
     let program = format!(
         "ulimit -f 1; trap '' XFSZ; exec {} generate 'a fox' --steps 1 --width 64 --height 64 -o \"$0\"",
         env!("CARGO_BIN_EXE_sd-worker")

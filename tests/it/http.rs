@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations`: what it answers.
+//! `POST /v1/images/generations`: the answers.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Worker, bytes, copy_of_tiny, picture, small, steps};
 
-/// Answers are compared without what changes from run to run.
+/// Compares an answer without what differs from run to run.
 fn snapshot(name: &str, answer: &Value) {
     let mut answer = answer.clone();
     for item in answer["data"].as_array_mut().unwrap() {
@@ -29,7 +29,7 @@ async fn a_prompt_becomes_a_picture() {
     snapshot("answer", &answer);
     let picture = picture(&answer["data"][0]).to_rgb8();
     assert_eq!(format!("{}x{}", picture.width(), picture.height()), answer["size"].as_str().unwrap());
-    // The prompt says blue: the corners must be.
+    // The prompt says blue, so the corners must be blue.
     let [red, green, blue] = picture.get_pixel(2, 2).0;
     assert!(blue > 150 && blue > red && blue > green, "{red} {green} {blue}");
 }
@@ -180,7 +180,7 @@ async fn a_negative_prompt_without_guidance_is_named_as_ignored() {
     assert_eq!(worker.generate(&request).await["ignored"], json!([]), "parts of a prompt lead away from it at any scale");
 }
 
-/// A small request at the size that the models of these tests were made for.
+/// A small request at the size of the test models.
 fn at_own_size(prompt: &str) -> Value {
     let mut request = small(prompt);
     request["size"] = "auto".into();
@@ -208,7 +208,7 @@ async fn networks_are_left_out_of_a_prompt_with_a_warning() {
     let mut right = named.map(|name| format!("{name} was left out: not supported by this worker"));
     right.sort();
     assert_eq!(warnings, right);
-    // The rest of the prompt is what it would be without them, and what is kept of one is not taken for the other.
+    // The rest of the prompt equals a prompt without networks, and the prompt cache tells them apart.
     let mut plain = at_own_size("a fox");
     plain["negative_prompt"] = "a owl ".into();
     let without = worker.generate(&plain).await;
@@ -229,7 +229,7 @@ async fn words_that_the_model_was_not_taught_are_named() {
     assert_eq!(worker.generate(&request).await["warnings"], answer["warnings"], "the same where the prompt is kept");
     assert_eq!(worker.generate(&at_own_size("a small red fox and a piñata on yellow!")).await["warnings"], json!([]));
 
-    // A model without such a list is taken to know everything.
+    // A model without a list of its words is assumed to know every word.
     let model = copy_of_tiny();
     let path = model.path().to_str().unwrap();
     assert_eq!(Worker::ready(&["--model", path]).generate(&at_own_size("zyx")).await["warnings"], json!([]));

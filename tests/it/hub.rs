@@ -35,7 +35,7 @@ async fn a_model_is_downloaded_once_and_then_found_offline() {
     assert_eq!(missing.status.code(), Some(66));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("is not in the cache"));
 
-    // The hub, no network at all by choice, and a hub that is gone.
+    // With the hub, offline by choice, and with a hub that is gone.
     for env in [&[("HF_ENDPOINT", hub.as_str())][..], &offline[..], &[("HF_ENDPOINT", "http://127.0.0.1:1")][..]] {
         let output = generate("somebody/tiny", home.path(), env).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -62,7 +62,7 @@ fn stderr(output: &Output) -> String {
 async fn a_broken_download_goes_on_where_it_broke() {
     let (hub, home) = (Arc::new(Hub::default()), tempfile::tempdir().unwrap());
     let (url, size) = (start(&hub).await, fs::metadata(Path::new(TINY).join(UNET)).unwrap().len() as usize);
-    // As many breaks as one start has patience for.
+    // The most interruptions that one start survives.
     hub.breaks.store(5, Ordering::SeqCst);
     let output = generate("somebody/tiny", home.path(), &[("HF_ENDPOINT", &url)]).await;
     assert_eq!(output.status.code(), Some(66), "{}", stderr(&output));
@@ -77,7 +77,7 @@ async fn a_broken_download_goes_on_where_it_broke() {
     assert!(starts.len() == 7 && starts.is_sorted_by(|a, b| a < b) && starts[5] > size / 2, "{starts:?} of {size}");
 }
 
-/// [RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#section-14.2) lets a server send all of a file whatever part is asked for.
+/// A server may send all of a file whatever range is asked for ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#section-14.2)).
 #[tokio::test]
 async fn hubs_need_neither_ranges_nor_plain_text() {
     let kinds = [
@@ -99,7 +99,7 @@ async fn hubs_need_neither_ranges_nor_plain_text() {
     }
 }
 
-/// As huggingface.co has it: what is large is on other hosts, which are not told who asks.
+/// As on huggingface.co: large files are on other hosts, which must not see the token.
 #[tokio::test]
 async fn weights_may_be_elsewhere() {
     let (store, home) = (Arc::new(Hub { breaks: 1.into(), ..Hub::default() }), tempfile::tempdir().unwrap());
@@ -111,9 +111,9 @@ async fn weights_may_be_elsewhere() {
     assert!(starts.len() == 2 && starts[0] == 0 && starts[1] > 0, "{starts:?}");
 }
 
-/// As several workers do that are started at once on a machine.
+/// As when several workers start at once on a machine.
 #[tokio::test]
-async fn one_download_is_enough_for_all_who_want_it() {
+async fn several_workers_share_one_download() {
     let (hub, home) = (Arc::new(Hub::default()), tempfile::tempdir().unwrap());
     let url = start(&hub).await;
     let env = [("HF_ENDPOINT", url.as_str())];
@@ -238,7 +238,7 @@ async fn pickled_weights_are_refused_before_anything_is_downloaded() {
         stderr(&output)
     );
     assert!(!home.path().join("hub").exists());
-    // Where another is taken, they are of no use.
+    // The old blobs are of no use for another revision.
     let args = ["--model", "somebody/tiny", "--vae", "tests/parity/tiny/vae"];
     let output = generate_with(&args, home.path(), &[("HF_ENDPOINT", &url)]).await;
     assert!(output.status.success(), "{}", stderr(&output));
@@ -254,7 +254,7 @@ async fn a_path_of_nothing_is_not_looked_for_on_the_hub() {
     }
 }
 
-/// Python's client has a name for branches and tags alone.
+/// Python's client keeps references for branches and tags alone.
 #[tokio::test]
 async fn a_commit_needs_no_reference() {
     let (hub, home) = (start(&Arc::default()).await, tempfile::tempdir().unwrap());

@@ -1,5 +1,5 @@
-//! The same numbers as diffusers where there is a picture to begin with, with and without a mask, and on a UNet that looks at the mask:
-//! first latents, latents after every step, picture. The goldens are made by `tests/parity/make_image_goldens.py`.
+//! The same numbers as diffusers for pictures that begin with a picture, with and without a mask, and for a UNet whose input includes the
+//! mask: first latents, latents after every step, picture. `tests/parity/make_image_goldens.py` makes the goldens.
 
 use std::{collections::HashMap, fs, sync::Arc};
 
@@ -121,7 +121,7 @@ fn the_encoder_is_as_sure_of_a_picture_as_that_of_diffusers() {
     }
 }
 
-/// As A1111 does with such a model: everything is under the mask.
+/// As in A1111 for such a model: the mask covers everything.
 #[test]
 fn an_inpainting_model_makes_pictures_from_a_prompt_or_from_a_picture_too() {
     let pipeline = Arc::new(open("sd1-inpainting"));

@@ -1,11 +1,13 @@
 //! `/v1/jobs`: submit, follow, come back, fetch, cancel.
 
+use std::time::{Duration, Instant};
+
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 
 use crate::support::{Worker, bytes, picture, small};
 
-/// A job that takes long enough to be met while it runs.
+/// A job that takes long enough to be observed while it runs.
 fn long_job() -> Value {
     json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1000, "width": 64, "height": 64 })
 }
@@ -50,7 +52,7 @@ async fn cancel(worker: &Worker, id: &str) -> (u16, Value) {
     (response.status().as_u16(), response.json().await.unwrap())
 }
 
-/// The numbers and the data of a stream, read as orchestrators do: line by line.
+/// The numbers and the data of a stream, read line by line as orchestrators do.
 async fn lines(response: Response) -> (Vec<u64>, Vec<String>) {
     assert_eq!(response.status(), 200);
     let text = response.text().await.unwrap();
@@ -82,7 +84,7 @@ async fn a_job_is_followed_left_and_found_again() {
     assert!(complete["timings"]["total_ms"].is_u64());
     assert_eq!(complete["ignored"], json!([]));
 
-    // The same again from its beginning, without the preview, which nobody needs any more; and from where a client was.
+    // The same stream again from its beginning, without the preview, which has been dropped; and from where a client left it.
     let without_preview = |data: &[String]| data.iter().filter(|event| !event.contains("\"preview\"")).cloned().collect::<Vec<_>>();
     assert_eq!(stream(&worker, &id).await.1, without_preview(&data));
     let url = worker.url(&format!("/v1/jobs/{id}/stream"));
@@ -90,7 +92,7 @@ async fn a_job_is_followed_left_and_found_again() {
     assert_eq!(lines(back("1").await.unwrap()).await, (vec![2, 3], data[2..].to_vec()), "the preview has the number 1");
     assert_eq!(lines(back("3").await.unwrap()).await, (vec![], vec!["[DONE]".to_owned()]));
 
-    // And the answer that the other way of asking gives.
+    // The same answer as from the generations route.
     let result: Value = worker.get(&format!("/v1/jobs/{id}/result")).await.json().await.unwrap();
     let asked = worker.generate(&small("a fox")).await;
     assert_eq!(result["data"], asked["data"]);
@@ -144,7 +146,7 @@ async fn a_running_job_and_a_waiting_one_are_cancelled() {
         assert_eq!((status, &error["error"]["code"]), (404, &"job_over".into()), "a second time there is nothing to cancel");
     }
     worker.wait_for_metric("sdw_cancelled_total{reason=\"cancelled\"}", |value| value > 1.0).await;
-    // The one that waited never reached the pipeline: the next one is served from an empty queue.
+    // The waiting job never reached the pipeline: the next one finds an empty queue.
     let next = submit(&worker, &short_job()).await;
     wait_for_state(&worker, &next, "completed").await;
     assert!(worker.metric("sdw_step_seconds_count").await < 1000.0);
@@ -185,6 +187,20 @@ async fn results_are_kept_for_a_time_and_only_so_many() {
 }
 
 #[tokio::test]
+async fn results_expire() {
+    let keep = Duration::from_secs(2);
+    let worker = Worker::ready(&["--keep-results", &keep.as_secs().to_string()]);
+    let started = Instant::now();
+    let id = submit(&worker, &short_job()).await;
+    stream(&worker, &id).await;
+    while worker.get(&format!("/v1/jobs/{id}/result")).await.status() == 200 {
+        assert!(started.elapsed() < Duration::from_mins(1), "it is kept for ever");
+    }
+    assert!(started.elapsed() >= keep, "it is gone after {:?}", started.elapsed());
+    assert_eq!(worker.get(&format!("/v1/jobs/{id}")).await.status(), 404);
+}
+
+#[tokio::test]
 async fn results_are_kept_as_long_as_they_have_so_many_bytes_and_no_more() {
     let mut job = short_job();
     (job["width"], job["height"], job["partial_images"]) = (128.into(), 128.into(), 3.into());
@@ -192,7 +208,7 @@ async fn results_are_kept_as_long_as_they_have_so_many_bytes_and_no_more() {
     let id = submit(&worker, &job).await;
     stream(&worker, &id).await;
     let result: Value = worker.get(&format!("/v1/jobs/{id}/result")).await.json().await.unwrap();
-    // Without the previews, of which each is as large as the picture.
+    // Without previews, each of which is as large as the picture.
     let limit = bytes(&result["data"][0]).len() * 5 / 2;
 
     let worker = Worker::ready(&["--max-result-bytes", &limit.to_string()]);

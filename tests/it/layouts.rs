@@ -1,4 +1,4 @@
-//! The same model in another layout is the same model: bit for bit the same embeddings and the same latents.
+//! A model in another layout is the same model: embeddings and latents are equal bit for bit.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -18,7 +18,7 @@ use crate::{
 
 const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-skies, 🍓!\n狐 <|endoftext|>", "1girl's {x}\u{200b}  (owl)"];
 
-/// What a model makes of prompts, of latents and of a picture.
+/// A model's output for prompts, latents and a picture.
 fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let pipeline = backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &LoadOptions::default())?;
     let text = pipeline.prompt_encoder().encode(&PROMPTS.map(positive).each_ref(), None, Interrupt::NEVER).unwrap().embeddings;
@@ -31,7 +31,7 @@ fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     Ok(flat.concat())
 }
 
-/// The defaults of diffusers, for what a model's files leave out.
+/// diffusers' defaults for what a model's files leave out.
 #[test]
 fn what_configurations_leave_out_is_as_in_diffusers() {
     let model = made_up::model("sdxl");
@@ -49,7 +49,7 @@ fn what_configurations_leave_out_is_as_in_diffusers() {
     assert!(!nothing());
 }
 
-/// Fields that diffusers and transformers take in another form, or do without: the same numbers.
+/// Alternative or optional fields of diffusers and transformers: the numbers are the same.
 #[test]
 fn fields_may_be_lists_or_left_out() {
     let model = made_up::model("sdxl");
@@ -80,7 +80,7 @@ fn fields_may_be_lists_or_left_out() {
     change("unet/config.json", &[("mid_block_scale_factor", json!(null)), ("norm_eps", json!(null))], &[]);
     change("vae/config.json", &[], &["in_channels", "out_channels", "latent_channels", "norm_num_groups", "use_quant_conv"]);
     change("text_encoder/config.json", &[], &["hidden_act", "layer_norm_eps", "vocab_size", "max_position_embeddings", "projection_dim"]);
-    // Its padding is that of transformers' CLIPTokenizer.
+    // The padding is that of transformers' CLIPTokenizer.
     fs::remove_file(model.path().join("tokenizer/tokenizer_config.json")).unwrap();
     let _ = fs::remove_file(model.path().join("tokenizer/special_tokens_map.json"));
     assert!(numbers() == right);
@@ -101,7 +101,7 @@ fn fields_may_be_lists_or_left_out() {
     }
 }
 
-/// It is sampled without those steps all the same, and says so.
+/// Such a model is sampled without those steps, with a warning.
 #[test]
 fn a_scheduler_with_steps_of_runge_and_kutta_is_warned_of() {
     let model = copy_of_tiny();
@@ -133,7 +133,7 @@ fn a_vocabulary_and_its_merges_are_a_tokenizer() {
     let error = numbers(model.path()).unwrap_err().to_string();
     assert!(error.contains("merges.txt is missing"), "{error}");
     let text = format!("#version: 0.2\n{}\n", merges.join("\n"));
-    // As editors on Windows leave it, too.
+    // Editors on Windows add a byte order mark.
     for text in [text.clone(), format!("\u{feff}{text}"), text.replace('\n', "\r\n"), merges.join("\r\n")] {
         fs::write(folder.join("merges.txt"), text).unwrap();
         assert_eq!(numbers(model.path()).unwrap(), before);
@@ -144,7 +144,7 @@ fn a_vocabulary_and_its_merges_are_a_tokenizer() {
     assert!(error.contains("merges.txt"), "{error}");
 }
 
-/// As in the repositories of Stable Diffusion 2, which are from before the configuration listed the added tokens.
+/// Stable Diffusion 2's repositories are older than the list of added tokens in the configuration.
 #[test]
 fn an_older_tokenizer_is_padded_as_transformers_pads_it() {
     let model = copy_of_tiny();
@@ -159,7 +159,7 @@ fn an_older_tokenizer_is_padded_as_transformers_pads_it() {
     assert_eq!(numbers(model.path()).unwrap(), overridden);
 }
 
-/// Spreads the weights of a part over three files, as `save_pretrained(max_shard_size=…)` does.
+/// Splits the weights of a part into three files, as `save_pretrained(max_shard_size=…)` does.
 fn spread(folder: &Path, stem: &str, variant: Option<&str>) -> Vec<std::path::PathBuf> {
     let whole = folder.join(format!("{stem}.safetensors"));
     let tensors = candle_core::safetensors::load(&whole, &Device::Cpu).unwrap();

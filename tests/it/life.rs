@@ -1,4 +1,4 @@
-//! The life of the process: how it is started, what it reports, and what ends it.
+//! The process: how it starts, what it reports, and what ends it.
 
 use std::{
     os::unix::net::UnixDatagram,
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Worker, binary, long, small, steps};
 
-/// As in RFC 3339, to the second: what is later is greater as text, too.
+/// The time as in RFC 3339, to the second: a later time is a greater string.
 fn now_in_utc() -> String {
     String::from_utf8(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S"]).output().unwrap().stdout).unwrap().trim().to_owned()
 }
@@ -72,8 +72,8 @@ async fn a_worker_does_not_outlive_its_parent() {
     }
 }
 
-/// An orchestrator that writes down what it is told, and takes a callback only the second time. That a worker is stopping it takes only
-/// once it is told to.
+/// An orchestrator that records reports. It accepts a callback only the second time, and the report of a stopping worker only when it is
+/// told to.
 async fn orchestrator() -> (String, UnboundedReceiver<(String, Value)>, CancellationToken) {
     type Reports = State<(UnboundedSender<(String, Value)>, CancellationToken)>;
     async fn heartbeat(State((reports, take_stopping)): Reports, Json(body): Json<Value>) {
@@ -113,7 +113,7 @@ async fn an_orchestrator_is_told_the_truth() {
         ["--heartbeat-interval", "1"],
         ["--drain-timeout", "600"],
     ];
-    // It may be spawned with its streams closed; only stdout is wanted here.
+    // A parent may close the streams; this test reads only stdout.
     let mut command = Command::new("sh");
     let program = format!("exec {} \"$@\" 2>&- <&-", env!("CARGO_BIN_EXE_sd-worker"));
     command.args(["-c", &program, "sh"]);
@@ -148,7 +148,7 @@ async fn an_orchestrator_is_told_the_truth() {
     worker.signal("TERM");
     next("heartbeat", "stopping").await;
     running.abort();
-    // The last word comes even though the one before it is on its way until the worker has closed its doors.
+    // The last heartbeat arrives although the one before it is on its way until the worker has closed its connections.
     assert_eq!(open.read(&mut [0]).await.unwrap_or_default(), 0);
     take_stopping.cancel();
     next("heartbeat", "stopped").await;
@@ -165,7 +165,7 @@ async fn a_worker_that_listens_everywhere_says_where_it_is_reached() {
 
 #[tokio::test]
 async fn an_orchestrator_that_is_not_there_stops_nothing() {
-    // One is not there; the other does not know the route, however often it is asked.
+    // One receiver does not exist; the other does not know the route.
     let (url, mut reports, _) = orchestrator().await;
     let callback = format!("{url}/ready");
     let mut worker = Worker::ready(&["--queen-url", "http://127.0.0.1:1", "--callback-url", &callback, "--heartbeat-interval", "1"]);
@@ -176,12 +176,12 @@ async fn an_orchestrator_that_is_not_there_stops_nothing() {
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
     let log = worker.stderr();
-    for message in ["nobody takes the heartbeat", "the callback is not taken"] {
+    for message in ["the heartbeat cannot be delivered", "the callback cannot be delivered"] {
         assert_eq!(log.matches(message).count(), 1, "{message}: said once: {log}");
     }
 }
 
-/// As rbee's hive does it: no command, nothing to read from or to write to, and a port that is polled without a path.
+/// As rbee's hive starts a worker: no command, closed streams, and polling without a path.
 #[tokio::test]
 async fn a_hive_may_close_all_streams() {
     let (url, mut reports, _) = orchestrator().await;

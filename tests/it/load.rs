@@ -1,4 +1,4 @@
-//! Many clients at once, of every kind. The tests print their figures: `cargo test --release --test it load -- --nocapture`.
+//! Many clients at once, of every kind. The test prints its figures: `cargo test --release --test it load -- --nocapture`.
 
 use std::{
     collections::BTreeMap,
@@ -12,17 +12,14 @@ use std::{
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
-use crate::{
-    fake::FakeWorker,
-    support::{Worker, long, small},
-};
+use crate::support::{Worker, long, small};
 
 const REQUESTS: usize = 2000;
 const CLIENTS: usize = 64;
-/// Of what is stopped while it runs: many, so that it does not end by itself before.
+/// The steps of a request that is stopped while it runs: enough that it does not finish first.
 const MANY_STEPS: usize = 50;
 
-/// What came of a request, in one word.
+/// The outcome of a request, in words.
 async fn outcome(client: &Client, worker: &str, i: usize) -> &'static str {
     let post = |path: &str, body: Value| client.post(format!("{worker}{path}")).json(&body).send();
     let kind = i % 8;
@@ -79,7 +76,7 @@ async fn read_until(response: &mut Response, wanted: &str) {
     }
 }
 
-/// Whether it had begun is told by what is known of its steps.
+/// Whether the job had begun shows in its progress.
 async fn cancel(client: &Client, worker: &str, job: &Value) -> &'static str {
     let url = format!("{worker}/v1/jobs/{}", job["job_id"].as_str().unwrap());
     match client.delete(&url).send().await.unwrap().status().as_u16() {
@@ -91,7 +88,7 @@ async fn cancel(client: &Client, worker: &str, job: &Value) -> &'static str {
     if state["progress"].is_null() { "job cancelled while it waited" } else { "job cancelled while it ran" }
 }
 
-/// `CLIENTS` clients, each with one request at a time, and what came of each of the requests `first..first + count`.
+/// `CLIENTS` clients with one request each at a time, and the outcomes of the requests `first..first + count`.
 async fn run_clients(client: &Client, url: &str, first: usize, count: usize) -> Vec<&'static str> {
     let tasks: Vec<_> = (0..CLIENTS)
         .map(|task| {
@@ -112,16 +109,11 @@ async fn run_clients(client: &Client, url: &str, first: usize, count: usize) -> 
     seen
 }
 
-/// Bytes that a process has in memory.
+/// The memory of a process, in bytes.
 fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
-fn percentile(times: &mut [Duration], part: f64) -> Duration {
-    times.sort();
-    times[((times.len() - 1) as f64 * part) as usize]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,9 +136,7 @@ async fn every_request_has_one_outcome_and_nothing_is_left_behind() {
 
     let count = |name: &str| outcomes.get(name).copied().unwrap_or(0);
     assert_eq!(outcomes.values().sum::<usize>(), REQUESTS);
-    for met in ["job cancelled while it waited", "job cancelled while it ran", "left while it waited", "left while it ran", "no room"] {
-        assert!(count(met) > 20, "{met}: only {}", count(met));
-    }
+    assert_eq!(count("bad body refused"), REQUESTS / 8);
     let refused = count("bad body refused") + count("no room");
     let ended =
         worker.metric("sdw_requests_total{outcome=\"ok\"}").await + worker.metric("sdw_requests_total{outcome=\"cancelled\"}").await;
@@ -154,50 +144,27 @@ async fn every_request_has_one_outcome_and_nothing_is_left_behind() {
     assert_eq!(worker.metric("sdw_requests_total{outcome=\"error\"}").await as usize, 0);
     let known = count("answer") + count("stream") + count("job done") + count("job done before it was cancelled");
     assert!(worker.metric("sdw_images_total").await as usize >= known);
-    assert!(memories[3] < memories[0] + memories[0] / 10, "memory grows: {memories:?} MiB");
-}
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_server_adds_is_little() {
-    let worker = FakeWorker::start(256).await;
-    let (client, url) = (Client::new(), worker.url("/v1/images/generations"));
-    let ask = |count: usize| {
-        let (client, url) = (client.clone(), url.clone());
-        async move {
-            let mut times = Vec::new();
-            for _ in 0..count {
-                let started = Instant::now();
-                let response = client.post(&url).json(&json!({ "prompt": "a fox", "steps": 1, "size": "64x64" })).send().await.unwrap();
-                assert_eq!(response.status(), 200);
-                response.bytes().await.unwrap();
-                times.push(started.elapsed());
-            }
-            times
-        }
-    };
-    ask(100).await;
-    let mut alone = ask(REQUESTS).await;
-    let started = Instant::now();
-    let together: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(ask(REQUESTS / CLIENTS + 1))).collect();
-    let mut count = 0;
-    for task in together {
-        count += task.await.unwrap().len();
+    // Every place is free again: as many pictures as there are places are accepted.
+    let rejected = worker.metric("sdw_rejected_total{reason=\"queue_full\"}").await;
+    let full = json!({ "prompt": "a fox", "steps": 1, "size": "64x64", "n": 10 });
+    let all = (0..8).map(|_| client.post(worker.url("/v1/images/generations")).json(&full).send());
+    for answer in futures_util::future::join_all(all).await {
+        assert_eq!(answer.unwrap().status(), 200);
     }
-    let per_second = count as f64 / started.elapsed().as_secs_f64();
-    let (p50, p99) = (percentile(&mut alone, 0.5), percentile(&mut alone, 0.99));
-    println!("with a pipeline that does nothing: p50 {p50:.0?}, p99 {p99:.0?} alone; {per_second:.0} requests/s from {CLIENTS} clients");
+    assert_eq!(worker.metric("sdw_rejected_total{reason=\"queue_full\"}").await.to_bits(), rejected.to_bits());
 }
 
 #[tokio::test]
 async fn bad_company_does_not_stall_others() {
-    // Slow is not silent; a client that this machine has no time for is neither.
+    // A slow client is not a silent one, and neither is a client that gets no time on this machine.
     let worker = Worker::ready(&["--client-timeout", "3600"]);
     let connect = || TcpStream::connect(worker.address()).unwrap();
     let mut sockets: Vec<TcpStream> = (0..50).map(|_| connect()).collect();
     for half_open in &mut sockets[..25] {
         half_open.write_all(b"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-le").unwrap();
     }
-    // These ask for more than a socket's buffers hold, and read none of it.
+    // These clients request more than a socket's buffers hold, and read nothing.
     let body = json!({ "prompt": "a fox", "steps": 2, "size": "256x256", "n": 2, "stream": true, "partial_images": 1 }).to_string();
     let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     for slow in &mut sockets[25..30] {

@@ -1,5 +1,5 @@
-//! Models of every family whose weights follow from their tensors' names. `tests/parity/make_family_goldens.py` makes the same in
-//! Python, and keeps in `tests/parity/families` what they are beside that.
+//! Models of every family whose weights follow from their tensors' names. `tests/parity/make_family_goldens.py` makes the same in Python,
+//! and writes everything else of them to `tests/parity/families`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +17,7 @@ use crate::support::copy_folder;
 /// Names and shapes of the tensors of each part.
 pub(crate) type Shapes = BTreeMap<String, BTreeMap<String, Vec<usize>>>;
 
-/// A model in the layout of diffusers, in a folder of its own.
+/// A model in diffusers' layout, in a temporary folder.
 pub(crate) fn model(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     copy_folder(&Path::new("tests/parity/families").join(name), folder.path());
@@ -48,7 +48,7 @@ pub(crate) fn tensors(name: &str) -> BTreeMap<String, HashMap<String, Tensor>> {
     shapes.into_iter().map(part).collect()
 }
 
-/// Numbers that follow from a tensor's name: those of splitmix64, started from its FNV-1a hash, brought to a useful size.
+/// Numbers that follow from a tensor's name: splitmix64, seeded with the name's FNV-1a hash, scaled to a useful range.
 pub(crate) fn made_up(name: &str, shape: &[usize]) -> Tensor {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let count: usize = shape.iter().product();
@@ -74,7 +74,7 @@ fn vocabulary() -> &'static (String, String) {
         let mut merges = String::new();
         let file = fs::File::open("src/backend/model_files/clip_vocabulary/merges.txt.gz").unwrap();
         flate2::read::GzDecoder::new(file).read_to_string(&mut merges).unwrap();
-        // Printable bytes stand for themselves and come first; the others follow as the letters after U+00FF.
+        // Printable bytes stand for themselves and come first; the others become the letters after U+00FF.
         let is_printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
         let printable = (0..256).filter(is_printable);
         let others = (0..256).filter(|byte| !is_printable(byte)).enumerate().map(|(i, _)| 256 + i as u32);

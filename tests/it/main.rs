@@ -1,4 +1,5 @@
-//! What is promised to the outside, one module a promise. The binary is run as users run it; only `batches`, `damaged`, `families`, `family_samplers`, `layouts`, `parity`, `parts`, `sharing` and `single_file` look inside.
+//! Promises to the outside, one module for each. The tests run the binary as users do; only `batches`, `damaged`, `families`,
+//! `family_samplers`, `layouts`, `parity`, `parts`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;

@@ -1,6 +1,6 @@
-//! Less memory for the same pictures.
+//! The same pictures in less memory.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ async fn file(response: reqwest::Response) -> Vec<u8> {
     bytes(&answer["data"][0])
 }
 
-/// The weights that are read again are those whose file matters once the worker is ready.
+/// Once the worker is ready, only layers that are read again depend on their files.
 #[tokio::test]
 async fn with_low_memory_what_does_not_work_is_not_in_memory() {
     let model = made_up::model("sdxl");
@@ -49,6 +49,28 @@ async fn with_low_memory_what_does_not_work_is_not_in_memory() {
     assert!(file(low.post(&second).await).await == file(plain.post(&second).await).await);
     assert_eq!(edit(&plain, &first).await.status(), 200);
     assert_eq!(edit(&low, &first).await.status(), 500);
+}
+
+/// Layers that are read again for each prompt serve every picture of a batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_low_memory_pictures_of_a_batch_are_the_same() {
+    let model = made_up::model("sd1");
+    let path = model.path().to_str().unwrap();
+    let (plain, low) = (Worker::ready(&["--model", path]), Worker::ready(&["--model", path, "--low-memory", "--max-batch", "4"]));
+    let request = |i: usize| {
+        let mut request = steps(["a fox", "an owl", "a pizza AND a cat", "a dog"][i % 4], 10);
+        (request["seed"], request["n"]) = (i.into(), 2.into());
+        request
+    };
+    let low = Arc::new(low);
+    let clients = (0..8).map(|i| {
+        let low = Arc::clone(&low);
+        tokio::spawn(async move { low.generate(&request(i)).await["data"].clone() })
+    });
+    for (i, client) in clients.collect::<Vec<_>>().into_iter().enumerate() {
+        assert!(client.await.unwrap() == plain.generate(&request(i)).await["data"], "request {i}");
+    }
+    assert!(low.metric("sdw_batch_size_count").await < low.metric("sdw_batch_size_sum").await, "some took their steps together");
 }
 
 #[tokio::test]

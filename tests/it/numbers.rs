@@ -1,4 +1,4 @@
-//! Numbers that go wrong in a network.
+//! Numbers that overflow in a network.
 
 use std::{collections::HashMap, path::Path};
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::support::{binary, copy_of_tiny};
 
-/// Makes numbers in the VAE larger than f16 has: its norms take them back, but only from what is finite.
+/// Makes numbers in the VAE larger than f16 can hold. Its norms bring finite numbers back into range.
 fn swell(model: &Path) {
     let file = model.join("vae/diffusion_pytorch_model.safetensors");
     let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
@@ -31,7 +31,7 @@ fn a_vae_that_overflows_in_less_memory_is_used_in_f32() {
         assert!(output.status.success(), "{stderr}");
         (image::open(file).unwrap().to_rgb8(), stderr)
     };
-    // The other networks' weights are in f16 in any case.
+    // The other networks' weights are f16 in both runs.
     for (more, said) in
         [(&[][..], &["decoded"][..]), (&["--init-image", "tests/parity/picture.png", "--strength", "0.5"], &["encoded", "decoded"])]
     {

@@ -1,4 +1,4 @@
-//! What the worker says of its own API. That it keeps to it is what `.ci/run openapi` tries.
+//! The worker's description of its API. `.ci/run openapi` tests that the worker follows it.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Spans, sent to a collector as OpenTelemetry's protocol has it. Only in a build with the feature `otlp`.
+//! Spans for a collector of OpenTelemetry. Only in a build with the feature `otlp`.
 
 use axum::{
     Router,
@@ -21,7 +21,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 
 type Batches = UnboundedReceiver<(HeaderMap, Bytes)>;
 
-/// A collector that hands on what it gets.
+/// A collector that passes on what it receives.
 async fn collector() -> (String, Batches) {
     async fn take(State(batches): State<UnboundedSender<(HeaderMap, Bytes)>>, headers: HeaderMap, body: Bytes) -> StatusCode {
         let _ = batches.send((headers, body));
@@ -48,7 +48,7 @@ async fn generate(worker: &Worker, prompt: &str, traceparent: Option<String>) {
     assert_eq!(request.send().await.unwrap().status(), 200);
 }
 
-/// Ends the worker, which sends what is left, and reads all that came as JSON: resources, and the spans of all.
+/// Ends the worker, which sends the remaining spans, and reads everything received: resources, and all spans.
 fn spans(mut worker: Worker, batches: &mut Batches) -> (Value, Vec<Value>) {
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
@@ -126,5 +126,5 @@ async fn a_collector_that_is_not_there_stops_nothing() {
     generate(&worker, "a fox", None).await;
     worker.signal("TERM");
     assert_eq!(worker.wait().code(), Some(0));
-    assert_eq!(worker.stderr().matches("nobody takes the spans").count(), 1, "said once");
+    assert_eq!(worker.stderr().matches("the spans cannot be delivered").count(), 1, "said once");
 }

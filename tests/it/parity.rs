@@ -1,5 +1,5 @@
-//! The same numbers as diffusers: text embeddings, first noise, latents after every step, picture. The goldens are made by
-//! `tests/parity/make_goldens.py`.
+//! The same numbers as diffusers: text embeddings, first noise, latents after every step, picture. `tests/parity/make_goldens.py` makes the
+//! goldens.
 
 use std::{collections::HashMap, fs, sync::Arc};
 
@@ -15,10 +15,10 @@ use serde::Deserialize;
 
 use crate::asked::{Asked, positive};
 
-/// Largest difference of a tensor, next to the largest value of diffusers'.
+/// The largest difference of a tensor, as a share of diffusers' largest value.
 pub(crate) const LATENTS_LIMIT: f32 = 1e-3;
 pub(crate) const NETWORK_LIMIT: f32 = 1e-4;
-/// Of 255.
+/// In steps of 1/255.
 pub(crate) const PIXEL_LIMIT: i32 = 2;
 
 #[derive(Deserialize)]
@@ -37,7 +37,7 @@ impl Case {
     }
 }
 
-/// What goldens are made from.
+/// The input of a golden.
 #[derive(Deserialize)]
 pub(crate) struct Request {
     prompt: Prompt,
@@ -83,7 +83,7 @@ struct Errors {
     noise: f32,
     latents: f32,
     pixels: i32,
-    /// How many texts and pictures were compared.
+    /// The number of texts and pictures compared.
     whole: usize,
 }
 
@@ -126,7 +126,7 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
     assert_eq!(error, "clip_skip must be a whole number from 1 to 3 for this model, not 4");
 }
 
-/// Two parts of half the weight lead where the whole does.
+/// Two parts of half the weight lead where the whole prompt does.
 #[test]
 fn parts_of_a_prompt_guide_side_by_side() {
     let pipeline = Arc::new(load("tests/parity/tiny"));
@@ -144,7 +144,7 @@ fn parts_of_a_prompt_guide_side_by_side() {
     assert!(relative_error(&latents("a fox AND a pizza"), &whole) > 1e-2);
 }
 
-/// Whatever is not guided is the same, bit for bit, as without guidance, and what always is, as with it.
+/// Unguided steps equal those without guidance bit for bit, and guided ones those with it.
 #[test]
 fn steps_outside_of_the_interval_have_no_guidance() {
     let pipeline = Arc::new(load("tests/parity/tiny"));
@@ -163,7 +163,7 @@ fn steps_outside_of_the_interval_have_no_guidance() {
     assert_eq!(latents("a fox", "4", Some("0,1")), latents("a fox", "4", None));
     assert_eq!(latents("a fox", "4", Some("0.5,0.5")), latents("a fox", "1", None));
     assert_ne!(latents("a fox", "4", Some("0,0.5")), latents("a fox", "4", None));
-    // Parts are weighed against each other at any scale.
+    // Only the ratio of the weights of parts matters.
     assert_eq!(latents("a fox AND a pizza", "4", Some("0,0")), latents("a fox AND a pizza", "1", None));
 }
 
@@ -186,7 +186,7 @@ fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&
         *slot = slot.max(error);
     }
 
-    // One sampler stands for all: what comes before the latents and after them is the same.
+    // One sampler is enough: what precedes and follows the latents is the same for all.
     let Some((text, image)) = golden("text_embeddings").zip(golden("image")) else { return };
     let text = relative_error(generation.text_embeddings(), text);
     assert!(text < NETWORK_LIMIT, "{what}: text embeddings are off by {text}");
@@ -197,7 +197,7 @@ fn compare<'a>(pipeline: &Arc<InferencePipeline>, case: &Case, golden: impl Fn(&
     worst.pixels = worst.pixels.max(pixels);
 }
 
-/// Of 255.
+/// In steps of 1/255.
 pub(crate) fn largest_pixel_error(ours: &image::RgbImage, theirs: &Tensor) -> i32 {
     let theirs: Vec<u8> = theirs.flatten_all().unwrap().to_vec1().unwrap();
     assert_eq!(ours.as_raw().len(), theirs.len());

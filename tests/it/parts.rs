@@ -1,4 +1,4 @@
-//! Parts of a model from another place than the rest: another VAE or text encoder, or all that a checkpoint with the UNet alone lacks.
+//! Parts of a model from elsewhere: another VAE or text encoder, or everything that a checkpoint with the UNet alone lacks.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
     support::binary,
 };
 
-/// A model with one part from another place, as the command line has it.
+/// A model with one part from elsewhere, as on the command line.
 fn with_part(model: &Path, part: &'static str, path: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
     with_parts(model, &[(part, path)])
 }
@@ -32,7 +32,7 @@ fn a_vae_may_come_from_another_place() {
     let inside = directory.path().join("other.safetensors");
     write(&inside, &rest.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).chain(changed(&vae)).collect(), &[]);
 
-    // A whole model, its part, the weights of that, a VAE in a file, and a whole checkpoint; for a model that has a VAE and for one without.
+    // A whole model, its part's folder, the part's weights, a VAE file and a whole checkpoint; for a model with a VAE and for one without.
     let places = [other.path().to_owned(), other.path().join("vae"), other.path().join("vae").join(name), alone, inside];
     let right = numbers(&with_part(directory.path(), "vae", &places[0]).unwrap());
     assert!(right.0 == own.0 && right.1 != own.1);
@@ -56,7 +56,7 @@ fn a_text_encoder_may_come_from_another_place() {
     let own = numbers(&load(directory.path()).unwrap());
     let file = directory.path().join("model.safetensors");
     write(&file, &checkpoint("sd1"), &[]);
-    // Of the same shape, with other numbers.
+    // The same shapes with other numbers.
     let weights = other.path().join("text_encoder/model.safetensors");
     let changed: Tensors = made_up::tensors("sdxl")["text_encoder"]
         .iter()
@@ -94,13 +94,13 @@ fn parts_are_given_on_the_command_line() {
     assert_ne!(picture(&["--text-encoder", text.to_str().unwrap()]), plain);
 }
 
-/// A VAE in its own file, with what trained it, for a checkpoint that has all parts: nothing is amiss.
+/// A VAE file with tensors of its training, for a checkpoint that has every part: there is no warning.
 #[test]
 fn what_has_been_replaced_is_not_missed() {
     let folder = tempfile::tempdir().unwrap();
     let [model, vae] = ["model.safetensors", "vae.safetensors"].map(|name| folder.path().join(name));
     let mut whole = with_what_else_there_is("sd1", checkpoint("sd1"));
-    // What ComfyUI has beside weights of 8 bits.
+    // `ComfyUI` writes these beside 8-bit weights.
     for name in ["scaled_fp8", "model.diffusion_model.out.2.scale_input", "model.diffusion_model.out.2.comfy_quant"] {
         whole.insert(name.to_owned(), made_up::made_up("", &[1]));
     }
@@ -121,7 +121,7 @@ fn with_parts(model: &Path, parts: &[(&'static str, &Path)]) -> Result<Arc<Infer
     backend::load(&files, &LoadOptions::default()).map(Arc::new)
 }
 
-/// What a whole model has, its UNet has with the other parts given: from its directory, from the files in it, and from the whole in one file.
+/// A UNet with the other parts given equals the whole model: from its directory, from single files, and from one file.
 #[test]
 fn a_checkpoint_with_the_unet_alone_takes_the_rest_from_elsewhere() {
     for model in ["sd1", "sd2", "sdxl"] {
@@ -143,7 +143,7 @@ fn a_checkpoint_with_the_unet_alone_takes_the_rest_from_elsewhere() {
             let paths: Vec<_> = parts.iter().map(|part| (*part, path(part))).collect();
             let given: Vec<_> = paths.iter().map(|(part, path)| (*part, path.as_path())).collect();
             assert!(numbers(&with_parts(&alone, &given).unwrap()) == right, "{model} {place}");
-            // One that is not given is named, with the option for it.
+            // A part that is not given is named, with its option.
             let error = with_parts(&alone, &given[1..]).map(drop).unwrap_err().to_string();
             assert!(error.ends_with("alone.safetensors: this checkpoint has no VAE; give one with --vae"), "{error}");
         }
@@ -186,7 +186,7 @@ fn the_second_text_encoder_may_come_from_another_place() {
     assert!(error.starts_with("there is no second text encoder /no/such"), "{error}");
 }
 
-/// As in diffusers: pictures are made with the weights that training ended with, and their averages are left out, with a word of it.
+/// As in diffusers: the averaged weights are ignored, with a warning.
 #[test]
 fn averaged_weights_are_left_out() {
     let directory = made_up::model("sd1");

@@ -1,6 +1,18 @@
-//! What orchestrators look at: probes, models, metrics, and the end of the process.
+//! What orchestrators observe: probes, models, metrics, and the end of the process.
 
-use serde_json::Value;
+use std::{
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::support::{Worker, binary, long, small, steps};
 
@@ -29,7 +41,7 @@ async fn the_models_list_has_the_one_model_with_its_defaults() {
 async fn metrics_count_what_happened() {
     let worker = Worker::ready(&[]);
     worker.generate(&small("a fox")).await;
-    assert_eq!(worker.post(&serde_json::json!({ "prompt": "a", "n": 0 })).await.status(), 400);
+    assert_eq!(worker.post(&json!({ "prompt": "a", "n": 0 })).await.status(), 400);
     for (metric, value) in [
         ("sdw_images_total", 1.0),
         ("sdw_requests_total{outcome=\"ok\"}", 1.0),
@@ -48,7 +60,7 @@ async fn metrics_count_what_happened() {
     }
 }
 
-/// What is counted once is kept for ever, so its name must not be a client's choice.
+/// A metric's label is kept for ever, so a client must not choose it.
 #[tokio::test]
 async fn clients_name_nothing_in_the_metrics() {
     let worker = Worker::ready(&[]);
@@ -57,20 +69,20 @@ async fn clients_name_nothing_in_the_metrics() {
         let twice = reqwest::multipart::Form::new().text("prompt", "a").text(format!("junk{i}"), "1").text(format!("junk{i}"), "2");
         assert_eq!(edits().multipart(twice).send().await.unwrap().status(), 400);
         let interval: Vec<Value> = vec![0.into(); i].into_iter().chain(["junk".into()]).collect();
-        assert_eq!(worker.post(&serde_json::json!({ "prompt": "a", "guidance_interval": interval })).await.status(), 400);
+        assert_eq!(worker.post(&json!({ "prompt": "a", "guidance_interval": interval })).await.status(), 400);
     }
     assert_eq!(worker.metric("sdw_rejected_total{reason=\"invalid_param\"}").await.to_bits(), f64::to_bits(6.0));
     let metrics = worker.get("/metrics").await.text().await.unwrap();
     assert!(!metrics.contains("junk") && !metrics.contains("guidance_interval"), "{metrics}");
 }
 
-/// What metrics have a value for: their names with labels.
+/// The series of the metrics: names with labels.
 async fn series(worker: &Worker) -> std::collections::BTreeSet<String> {
     let text = worker.get("/metrics").await.text().await.unwrap();
     text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
 }
 
-/// To Prometheus, what changes from nothing to one has not increased.
+/// A series that appears with the value 1 is no increase to Prometheus.
 #[tokio::test]
 async fn every_series_is_there_from_the_first_scrape() {
     let worker = Worker::ready(&[]);
@@ -103,7 +115,7 @@ async fn every_metric_is_there_with_its_kind_and_what_it_means() {
     worker.generate(&small("a fox")).await;
     worker.start(&long("a fox")).await.abort();
     worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
-    assert_eq!(worker.post(&serde_json::json!({})).await.status(), 400);
+    assert_eq!(worker.post(&json!({})).await.status(), 400);
     let answer = worker.get("/metrics").await;
     assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
     let text = answer.text().await.unwrap();
@@ -139,7 +151,7 @@ async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
     let mut worker = Worker::ready(&["--drain-timeout", "600"]);
     let running = worker.start(&steps("a fox", 300)).await;
     worker.signal("TERM");
-    // The signal is handled when the worker says that it is not ready.
+    // Once the worker is not ready, it has handled the signal.
     let refused = loop {
         let response = worker.get("/readyz").await;
         if response.status() != 200 {
@@ -147,7 +159,7 @@ async fn a_stopping_worker_finishes_what_runs_and_refuses_what_comes() {
         }
     };
     assert_eq!(refused.status(), 503);
-    // Behind a balancer, another worker waits for them.
+    // Behind a load balancer, the client's next try reaches another worker.
     for name in ["x-should-retry", "connection"] {
         assert_eq!(refused.headers()[name], if name == "connection" { "close" } else { "true" });
     }
@@ -173,7 +185,7 @@ async fn a_stopping_worker_cancels_what_does_not_finish_in_time() {
 
 #[tokio::test]
 async fn probes_answer_before_the_model_is_loaded() {
-    // A model that never finishes loading: the hub that it comes from never answers.
+    // A model that never finishes loading: its hub never answers.
     let folder = tempfile::tempdir().unwrap();
     let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = binary();
@@ -224,7 +236,7 @@ async fn a_worker_whose_stderr_is_closed_works_on() {
 
 #[tokio::test]
 async fn a_worker_whose_stderr_nobody_reads_works_on() {
-    // Held by this test and not read, it has room for 64 KiB.
+    // The test holds the pipe and does not read it; it holds 64 KiB.
     let mut worker = Worker::ready(&["--log-level", "trace"]);
     for seed in 0..3 {
         let mut request = small(&"a fox and an owl ".repeat(20));
@@ -235,29 +247,69 @@ async fn a_worker_whose_stderr_nobody_reads_works_on() {
     assert_eq!(worker.wait().code(), Some(0));
 }
 
-/// Nor does one whose stdout was full before it said where it listens, and that panics besides.
+/// The worker's stdout is full before it can say where it listens; its callback tells the address.
 #[tokio::test]
 async fn a_worker_whose_stdout_nobody_reads_works_on() {
-    use std::io::{PipeReader, Write};
-
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (reader, mut writer): (PipeReader, _) = std::io::pipe().unwrap();
-    let filler = writer.try_clone().unwrap();
-    // Fills what room there is, and waits for more.
+    let told = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let stdout = writer.try_clone().unwrap();
+    // Fills the pipe, and blocks.
     std::thread::spawn(move || while writer.write_all(&[b'x'; 4096]).is_ok() {});
-    let mut command = crate::support::binary();
-    let mut child =
-        command.args(["serve", "--port", &port.to_string()]).stdout(filler).stderr(std::process::Stdio::null()).spawn().unwrap();
-    let client = reqwest::Client::new();
-    let url = format!("http://127.0.0.1:{port}");
-    while !client.get(format!("{url}/readyz")).send().await.is_ok_and(|answer| answer.status() == 200) {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let mut command = binary();
+    command.args(["serve", "--port", "0", "--callback-url", &format!("http://{}/", told.local_addr().unwrap())]);
+    let mut child = command.stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+    let (mut socket, _) = told.accept().await.unwrap();
+    let mut report = String::new();
+    while !report.contains('}') {
+        let mut piece = [0; 1024];
+        let length = socket.read(&mut piece).await.unwrap();
+        assert!(length > 0, "{report}");
+        report.push_str(std::str::from_utf8(&piece[..length]).unwrap());
     }
-    let answer = client.post(format!("{url}/v1/images/generations")).json(&small("a fox")).send().await.unwrap();
+    let report: Value = serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap();
+    let url = format!("{}/v1/images/generations", report["url"].as_str().unwrap());
+    let answer = reqwest::Client::new().post(url).json(&small("a fox")).send().await.unwrap();
     assert_eq!(answer.status(), 200);
-    std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     drop(reader);
+}
+
+/// A stopping worker does not wait for an upload beyond the drain timeout; a client that completes it is told.
+#[tokio::test]
+async fn a_stopping_worker_does_not_wait_for_an_upload() {
+    let picture = BASE64_STANDARD.encode(fs::read("tests/parity/picture.png").unwrap());
+    let body = json!({ "prompt": "a fox", "image": picture }).to_string();
+    let head = "POST /v1/images/edits HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let (first, second) = body.split_at(body.len() / 2);
+    for finishes in [true, false] {
+        let mut worker = Worker::ready(&["--client-timeout", "600", "--drain-timeout", if finishes { "600" } else { "0" }]);
+        let mut socket = TcpStream::connect(worker.address()).await.unwrap();
+        socket.write_all(format!("{head}content-length: {}\r\n\r\n{first}", body.len()).as_bytes()).await.unwrap();
+        let busy = worker.start(&long("a fox")).await;
+        worker.signal("TERM");
+        if finishes {
+            while worker.get("/readyz").await.status() == 200 {}
+            socket.write_all(second.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            socket.read_exact(&mut answer).await.unwrap();
+            assert_eq!(std::str::from_utf8(&answer).unwrap(), "HTTP/1.1 503");
+            drop(socket);
+            worker.signal("TERM");
+            assert_eq!(worker.wait().code(), Some(0));
+        } else {
+            // The socket stays open: the client sends nothing more, and does not close it.
+            let (signalled, mut is_over) = (Instant::now(), false);
+            while !is_over {
+                assert!(signalled.elapsed() < Duration::from_mins(1), "it waits for the upload");
+                is_over = worker.is_over();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(worker.wait().code(), Some(0));
+            drop(socket);
+        }
+        assert_eq!(busy.await.unwrap().status(), 503);
+    }
 }
 
 #[tokio::test]
@@ -265,7 +317,7 @@ async fn a_second_signal_does_not_wait() {
     let mut worker = Worker::ready(&["--drain-timeout", "600"]);
     let running = worker.start(&long("a fox")).await;
     worker.signal("TERM");
-    // Two signals at once would be one.
+    // Two signals at once would count as one.
     while worker.get("/readyz").await.status() == 200 {}
     worker.signal("TERM");
     assert_eq!(running.await.unwrap().status(), 503);

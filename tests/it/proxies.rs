@@ -1,4 +1,4 @@
-//! Which requests go through a proxy: as curl has it, those that the environment names one for, by their scheme, and none to this machine.
+//! Requests through proxies, by curl's rules: the environment names a proxy for each scheme, and none serves this machine.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -9,7 +9,7 @@ use std::{
 
 use crate::support::{Worker, binary};
 
-/// A server that takes down the first line and the headers of each request, and answers all with 200.
+/// A server that records the first line and the headers of each request, and answers with 200.
 fn listener() -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -32,7 +32,7 @@ fn listener() -> (String, Receiver<String>) {
     (address, requests)
 }
 
-/// The binary without the proxies that this test may run behind.
+/// The binary without the proxy variables that this test may inherit.
 fn without_proxies() -> Command {
     let mut command = binary();
     for scheme in ["http", "https", "all", "no"] {
@@ -59,7 +59,7 @@ fn an_orchestrator_on_this_machine_hears_of_the_worker_whatever_the_proxies() {
     }
 }
 
-/// A proxy forwards plain requests that have the whole address in their first line; few open a tunnel for them.
+/// A proxy forwards a plain request with the whole URL in its first line; few open a tunnel for it.
 #[test]
 fn a_plain_request_is_forwarded_and_another_goes_through_a_tunnel() {
     let (proxy, asked) = listener();
@@ -96,7 +96,7 @@ fn a_proxy_that_makes_no_sense_is_said() {
     command.env("http_proxy", "gopher://me:secret@proxy").args(["--port", "0", "--queen-url", "http://queen.example"]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let said = lines.find(|line| line.contains("nobody takes the heartbeat")).unwrap();
+    let said = lines.find(|line| line.contains("the heartbeat cannot be delivered")).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(said.contains("the proxy in the variable http_proxy cannot be used") && !said.contains("secret"), "{said}");

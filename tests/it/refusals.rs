@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations`: what it refuses, and how.
+//! `POST /v1/images/generations`: the refusals.
 
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ async fn bad_requests_are_refused_with_the_reason() {
         refusals.push(format!("{name} = {shown} -> {} [{}]", error["message"].as_str().unwrap(), error["code"].as_str().unwrap()));
     }
     insta::assert_snapshot!(refusals.join("\n"));
-    // Nobody is sent much of what is wrong again.
+    // An error repeats only the beginning of a wrong value.
     for name in ["size", "steps", "guidance_scale", "seed", "sampler", "schedule", "response_format", "output_format", "stream", "prompt"] {
         let mut request = small("a fox");
         request[name] = if name == "prompt" { json!(vec!["ü"; 5_000]) } else { json!("ü".repeat(5_000)) };
@@ -69,7 +69,7 @@ async fn bad_requests_are_refused_with_the_reason() {
     assert_eq!(worker.metric("sdw_queue_seconds_count").await.to_bits(), 0);
 }
 
-/// Also where an answer has begun by the time that the engine looks at it.
+/// Also for a stream, whose status is sent before the engine begins.
 #[tokio::test]
 async fn what_a_sampler_cannot_do_is_refused_before_it_is_queued() {
     let worker = Worker::ready(&[]);
@@ -112,7 +112,7 @@ async fn what_is_no_request_is_refused_in_the_same_form() {
     insta::assert_snapshot!(refusals.join("\n"));
 }
 
-/// As programs on Windows and clients that compress send it.
+/// As programs on Windows and compressing clients send it.
 #[tokio::test]
 async fn a_body_with_a_mark_is_read_and_one_that_is_encoded_is_told_so() {
     let worker = Worker::ready(&[]);
@@ -193,7 +193,7 @@ async fn a_full_queue_refuses_and_a_client_that_goes_makes_room() {
 
     running.abort();
     worker.wait_for_metric("sdw_cancelled_total{reason=\"disconnect\"}", |value| value > 0.0).await;
-    // The place is free when the engine has let go of the request, which is after it has counted it.
+    // The place is free once the engine has dropped the request, which is after it has counted it.
     while worker.post(&small("room again")).await.status() == 429 {}
     assert!(worker.metric("sdw_step_seconds_count").await < 1000.0, "the request that nobody waits for was not finished");
 }

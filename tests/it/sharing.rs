@@ -1,4 +1,4 @@
-//! What is worked out once for several uses changes no number: for both sides of guidance, for all steps, for all requests.
+//! Work that is shared changes no number: between both sides of guidance, between steps, and between requests.
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
@@ -11,7 +11,7 @@ use crate::{
     support::{Worker, bytes, small},
 };
 
-/// One whose first level does not look at the text, and one that does so at once.
+/// One model whose first level does not use the text, and one whose first level does.
 const MODELS: [&str; 2] = ["builtin", "tests/parity/tiny"];
 
 fn load(model: &str) -> InferencePipeline {
@@ -27,7 +27,7 @@ fn encode(pipeline: &InferencePipeline, prompts: &[&str]) -> EncodedPrompts {
     pipeline.prompt_encoder().encode(&prompts.iter().collect::<Vec<_>>(), None, Interrupt::NEVER).unwrap()
 }
 
-/// One picture's latents, of an odd size, and the text of two samples.
+/// The latents of one picture of an odd size, and the text of two samples.
 fn inputs(config: &DenoiserConfig) -> (Tensor, Tensor) {
     let made_up = |shape: (usize, usize, usize, usize)| {
         let count = shape.0 * shape.1 * shape.2 * shape.3;
@@ -74,7 +74,7 @@ fn a_prompt_that_was_kept_is_the_same_as_a_new_one() {
     let long = format!("a fox {}", "and an owl ".repeat(500));
     let pipeline = load("builtin");
     encode(&pipeline, &["", &long]);
-    // One is kept, one is new, and they come in the order in which they were asked for.
+    // One prompt is cached, one is new; the embeddings come in the order of the prompts.
     for prompts in [[long.as_str(), "a cat"], ["a dog", long.as_str()], ["", "a dog"], ["a pig", "a pig"]] {
         let (ours, fresh) = (encode(&pipeline, &prompts), encode(&load("builtin"), &prompts));
         assert_eq!(numbers(&ours.embeddings), numbers(&fresh.embeddings), "{prompts:?}");
@@ -89,7 +89,7 @@ async fn a_prompt_is_encoded_once_for_all_requests() {
     let count = async |outcome: &str| worker.metric(&format!("sdw_prompt_cache_total{{outcome=\"{outcome}\"}}")).await as u64;
     let (hits, misses) = (count("hit").await, count("miss").await);
     let first = worker.generate(&small("a fox")).await;
-    // The empty negative prompt is known from the worker's own first picture.
+    // The worker's own first picture has cached the empty negative prompt.
     assert_eq!((count("hit").await - hits, count("miss").await - misses), (1, 1));
     let again = worker.generate(&small("a fox")).await;
     assert_eq!((count("hit").await - hits, count("miss").await - misses), (3, 1));

@@ -1,4 +1,4 @@
-//! Checkpoints in one file, as they were trained and as most people have them: the same model bit for bit as in diffusers' layout.
+//! Single-file checkpoints: the same model, bit for bit, as in diffusers' layout.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use crate::{
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
 
-/// diffusers' layout to that of the first checkpoints, after the names in its `convert_diffusers_to_original_stable_diffusion.py` and
+/// diffusers' names to those of the first checkpoints, after its `convert_diffusers_to_original_stable_diffusion.py` and
 /// `convert_diffusers_to_original_sdxl.py`.
 pub(crate) fn checkpoint(model: &str) -> Tensors {
     let mut all = Tensors::new();
@@ -115,7 +115,7 @@ fn vae(tensors: Tensors) -> Tensors {
         let is_attention = name.contains("attentions");
         let name = replaced(&name, &layers);
         let name = if is_attention { replaced(&name, &attention) } else { name };
-        // Its projections are convolutions there.
+        // There, the projections are convolutions.
         let is_projection = is_attention && tensor.dims().len() == 2;
         let tensor = if is_projection { tensor.unsqueeze(2).unwrap().unsqueeze(3).unwrap() } else { tensor };
         (format!("first_stage_model.{name}"), tensor)
@@ -154,7 +154,7 @@ fn open_clip(tensors: Tensors, prefix: &str) -> Tensors {
     all
 }
 
-/// Writes a checkpoint and what its maker says of it.
+/// Writes a checkpoint with its maker's metadata.
 pub(crate) fn write(path: &Path, tensors: &Tensors, metadata: &[(&str, &str)]) {
     let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>();
     safetensors::serialize_to_file(tensors, Some(metadata), path).unwrap();
@@ -164,7 +164,7 @@ pub(crate) fn load(model: &Path) -> Result<Arc<InferencePipeline>, LoadError> {
     backend::load(&ModelFiles::open(model.to_str().unwrap())?, &LoadOptions::default()).map(Arc::new)
 }
 
-/// Latents and pixels of a run with everything in it.
+/// The latents and pixels of a run with every feature.
 pub(crate) fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) {
     let request: Request = serde_json::from_value(json!({
         "prompt": "An owl's (PIZZA:1.2), ünder 3 🍓 skies! BREAK wow", "negative_prompt": "red", "guidance_scale": 5, "seed": 3, "width": 72,
@@ -178,7 +178,7 @@ pub(crate) fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) 
     (generation.latents().flatten_all().unwrap().to_vec1().unwrap(), generation.finish(Interrupt::NEVER).unwrap().into_raw())
 }
 
-/// What checkpoints have beside the networks.
+/// Other tensors of checkpoints.
 pub(crate) fn with_what_else_there_is(model: &str, mut all: Tensors) -> Tensors {
     let mut add = |name: &str, shape: &[usize]| all.insert(name.to_owned(), made_up::made_up(name, shape));
     add("betas", &[10]);
@@ -186,7 +186,7 @@ pub(crate) fn with_what_else_there_is(model: &str, mut all: Tensors) -> Tensors 
     match model {
         "sd1" => drop(add("cond_stage_model.transformer.text_model.embeddings.position_ids", &[1, 77])),
         "sd2" => {
-            // A layer more than is looked at.
+            // One layer more than is used.
             for (end, shape) in [("ln_1.weight", vec![128]), ("attn.in_proj_weight", vec![384, 128]), ("mlp.c_fc.weight", vec![256, 128])] {
                 add(&format!("cond_stage_model.model.transformer.resblocks.3.{end}"), &shape);
             }
@@ -210,7 +210,7 @@ fn both_layouts_make_the_same_picture_bit_for_bit() {
         assert_eq!((single.defaults.steps, single.defaults.guidance_scale), (whole.defaults.steps, whole.defaults.guidance_scale));
         assert_eq!(single.defaults.size.to_string(), if model.starts_with("sd") && model != "sdxl" { "512x512" } else { "1024x1024" });
 
-        // Nothing of it is left over, until there is something.
+        // There is no warning about unused tensors until there is one.
         assert!(!warnings(&file, &[]).contains("were not read"));
         let mut tensors = with_what_else_there_is(model, checkpoint(model));
         tensors.insert("model.diffusion_model.input_blocks.77.0.in_layers.0.weight".to_owned(), made_up::made_up("", &[4]));
@@ -220,7 +220,7 @@ fn both_layouts_make_the_same_picture_bit_for_bit() {
     }
 }
 
-/// The projection of the pooled text as a linear layer, in place of its transpose: what diffusers' converter wrote until 2024.
+/// The pooled projection as a linear layer instead of its transpose, as diffusers' converter wrote it until 2024.
 #[test]
 fn the_projection_of_the_pooled_text_may_be_a_linear_layer() {
     let directory = made_up::model("sdxl");
@@ -240,7 +240,7 @@ fn the_projection_of_the_pooled_text_may_be_a_linear_layer() {
     assert!(numbers(&backend::load(&files, &LoadOptions::default()).map(Arc::new).unwrap()) == right);
 }
 
-/// What the binary says while it makes a picture.
+/// What the binary prints while it makes a picture.
 pub(crate) fn warnings(model: &Path, args: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let picture = folder.path().join("x.png");
@@ -252,7 +252,7 @@ pub(crate) fn warnings(model: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Before there was `text_model.` in front of the names.
+/// From before names began with `text_model.`.
 #[test]
 fn the_oldest_names_are_read_as_well() {
     let directory = made_up::model("sd1");
@@ -302,12 +302,12 @@ fn what_a_checkpoint_predicts_is_found_where_people_put_it() {
     is(file("learned"), "v_prediction", "leading", Base, "768x768");
     write(&file("sd-turbo"), &learned, &[]);
     is(file("sd-turbo"), "epsilon", "trailing", Turbo, "512x512");
-    // As the program of XL wrote SD-Turbo; it is of 2 all the same.
+    // SD-Turbo as written by XL's program; it is a model of Stable Diffusion 2 all the same.
     let of_sgm = |(name, tensor): (&String, &Tensor)| (name.replace("cond_stage_model.", "conditioner.embedders.0."), tensor.clone());
     write(&file("sd_turbo"), &learned.iter().map(of_sgm).collect(), &[]);
     is(file("sd_turbo"), "epsilon", "trailing", Turbo, "512x512");
     assert!(numbers(&load(&file("sd_turbo")).unwrap()) == numbers(&load(&file("sd-turbo")).unwrap()));
-    // Its inpainting model predicts noise, whatever that tensor learned.
+    // The inpainting model predicts noise, whatever that tensor learned.
     let conv_in = "model.diffusion_model.input_blocks.0.0.weight";
     learned.insert(conv_in.to_owned(), Tensor::cat(&[&sd2[conv_in], &sd2[conv_in], &sd2[conv_in].narrow(1, 0, 1).unwrap()], 1).unwrap());
     write(&file("inpainting"), &learned, &[]);
@@ -322,12 +322,12 @@ fn what_a_checkpoint_predicts_is_found_where_people_put_it() {
     for mark in ["v_pred", "ztsnr"] {
         xl.insert(mark.to_owned(), Tensor::zeros(0, candle_core::DType::F32, &Device::Cpu).unwrap());
     }
-    // Metadata are copied from what it was made of.
+    // Metadata copied from the model's origin.
     write(&file("marked"), &xl, &[("modelspec.prediction_type", "epsilon")]);
     is(file("marked"), "v_prediction", "trailing", Base, "1024x1024");
 }
 
-/// A consistency model that knows the guidance scale: its picture is that of diffusers' layout, whose scheduler the file cannot tell.
+/// A consistency model that embeds the guidance scale equals itself in diffusers' layout. A single file does not tell the scheduler.
 #[test]
 fn a_consistency_model_is_told_by_what_it_knows_of_guidance() {
     let directory = made_up::model("lcm");
@@ -390,7 +390,7 @@ fn what_is_no_such_checkpoint_is_refused_by_name() {
     assert!(error.contains("is no whole safetensors file"), "{error}");
 }
 
-/// transformers 4 wrote `text_model.` in front of the names of a text encoder; its version 5 does not.
+/// transformers 4 wrote `text_model.` before the names of a text encoder; version 5 does not.
 #[test]
 fn text_encoders_of_both_transformers_are_read() {
     let directory = made_up::model("sdxl");

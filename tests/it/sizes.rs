@@ -1,10 +1,10 @@
-//! Sizes that a model was not made for, and work beyond what one request may ask for.
+//! Sizes far from a model's own, and work beyond the limit of one request.
 
 use serde_json::{Value, json};
 
 use crate::support::{Worker, picture, small};
 
-/// Clients ask for them by themselves. The built-in model draws at one size only; others are told that theirs is far from their own.
+/// Clients ask for such sizes by default. The built-in model draws at one size only; other models get a warning.
 #[tokio::test]
 async fn sizes_that_a_model_was_not_made_for_are_made_the_best_of() {
     let worker = Worker::ready(&[]);
@@ -21,7 +21,7 @@ async fn sizes_that_a_model_was_not_made_for_are_made_the_best_of() {
         assert_eq!((&parameters["drawn_size"], &parameters["upscaler"]), (&"128x128".into(), &"lanczos".into()));
         assert!(answer["warnings"][0].as_str().unwrap().contains("was drawn at 128x128 and enlarged"), "{}", answer["warnings"]);
         assert_eq!(answer["ignored"], json!([]));
-        // What was drawn is in the middle.
+        // The drawn picture is in the middle.
         let side = width.min(height);
         let middle = image::imageops::crop_imm(&made, (width - side) / 2, (height - side) / 2, side, side).to_image();
         let small = image::imageops::resize(&middle, 128, 128, image::imageops::FilterType::Triangle);

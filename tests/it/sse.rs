@@ -1,10 +1,10 @@
-//! Streams: the order of events, previews, and an end whatever happens.
+//! Streams: the order of events, previews, and an end in every case.
 
 use serde_json::{Value, json};
 
 use crate::support::{Worker, long, picture, small};
 
-/// A stream as its client reads it: comments as they are, events as name and data.
+/// A stream as its client reads it: comments as they are, events by name and data.
 async fn transcript(worker: &Worker, request: &Value) -> (Vec<String>, Vec<(String, Value)>) {
     let response = worker.post(request).await;
     assert_eq!(response.status(), 200);
@@ -46,7 +46,7 @@ async fn a_stream_shows_progress_previews_and_the_picture() {
     let keys: Vec<&String> = completed.as_object().unwrap().keys().collect();
     insta::assert_json_snapshot!(keys);
 
-    // Without a decoder, and yet much like the picture.
+    // The preview is made without the decoder, and resembles the picture.
     let whole = picture(completed).to_rgb8();
     let (_, last_preview) = &events[events.len() - 2];
     let preview = picture(last_preview).to_rgb8();
@@ -57,7 +57,7 @@ async fn a_stream_shows_progress_previews_and_the_picture() {
     assert!(likeness > 0.85, "preview and picture correlate by {likeness} only");
 }
 
-/// Pearson's, over all values of all pixels.
+/// Pearson's correlation over all values of all pixels.
 fn correlation(a: &[u8], b: &[u8]) -> f64 {
     let mean = |values: &[u8]| values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
     let (mean_a, mean_b) = (mean(a), mean(b));
@@ -75,7 +75,7 @@ async fn progress_comes_as_events_to_those_who_ask() {
     assert!(first["seconds_per_step"].as_f64().unwrap() > 0.0 && first["eta_ms"].is_u64());
 }
 
-/// nginx, for one, keeps an answer back until its buffers are full, unless the answer says otherwise.
+/// nginx buffers an answer unless the answer's headers say otherwise.
 #[tokio::test]
 async fn no_proxy_keeps_a_stream_back() {
     let worker = Worker::ready(&[]);
@@ -98,7 +98,7 @@ async fn no_proxy_keeps_a_stream_back() {
             assert_eq!(values, [value], "{path}");
         }
     }
-    // These are all that there are.
+    // There are no other events.
     let api: Value = worker.get("/openapi.json").await.json().await.unwrap();
     let paths = api["paths"].as_object().unwrap().iter();
     let has_stream = |item: &Value| item.to_string().contains("text/event-stream");

@@ -1,4 +1,4 @@
-//! A worker as users start it: the real binary, on a free port, talked to over a socket.
+//! The real binary as users start it, on a free port.
 
 use std::{
     fs,
@@ -16,13 +16,13 @@ pub(crate) struct Worker {
     child: Child,
     stdout: BufReader<ChildStdout>,
     port: u16,
-    /// Keeps its connections: waiting for a metric asks often.
+    /// Reuses its connections, since waiting for a metric asks often.
     client: reqwest::Client,
-    /// The files of its model, if they are its own.
+    /// The folder of its model, if the worker has a model of its own.
     model: Option<tempfile::TempDir>,
 }
 
-/// The built-in model without the limit of what it draws, so that large pictures take long.
+/// The built-in model without its limit of size, so that large pictures take long.
 pub(crate) fn unlimited_model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     copy_folder(Path::new("src/builtin_model/model"), folder.path());
@@ -37,7 +37,7 @@ pub(crate) fn copy_of_tiny() -> tempfile::TempDir {
     folder
 }
 
-/// All files of a folder and those in it.
+/// Copies a folder with everything in it.
 pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
@@ -86,7 +86,7 @@ impl Worker {
         Self::listening_as(binary(), args)
     }
 
-    /// The same with a command of one's own that runs the binary.
+    /// The same with another command that runs the binary.
     pub(crate) fn listening_as(mut command: Command, args: &[&str]) -> Self {
         let mut child = command.args(["serve", "--port", "0"]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -120,7 +120,7 @@ impl Worker {
         self.client.post(self.url("/v1/images/generations")).json(body).send().await.unwrap()
     }
 
-    /// Asks for pictures and gives back the answer, which must be a success.
+    /// Requests pictures, which must succeed, and returns the answer.
     pub(crate) async fn generate(&self, body: &Value) -> Value {
         let response = self.post(body).await;
         let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
@@ -135,7 +135,7 @@ impl Worker {
         value.unwrap_or(0.0)
     }
 
-    /// Waits until a metric has a value that will do. What never happens is told from what takes its time by minutes.
+    /// Waits until a metric satisfies `will_do`. Only after minutes is that given up.
     pub(crate) async fn wait_for_metric(&self, name: &str, will_do: impl Fn(f64) -> bool) {
         let started = Instant::now();
         while !will_do(self.metric(name).await) {
@@ -144,8 +144,7 @@ impl Worker {
         }
     }
 
-    /// Sends a request whose answer is not waited for yet, and waits until the engine works on it. Its connection is its own, so
-    /// that aborting the task closes it.
+    /// Sends a request on a connection of its own, and waits until the engine works on it. Aborting the task closes the connection.
     pub(crate) async fn start(&self, body: &Value) -> JoinHandle<reqwest::Response> {
         let request = reqwest::Client::new().post(self.url("/v1/images/generations")).json(body);
         let task = tokio::spawn(async { request.send().await.unwrap() });
@@ -163,21 +162,26 @@ impl Worker {
         assert!(status.success());
     }
 
+    /// Whether the process has ended.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 
-    /// As when the one who held it is gone.
+    /// Closes the worker's stdin.
     pub(crate) fn close_stdin(&mut self) {
         drop(self.child.stdin.take());
     }
 
-    /// As when the one who read it is gone.
+    /// Closes the reading end of the worker's stderr.
     pub(crate) fn close_stderr(&mut self) {
         drop(self.child.stderr.take());
     }
 
-    /// What is left on stderr, once the process has ended.
+    /// Kills the worker, and returns the rest of its stderr.
     pub(crate) fn stderr(&mut self) -> String {
         let _ = self.child.kill();
         let mut text = String::new();
@@ -198,12 +202,12 @@ pub(crate) fn small(prompt: &str) -> Value {
     steps(prompt, 2)
 }
 
-/// A request that takes long enough to be met while it runs.
+/// A request that takes long enough to be observed while it runs.
 pub(crate) fn long(prompt: &str) -> Value {
     steps(prompt, 1000)
 }
 
-/// A small request of so many steps, with everything said that a model could have a default for.
+/// A small request with so many steps. It names every setting for which models have defaults.
 pub(crate) fn steps(prompt: &str, steps: u32) -> Value {
     json!({ "prompt": prompt, "steps": steps, "seed": 1, "size": "64x64", "guidance_scale": 4, "sampler": "ddim", "schedule": "default" })
 }

@@ -1,4 +1,4 @@
-//! As many threads work as were asked for, or as the process may use. They are counted from outside, by their names.
+//! The number of compute threads, as asked for or as the process may use. The tests count them by name from outside.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ fn threads(pid: u32) -> usize {
     tasks.filter(|name| fs::read_to_string(name).is_ok_and(|name| name.starts_with("sd-worker-"))).count()
 }
 
-/// The number of threads of a worker that is ready, and what it logged until it was told to end.
+/// The number of a ready worker's threads, and its log.
 fn ready(command: Command, args: &[&str]) -> (usize, String) {
     let mut worker = Worker::listening_as(command, args);
     assert_eq!(worker.event()["event"], "ready");
@@ -34,7 +34,7 @@ fn a_number_of_threads_can_be_asked_for() {
     assert_eq!(ready(command, &[]).0, 3);
 }
 
-/// More than there is work for would wait for each other.
+/// More threads than there is work for would wait for each other.
 #[test]
 fn a_number_far_beyond_the_cpus_is_bounded() {
     let (count, log) = ready(binary(), &["--threads", "1024"]);

@@ -1,4 +1,4 @@
-//! What goes wrong in one request costs that request, and is told for what it is.
+//! A fault in one request costs only that request, and has an error of its own.
 
 #[cfg(target_os = "linux")]
 use reqwest::{
@@ -57,7 +57,7 @@ async fn an_engine_that_does_not_move_is_found_out() {
     while alive().await.status() != 200 {}
 }
 
-/// Not a pretended one: the system refuses the worker the memory that a large picture takes.
+/// The system really refuses the memory that a large picture needs.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn memory_that_is_not_there_costs_the_request_that_needs_it() {
@@ -81,7 +81,7 @@ async fn memory_that_is_not_there_costs_the_request_that_needs_it() {
     assert_eq!(worker.metric("sdw_requests_total{outcome=\"error\"}").await as u32, 3);
 }
 
-/// Nor does what a body asks for, however it comes: the system refuses it, and the worker goes on.
+/// The system refuses the memory for a body, however it comes, and the worker goes on.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn memory_that_is_not_there_costs_the_upload_that_needs_it() {
@@ -123,7 +123,7 @@ async fn read(answer: Response) -> (u16, Value) {
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-/// Leaves a worker so many MiB beyond what it has.
+/// Limits a worker to so many MiB beyond its present memory.
 #[cfg(target_os = "linux")]
 fn limit_room(worker: &Worker, room: u64) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
@@ -134,7 +134,7 @@ fn limit_room(worker: &Worker, room: u64) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn whatever_is_refused_the_code_is_75() {
+fn any_refused_memory_ends_with_code_75() {
     let folder = tempfile::tempdir().unwrap();
     let mut codes = std::collections::BTreeSet::new();
     for megabytes in (40..400).step_by(12) {
@@ -142,7 +142,7 @@ fn whatever_is_refused_the_code_is_75() {
         limited.arg(format!("--as={megabytes}000000")).arg(binary().get_program()).args(["generate", "a", "--steps", "1", "-o"]);
         let output = limited.arg(folder.path().join("x.png")).output().unwrap();
         let (code, stderr) = (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned());
-        // Below that, the system's own loader has no room for the binary.
+        // With less memory, the system's loader cannot start the binary.
         if codes.is_empty() && (code == Some(127) || stderr.contains("error while loading")) {
             continue;
         }

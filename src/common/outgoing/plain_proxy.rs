@@ -1,5 +1,5 @@
-//! The way of a plain request through a proxy: it goes to the proxy's address, with the whole URL in its first line
-//! ([RFC 9112, 3.2.2](https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2)).
+//! Plain HTTP through a proxy: the request goes to the proxy's address, with the whole URL in its first line ([RFC 9112,
+//! 3.2.2](https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2)).
 
 use std::io;
 
@@ -14,7 +14,7 @@ use ureq::{
     },
 };
 
-/// Takes the proxy's address for that of every host: the proxy looks for those itself.
+/// Resolves every host to the proxy's address; the proxy resolves the host itself.
 #[derive(Debug)]
 pub(super) struct ToProxy {
     proxy: Proxy,
@@ -33,7 +33,7 @@ impl Resolver for ToProxy {
     }
 }
 
-/// Has the requests on a connection to the proxy say where they are to go.
+/// Puts the host into the first line of each request on a connection to the proxy.
 #[derive(Debug)]
 pub(super) struct ThroughProxy(pub(super) Proxy);
 
@@ -52,11 +52,11 @@ impl<In: Transport> Connector<In> for ThroughProxy {
 /// A connection to a proxy.
 pub(super) struct Forwarded<In> {
     inner: In,
-    /// What comes before the path in the first line of a request.
+    /// The scheme and the host, which precede the path in a request's first line.
     origin: String,
-    /// What comes after that line.
+    /// The header that follows the first line.
     header: String,
-    /// Whether what is sent next begins a request: the answer to the last was read.
+    /// Whether the next bytes begin a request, because the last answer has been read.
     is_next: bool,
 }
 
@@ -67,7 +67,7 @@ impl<In> std::fmt::Debug for Forwarded<In> {
 }
 
 impl<In: Transport> Forwarded<In> {
-    /// Completes the head of a request in the output buffer, and says how long it is now. All of a head is sent at once.
+    /// Completes the head of a request in the output buffer, and returns its new length. ureq sends a head as a whole.
     fn complete(&mut self, amount: usize) -> io::Result<usize> {
         let output = self.inner.buffers().output();
         let head = &output[..amount];

@@ -1,5 +1,5 @@
-//! What there is to say of the API as a whole. The rest is said where the handlers are, and their types: a route that is added to the
-//! router with `routes!` is in the description by that.
+//! The parts of the API's description that concern it as a whole. Everything else comes from the handlers and their types: `routes!` adds a
+//! route to the router and to the description at once.
 
 use utoipa::{
     Modify, OpenApi,
@@ -16,7 +16,7 @@ use crate::http::{
     openapi::{DISCOVERY, IMAGES, JOBS, PROBES, PROCESS},
 };
 
-/// The frame that the routes go into.
+/// The description without its routes.
 #[derive(OpenApi)]
 #[openapi(
     version = "3.2.0",
@@ -29,12 +29,12 @@ use crate::http::{
         (name = JOBS, description = "Submit now, look later"),
         (name = DISCOVERY, description = "What this worker is and what it can do"),
         (name = PROBES, description = "Answered without a key"),
-        (name = PROCESS, description = "For who runs the worker")
+        (name = PROCESS, description = "For operators")
     )
 )]
 pub(in crate::http) struct Frame;
 
-/// Where one is asked for, it is a bearer token.
+/// The security scheme: a bearer token.
 struct Key;
 
 impl Modify for Key {

@@ -1,4 +1,4 @@
-//! From the description to a page, by way of Markdown, in which its texts are written.
+//! Renders the description as a page, by way of Markdown, the format of its texts.
 
 use std::fmt::{self, Write};
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 const STYLE: &str = include_str!("page.css");
 const METHODS: [&str; 3] = ["get", "post", "delete"];
 
-/// The page of a description whose `paths` come in this order.
+/// Renders a description; `paths` gives the order of its routes.
 pub(super) fn render(api: &Value, paths: &[&str]) -> String {
     let mut markdown = String::new();
-    // Only a writer that is full can fail.
+    // Writing to a `String` cannot fail.
     let _ = write_api(&mut markdown, api, paths);
     let mut body = String::new();
     html::push_html(&mut body, Parser::new_ext(&markdown, Options::ENABLE_TABLES | Options::ENABLE_HEADING_ATTRIBUTES));
@@ -79,11 +79,11 @@ fn write_schema(out: &mut String, name: &str, schema: &Value) -> fmt::Result {
     }
 }
 
-/// What there is to say of a type, and of the types that it is one of, or is made of.
+/// Describes a type, and the types that it is composed of or chooses from.
 fn write_type(out: &mut String, schema: &Value) -> fmt::Result {
     writeln!(out, "{}\n", text(&schema["description"]))?;
     for variant in list(&schema["oneOf"]) {
-        // Events are told from each other by this field.
+        // This field tells the events of a stream apart.
         if let Some(tag) = tag(variant) {
             writeln!(out, "**`{tag}`**\n")?;
         }
@@ -99,7 +99,7 @@ fn write_part(out: &mut String, part: &Value) -> fmt::Result {
     if part.get("$ref").is_some() { writeln!(out, "The fields of {}.\n", kind(part)) } else { write_type(out, part) }
 }
 
-/// The only value that `type` has in a variant.
+/// The one value that `type` has in a variant.
 fn tag(variant: &Value) -> Option<&str> {
     let own = variant["properties"]["type"]["enum"].as_array().filter(|values| values.len() == 1).and_then(|values| values[0].as_str());
     own.or_else(|| list(&variant["allOf"]).iter().find_map(tag))
@@ -115,7 +115,7 @@ fn write_fields(out: &mut String, schema: &Value) -> fmt::Result {
     writeln!(out, "| field | | |\n|---|---|---|")?;
     for (name, field) in fields {
         let mark = if required.iter().any(|required| required == name) { "" } else { " (optional)" };
-        // Of a field that may be null, the text is with what else it may be.
+        // The description of a nullable field stands with its other alternative.
         let described = if field["description"].is_null() { &field["oneOf"][0] } else { field };
         writeln!(out, "| `{name}`{mark} | {} | {} |", kind(field), cell(&described["description"]))?;
     }
@@ -158,7 +158,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// In one line, and with no mark that would end it.
+/// On one line, without marks that would end a table's cell.
 fn cell(value: &Value) -> String {
     text(value).replace('\n', " ").replace('|', "\\|")
 }

@@ -1,5 +1,5 @@
-//! A job as server-sent events, with numbers, so that a client can come back where it was. The last line is a marker for clients
-//! that read lines and not JSON.
+//! A job as server-sent events. Events are numbered, so that a client may resume; the last line is a marker for clients that do not parse
+//! JSON.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::http::{
     run::{Entry, Follower, Run, Status},
 };
 
-/// Turns the stream into an answer.
+/// Answers with the follower's events.
 pub(super) fn respond(follower: Follower) -> Response {
     event_stream::respond(stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
@@ -34,7 +34,7 @@ fn event(run: &Run, id: u64, entry: Entry) -> Event {
     numbered.json_data(&event).unwrap_or_else(lost)
 }
 
-/// An event that cannot be written. The marker still ends the stream.
+/// Replaces an event that cannot be serialised. The marker still ends the stream.
 fn lost<E>(_: E) -> Event {
     Event::default().comment("an event could not be written")
 }

@@ -1,4 +1,4 @@
-//! Jobs as they travel, with the names that orchestrators use.
+//! Wire types of jobs, with the names that orchestrators use.
 
 use std::sync::Arc;
 
@@ -22,12 +22,12 @@ use crate::{
     },
 };
 
-/// Steps where a job does not say.
+/// The steps of a job that names none.
 const STEPS: i64 = 20;
-/// Guidance where a job does not say.
+/// The guidance scale of a job that names none.
 const GUIDANCE_SCALE: f64 = 7.5;
 
-/// The request: an operation, and the settings of `/v1/images/generations` that it has.
+/// A job: an operation, with settings of `/v1/images/generations`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
 pub(in crate::http) struct JobRequest {
@@ -108,7 +108,7 @@ pub(in crate::http) struct JobRequest {
     others: Vec<String>,
 }
 
-/// The request, and files of which the headers are right.
+/// A job, and files whose headers have been checked.
 pub(in crate::http) struct JobBody {
     pub(super) request: JobRequest,
     pub(super) files: Option<InputFiles>,
@@ -126,20 +126,21 @@ enum Operation {
 }
 
 impl Operation {
-    /// What the picture to begin with is called.
+    /// The field of the picture to begin with.
     fn image_name(self) -> &'static str {
         if matches!(self, Self::Inpaint) { "init_image" } else { "input_image" }
     }
 }
 
 impl FromFields for JobBody {
-    /// The pictures that the operation begins with are read. Others are named as ignored, but a mask that has no effect is an error.
+    /// Reads the pictures of the operation. A picture that the operation does not use is ignored; a mask that it does not use is an error,
+    /// since ignoring it would change the result.
     fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let mut take = |name: &'static str| fields.take(|other| other == name).pop().map(|(_, value)| (name, value));
         let (input, init, mask) = (take("input_image"), take("init_image"), take("mask_image"));
         let (mut request, others): (JobRequest, _) = fields.read()?;
         request.others = others;
-        // They have had their effect: the job is here.
+        // Both fields have served to route the job here.
         request.others.retain(|name| !["hive_id", "worker_id"].contains(&name.as_str()));
 
         let open = |(name, value)| Ok::<_, ApiError>(ImageFile::open(name, uploads::from_json(name, value)?)?);
@@ -162,7 +163,7 @@ impl FromFields for JobBody {
 }
 
 impl JobRequest {
-    /// The same in the words of `/v1/images/generations`.
+    /// The same request as a body of `/v1/images/generations`.
     pub(super) fn into_images_request(self) -> Result<ImagesRequest, ApiError> {
         if self.loras.is_some_and(|loras| !loras.is_empty()) {
             return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
@@ -253,7 +254,7 @@ pub(in crate::http) struct WireProgress {
 impl From<crate::backend::Progress> for WireProgress {
     fn from(progress: crate::backend::Progress) -> Self {
         let (step, total) = (progress.step, progress.total);
-        // One decimal says all there is to see.
+        // A percentage with one decimal.
         Self { step, total, percent: (1000.0 * step as f64 / total as f64).round() / 10.0 }
     }
 }
@@ -325,7 +326,7 @@ impl JobEvent {
         }
     }
 
-    /// The name before the data.
+    /// The event's name.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Progress(_) => "progress",

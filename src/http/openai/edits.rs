@@ -1,7 +1,7 @@
-//! `POST /v1/images/edits`: pictures from a picture, of which a mask may mark a part.
+//! `POST /v1/images/edits`: pictures that begin with a picture, of which a mask may mark a part.
 //!
-//! `OpenAI`'s clients send a form with files; JSON with base64 in the same fields is taken as well. Nothing that a request names is
-//! opened, no URL and no file.
+//! `OpenAI`'s clients send a form with files; JSON with base64 in the same fields works as well. A URL or a file that a request names is
+//! never opened.
 
 use std::{
     borrow::Cow,
@@ -38,8 +38,8 @@ use crate::{
     http::{
         api_error::{self, ApiError},
         app_state::AppState,
-        body_bytes::{self, Digested, MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Room},
-        client_wishes::{ClientWishes, WaitHeaders},
+        body_bytes::{self, BodyBudget, MAX_BODY_BYTES, MAX_UPLOAD_BYTES, ParsedBody},
+        client_headers::{ClientHeaders, WaitHeaders},
         extract::{self, FromFields, JsonBody},
         fields::{self, Fields},
         hosts,
@@ -50,25 +50,25 @@ use crate::{
     },
 };
 
-/// Forms have fewer fields than this.
+/// The most fields of a form.
 const MAX_FIELDS: usize = 64;
 
-/// The head of a field comes within so many bytes, and so does what stands before the first.
+/// The most bytes of a field's head, and of what precedes the first field.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 
-/// Fields that are text even where it reads as something else.
+/// Fields that stay text even where their value looks like a number, a list or a boolean.
 const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
 
-/// The request, whichever way it came.
-pub(super) struct EditsBody(Digested<Edit>);
+/// An edit from a form or from JSON.
+pub(super) struct EditsBody(ParsedBody<Edit>);
 
-/// Settings, and files of which the headers are right.
+/// Settings, and files whose headers have been checked.
 struct Edit {
     request: ImagesRequest,
     files: InputFiles,
 }
 
-/// What there was in a form or in an object, but for the settings.
+/// The pictures of a form or of an object.
 #[derive(Default)]
 struct Pictures {
     images: Vec<Vec<u8>>,
@@ -83,7 +83,7 @@ struct FormField {
     bytes: Vec<u8>,
 }
 
-/// What [`EditsBody`] is read from. Everything that `/v1/images/generations` takes may stand beside it.
+/// The fields that an edit has beside those of `/v1/images/generations`.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "a description")]
 pub(super) struct EditsRequest {
@@ -120,17 +120,17 @@ pub(super) struct EditsRequest {
 pub(super) async fn edits(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
-    wishes: ClientWishes,
+    client: ClientHeaders,
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let EditsBody(Digested { value: Edit { request, files }, fingerprint, room }) = body?;
+        let EditsBody(ParsedBody { value: Edit { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
         let order = request.into_order(&info, Some(&files))?;
         let input = uploads::decode(files, order.picture.size()).await?;
         let order = order.beginning_with(input);
-        drop(room);
-        start(&state, &id, wishes, order, fingerprint, &info)
+        drop(budget);
+        start(&state, &id, client, order, fingerprint, &info)
     };
     images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
@@ -166,7 +166,7 @@ impl FromFields for Edit {
     }
 }
 
-/// Browsers send forms to wherever a page says without asking first, but name the page: it must be one that may ask, or our own.
+/// Browsers send forms to any origin without asking first, but they name the page. It must be one of `--cors-origin`, or the worker's own.
 fn check_page(request: &Request, state: &AppState) -> Result<(), ApiError> {
     let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
     let host = hosts::authority(request);
@@ -175,18 +175,18 @@ fn check_page(request: &Request, state: &AppState) -> Result<(), ApiError> {
     if is_own || state.access.cors_origins.contains(origin) { Ok(()) } else { Err(ApiError::not_for_browsers()) }
 }
 
-/// All of a form. What is read is judged afterwards, so that a client that still sends hears the answer.
-async fn from_form(request: Request, state: &AppState) -> Result<Digested<Edit>, ApiError> {
-    let (hasher, room) = (extract::route_hasher(&request), Arc::new(Mutex::new(Room::new(state.client_timeout))));
-    // All of a head is in memory before it is read.
+/// Reads a form to its end. Its fields are judged afterwards, so that a client that is still sending receives the answer.
+async fn from_form(request: Request, state: &AppState) -> Result<ParsedBody<Edit>, ApiError> {
+    let (hasher, budget) = (extract::route_hasher(&request), Arc::new(Mutex::new(BodyBudget::new(state.client_timeout))));
+    // The reader buffers the whole head of a field before it parses it.
     let allowance = Arc::new(AtomicUsize::new(MAX_HEAD_BYTES));
-    let metered = request.map(|body| body_bytes::metered(body, Arc::clone(&room), Arc::clone(&allowance)));
+    let metered = request.map(|body| body_bytes::metered(body, Arc::clone(&budget), Arc::clone(&allowance)));
     let form = Multipart::from_request(metered, state).await;
     let mut form = form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?;
     let (mut fields, mut length) = (Vec::new(), 0);
     while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
         allowance.store(usize::MAX, Ordering::Relaxed);
-        // As browsers send it where no file was chosen.
+        // Browsers send an empty field where no file was chosen.
         let has_no_name = field.file_name() == Some("");
         let field = FormField::read(field).await?;
         allowance.store(MAX_HEAD_BYTES, Ordering::Relaxed);
@@ -200,11 +200,11 @@ async fn from_form(request: Request, state: &AppState) -> Result<Digested<Edit>,
         }
     }
     let read = move |hasher: &mut DefaultHasher| {
-        // Boundaries change from try to try, so the form itself says nothing.
+        // The boundary differs on every try, so only the fields are hashed.
         fields.hash(hasher);
         Edit::from_form(fields)
     };
-    body_bytes::digest(length, room, hasher, read).await
+    body_bytes::parse(length, budget, hasher, read).await
 }
 
 impl Edit {
@@ -245,7 +245,7 @@ fn is_mask(name: &str) -> bool {
     list_name(name) == "mask"
 }
 
-/// A field's name without `[]` or the number of an entry at its end.
+/// A field's name without a final `[]` or `[0]`.
 fn list_name(name: &str) -> &str {
     let entry = |name: &str| Some(name.strip_suffix(']')?.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix('[')?.len());
     &name[..entry(name).unwrap_or(name.len())]
@@ -270,11 +270,11 @@ impl FormField {
         if self.is_file { Ok(self.bytes) } else { uploads::from_text(param, self.text()?) }
     }
 
-    /// In the words of JSON.
+    /// The field as JSON.
     fn setting(self) -> Result<(String, Box<RawValue>), ApiError> {
         let value = match self.text() {
             Ok(text) => value(&self.name, text),
-            // No field takes an object: one with a meaning refuses it, and any other is named as ignored.
+            // No field accepts an object: a known field refuses it, and an unknown one is reported as ignored.
             Err(_) if self.is_file && !TEXTS.contains(&&*self.name) => Value::Object(Map::new()),
             Err(error) => return Err(error),
         };
@@ -283,7 +283,7 @@ impl FormField {
     }
 }
 
-/// There may be several in `OpenAI`'s API; a Stable Diffusion begins with one.
+/// `OpenAI`'s API allows several pictures; Stable Diffusion begins with one.
 fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError> {
     match files.len() {
         0 | 1 => Ok(files.pop()),
@@ -291,7 +291,7 @@ fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError
     }
 }
 
-/// Forms know nothing but text. What reads as a number, as a list or as true or false is one, but in [`TEXTS`].
+/// Forms contain only text. Text that reads as a number, a list or a boolean is one, except in [`TEXTS`].
 fn value(name: &str, text: &str) -> Value {
     match serde_json::from_str(text.trim()) {
         Ok(value @ (Value::Number(_) | Value::Bool(_) | Value::Null | Value::Array(_))) if !TEXTS.contains(&name) => value,

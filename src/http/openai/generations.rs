@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations`: check, admit, queue, answer.
+//! `POST /v1/images/generations`.
 
 use axum::{Extension, extract::State, response::Response};
 
@@ -9,7 +9,7 @@ use crate::{
     http::{
         api_error::ApiError,
         app_state::AppState,
-        client_wishes::{ClientWishes, WaitHeaders},
+        client_headers::{ClientHeaders, WaitHeaders},
         extract::JsonBody,
         openapi::{IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
         start::start,
@@ -35,13 +35,13 @@ use crate::{
 pub(super) async fn generations(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
-    wishes: ClientWishes,
+    client: ClientHeaders,
     body: Result<JsonBody<ImagesRequest>, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = body.and_then(|JsonBody(body)| {
         let info = state.model()?;
         let order = body.value.into_order(&info, None)?;
-        start(&state, &id, wishes, order, body.fingerprint, &info)
+        start(&state, &id, client, order, body.fingerprint, &info)
     });
     images_response::answer(accepted.inspect_err(ApiError::count_rejection)?).await
 }

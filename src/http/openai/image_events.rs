@@ -1,4 +1,4 @@
-//! What a stream of pictures says.
+//! The events of a stream of pictures.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,8 +12,7 @@ use crate::{
     },
 };
 
-/// The events of a stream. The tag inside the data repeats the event's name, as in `OpenAI`'s, which has other names where a picture is
-/// made from a picture.
+/// An event. Its `type` repeats the event's name, as in `OpenAI`'s streams; edits have event names of their own.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type")]
 pub(in crate::http) enum ImageEvent {
@@ -29,12 +28,12 @@ pub(in crate::http) enum ImageEvent {
     Progress(ProgressEvent),
     #[serde(rename = "image_edit.progress")]
     EditProgress(ProgressEvent),
-    /// The end of a stream that went wrong.
+    /// The last event of a run that failed.
     #[serde(rename = "error")]
     Error { error: ErrorBody },
 }
 
-/// A rough picture.
+/// A preview of an unfinished picture.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Preview {
     #[schema(value_type = String, content_encoding = "base64")]
@@ -65,7 +64,7 @@ pub(in crate::http) struct Completed {
     pub(super) warnings: Vec<String>,
 }
 
-/// Sent only to clients that asked for it: the official ones hand unknown events on to their caller.
+/// Sent only on request, since the official clients pass unknown events on to their callers.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ProgressEvent {
     pub(super) step: usize,
@@ -75,7 +74,7 @@ pub(in crate::http) struct ProgressEvent {
 }
 
 impl ImageEvent {
-    /// The name before the data.
+    /// The event's name.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::PartialImage(_) => "image_generation.partial_image",

@@ -1,7 +1,7 @@
 //! Pictures as server-sent events.
 //!
-//! Shaped by what the official clients do: no `id:` and no `retry:`, progress as comments unless asked for as events, errors
-//! nested as in JSON bodies, and a last event whatever happens, since both clients take a stream that just ends for a success.
+//! The official clients set the form: no `id:` and no `retry:`, progress as comments unless the request asks for events, errors nested as
+//! in JSON bodies, and a last event in every case, because a stream that merely ends counts as a success.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ use crate::{
     },
 };
 
-/// The state of one stream. When the client goes, it is dropped, and with it the follower: that is what stops the engine.
+/// The state of one stream. A client that disconnects drops it and its follower, which cancels the run.
 pub(super) struct ImageStream {
     follower: Follower,
     greeted: bool,
 }
 
-/// Turns the stream into an answer.
+/// Answers with the stream's events.
 pub(super) fn respond(stream: ImageStream) -> Response {
     event_stream::respond(stream::unfold(stream, |mut stream| async move {
         let event = stream.next().await?;
@@ -40,10 +40,10 @@ impl ImageStream {
         Self { follower, greeted: false }
     }
 
-    /// The next event, or `None` after the last.
+    /// The next event, or `None` after the last one.
     async fn next(&mut self) -> Option<Event> {
         if !self.greeted {
-            // The client knows at once that it is heard, however long it waits for its turn.
+            // A comment at once confirms the request, however long it waits in the queue.
             self.greeted = true;
             return Some(Event::default().comment("accepted"));
         }
@@ -53,7 +53,7 @@ impl ImageStream {
     }
 }
 
-/// What one entry becomes.
+/// The event for an entry of the log.
 fn event(run: &Run, entry: Entry) -> Event {
     match entry {
         Entry::Progress(progress) if !run.order.progress => {
@@ -104,11 +104,11 @@ fn partial_image(run: &Run, index: u8, image: &Arc<EncodedImage>) -> ImageEvent 
 
 fn data(event: &ImageEvent) -> Event {
     let named = Event::default().event(event.name());
-    // Numbers and strings always serialise; the fallback still ends the stream as the contract says.
+    // Numbers and strings always serialise; the fallback ends the stream in the form of its contract.
     named.json_data(event).unwrap_or_else(lost)
 }
 
-/// The end of a stream whose event cannot be written.
+/// The last event of a stream whose event cannot be serialised.
 fn lost<E>(_: E) -> Event {
     Event::default().event("error").data(r#"{"type":"error","error":{"message":"the answer could not be written","type":"server_error","param":null,"code":"internal_error"}}"#)
 }

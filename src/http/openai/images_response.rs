@@ -1,4 +1,4 @@
-//! The answer to `POST /v1/images/generations` and its like: `OpenAI`'s fields, and ours.
+//! The answer to generations and edits: `OpenAI`'s fields, and this worker's own.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// The answer to whoever follows a run.
+/// Answers with a stream, or with all pictures once they are finished.
 pub(super) async fn answer(mut follower: Follower) -> Result<Response, ApiError> {
     if follower.run.order.stream {
         return Ok(image_stream::respond(ImageStream::new(follower)));
@@ -30,7 +30,7 @@ pub(super) async fn answer(mut follower: Follower) -> Result<Response, ApiError>
     ImagesResponse::respond(&follower.run, pictures).await
 }
 
-/// What an answer has beside its pictures, in bytes, as a rule.
+/// The usual size of an answer without its pictures, in bytes.
 const SMALL_ANSWER: usize = 4096;
 
 /// The pictures, and how they were made.
@@ -48,7 +48,7 @@ pub(in crate::http) struct ImagesResponse {
     timings: WireTimings,
     /// Fields that were given and have no effect.
     ignored: Vec<String>,
-    /// What else there is to know, such as that the end of a prompt was cut.
+    /// Other remarks, such as that the end of the prompt was cut off.
     warnings: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ struct ImageData {
     seed: Seed,
 }
 
-/// Tokens are what `OpenAI` bills; here there are none.
+/// Token counts, which `OpenAI` bills by. A worker counts none.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(in crate::http) struct Usage {
     total_tokens: u32,
@@ -77,10 +77,10 @@ struct InputTokensDetails {
 }
 
 impl ImagesResponse {
-    /// The answer with finished pictures.
+    /// Answers with finished pictures.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When there is no memory for the answer.
     pub(in crate::http) async fn respond(run: &Arc<Run>, pictures: Vec<Arc<Complete>>) -> Result<Response, ApiError> {
         let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
         let write = move || {
@@ -93,7 +93,7 @@ impl ImagesResponse {
         Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
     }
 
-    /// Puts finished pictures together.
+    /// Collects the fields of the answer.
     fn new(run: &Run, pictures: &[Arc<Complete>]) -> Self {
         let timings: Vec<Timings> = pictures.iter().map(|picture| picture.timings).collect();
         let mut warnings: Vec<String> = pictures.iter().flat_map(|picture| picture.warnings.clone()).collect();

@@ -33,18 +33,18 @@ pub(super) struct ModelObject {
     device: String,
     /// Number format of the weights, such as `f32`.
     dtype: &'static str,
-    /// The largest number of pixels that a request may ask for.
+    /// The most pixels of a requested picture.
     max_pixels: u64,
     /// Sides of pictures are multiples of this.
     size_multiple: u32,
-    /// The most steps: as many as there were timesteps in training.
+    /// The most steps: the number of timesteps in training.
     max_steps: usize,
-    /// The largest `clip_skip`: as many as the text encoder has layers, or 1 in families in which it has no effect.
+    /// The largest `clip_skip`: the number of the text encoder's layers, or 1 in families in which it has no effect.
     max_clip_skip: usize,
     defaults: Defaults,
 }
 
-/// Settings of a request that leaves them out.
+/// Defaults of a request.
 #[derive(Debug, Serialize, ToSchema)]
 struct Defaults {
     size: String,
@@ -54,7 +54,7 @@ struct Defaults {
     schedule: &'static str,
 }
 
-/// A list with one entry, or none while loading.
+/// A list with one entry, or with none while the model loads.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelList {
     object: &'static str,
@@ -72,7 +72,7 @@ impl ModelObject {
         };
         Self {
             object: "model",
-            // Nobody knows when a checkpoint was made.
+            // A checkpoint does not state its age.
             created: 0,
             owned_by: "sd-worker",
             id: info.id.clone(),

@@ -1,4 +1,4 @@
-//! What the engine has said to a run, as far as it is kept.
+//! The log of a run: what the engine has said, as far as it is kept.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -7,12 +7,12 @@ use crate::{
     http::api_error::ApiError,
 };
 
-/// More progress than this is not kept: what is new makes it old.
+/// The most progress entries. New progress makes the old worthless.
 const MAX_PROGRESS: usize = 256;
-/// No more previews than of so many bytes are kept, for the same reason.
+/// The most bytes of previews, for the same reason.
 const MAX_PREVIEW_BYTES: usize = 64 << 20;
 
-/// How far a run is.
+/// The status of a run.
 #[derive(Debug, Clone, Default)]
 pub(in crate::http) enum Status {
     #[default]
@@ -23,7 +23,7 @@ pub(in crate::http) enum Status {
     Cancelled,
 }
 
-/// Something that happened in a run. Numbered from 0.
+/// An event of a run. Entries are numbered from 0.
 #[derive(Debug, Clone)]
 pub(in crate::http) enum Entry {
     Progress(Progress),
@@ -33,11 +33,11 @@ pub(in crate::http) enum Entry {
         image: Arc<EncodedImage>,
     },
     Complete(Arc<Complete>),
-    /// The last entry of a run that has no pictures, or not all.
+    /// The last entry of a run that failed or was cancelled.
     Failed(ApiError),
 }
 
-/// What a run has come to.
+/// The log and the status of a run.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     entries: VecDeque<(u64, Entry)>,
@@ -46,12 +46,12 @@ pub(super) struct Log {
     pub(super) status: Status,
     pub(super) ended_at: Option<Instant>,
     pub(super) followers: usize,
-    /// How many followers have gone.
+    /// How many followers have left so far.
     pub(super) departures: u64,
 }
 
 impl Status {
-    /// In the words of the API.
+    /// The status as the API names it.
     pub(in crate::http) fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -64,7 +64,7 @@ impl Status {
 }
 
 impl Entry {
-    /// What it takes in memory: a picture's file is nearly all of that.
+    /// Its size in memory, which is mostly a picture's file.
     pub(in crate::http) fn bytes(&self) -> usize {
         match self {
             Self::Progress(_) | Self::Failed(_) => 0,
@@ -98,7 +98,7 @@ impl Log {
         self.next_id += 1;
     }
 
-    /// What is kept, in bytes.
+    /// The size of all entries, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.entries.iter().map(|(_, entry)| entry.bytes()).sum()
     }
@@ -107,20 +107,20 @@ impl Log {
         self.entries.iter().map(|(_, entry)| entry).filter(|entry| entry.is_preview()).map(Entry::bytes).sum()
     }
 
-    /// Whether there was one.
+    /// Removes the oldest entry of a kind. Returns false if there is none.
     fn forget_oldest(&mut self, is_one: fn(&Entry) -> bool) -> bool {
         let oldest = self.entries.iter().position(|(_, entry)| is_one(entry));
         oldest.and_then(|oldest| self.entries.remove(oldest)).is_some()
     }
 
-    /// Who comes when all is over wants the pictures.
+    /// A client that comes after the end wants the pictures, not their previews.
     pub(super) fn forget_previews(&mut self) {
         if self.followers == 0 && self.ended_at.is_some() {
             self.entries.retain(|(_, entry)| !entry.is_preview());
         }
     }
 
-    /// Only the first end counts. Says whether this was it.
+    /// Ends the run. Only the first end counts; returns whether this was the first.
     pub(super) fn end(&mut self, status: Status) -> bool {
         if self.ended_at.is_some() {
             return false;
@@ -136,7 +136,7 @@ impl Log {
         true
     }
 
-    /// The first entry from `id` on.
+    /// The first entry from number `id` on.
     pub(super) fn from(&self, id: u64) -> Option<&(u64, Entry)> {
         self.entries.get(self.entries.partition_point(|(other, _)| *other < id))
     }

@@ -9,7 +9,7 @@ use crate::{
     http::{Access, Admission, AppState, Lifecycle, RunLimits, Runs, order::OnDisconnect, start::start_run},
 };
 
-/// A worker of one place, and what its engine would get.
+/// A worker with room for one picture, and the engine's end of its queue.
 fn worker(lifecycle: Lifecycle) -> (AppState, UnboundedReceiver<GenerationRequest>) {
     let (queue, requests) = RequestQueue::new();
     let state = AppState {
@@ -44,7 +44,7 @@ fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
 }
 
 #[tokio::test]
-async fn who_comes_back_has_the_whole_time_once_more() {
+async fn a_client_that_returns_has_the_whole_grace_period_again() {
     let (state, _requests) = worker(Lifecycle::Loading);
     let run = start(&state, Patience::For(Duration::from_mins(1))).unwrap();
     drop(run.follow(0));

@@ -1,4 +1,4 @@
-//! Which paths the sources name, and where each of them leads. Tests inside the sources are left out.
+//! Finds the paths in the sources, and the module to which each leads. Tests inside the sources are left out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,15 +25,15 @@ pub(super) enum Target {
 pub(super) struct Reference {
     pub(super) from: Names,
     pub(super) path: Names,
-    /// The name that a `use` gives it.
+    /// The name that a `use` binds.
     alias: Option<String>,
 }
 
-/// Every module with the paths in it.
+/// Every module with its paths.
 #[derive(Debug, Default)]
 pub(super) struct Crate {
     modules: BTreeSet<Names>,
-    /// Where the names lead that a module has by a `use`.
+    /// The path behind each name that a `use` binds in a module.
     names: BTreeMap<(Names, String), Names>,
     pub(super) references: Vec<Reference>,
 }
@@ -81,7 +81,7 @@ impl Crate {
                     let ends = |token: &TokenTree| token.to_string() == ";" || is_braces(token);
                     at += tokens[at..].iter().position(ends).unwrap_or_default();
                 }
-                // The path in `pub(in crate::http)` takes nothing from there.
+                // The path in `pub(in crate::http)` uses nothing.
                 (TokenTree::Group(_), _) if before == "pub" => {}
                 (TokenTree::Group(group), _) => self.read(module, &group.stream().into_iter().collect::<Vec<_>>()),
                 (_, Some(TokenTree::Ident(child))) if name == "mod" && tokens.get(at + 2).is_some_and(is_braces) => {
@@ -131,7 +131,7 @@ impl Crate {
     }
 }
 
-/// Reads one path, or in a `use` all that stand in its braces, each with the name that it gives. Returns the index after it.
+/// Reads one path, or every path in the braces of a `use`, each with the name that it binds. Returns the index after it.
 fn read_path(tokens: &[TokenTree], mut at: usize, prefix: &Names, paths: &mut Vec<(Names, Option<String>)>) -> usize {
     let mut path = prefix.clone();
     loop {
@@ -144,7 +144,7 @@ fn read_path(tokens: &[TokenTree], mut at: usize, prefix: &Names, paths: &mut Ve
                 return at + 1;
             }
             Some(TokenTree::Ident(name)) => path.push(name.to_string()),
-            // The end of `Vec::<u8>::new`, or of `use super::*`, as far as there are names.
+            // The end of a path such as `Vec::<u8>::new` or `super::*`.
             _ => break,
         }
         at += 1;

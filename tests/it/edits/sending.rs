@@ -32,12 +32,12 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
         socket.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("the body must be at most 52428800 bytes"), "{answer}");
     }
-    // One that does not say how long it is, is read as far as that.
+    // A body without a length is read up to the limit.
     let chunks = (0..60).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1 << 20]));
     let endless = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
     let request = Client::new().post(worker.url("/v1/images/edits")).header("content-type", "application/json").body(endless);
     assert_eq!(request.send().await.unwrap().status(), 413);
-    // What other routes take is no more for it.
+    // Other routes keep their smaller limit.
     let long = "x".repeat(2 << 20);
     assert_eq!(worker.post(&json!({ "prompt": long })).await.status(), 413);
 }

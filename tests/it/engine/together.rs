@@ -108,7 +108,7 @@ async fn who_leaves_in_the_last_step_costs_no_decoding() {
     let ([leaving, other], [client, other_client]) = requests([("leave at step 3", 3), ("b", 3)]);
     let pipeline = Arc::new(FakePipeline::with_client(client));
     serve_together(2, &pipeline, vec![leaving, other], Vec::new()).await;
-    assert_eq!(pipeline.finished.load(Ordering::SeqCst), 1);
+    assert_eq!(pipeline.finished.lock().unwrap().len(), 1);
     assert_eq!(transcript(other_client), undisturbed("b", 3));
 }
 
@@ -129,7 +129,7 @@ async fn what_goes_wrong_costs_who_is_to_blame() {
         let last = lines.pop().unwrap();
         assert!(last.starts_with(end), "{last}");
         assert_eq!(lines, said, "{culprit}");
-        assert_eq!(pipeline.finished.load(Ordering::SeqCst), 2);
+        assert_eq!(pipeline.finished.lock().unwrap().len(), 2);
     }
 }
 

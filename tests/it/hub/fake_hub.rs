@@ -24,34 +24,34 @@ use sha2::{Digest, Sha256};
 
 pub(super) const TINY: &str = "tests/parity/tiny";
 pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// What `main` moves to: a file more, and another schedule.
+/// The commit that `main` moves to, with one more file and another schedule.
 pub(super) const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 pub(super) const MORE: &str = "vae/more.json";
 pub(super) const SCHEDULE: &str = "scheduler/scheduler_config.json";
 pub(super) const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
-/// How the hub behaves, and what the `UNet`'s weights were asked for.
+/// The hub's behaviour, and a record of requests for the `UNet`'s weights.
 #[derive(Default)]
 pub(super) struct Hub {
-    /// What must be sent as a bearer token.
+    /// The bearer token that it requires.
     pub(super) token: Option<&'static str>,
-    /// How many times the weights break off half-way through.
+    /// How many more times the weights break off half-way through.
     pub(super) breaks: AtomicUsize,
-    /// Whether they are others than their hash says.
+    /// Whether the weights differ from their hash.
     pub(super) lies: AtomicBool,
     /// Whether `main` has moved.
     pub(super) moved: AtomicBool,
-    /// Whether it moves as soon as somebody asks where it is.
+    /// Whether `main` moves as soon as a client asks where it is.
     pub(super) moves: AtomicBool,
     /// A part whose weights are pickled.
     pub(super) pickled: Option<&'static str>,
-    /// Whether it, or what stands before it, sends all of a file whatever part is asked for.
+    /// Whether the hub ignores ranges and sends whole files.
     pub(super) knows_no_ranges: bool,
-    /// Whether it compresses text, for those who take that or for all.
+    /// Whether the hub compresses text, and for whom.
     pub(super) compresses: Option<Compresses>,
-    /// Another host, which the weights are on.
+    /// Another host that serves the weights.
     pub(super) store: Option<String>,
-    /// Where in the weights each request began.
+    /// The offset at which each request for the weights began.
     pub(super) starts: Mutex<Vec<usize>>,
 }
 
@@ -172,7 +172,7 @@ async fn resolve(
     }
     let part = bytes[from..break_at.unwrap_or(to + 1)].to_vec();
     let end = break_at.map(|_| Err(std::io::Error::other("the line breaks")));
-    // What was sent before the break is on its way when it comes: the server gets to write between any two pieces.
+    // The server yields between two pieces, so that the client has everything before the break.
     let pieces = part.chunks(1 << 14).map(|piece| Ok(Bytes::copy_from_slice(piece))).chain(end).collect::<Vec<_>>();
     let pieces = futures_util::stream::iter(pieces).then(async |piece| {
         tokio::task::yield_now().await;
@@ -181,7 +181,7 @@ async fn resolve(
     response.body(Body::from_stream(pieces)).unwrap()
 }
 
-/// All of a file, whatever was asked for of it.
+/// A whole file, whatever range was asked for.
 fn compressed(bytes: &[u8], hash: &str, commit: &str) -> Response {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
@@ -190,7 +190,7 @@ fn compressed(bytes: &[u8], hash: &str, commit: &str) -> Response {
     (headers, encoder.finish().unwrap()).into_response()
 }
 
-/// The hub's address.
+/// Starts the hub, and returns its address.
 pub(super) async fn start(hub: &Arc<Hub>) -> String {
     let app = Router::new()
         .route("/api/models/somebody/tiny/revision/{revision}", get(info))
