@@ -9,6 +9,7 @@ mod allocator;
 mod attention;
 mod concat;
 mod conv;
+mod conv2d_config;
 #[allow(clippy::inline_always, reason = "kernels are compiled once for each set of instructions, into functions that enable them")]
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -17,18 +18,19 @@ mod device;
 mod embedding;
 mod layer_names;
 mod linear;
-mod matrix;
 mod norm;
 mod on_demand;
 mod pixels;
 mod samples;
+mod weight_type;
 mod weights;
 
 pub use activation::Activation;
 pub use allocator::{ReusingAllocator, with_room};
 pub use attention::attention;
 pub use concat::{concat_channels, concat_rows};
-pub use conv::{Added, Conv2d, Conv2dConfig};
+pub use conv::{Added, Conv2d};
+pub use conv2d_config::Conv2dConfig;
 pub use cpu::{GroupStatistics, zeroed};
 pub use device::prepare;
 pub use embedding::Embedding;
@@ -38,9 +40,8 @@ pub use norm::{GroupNorm, LayerNorm};
 pub use on_demand::OnDemand;
 pub use pixels::{to_image, to_sequence};
 pub use samples::for_batch;
-pub use weights::{WeightType, Weights};
-
-use matrix::Blocks;
+pub use weight_type::WeightType;
+pub use weights::Weights;
 
 /// Whether products of matrices have every digit of f32 on this processor.
 #[cfg(test)]

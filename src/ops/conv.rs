@@ -4,31 +4,14 @@ use candle_core::{Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{GroupNorm, Weights, cpu, for_batch, weights::DenseType};
-
-/// Shape of a convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Conv2dConfig {
-    /// Side of the square kernel.
-    pub kernel: usize,
-    /// Step between outputs, in pixels.
-    pub stride: usize,
-    /// Zeros around the image, in pixels.
-    pub padding: usize,
-}
-
-impl Conv2dConfig {
-    /// 1 x 1.
-    pub const POINTWISE: Self = Self { kernel: 1, stride: 1, padding: 0 };
-    /// 3 x 3, the image keeps its size.
-    pub const SAME_3X3: Self = Self { kernel: 3, stride: 1, padding: 1 };
-}
+use super::{Conv2dConfig, GroupNorm, LayerIndex, Weights, cpu, for_batch, weight_type::DenseType};
 
 /// A convolution with bias.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
     implementation: Implementation,
     config: Conv2dConfig,
+    index: LayerIndex,
 }
 
 /// What computes a convolution.
@@ -75,7 +58,7 @@ impl Conv2d {
         } else {
             Implementation::Candle { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
         };
-        Ok(Self { implementation, config })
+        Ok(Self { implementation, config, index: vb.layer_index() })
     }
 
     /// A 3 x 3 convolution for [`Conv2d::forward_enlarged`] to exactly twice the size, and nothing else: some machines keep its weights as
@@ -87,6 +70,12 @@ impl Conv2d {
         Self::read(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, |dtype, weight, bias| {
             cpu::PackedConv::doubling(cpu::Machine::best(), dtype, weight, in_channels, bias)
         })
+    }
+
+    /// The number of this layer.
+    #[must_use]
+    pub fn layer_index(&self) -> LayerIndex {
+        self.index
     }
 
     /// Channels of the result.

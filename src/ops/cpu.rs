@@ -12,6 +12,7 @@
 
 mod attention;
 mod band;
+mod blocks;
 mod concat;
 mod conv;
 mod epilogue;
@@ -29,6 +30,7 @@ mod tensor;
 mod winograd;
 
 pub(super) use attention::{Sequences, attention};
+pub(super) use blocks::Blocks;
 pub(super) use concat::concat;
 pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;

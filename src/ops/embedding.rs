@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{Weights, weights::DenseType};
+use super::{Weights, weight_type::DenseType};
 
 /// A table `(rows, features)`, one row for each token. It is kept in 16 bits where weights are kept in fewer than 32.
 #[derive(Debug, Clone)]

@@ -5,11 +5,14 @@ use candle_nn::Module;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Activation, Weights, cpu, matrix::Matrix};
+use super::{Activation, LayerIndex, Weights, cpu, weights::Matrix};
 
 /// `x W^T + b` over the last dimension.
 #[derive(Debug, Clone)]
-pub struct Linear(Implementation);
+pub struct Linear {
+    implementation: Implementation,
+    index: LayerIndex,
+}
 
 /// What computes a layer.
 #[derive(Debug, Clone)]
@@ -65,7 +68,14 @@ impl Linear {
 
     fn read(in_features: usize, out_features: usize, has_bias: bool, vb: &Weights) -> Result<Self> {
         let pack = |weight: cpu::LinearWeight, bias| cpu::PackedLinear::new(cpu::Machine::best(), weight, out_features, bias);
-        Implementation::read((in_features, out_features), has_bias, vb, pack).map(Self)
+        let implementation = Implementation::read((in_features, out_features), has_bias, vb, pack)?;
+        Ok(Self { implementation, index: vb.layer_index() })
+    }
+
+    /// The number of this layer.
+    #[must_use]
+    pub fn layer_index(&self) -> LayerIndex {
+        self.index
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -93,7 +103,7 @@ impl Linear {
     }
 
     fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        let (product, bias) = match &self.0 {
+        let (product, bias) = match &self.implementation {
             Implementation::Packed(packed) => return run_packed(packed, x, residual, activation),
             Implementation::Candle { product, bias } => (product, bias.as_ref()),
         };
@@ -136,7 +146,10 @@ fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>,
 
 /// [GEGLU](https://arxiv.org/abs/2002.05202): a linear layer, the second half of whose outputs gates the first through a GELU.
 #[derive(Debug, Clone)]
-pub struct Geglu(Implementation);
+pub struct Geglu {
+    implementation: Implementation,
+    index: LayerIndex,
+}
 
 impl Geglu {
     /// Reads `weight` `(2 * out_features, in_features)` and `bias`.
@@ -147,7 +160,14 @@ impl Geglu {
         let pack = |weight: cpu::LinearWeight, bias: Option<Vec<f32>>| {
             cpu::PackedLinear::gated(cpu::Machine::best(), weight, out_features, &bias.unwrap_or_default())
         };
-        Implementation::read((in_features, 2 * out_features), true, vb, pack).map(Self)
+        let implementation = Implementation::read((in_features, 2 * out_features), true, vb, pack)?;
+        Ok(Self { implementation, index: vb.layer_index() })
+    }
+
+    /// The number of this layer.
+    #[must_use]
+    pub fn layer_index(&self) -> LayerIndex {
+        self.index
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -155,7 +175,7 @@ impl Geglu {
     /// # Errors
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.0 {
+        match &self.implementation {
             Implementation::Packed(packed) => run_packed(packed, x, None, None),
             Implementation::Candle { product, bias } => {
                 let mut both = product.forward(x)?;

@@ -15,7 +15,7 @@ use super::{
     products::Products,
     winograd,
 };
-use crate::ops::{Conv2dConfig, weights::DenseType};
+use crate::ops::{Conv2dConfig, weight_type::DenseType};
 
 /// The size of a batch of images in memory, and the size that the convolution enlarges them to first, by nearest neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Fully connected layers.
 
 use super::{
+    blocks::Blocks,
     epilogue::Epilogue,
     machine::Machine,
     matmul::{MatrixRows, matmul},
@@ -8,7 +9,7 @@ use super::{
     output::Output,
     panels::Panels,
 };
-use crate::ops::{Blocks, weights::DenseType};
+use crate::ops::weight_type::DenseType;
 
 /// The weight of a linear layer `(outputs, inputs)`, before it is packed.
 #[derive(Debug, Clone, Copy)]

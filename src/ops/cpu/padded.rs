@@ -27,7 +27,7 @@ use super::{
     panels::Panels,
     products::{Lines, Multiplier},
 };
-use crate::ops::weights::DenseType;
+use crate::ops::weight_type::DenseType;
 
 /// Positions of a task: their lines and sums stay in the second-level cache while the panels run by.
 const TASK: usize = 192;

@@ -6,8 +6,8 @@ use bytemuck::{Zeroable, cast_slice};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{machine::Machine, memory::zeros};
-use crate::ops::{Blocks, weights::DenseType};
+use super::{blocks::Blocks, machine::Machine, memory::zeros};
+use crate::ops::weight_type::DenseType;
 
 /// A matrix `(depth, columns)`, cut into panels of `width` columns, each `(rows, width)` in memory. `rows` is the depth as the machine's
 /// arithmetic pads it; padding is zeros.

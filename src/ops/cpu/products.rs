@@ -17,7 +17,7 @@ use pulp::Simd;
 
 use split_bf16::{Amx, Tiles};
 
-use crate::ops::matrix::GROUP;
+use super::blocks::GROUP;
 
 /// An arithmetic that the processor has.
 #[derive(Debug, Clone, Copy)]

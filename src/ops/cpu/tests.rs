@@ -11,7 +11,7 @@ use super::{
     norm::{GroupNormConfig, Normalization, group_norm, group_norm_with, layer_norm_with},
     padded::Kernel,
 };
-use crate::ops::{Activation, Blocks, Conv2dConfig, WeightType, weights::DenseType};
+use crate::ops::{Activation, Conv2dConfig, WeightType, weight_type::DenseType};
 
 mod edges;
 mod extremes;
@@ -59,7 +59,7 @@ fn with_weight<T>(kept: WeightType, weight: &[f32], inputs: usize, pack: impl Fn
         WeightType::F32 => dense(DenseType::F32),
         WeightType::F16 => dense(DenseType::F16),
         WeightType::Bf16 => dense(DenseType::Bf16),
-        WeightType::Q8_0 => pack(LinearWeight::Blocks(&Blocks::quantize(weight, inputs).unwrap())),
+        WeightType::Q8_0 => pack(LinearWeight::Blocks(&super::Blocks::quantize(weight, inputs).unwrap())),
     }
 }
 

@@ -20,7 +20,7 @@ use std::{marker::PhantomData, ops::Range};
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::{Blocking, Lines};
-use crate::ops::matrix::GROUP;
+use crate::ops::cpu::blocks::GROUP;
 
 /// Rows, columns and depth of a block: two tiles by two tiles.
 pub(super) const BLOCK: usize = 32;

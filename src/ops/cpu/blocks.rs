@@ -1,25 +1,16 @@
-//! What the weight of a linear layer is when it is read.
+//! Weights of linear layers in fewer bits than a float.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use rayon::prelude::*;
 
-use super::cpu;
-
-/// A weight `(rows, columns)`: outputs by inputs.
-#[derive(Debug)]
-pub(super) enum Matrix {
-    /// Every number of it.
-    Dense(Tensor),
-    /// Fewer bits, for the kernels on a CPU.
-    Blocks(Blocks),
-}
+use super::memory::zeroed;
 
 /// Numbers of a row that share a factor.
 pub(super) const GROUP: usize = 32;
 
 /// A matrix in [ggml](https://github.com/ggml-org/ggml)'s `q8_0`: whole numbers from -127 to 127, and a factor for each 32 of a row.
 #[derive(Debug)]
-pub(super) struct Blocks {
+pub(in crate::ops) struct Blocks {
     /// `(rows, columns)`.
     values: Vec<i8>,
     /// `(rows, groups)`. The last group of a row may have fewer numbers.
@@ -32,10 +23,10 @@ impl Blocks {
     ///
     /// # Errors
     /// When there is no memory for it.
-    pub(super) fn quantize(numbers: &[f32], columns: usize) -> Result<Self> {
+    pub(in crate::ops) fn quantize(numbers: &[f32], columns: usize) -> Result<Self> {
         let groups = columns.div_ceil(GROUP);
-        let mut values = cpu::zeroed(numbers.len())?;
-        let mut factors = cpu::zeroed(numbers.len() / columns.max(1) * groups)?;
+        let mut values = zeroed(numbers.len())?;
+        let mut factors = zeroed(numbers.len() / columns.max(1) * groups)?;
         let rows = numbers.par_chunks_exact(columns).zip(values.par_chunks_exact_mut(columns)).zip(factors.par_chunks_exact_mut(groups));
         rows.for_each(|((numbers, values), factors)| {
             for ((numbers, values), factor) in numbers.chunks(GROUP).zip(values.chunks_mut(GROUP)).zip(factors) {
