@@ -125,7 +125,8 @@ fn is_other(path: &Path, name: &str) -> io::Result<bool> {
         bytes = piece.len();
         file.consume(bytes);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>() != name)
+    let digits = |i: usize| u8::from_str_radix(&name[2 * i..2 * i + 2], 16);
+    Ok(hash.finalize().iter().enumerate().any(|(i, byte)| digits(i) != Ok(*byte)))
 }
 
 /// Where the cache has a revision, as far as its index tells.
