@@ -52,3 +52,22 @@ impl LayerNames {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use candle_nn::VarBuilder;
+
+    use crate::ops::{WeightType, Weights};
+
+    #[test]
+    fn a_layer_that_is_read_again_keeps_its_number() {
+        let weights = |dtype| Weights::new(VarBuilder::zeros(dtype, &Device::Cpu), WeightType::F32);
+        let network = weights(DType::F32);
+        let [first, second] = ["a", "b"].map(|name| network.pp(name).layer_index());
+        assert_eq!((first.get(), second.get()), (0, 1));
+        assert_eq!(network.clone().pp("a").layer_index(), first);
+        assert_eq!(network.layer_names().find("b"), Some(second));
+        assert_eq!(weights(DType::F32).pp("b").layer_index().get(), 0, "another network counts for itself");
+    }
+}

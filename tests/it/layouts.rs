@@ -1,6 +1,10 @@
 //! A model in another layout is the same model: embeddings and latents are equal bit for bit.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
+};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
@@ -209,4 +213,20 @@ fn a_list_of_files_stays_in_its_folder() {
         let error = numbers(model.path()).unwrap_err().to_string();
         assert!(error.contains("is no name of a file beside it"), "{name}: {error}");
     }
+}
+
+/// Every layer with a weight, and every attention to the text, has a number of its own, by its name in the checkpoint.
+#[test]
+fn layers_are_numbered_by_name() {
+    let pipeline = backend::load(&ModelFiles::open("tests/parity/tiny").unwrap(), &LoadOptions::default()).unwrap();
+    let tensors = candle_core::safetensors::load("tests/parity/tiny/unet/diffusion_pytorch_model.safetensors", &Device::Cpu).unwrap();
+    let weights = tensors.iter().filter(|(_, tensor)| tensor.rank() > 1).filter_map(|(name, _)| name.strip_suffix(".weight"));
+    let mut names: BTreeSet<String> = weights.map(str::to_owned).collect();
+    let attentions: Vec<String> = names.iter().filter_map(|name| Some(name.strip_suffix(".attn2.to_q")?.to_owned() + ".attn2")).collect();
+    assert!(!attentions.is_empty());
+    names.extend(attentions);
+    let numbers = pipeline.networks().denoiser.layer_names();
+    let found: BTreeSet<_> = names.iter().map(|name| numbers.find(name).unwrap_or_else(|| panic!("{name} has no number"))).collect();
+    assert_eq!((found.len(), numbers.len()), (names.len(), names.len()));
+    assert_eq!(numbers.find("no.such.layer"), None);
 }

@@ -123,7 +123,8 @@ fn is_other(path: &Path, name: &str) -> io::Result<bool> {
         bytes = piece.len();
         file.consume(bytes);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>() != name)
+    let digits = |i: usize| u8::from_str_radix(&name[2 * i..2 * i + 2], 16);
+    Ok(hash.finalize().iter().enumerate().any(|(i, byte)| digits(i) != Ok(*byte)))
 }
 
 /// The cache's directory of a revision, if it has the index.

@@ -130,7 +130,7 @@ async fn resolve(
     }
     let Some(commit) = hub.commit(&revision) else { return StatusCode::NOT_FOUND.into_response() };
     let Some(mut bytes) = file(&path, commit) else { return StatusCode::NOT_FOUND.into_response() };
-    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(&bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     let takes_gzip = headers.get("accept-encoding").is_some_and(|value| value.to_str().unwrap().contains("gzip"));
     let compresses = hub.compresses.is_some_and(|whom| whom == Compresses::ForAll || takes_gzip);
     if compresses && !path.ends_with(".safetensors") {
