@@ -18,7 +18,7 @@ use sd_worker::{
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::error_chain,
     http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
-    ops::ReusingAllocator,
+    ops::{ReusingAllocator, free_scratch},
 };
 use serde_json::json;
 use tokio::{
@@ -242,7 +242,11 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
         (admitted, idle) = (admission.admitted(), if is_idle { idle + 1 } else { 0_u32 });
         // Repeated while the worker is idle, since refused requests leave memory behind as well.
         if idle > 0 && idle.is_multiple_of(TICKS_TO_IDLE) {
-            let _ = tokio::task::spawn_blocking(|| ALLOCATOR.give_back()).await;
+            let give_back = || {
+                free_scratch();
+                ALLOCATOR.give_back();
+            };
+            let _ = tokio::task::spawn_blocking(give_back).await;
         }
     }
 }

@@ -31,7 +31,7 @@ pub use attention::attention;
 pub use concat::{concat_channels, concat_rows};
 pub use conv::{Added, Conv2d};
 pub use conv2d_config::Conv2dConfig;
-pub use cpu::{GroupStatistics, zeroed};
+pub use cpu::{GroupStatistics, free_scratch, zeroed};
 pub use device::prepare;
 pub use embedding::Embedding;
 pub use layer_names::{LayerIndex, LayerNames};

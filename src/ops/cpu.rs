@@ -36,7 +36,7 @@ pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
 pub(super) use linear::{LinearWeight, PackedLinear};
 pub(super) use machine::Machine;
-pub use memory::zeroed;
+pub use memory::{free_scratch, zeroed};
 pub(super) use memory::{check_free, check_room, fallible};
 pub use norm::GroupStatistics;
 pub(super) use norm::{GroupNormConfig, Normalization, group_norm, layer_norm};

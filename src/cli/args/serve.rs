@@ -47,7 +47,7 @@ pub struct ServeArgs {
     /// How many pictures may wait or run before requests are refused with 429
     #[arg(long, env = "SD_WORKER_QUEUE_CAPACITY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "PICTURES")]
     pub queue_capacity: u32,
-    /// How many pictures of one size may take their steps together
+    /// How many pictures may take their steps together: of one size, and fewer if they are larger than the model's own
     #[arg(long, env = "SD_WORKER_MAX_BATCH", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "PICTURES")]
     pub max_batch: u32,
     /// How long a client may be silent while it sends a request, or leave its answer unread, before it is disconnected

@@ -101,11 +101,14 @@ const LINE: usize = 16;
 /// Scratch memory of more numbers is not kept: that for the keys and values of a very large picture would never be freed.
 const KEPT_NUMBERS: usize = 64 << 20;
 
+thread_local! {
+    /// Several, because a thread that waits for tasks may run one that needs scratch memory, too.
+    static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Lends memory of `len` numbers with any values, aligned to a cache line. Each thread keeps its scratch memory, so that after the first
 /// step nothing is allocated.
 pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    // Several, because a thread that waits for tasks may run one that needs scratch memory, too.
-    thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
     let best = |kept: &mut Vec<Vec<f32>>| {
         let fits = kept.iter().enumerate().filter(|(_, memory)| memory.len() >= len + LINE).min_by_key(|(_, memory)| memory.len());
         let index = fits.or_else(|| kept.iter().enumerate().max_by_key(|(_, memory)| memory.len()))?.0;
@@ -124,7 +127,30 @@ pub(super) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) ->
     result
 }
 
+/// Frees the scratch memory that the threads of rayon's pool keep. Waits for tasks that run on them.
+pub fn free_scratch() {
+    rayon::broadcast(|_| KEPT.take());
+}
+
 /// `len` rounded up to an odd number of cache lines, in numbers: rows at that distance do not compete for the same sets of a cache.
 pub(super) const fn odd_lines(len: usize) -> usize {
     (len.div_ceil(LINE) | 1) * LINE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_memory_is_kept_until_it_is_freed() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            let kept = || rayon::broadcast(|_| KEPT.with_borrow(|kept| kept.iter().map(Vec::len).sum::<usize>()));
+            rayon::broadcast(|_| with_scratch(1000, |memory| memory.fill(1.0)));
+            assert!(kept().into_iter().all(|numbers| numbers >= 1000));
+            free_scratch();
+            assert_eq!(kept(), [0, 0]);
+            with_scratch(10, |memory| assert_eq!(memory.len(), 10));
+        });
+    }
 }
