@@ -249,6 +249,7 @@ mod tests {
 
     /// candle's own operations trust a tensor's shape: whatever is written over, it must stay true of the memory.
     #[test]
+    #[cfg_attr(miri, ignore = "too much for an interpreter")]
     fn a_tensor_whose_memory_is_taken_sees_the_result() {
         let tensors = [
             ("weight".to_owned(), made_up(&[16, 16, 3, 3], 0.7)),
