@@ -23,7 +23,7 @@ pub struct LoadOptions {
     /// Where it runs.
     pub device: Device,
     /// The type in which its weights are kept.
-    pub storage: WeightType,
+    pub weight_type: WeightType,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
     /// Whether large pictures go through the VAE in strips.
@@ -40,7 +40,13 @@ impl LoadOptions {
 impl Default for LoadOptions {
     /// The binary's defaults on a CPU.
     fn default() -> Self {
-        Self { device: Device::Cpu, storage: WeightType::F32, max_pixels: Self::MAX_PIXELS, vae_tiling: Tiling::Auto, low_memory: false }
+        Self {
+            device: Device::Cpu,
+            weight_type: WeightType::F32,
+            max_pixels: Self::MAX_PIXELS,
+            vae_tiling: Tiling::Auto,
+            low_memory: false,
+        }
     }
 }
 
@@ -52,16 +58,16 @@ const NAMED: usize = 5;
 /// # Errors
 /// Names the file that is missing, broken, or does not fit the others.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
-    let (device, storage) = (&options.device, options.storage);
-    match storage.compute_type(device) {
+    let (device, weight_type) = (&options.device, options.weight_type);
+    match weight_type.compute_type(device) {
         Some(dtype) => load_as(dtype, files, options),
-        None => Err(LoadError::Unsupported(format!("weights in {storage} work on a CPU only, not on {}", device::describe(device)))),
+        None => Err(LoadError::Unsupported(format!("weights in {weight_type} work on a CPU only, not on {}", device::describe(device)))),
     }
 }
 
 /// The same with networks that compute in `dtype`.
 pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
-    let (device, storage) = (&options.device, options.storage);
+    let (device, weight_type) = (&options.device, options.weight_type);
     let configs = ModelConfigs::load(files)?;
     let known_words = KnownWords::load(files)?;
     let widths: Vec<usize> = configs.text.iter().map(|text| text.config.hidden_size()).collect();
@@ -76,7 +82,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         variant: configs.variant,
         embeds_guidance: configs.denoiser.embeds_guidance(),
         device: device::describe(device),
-        dtype: storage.name(),
+        dtype: weight_type.name(),
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
@@ -89,7 +95,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let mut builder = Builder { files, dtype, device, storage, low_memory: options.low_memory, opened: Vec::new() };
+    let mut builder = Builder { files, dtype, device, weight_type, low_memory: options.low_memory, opened: Vec::new() };
     let ModelConfigs { text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
@@ -100,7 +106,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         encoder.learn(&words).map_err(|error| LoadError::SelfTest(error.into()))?;
     }
     let denoiser = builder.build("unet", |vb| Denoiser::new(&denoiser, vb))?;
-    let wide_vae = (storage != WeightType::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
+    let wide_vae = (weight_type != WeightType::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     let networks = Networks { denoiser, vae, wide_vae };
@@ -122,7 +128,7 @@ struct Builder<'a> {
     files: &'a ModelFiles,
     dtype: DType,
     device: &'a Device,
-    storage: WeightType,
+    weight_type: WeightType,
     low_memory: bool,
     opened: Vec<PartWeights>,
 }
@@ -130,7 +136,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn build<T>(&mut self, part: &str, new: impl Fn(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
         let weights = self.files.weights(part, self.dtype, self.device)?;
-        let network = new(&Weights::new(weights.vb.clone(), self.storage).freed_after_use(self.low_memory))
+        let network = new(&Weights::new(weights.vb.clone(), self.weight_type).freed_after_use(self.low_memory))
             .map_err(|source| weights.failure(source, &new))?;
         self.opened.push(weights);
         Ok(network)

@@ -53,10 +53,10 @@ impl Comparison {
 ///
 /// # Errors
 /// When the built-in model does not load or work there.
-pub fn selfcheck(device: &Device, storage: WeightType) -> std::result::Result<Vec<Comparison>, LoadError> {
-    let options = LoadOptions { device: device.clone(), storage, ..LoadOptions::default() };
+pub fn selfcheck(device: &Device, weight_type: WeightType) -> std::result::Result<Vec<Comparison>, LoadError> {
+    let options = LoadOptions { device: device.clone(), weight_type, ..LoadOptions::default() };
     let pipeline = load(&ModelFiles::open("builtin")?, &options)?;
-    let precision = match storage {
+    let precision = match weight_type {
         WeightType::F32 if device.is_cpu() => 0,
         // cuDNN computes convolutions of f32 with the 10 bits of TF32.
         WeightType::F32 | WeightType::F16 => 1,
@@ -132,8 +132,8 @@ mod tests {
     use super::*;
     use crate::backend::model_loader::load_as;
 
-    fn pipeline(dtype: DType, storage: WeightType) -> InferencePipeline {
-        let options = LoadOptions { storage, ..LoadOptions::default() };
+    fn pipeline(dtype: DType, weight_type: WeightType) -> InferencePipeline {
+        let options = LoadOptions { weight_type, ..LoadOptions::default() };
         load_as(dtype, &ModelFiles::open("builtin").unwrap(), &options).unwrap()
     }
 

@@ -154,8 +154,8 @@ impl ModelArgs {
     /// # Errors
     /// When the device does not exist.
     pub fn options(&self) -> Result<LoadOptions, LoadError> {
-        let Self { dtype: storage, max_pixels, vae_tiling, low_memory, .. } = *self;
-        Ok(LoadOptions { device: self.device.open()?, storage, max_pixels, vae_tiling, low_memory })
+        let Self { dtype: weight_type, max_pixels, vae_tiling, low_memory, .. } = *self;
+        Ok(LoadOptions { device: self.device.open()?, weight_type, max_pixels, vae_tiling, low_memory })
     }
 
     /// Starts the compute threads. This works once per process.

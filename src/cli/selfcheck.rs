@@ -29,10 +29,10 @@ pub fn selfcheck(args: &SelfcheckArgs) -> Result<(), Failure> {
     say(format!("{} beside diffusers on a CPU in f32: largest difference / largest value", device::describe(&device)));
     say(format!("{:<6}{:<18}{:>8}{:>10}", "type", "stage", "error", "limit"));
     let (mut wrong, mut all) = (0, 0);
-    for storage in [WeightType::F32, WeightType::F16, WeightType::Bf16] {
-        for comparison in backend::selfcheck(&device, storage)? {
+    for weight_type in [WeightType::F32, WeightType::F16, WeightType::Bf16] {
+        for comparison in backend::selfcheck(&device, weight_type)? {
             let verdict = if comparison.is_right() { "" } else { "  WRONG" };
-            say(format!("{:<6}{:<18}{:>8.1e}{:>10.1e}{verdict}", storage.name(), comparison.stage, comparison.error, comparison.limit));
+            say(format!("{:<6}{:<18}{:>8.1e}{:>10.1e}{verdict}", weight_type.name(), comparison.stage, comparison.error, comparison.limit));
             (wrong, all) = (wrong + usize::from(!comparison.is_right()), all + 1);
         }
     }

@@ -23,8 +23,8 @@ use crate::{
     support::{Worker, bytes, long, steps},
 };
 
-fn load(model: &Path, storage: WeightType) -> Arc<InferencePipeline> {
-    let options = LoadOptions { storage, ..LoadOptions::default() };
+fn load(model: &Path, weight_type: WeightType) -> Arc<InferencePipeline> {
+    let options = LoadOptions { weight_type, ..LoadOptions::default() };
     Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
 }
 
@@ -84,8 +84,8 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
 #[test]
 fn what_the_network_says_does_not_depend_on_who_else_is_asked_about() {
     for_every_model(|model, pipeline| compare_passes(model, pipeline));
-    for storage in [WeightType::F16, WeightType::Bf16, WeightType::Q8_0] {
-        compare_passes(&format!("builtin in {storage}"), &load(Path::new("builtin"), storage));
+    for weight_type in [WeightType::F16, WeightType::Bf16, WeightType::Q8_0] {
+        compare_passes(&format!("builtin in {weight_type}"), &load(Path::new("builtin"), weight_type));
     }
 }
 
