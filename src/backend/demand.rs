@@ -18,7 +18,7 @@ pub struct Demand {
     pub size: ImageSize,
 }
 
-/// What a pass through the network can be made of: steps of one kind.
+/// The kind of a step. Steps of one kind can share a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepKind {
     /// The size of the picture.

@@ -35,7 +35,7 @@ pub trait Generation {
     /// The network's prediction for one generation.
     type Output;
 
-    /// The kind of the next step. Generations whose next steps are of one kind go through the network together.
+    /// The kind of the next step. Generations whose next steps are of one kind go through the network together. Must not panic.
     fn kind(&self) -> StepKind;
 
     /// Number of steps: evaluations of the network.

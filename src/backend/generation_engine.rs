@@ -88,6 +88,10 @@ impl<P: Pipeline> GenerationEngine<P> {
         while let Ok(request) = self.requests.try_recv() {
             self.waiting.add(request);
         }
+        // They are told so, and leave their places, at once.
+        for request in self.waiting.take_unwanted() {
+            batch.pictures.extend(self.begin(request));
+        }
         while batch.pictures.len() < self.max_batch
             && self.waiting.next().is_some_and(|request| batch.takes(request))
             && let Some(request) = self.waiting.take()
@@ -112,7 +116,11 @@ impl<P: Pipeline> GenerationEngine<P> {
 
     /// Finishes pictures that have taken all steps, failed, or are not wanted any more.
     fn dismiss(&mut self, batch: &mut Batch<P::Generation>) {
-        for picture in batch.pictures.extract_if(.., |picture| picture.is_over()).collect::<Vec<_>>() {
+        let leaving: Vec<_> = batch.pictures.extract_if(.., |picture| picture.is_over()).collect();
+        if !leaving.is_empty() {
+            batch.forget_joined();
+        }
+        for picture in leaving {
             let Picture { turn, generation, mut timings, failure, ready, .. } = picture;
             timings.denoise = ready.elapsed();
             let finish = |interrupt: Interrupt| turn.finish(generation, timings, self.pipeline.model_id(), interrupt);

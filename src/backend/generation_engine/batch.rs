@@ -43,6 +43,11 @@ impl<G: Generation> Batch<G> {
         fits || !request.is_wanted() || request.is_late()
     }
 
+    /// Frees the joined context, before a picture that leaves is decoded in the same memory.
+    pub(super) fn forget_joined(&mut self) {
+        self.joined = None;
+    }
+
     /// A step of the oldest picture, and of all others whose next step is of the same kind. The others wait: no picture is held up by a
     /// younger one. What goes wrong is kept with the picture that it happened to.
     pub(super) fn step(&mut self, pulse: &Pulse) {
@@ -82,7 +87,11 @@ fn predict<G: Generation>(
     let together = attempt(&turns, pulse, |interrupt| {
         let context = match joined {
             Some(joined) if joined.kind == kind && joined.numbers == numbers => &joined.context,
-            _ => &joined.insert(Joined { numbers, kind, context: G::join(&generations)? }).context,
+            _ => {
+                // The old context goes before there is a new one.
+                *joined = None;
+                &joined.insert(Joined { numbers, kind, context: G::join(&generations)? }).context
+            }
         };
         let outputs = G::predict(&generations, context, interrupt).inspect_err(|error| {
             if turns.len() > 1 && turns.iter().any(|turn| turn.request.is_wanted()) {

@@ -51,3 +51,25 @@ fn a_pass_is_given_up_when_nobody_waits_for_any_of_its_pictures() {
     drop(other_responses);
     assert!(is_interrupted());
 }
+
+/// A cancelled order for ten pictures would else keep nine places until nine others are drawn.
+#[test]
+fn requests_that_nobody_waits_for_leave_at_once_whatever_their_turn() {
+    let (first, last) = (Order::plain("first", 1), Order::plain("last", 1));
+    let mut waiting = Waiting::default();
+    let mut add = |order: &Order| {
+        let (response_tx, responses) = mpsc::unbounded_channel();
+        waiting.add(GenerationRequest { response_tx, ..GenerationRequest::unheard(order.clone()) });
+        responses
+    };
+    let held: Vec<_> = [&first, &last, &last, &first].map(&mut add).into();
+    drop(add(&first));
+    drop(add(&last));
+    let gone =
+        |waiting: &mut Waiting| waiting.take_unwanted().iter().map(|request| request.order.prompt.as_str().to_owned()).collect::<Vec<_>>();
+    assert_eq!(gone(&mut waiting), ["first", "last"]);
+    assert_eq!(waiting.next().map(|request| request.order.prompt.as_str()), Some("first"));
+    drop(held);
+    assert_eq!(gone(&mut waiting).len(), 4);
+    assert!(waiting.next().is_none());
+}

@@ -24,6 +24,18 @@ impl Waiting {
         self.0.front()?.front()
     }
 
+    /// Takes all requests that nobody waits for any more, whatever their turn: each holds a place, and the end of its run.
+    pub(super) fn take_unwanted(&mut self) -> Vec<GenerationRequest> {
+        let mut unwanted = Vec::new();
+        for order in &mut self.0 {
+            for request in std::mem::take(order) {
+                if request.is_wanted() { order.push_back(request) } else { unwanted.push(request) }
+            }
+        }
+        self.0.retain(|order| !order.is_empty());
+        unwanted
+    }
+
     /// Takes the request whose turn it is. The rest of its order goes behind all others.
     pub(super) fn take(&mut self) -> Option<GenerationRequest> {
         let mut order = self.0.pop_front()?;

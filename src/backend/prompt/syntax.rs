@@ -7,7 +7,7 @@ pub(super) const BREAK: &str = "BREAK";
 const BREAK_WEIGHT: f64 = -1.0;
 /// The factor of a pair of parentheses; that of square brackets is its inverse.
 const STRESS: f64 = 1.1;
-/// Brackets of a kind that are further inside others of their kind change nothing: each costs time for all the text in it.
+/// Brackets nested deeper than this have no effect: applying each one costs time for all the text in it. A1111 has no such limit.
 const MAX_DEPTH: usize = 100;
 /// The networks that A1111 takes out of a prompt, with people's names for them.
 const NETWORKS: [(&str, &str); 3] = [("lora", "LoRA"), ("lyco", "LyCORIS"), ("hypernet", "hypernetwork")];

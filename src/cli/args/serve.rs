@@ -65,7 +65,7 @@ pub struct ServeArgs {
     /// How many bytes the results of jobs have together; the oldest go first
     #[arg(long, env = "SD_WORKER_MAX_RESULT_BYTES", default_value_t = 256 << 20, value_name = "BYTES")]
     pub max_result_bytes: usize,
-    /// The most work of one request: pictures x evaluations of the network x samples (2 with guidance) x megapixels of 1024 x 1024
+    /// The most work of one request: pictures x evaluations of the network x samples (2 in steps with guidance) x megapixels of 1024 x 1024
     #[arg(long, env = "SD_WORKER_MAX_WORK", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..), value_name = "MEGAPIXELS")]
     pub max_work: u64,
     /// How long requests may take to finish once the worker is asked to stop
