@@ -62,7 +62,7 @@ fn networks(c: &mut Criterion) {
 
     c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0, Interrupt::NEVER).unwrap()));
     c.bench_function("unet_step/batch 2", |b| {
-        b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Interrupt::NEVER).unwrap())
+        b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Interrupt::NEVER).unwrap());
     });
     c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents), Interrupt::NEVER).unwrap()));
 }

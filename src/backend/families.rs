@@ -25,7 +25,7 @@ const LABEL_EMBEDDING: &str = "model.diffusion_model.label_emb.";
 /// A family that is supported.
 #[derive(Debug)]
 pub(super) struct Family {
-    pub(super) family: ModelFamily,
+    is: ModelFamily,
     /// How the names of tensors begin that only its text encoders have, in checkpoints in one file.
     text_encoders: &'static [&'static str],
     /// The same of its denoiser, for files without text encoders.
@@ -44,7 +44,7 @@ pub(super) struct Family {
 
 static SUPPORTED: [Family; 3] = [
     Family {
-        family: ModelFamily::Sdxl,
+        is: ModelFamily::Sdxl,
         text_encoders: &[XL_OPEN_CLIP],
         denoiser: &[LABEL_EMBEDDING],
         text_folders: &[("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")],
@@ -54,7 +54,7 @@ static SUPPORTED: [Family; 3] = [
         guidance_scale: 5.0,
     },
     Family {
-        family: ModelFamily::Sd2,
+        is: ModelFamily::Sd2,
         text_encoders: &[OPEN_CLIP, SGM_OPEN_CLIP],
         denoiser: &[],
         text_folders: &[("text_encoder", "tokenizer")],
@@ -64,7 +64,7 @@ static SUPPORTED: [Family; 3] = [
         guidance_scale: 7.5,
     },
     Family {
-        family: ModelFamily::Sd1,
+        is: ModelFamily::Sd1,
         text_encoders: &[CLIP],
         denoiser: &[],
         text_folders: &[("text_encoder", "tokenizer")],
@@ -136,7 +136,7 @@ pub(super) fn by_configs(denoiser: &DenoiserConfig, text: &TextNetworkConfig) ->
 /// nor the denoiser tells.
 pub(super) fn by_tensors(has: impl Fn(&str) -> bool) -> Option<ModelFamily> {
     let find = |parts: fn(&Family) -> &'static [&'static str]| SUPPORTED.iter().find(|family| parts(family).iter().any(|part| has(part)));
-    find(|family| family.text_encoders).or_else(|| find(|family| family.denoiser)).map(|family| family.family)
+    find(|family| family.text_encoders).or_else(|| find(|family| family.denoiser)).map(|family| family.is)
 }
 
 /// The name of a family that is refused, by the class of its pipeline.
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn each_family_has_its_own_entry() {
         for family in [ModelFamily::Sd1, ModelFamily::Sd2, ModelFamily::Sdxl] {
-            assert_eq!(of(family).family, family);
+            assert_eq!(of(family).is, family);
             let first = of(family).text_encoders[0];
             assert_eq!(by_tensors(|start| start == first), Some(family));
             assert_eq!(refused_file(&[format!("{first}weight")]), None, "{family:?}");

@@ -332,11 +332,13 @@ impl InferencePipeline {
     }
 
     /// The type that the networks work in.
+    #[cfg(feature = "builtin-model")]
     pub(super) fn dtype(&self) -> DType {
         self.dtype
     }
 
     /// Where the networks work.
+    #[cfg(feature = "builtin-model")]
     pub(super) fn device(&self) -> &Device {
         &self.device
     }

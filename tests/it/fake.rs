@@ -142,7 +142,9 @@ impl Generation for FakeGeneration {
             ("leave at step 3", 3) => drop(self.pipeline.client.lock().unwrap().take()),
             ("invite", _) => {
                 if let Some((queue, guests)) = self.pipeline.guests.lock().unwrap().take() {
-                    guests.into_iter().for_each(|guest| queue.add_request(guest).unwrap());
+                    for guest in guests {
+                        queue.add_request(guest).unwrap();
+                    }
                 }
             }
             _ => {}

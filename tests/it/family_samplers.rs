@@ -72,7 +72,7 @@ fn load(model: &str, prediction_type: &str) -> Arc<InferencePipeline> {
 }
 
 fn last_latents(pipeline: &Arc<InferencePipeline>, request: &Request, sampler: Sampler, schedule: Schedule) -> Tensor {
-    let mut generation = request.with(sampler, schedule).begin(&pipeline);
+    let mut generation = request.with(sampler, schedule).begin(pipeline);
     for _ in 0..generation.total_steps() {
         generation.step().unwrap();
     }

@@ -171,7 +171,7 @@ pub(crate) fn numbers(pipeline: &Arc<InferencePipeline>) -> (Vec<f32>, Vec<u8>) 
         "height": 64, "steps": 2
     }))
     .unwrap();
-    let mut generation = request.with(Sampler::Euler, Schedule::Default).begin(&pipeline);
+    let mut generation = request.with(Sampler::Euler, Schedule::Default).begin(pipeline);
     for _ in 0..generation.total_steps() {
         generation.step().unwrap();
     }
