@@ -74,6 +74,12 @@ impl Demand {
         (0..self.steps()).map(|step| self.kind(step).work()).sum()
     }
 
+    /// The memory that it takes, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.plan.stages.iter().map(|stage| size_of_val(stage) + size_of_val(&*stage.update)).sum()
+    }
+
     /// Pixels of all samples in the largest step.
     #[must_use]
     pub fn peak(&self) -> u64 {
@@ -111,6 +117,7 @@ mod tests {
         let within = Demand { guidance_interval: interval, ..plain(true) };
         assert_eq!(samples(&within), [1, 2, 2, 1]);
         assert_eq!((within.work(), within.peak()), (6 * size.pixels(), 2 * size.pixels()));
+        assert!(within.bytes() >= 4 * size_of_val(&within.plan.stages[0]));
         for part_weights in [vec![1.0, 0.5], vec![0.5]] {
             let weighed = Demand { part_weights, guidance_interval: interval, ..plain(true) };
             assert_eq!(samples(&weighed), [1 + weighed.part_weights.len(); 4], "parts are weighed against each other in every step");

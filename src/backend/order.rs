@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Demand, ModelInfo, ParsedPrompt};
 use crate::common::{
-    ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, InputImage, InvalidValue, NamedSampler, NamedSchedule,
-    NegativePrompt, OutputConfig, Prompt, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
+    GuidanceScale, ImageSize, InputImage, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, SamplingConfig,
+    SamplingOptions, Seed, Steps,
 };
 
 /// The settings of a request, which may leave most of them out.
@@ -29,18 +29,8 @@ pub struct Settings {
     pub sampler: Option<NamedSampler>,
     /// How noise levels are spaced.
     pub schedule: Option<NamedSchedule>,
-    /// How much fresh noise samplers with an `eta` add.
-    pub eta: Option<Eta>,
-    /// How far guidance is kept from changing the contrast.
-    pub guidance_rescale: Option<GuidanceRescale>,
-    /// The steps with guidance.
-    pub guidance_interval: Option<GuidanceInterval>,
-    /// Whether the last timestep is nothing but noise.
-    pub zero_snr: Option<bool>,
-    /// Which of the text encoder's layers is the last one.
-    pub clip_skip: Option<ClipSkip>,
-    /// How much of the input picture is changed.
-    pub strength: Option<Strength>,
+    /// What few requests ask for.
+    pub options: SamplingOptions,
     /// The input picture, if there is one.
     pub input: Option<InputKind>,
     /// How the pictures are written. `enlarged_to` follows from the size.
@@ -78,10 +68,10 @@ impl Order {
     /// # Errors
     /// Names the setting that the model cannot follow.
     pub fn new(settings: Settings, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
-        let (asked, has_input) = (settings.size, settings.input.is_some());
+        let (asked, given, has_input) = (settings.size, settings.options, settings.input.is_some());
         info.check_size(asked)?;
         let (sampler, schedule) = info.sampler(settings.sampler, settings.schedule)?;
-        let edit = settings.input.map(|input| (settings.strength, input.has_mask));
+        let edit = settings.input.map(|input| (given.strength, input.has_mask));
         let (steps, strength) = info.steps(sampler, settings.steps, settings.default_steps.unwrap_or(info.defaults.steps), edit);
         let config = SamplingConfig {
             size: info.drawing_size(asked, has_input),
@@ -90,21 +80,14 @@ impl Order {
             seed: settings.seed.unwrap_or_else(Seed::random),
             sampler,
             schedule,
-            options: SamplingOptions {
-                eta: settings.eta,
-                guidance_rescale: settings.guidance_rescale,
-                guidance_interval: settings.guidance_interval,
-                zero_snr: settings.zero_snr,
-                clip_skip: settings.clip_skip.filter(|_| info.has_clip_skip()),
-                strength,
-            },
+            options: SamplingOptions { clip_skip: given.clip_skip.filter(|_| info.has_clip_skip()), strength, ..given },
         };
         let negative_prompt = settings.negative_prompt.unwrap_or_default();
         let order = Self::of(settings.prompt.as_str(), negative_prompt.as_str(), config, info)?;
         let without_effect = [
-            ("clip_skip", settings.clip_skip.is_some() && !info.has_clip_skip()),
+            ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
             ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),
-            ("strength", settings.strength.is_some() && !has_input),
+            ("strength", given.strength.is_some() && !has_input),
         ];
         let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();

@@ -20,7 +20,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{admission::Permit, api_error::ApiError, order::ImagesOrder};
-use crate::backend::{Complete, GenerationError, GenerationResponse, Progress};
+use crate::backend::{Complete, GenerationError, GenerationResponse, Order, Progress};
 
 /// The pictures of one request, from the queue to the last of them.
 #[derive(Debug)]
@@ -158,11 +158,9 @@ impl Run {
 
     /// The memory of its order and its log, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let picture = &self.order.picture;
-        let texts = picture.prompt.as_str().len()
-            + picture.negative_prompt.as_str().len()
-            + self.order.ignored.iter().map(String::len).sum::<usize>();
-        texts + self.log.borrow().bytes()
+        let Order { prompt, negative_prompt, demand, .. } = &self.order.picture;
+        let ignored: usize = self.order.ignored.iter().map(String::len).sum();
+        prompt.bytes() + negative_prompt.bytes() + demand.bytes() + ignored + self.log.borrow().bytes()
     }
 
     /// How long ago the run ended, if it has.

@@ -16,7 +16,7 @@ use crate::{
     backend::{InputFiles, InputKind, ModelInfo, Order, Settings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedSampler, NamedSchedule,
-        NegativePrompt, OutputConfig, Prompt, Seed, Steps, Strength, WholeNumber,
+        NegativePrompt, OutputConfig, Prompt, SamplingOptions, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -183,12 +183,14 @@ impl ImagesRequest {
             seed: self.seed.and_then(|seed| seed.0),
             sampler: self.sampler,
             schedule: self.schedule,
-            eta: self.eta,
-            guidance_rescale: self.guidance_rescale,
-            guidance_interval: self.guidance_interval,
-            zero_snr: self.zero_snr,
-            clip_skip: self.clip_skip,
-            strength: self.strength,
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_rescale: self.guidance_rescale,
+                guidance_interval: self.guidance_interval,
+                zero_snr: self.zero_snr,
+                clip_skip: self.clip_skip,
+                strength: self.strength,
+            },
             input: files.map(|files| InputKind { has_mask: files.mask.is_some() }),
             output: OutputConfig {
                 format,

@@ -57,6 +57,19 @@ impl FakePipeline {
         Self { client: Mutex::new(Some(responses)), ..Self::default() }
     }
 
+    /// Makes the prompt "hang" hang until the returned sender is dropped.
+    pub(crate) fn hold(self: &Arc<Self>) -> mpsc::Sender<()> {
+        let pipeline = Arc::clone(self);
+        let ((hold, held), (release, is_released)) = (mpsc::channel(), mpsc::channel());
+        thread::spawn(move || {
+            let _held = pipeline.gate.lock().unwrap();
+            hold.send(()).unwrap();
+            is_released.recv()
+        });
+        held.recv().unwrap();
+        release
+    }
+
     /// In each pass, the prompts.
     pub(crate) fn passes(&self) -> Vec<String> {
         self.passes.lock().unwrap().iter().map(|prompts| prompts.join(" + ")).collect()
@@ -213,15 +226,7 @@ impl FakeWorker {
 
     /// Makes the prompt "hang" hang until the returned sender is dropped.
     pub(crate) fn hold(&self) -> mpsc::Sender<()> {
-        let pipeline = Arc::clone(&self.pipeline);
-        let ((hold, held), (release, is_released)) = (mpsc::channel(), mpsc::channel());
-        thread::spawn(move || {
-            let _held = pipeline.gate.lock().unwrap();
-            hold.send(()).unwrap();
-            is_released.recv()
-        });
-        held.recv().unwrap();
-        release
+        self.pipeline.hold()
     }
 
     /// A request for pictures on a connection of its own; aborting its task closes the connection.

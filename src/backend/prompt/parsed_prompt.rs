@@ -62,6 +62,14 @@ impl ParsedPrompt {
         self.parts().iter().map(|part| part.weight).collect()
     }
 
+    /// The memory that it takes, in bytes: the text, and the text once more in pieces.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let spans = self.parts().iter().flat_map(|part| part.sections.iter().flatten());
+        let networks: usize = self.networks().iter().map(String::len).sum();
+        self.as_str().len() + networks + spans.map(|span| size_of_val(span) + span.text.len()).sum::<usize>()
+    }
+
     /// Whether both become the same embeddings: a negative prompt is read in another way.
     pub(super) fn reads_as(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || (self.0.is_negative == other.0.is_negative && self.0.text == other.0.text)

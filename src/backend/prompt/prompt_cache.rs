@@ -72,13 +72,13 @@ impl PromptCache {
     /// Keeps a prompt, unless it alone exceeds the capacity.
     pub(super) fn put(&mut self, new: &Key, encoded: EncodedPrompt) {
         self.0.retain(|(key, _)| !key.is(new));
-        if encoded.bytes() > CAPACITY_BYTES {
+        if new.prompt.bytes() + encoded.bytes() > CAPACITY_BYTES {
             return;
         }
         self.0.push_front((new.clone(), encoded));
         let mut bytes = 0;
-        let fit = self.0.iter().take(CAPACITY).take_while(|(_, encoded)| {
-            bytes += encoded.bytes();
+        let fit = self.0.iter().take(CAPACITY).take_while(|(key, encoded)| {
+            bytes += key.prompt.bytes() + encoded.bytes();
             bytes <= CAPACITY_BYTES
         });
         let count = fit.count();
@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
 
-    /// One whose tensors take so many bytes.
+    /// One whose tensors take this many bytes.
     fn prompt_of(bytes: usize) -> EncodedPrompt {
         let tensor = |shape: &[usize]| Tensor::zeros(shape, DType::U8, &Device::Cpu).unwrap();
         let pooled = bytes.min(1);
@@ -105,16 +105,18 @@ mod tests {
         let key = |text: &str| Key { prompt: ParsedPrompt::positive(text).unwrap(), skipped_layers: 0 };
         let mut cache = PromptCache::default();
         let texts = |cache: &PromptCache| cache.0.iter().map(|(key, _)| key.prompt.as_str().to_owned()).collect::<Vec<_>>();
-        let third = CAPACITY_BYTES / 3;
+        // Prompts of one letter, which count as well.
+        let room = CAPACITY_BYTES - key("a").prompt.bytes();
+        let third = CAPACITY_BYTES / 3 - key("a").prompt.bytes();
         for text in ["a", "b", "c"] {
             cache.put(&key(text), prompt_of(third));
         }
         assert_eq!(texts(&cache), ["c", "b", "a"]);
         cache.put(&key("d"), prompt_of(third + 2));
         assert_eq!(texts(&cache), ["d", "c"], "what was used longest ago goes, until the rest fits");
-        cache.put(&key("e"), prompt_of(CAPACITY_BYTES + 1));
+        cache.put(&key("e"), prompt_of(room + 1));
         assert_eq!(texts(&cache), ["d", "c"], "what would take all of it and more is not kept");
-        cache.put(&key("e"), prompt_of(CAPACITY_BYTES));
+        cache.put(&key("e"), prompt_of(room));
         assert_eq!(texts(&cache), ["e"]);
     }
 

@@ -11,7 +11,7 @@ use crate::{
     backend::Settings,
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig,
-        Prompt, Sampler, Schedule, Seed, Steps, Strength,
+        Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -97,12 +97,13 @@ impl GenerateArgs {
             seed: self.seed,
             sampler: self.sampler,
             schedule: self.schedule,
-            eta: self.eta,
-            guidance_rescale: None,
-            guidance_interval: self.guidance_interval,
-            zero_snr: None,
-            clip_skip: self.clip_skip,
-            strength: self.strength,
+            options: SamplingOptions {
+                eta: self.eta,
+                guidance_interval: self.guidance_interval,
+                clip_skip: self.clip_skip,
+                strength: self.strength,
+                ..SamplingOptions::default()
+            },
             input: None,
             output: OutputConfig::default(),
         })

@@ -1,5 +1,7 @@
 //! Several requests at a time.
 
+use tokio::sync::Semaphore;
+
 use super::*;
 
 type Responses = UnboundedReceiver<GenerationResponse>;
@@ -218,4 +220,27 @@ async fn a_pass_has_room_for_fewer_large_pictures() {
     assert_eq!(passes(["a", "b", "c"].map(|prompt| large(prompt, 128)).into()).await, ["a", "b", "c"], "two would be four of three");
     assert_eq!(passes(["a", "b", "c"].map(|prompt| large(prompt, 96)).into()).await, ["a + b", "c"]);
     assert_eq!(passes(["a", "b"].map(|prompt| large(prompt, 512)).into()).await, ["a", "b"], "one alone is always served");
+}
+
+/// The places of a cancelled order are free at once, not one for each picture that others wait for.
+#[tokio::test]
+async fn an_order_that_nobody_waits_for_leaves_while_others_are_drawn() {
+    let (pipeline, places) = (Arc::new(FakePipeline::default()), Arc::new(Semaphore::new(3)));
+    let release = pipeline.hold();
+    let gone = (0..3).map(|index| {
+        let (mut request, responses) = of_order(order("gone", 1, |_| {}).picture(index));
+        drop(responses);
+        request.place = Arc::clone(&places).try_acquire_owned().ok();
+        request
+    });
+    let requests = [one(order("hang", 1, |_| {}))].into_iter().chain(gone).collect();
+    let engine = tokio::spawn({
+        let pipeline = Arc::clone(&pipeline);
+        async move { serve_together(1, &pipeline, requests, Vec::new()).await }
+    });
+    let all = tokio::time::timeout(Duration::from_mins(1), places.acquire_many(3)).await;
+    assert!(all.is_ok(), "they wait for a picture that hangs");
+    drop(release);
+    engine.await.unwrap();
+    assert_eq!(*pipeline.begun.lock().unwrap(), ["hang"]);
 }
