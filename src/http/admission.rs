@@ -1,8 +1,9 @@
 //! Admission to the queue. The queue itself is unbounded: a request enters it only with a permit, so a refusal costs nothing.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,14 +32,23 @@ pub struct Admission {
 
 #[derive(Debug, Default)]
 struct Backlog {
-    /// Work that is admitted and not done: pixels, times the steps that each still has to take.
-    pixels: AtomicU64,
+    /// The work of each permit that is alive, by the number of its request.
+    left: Mutex<BTreeMap<u64, WorkLeft>>,
     /// The number of requests admitted so far.
     requests: AtomicU64,
     /// The number of permits that are alive.
     permits: watch::Sender<usize>,
     /// A moving average of the cost of a pixel in a step, in picoseconds; 0 until a step is measured.
     picos_per_pixel: AtomicU64,
+}
+
+/// Work that is admitted and not done, in pixels times evaluations.
+#[derive(Debug, Clone, Copy)]
+struct WorkLeft {
+    /// Of all pictures of the request.
+    all: u64,
+    /// Of a whole picture.
+    picture: u64,
 }
 
 /// The right to have some pictures made. Dropping it removes its remaining steps from the backlog.
@@ -48,8 +58,8 @@ pub struct Permit {
     places: OwnedSemaphorePermit,
     backlog: Arc<Backlog>,
     demand: Arc<Demand>,
-    /// Work that is not done yet, in pixels.
-    work_left: u64,
+    /// The number of the request in the backlog.
+    number: u64,
 }
 
 /// Why a request gets no permit.
@@ -74,7 +84,7 @@ pub enum Refusal {
     },
     /// The client's deadline would pass before its pictures are made.
     TooLate {
-        /// How long the requests before it take.
+        /// How long the pictures before its last one take.
         others: Duration,
         /// How long its own pictures take.
         own: Duration,
@@ -106,25 +116,26 @@ impl Admission {
         if pictures > self.capacity {
             return Err(Refusal::TooMany { capacity: self.capacity });
         }
-        let work = u64::from(pictures).saturating_mul(demand.work());
+        let picture = demand.work();
+        let work = u64::from(pictures).saturating_mul(picture);
         if work > self.max_work {
             return Err(Refusal::TooMuch { work, max_work: self.max_work });
         }
-        let waiting = self.backlog.pixels.load(Ordering::Relaxed);
-        let others = self.backlog.time(waiting);
         if let (Some(deadline), true) = (deadline, self.backlog.is_measured()) {
+            let others = self.backlog.time(self.backlog.work_before(pictures));
             let own = self.backlog.time(work);
             if others + own > deadline {
                 return Err(Refusal::TooLate { others, own, deadline });
             }
         }
         let Ok(places) = Arc::clone(&self.permits).try_acquire_many_owned(pictures) else {
-            return Err(Refusal::Full { retry_after: retry_after(others) });
+            let everything = self.backlog.work_before(u32::MAX);
+            return Err(Refusal::Full { retry_after: retry_after(self.backlog.time(everything)) });
         };
-        self.backlog.pixels.fetch_add(work, Ordering::Relaxed);
-        self.backlog.requests.fetch_add(1, Ordering::Relaxed);
+        let number = self.backlog.requests.fetch_add(1, Ordering::Relaxed);
+        self.backlog.with_left(|left| left.insert(number, WorkLeft { all: work, picture }));
         self.backlog.permits.send_modify(|permits| *permits += 1);
-        Ok(Permit { places, backlog: Arc::clone(&self.backlog), demand: Arc::clone(demand), work_left: work })
+        Ok(Permit { places, backlog: Arc::clone(&self.backlog), demand: Arc::clone(demand), number })
     }
 
     /// The most work of one request, in megapixels.
@@ -170,11 +181,29 @@ impl Backlog {
         self.picos_per_pixel.load(Ordering::Relaxed) > 0
     }
 
+    fn with_left<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, WorkLeft>) -> T) -> T {
+        f(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The work before the last of a new request's `pictures` pictures. Requests take turns, a picture each: what another one has begun is
+    /// ended, and for each new picture it makes at most one. Requests that come later take turns too, and are not foreseen.
+    fn work_before(&self, pictures: u32) -> u64 {
+        self.with_left(|left| left.values().map(|other| other.within(pictures)).fold(0, u64::saturating_add))
+    }
+
     /// How long the steps of so many pixels take. Decoding is left out: it is short beside them.
     fn time(&self, pixels: u64) -> Duration {
         let measured = self.picos_per_pixel.load(Ordering::Relaxed);
         let picos = u128::from(pixels) * u128::from(if measured > 0 { measured } else { FIRST_GUESS });
         Duration::from_nanos((picos / 1000).try_into().unwrap_or(u64::MAX))
+    }
+}
+
+impl WorkLeft {
+    /// The work until `turns` further pictures are made.
+    fn within(self, turns: u32) -> u64 {
+        let begun = self.all % self.picture.max(1);
+        (self.all - begun).min(self.picture.saturating_mul(turns.into())) + begun
     }
 }
 
@@ -187,9 +216,11 @@ impl Permit {
     /// Records a finished step.
     pub fn note(&mut self, progress: &Progress) {
         let step = self.demand.kind(progress.step.saturating_sub(1)).work();
-        let done = step.min(self.work_left);
-        self.work_left -= done;
-        self.backlog.pixels.fetch_sub(done, Ordering::Relaxed);
+        self.backlog.with_left(|left| {
+            if let Some(own) = left.get_mut(&self.number) {
+                own.all = own.all.saturating_sub(step);
+            }
+        });
         // Two requests that write at once lose one measurement; the next one makes up for it.
         let before = self.backlog.picos_per_pixel.load(Ordering::Relaxed);
         let pixels = u128::from(step.max(1)) * progress.batch_size.max(1) as u128;
@@ -201,7 +232,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.backlog.pixels.fetch_sub(self.work_left, Ordering::Relaxed);
+        self.backlog.with_left(|left| left.remove(&self.number));
         self.backlog.permits.send_modify(|permits| *permits -= 1);
     }
 }
@@ -285,6 +316,29 @@ mod tests {
         assert!(admission.admit(&demand(10), 1, None).is_ok(), "who does not say waits");
     }
 
+    /// The engine serves requests in turns, a picture each.
+    #[test]
+    fn a_request_for_ten_does_not_keep_a_hurried_one_away() {
+        let admission = Admission::new(20);
+        let mut ten = admission.admit(&demand(10), 10, None).unwrap();
+        for _ in 0..4 {
+            ten.note(&step(100));
+        }
+        let others = |pictures| match admission.admit(&demand(10), pictures, Some(Duration::ZERO)) {
+            Err(Refusal::TooLate { others, .. }) => (others.as_secs_f64() * 10.0).round(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            [others(1), others(2), others(9), others(10)],
+            [16.0, 26.0, 96.0, 96.0],
+            "tenths: the begun one's 6 steps, and 10 for each"
+        );
+        let one = admission.admit(&demand(10), 1, None).unwrap();
+        assert_eq!([others(1), others(2)], [26.0, 36.0]);
+        drop((one, ten));
+        assert_eq!(others(1), 0.0);
+    }
+
     #[test]
     fn more_than_there_is_room_for_at_all_is_not_asked_to_come_back() {
         assert_eq!(Admission::new(2).admit(&demand(1), 3, None).unwrap_err(), Refusal::TooMany { capacity: 2 });
@@ -327,6 +381,6 @@ mod tests {
         let permit = admission.admit(&demand(50), 3, None).unwrap();
         drop(permit);
         admission.idle().await;
-        assert_eq!(admission.backlog.pixels.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.backlog.work_before(u32::MAX), 0);
     }
 }

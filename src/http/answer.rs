@@ -118,16 +118,19 @@ pub(super) struct WireTimings {
 }
 
 impl WireTimings {
-    /// The times of pictures that were accepted together, whether they were made one after the other or in one batch: waiting is the first
-    /// picture's, the total is the longest, and denoising is what is left.
+    /// The times of pictures that were accepted together, whether they were made one after the other, in one batch, or in turns with those of
+    /// other requests. Waiting is all the time in which none of them was made, the total is the longest, and denoising is what is left.
     pub(super) fn of(all: &[Timings]) -> Self {
         let sum = |time: fn(&Timings) -> Duration| all.iter().map(time).sum::<Duration>();
-        let (queue, total) = (all.first().map(|first| first.queue), all.iter().map(Timings::total).max());
-        let [queue, text, decode, encode, total] =
-            [queue.unwrap_or_default(), sum(|t| t.text), sum(|t| t.decode), sum(|t| t.encode), total.unwrap_or_default()]
-                .map(|time| time.as_millis() as u64);
-        let denoise_ms = total.saturating_sub(queue + text + decode + encode);
-        Self { queue_ms: queue, text_ms: text, denoise_ms, decode_ms: decode, encode_ms: encode, total_ms: total }
+        let mut made: Vec<(Duration, Duration)> = all.iter().map(|picture| (picture.queue, picture.total())).collect();
+        made.sort();
+        let (queue, total) = made
+            .into_iter()
+            .fold((Duration::ZERO, Duration::ZERO), |(idle, end), (from, to)| (idle + from.saturating_sub(end), end.max(to)));
+        let [queue_ms, text_ms, decode_ms, encode_ms, total_ms] =
+            [queue, sum(|t| t.text), sum(|t| t.decode), sum(|t| t.encode), total].map(|time| time.as_millis() as u64);
+        let denoise_ms = total_ms.saturating_sub(queue_ms + text_ms + decode_ms + encode_ms);
+        Self { queue_ms, text_ms, denoise_ms, decode_ms, encode_ms, total_ms }
     }
 }
 
@@ -149,6 +152,8 @@ mod tests {
         assert_eq!(serialized(&[timings(3, 100)]), expected(3, 10, 100, 20, 5, 138));
         // The second was accepted with the first, and had waited for it in part.
         assert_eq!(serialized(&[timings(3, 100), timings(60, 100)]), expected(3, 20, 122, 40, 10, 195));
+        // Between the first and the second, the worker made somebody else's.
+        assert_eq!(serialized(&[timings(3, 100), timings(538, 100)]), expected(403, 20, 200, 40, 10, 673));
         assert_eq!(serialized(&[]), expected(0, 0, 0, 0, 0, 0));
     }
 }
