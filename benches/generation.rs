@@ -20,7 +20,7 @@ use sd_worker::{
     },
     common::{SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
     models::{Conditions, TextNetwork},
-    ops::ReusingAllocator,
+    ops::{Adapters, ReusingAllocator},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
 
@@ -57,10 +57,12 @@ fn networks(c: &mut Criterion) {
     let latents = Tensor::randn(0f32, 1., (1, config.in_channels(), side, side), &Device::Cpu).unwrap();
     let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
     let ids = Tensor::zeros((2, 77), DType::U32, &Device::Cpu).unwrap();
-    let text = text_encoder.forward(&ids, 0, Interrupt::NEVER).unwrap();
+    let text = text_encoder.forward(&ids, 0, Adapters::NONE, Interrupt::NEVER).unwrap();
     let text = networks.denoiser.context(&Conditions::of_text(&text)).unwrap();
 
-    c.bench_function("text_encode/batch 2", |b| b.iter(|| text_encoder.forward(black_box(&ids), 0, Interrupt::NEVER).unwrap()));
+    c.bench_function("text_encode/batch 2", |b| {
+        b.iter(|| text_encoder.forward(black_box(&ids), 0, Adapters::NONE, Interrupt::NEVER).unwrap())
+    });
     c.bench_function("unet_step/batch 2", |b| {
         b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Interrupt::NEVER).unwrap());
     });

@@ -37,7 +37,7 @@ pub use model_files::{ModelFiles, PartWeights, dequantized};
 pub use model_info::{ModelDefaults, ModelInfo};
 pub use model_loader::{LoadOptions, load};
 pub use order::{InputKind, Order, Settings};
-pub use prompt::{EncodedPrompts, KnownWords, ParsedPrompt, PromptEncoder, PromptTokenizer, TextEncoder};
+pub use prompt::{AdapterId, EncodedPrompts, KnownWords, ParsedPrompt, PromptEncoder, PromptTokenizer, TextAdapters, TextEncoder};
 pub use pulse::Pulse;
 pub use recording::Recording;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};

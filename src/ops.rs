@@ -5,6 +5,7 @@
 //! image are last in memory; no other room has to know.
 
 mod activation;
+mod adapters;
 mod allocator;
 mod attention;
 mod concat;
@@ -26,6 +27,7 @@ mod weight_type;
 mod weights;
 
 pub use activation::Activation;
+pub use adapters::{Adapted, AdaptedLayers, Adapters, LayerAdapter, LowRank, MergedLayer};
 pub use allocator::{ReusingAllocator, with_room};
 pub use attention::attention;
 pub use concat::{concat_channels, concat_rows};
@@ -34,7 +36,7 @@ pub use conv2d_config::Conv2dConfig;
 pub use cpu::{GroupStatistics, free_scratch, zeroed};
 pub use device::prepare;
 pub use embedding::Embedding;
-pub use layer_names::{LayerIndex, LayerNames};
+pub use layer_names::{LayerIndex, LayerKind, LayerNames, WeightLayer};
 pub use linear::{Geglu, Linear};
 pub use norm::{GroupNorm, LayerNorm};
 pub use on_demand::OnDemand;

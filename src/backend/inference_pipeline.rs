@@ -11,7 +11,7 @@ use tracing::{debug_span, warn};
 
 use super::{
     Demand, EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
-    StepKind, WideVae, image_utils,
+    StepKind, TextAdapters, WideVae, image_utils,
 };
 use crate::{
     common::{GuidanceRescale, ImageSize, InputImage, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
@@ -91,12 +91,13 @@ impl Pipeline for InferencePipeline {
         let span = debug_span!("text_encode").entered();
         let prompts = [negative_prompt, prompt];
         let prompts = if demand.is_guided() { &prompts[..] } else { &prompts[1..] };
-        let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, interrupt)?;
+        let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, &TextAdapters::default(), interrupt)?;
         let conditions = Conditions {
             text: &encoded.embeddings,
             pooled: encoded.pooled.as_ref(),
             size: (config.size.height() as usize, config.size.width() as usize),
             guidance_scale: config.guidance_scale.get(),
+            adapters: None,
         };
         let context = self.networks.denoiser.context(&conditions)?;
         let unguided = demand.has_steps_of_prompt_alone().then(|| {

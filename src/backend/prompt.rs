@@ -10,7 +10,7 @@ mod syntax;
 mod text_encoder;
 mod tokenizer;
 
-pub use encoder::{EncodedPrompts, PromptEncoder};
+pub use encoder::{AdapterId, EncodedPrompts, PromptEncoder, TextAdapters};
 pub use known_words::KnownWords;
 pub use parsed_prompt::ParsedPrompt;
 pub use text_encoder::TextEncoder;

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{pass::Pass, text_context::KeyValues};
-use crate::ops::{LayerIndex, Linear, Weights, attention, for_batch};
+use crate::ops::{Adapters, LayerIndex, Linear, Weights, attention, for_batch};
 
 /// The most queries times keys between two checks of the interrupt. A layer of a very large picture takes minutes.
 const MAX_PAIRS: usize = 1 << 32;
@@ -39,8 +39,8 @@ impl Attention {
     }
 
     /// The keys and values of a sequence `(batch, tokens, context)`.
-    pub(super) fn key_values(&self, context: &Tensor) -> Result<KeyValues> {
-        Ok(KeyValues { keys: self.to_k.forward(context)?, values: self.to_v.forward(context)? })
+    pub(super) fn key_values(&self, context: &Tensor, adapters: &Adapters) -> Result<KeyValues> {
+        Ok(KeyValues { keys: self.to_k.with(adapters).forward(context)?, values: self.to_v.with(adapters).forward(context)? })
     }
 
     /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of fewer samples that stand for the batch as
@@ -61,14 +61,14 @@ impl Attention {
             return Tensor::cat(&(0..tokens).step_by(at_once).map(part).collect::<Result<Vec<_>>>()?, 1);
         }
         pass.check()?;
-        let attended = self.attend(&self.to_q.forward(x)?, key_values)?;
+        let attended = self.attend(&self.to_q.with(pass.adapters).forward(x)?, key_values)?;
         pass.check()?;
-        self.to_out.forward_add(&attended, &for_batch(residual, attended.dim(0)?)?)
+        self.to_out.with(pass.adapters).forward_add(&attended, &for_batch(residual, attended.dim(0)?)?)
     }
 
     /// Self-attention.
     pub(super) fn forward_self(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
-        self.forward(x, &[&self.key_values(x)?], residual, pass)
+        self.forward(x, &[&self.key_values(x, pass.adapters)?], residual, pass)
     }
 
     /// The values, weighted by how well their keys fit the queries.
@@ -105,8 +105,8 @@ impl CrossAttention {
     }
 
     /// What this layer makes of a text `(batch, tokens, context)`.
-    pub(super) fn key_values(&self, text: &Tensor) -> Result<(LayerIndex, KeyValues)> {
-        Ok((self.index, self.attention.key_values(text)?))
+    pub(super) fn key_values(&self, text: &Tensor, adapters: &Adapters) -> Result<(LayerIndex, KeyValues)> {
+        Ok((self.index, self.attention.key_values(text, adapters)?))
     }
 
     /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample a generation.
@@ -127,7 +127,7 @@ mod tests {
         ops::{WeightType, concat_channels, to_image},
     };
 
-    const PASS: Pass = Pass { temb: None, text: None, interrupt: Interrupt::NEVER };
+    const PASS: Pass = Pass { temb: None, text: None, adapters: Adapters::NONE, interrupt: Interrupt::NEVER };
 
     fn made_up(dtype: DType, shape: &[usize], scale: f64) -> Tensor {
         let count = shape.iter().product::<usize>() as f64;
@@ -155,7 +155,7 @@ mod tests {
             let made_up = |shape: &[usize], scale| made_up(dtype, shape, scale);
             let twice = |x: &Tensor| Tensor::cat(&[x, x], 0).unwrap();
             let attention = layer(dtype);
-            let seen = attention.key_values(&made_up(&[2, 5, 6], 0.7)).unwrap();
+            let seen = attention.key_values(&made_up(&[2, 5, 6], 0.7), Adapters::NONE).unwrap();
 
             let (x, residual) = (made_up(&[1, 20, 6], 0.3), made_up(&[1, 20, 6], 0.4));
             let found = attention.forward(&x, &[&seen], &residual, &PASS).unwrap();
@@ -178,7 +178,7 @@ mod tests {
         // candle's matrix products are cut by the size of the batch.
         for (dtype, limit) in [(DType::F32, 0.0), (DType::F64, 1e-12)] {
             let attention = layer(dtype);
-            let key_values = |keys: usize, scale| attention.key_values(&made_up(dtype, &[2, keys, 6], scale)).unwrap();
+            let key_values = |keys: usize, scale| attention.key_values(&made_up(dtype, &[2, keys, 6], scale), Adapters::NONE).unwrap();
             let (one, same_length, longer) = (key_values(5, 0.7), key_values(5, 0.8), key_values(9, 0.8));
             let joined = KeyValues::join(&[&one, &same_length]).unwrap();
             // Before and after the text made the sides differ.
@@ -217,14 +217,14 @@ mod tests {
 
         let (x, text) = (values(0.5).unsqueeze(0).unwrap(), values(0.9).unsqueeze(0).unwrap());
         // In another order than they are asked in.
-        let context = TextContext::new(&text, [&two, &one].into_iter().map(|layer| layer.key_values(&text))).unwrap();
+        let context = TextContext::new(&text, [&two, &one].into_iter().map(|layer| layer.key_values(&text, Adapters::NONE))).unwrap();
         for layer in [&one, &two] {
-            let own = layer.attention.key_values(&text).unwrap();
+            let own = layer.attention.key_values(&text, Adapters::NONE).unwrap();
             let directly = layer.attention.forward(&x, &[&own], &x, &PASS).unwrap();
             let found = layer.forward(&x, &x, &Pass { text: Some(&context), ..PASS }).unwrap();
             assert_eq!(numbers(&found), numbers(&directly));
         }
-        let half = TextContext::new(&text, std::iter::once(one.key_values(&text))).unwrap();
+        let half = TextContext::new(&text, std::iter::once(one.key_values(&text, Adapters::NONE))).unwrap();
         let error = two.forward(&x, &x, &Pass { text: Some(&half), ..PASS }).unwrap_err().to_string();
         assert!(error.contains("no keys for layer"), "{error}");
         assert!(two.forward(&x, &x, &PASS).is_err());

@@ -8,7 +8,7 @@ use super::{
     ConfigError,
     pass::{Interrupt, Pass},
 };
-use crate::ops::{Activation, Embedding, LayerNorm, Linear, OnDemand, Weights, attention};
+use crate::ops::{Activation, Adapters, Embedding, LayerNames, LayerNorm, Linear, OnDemand, Weights, attention};
 
 /// `text_encoder/config.json`. What it leaves out, or has as null, is as in transformers' `CLIPTextConfig`.
 #[derive(Debug, Clone, Deserialize)]
@@ -74,6 +74,7 @@ pub struct ClipTextModel {
     layers: Vec<OnDemand<ClipEncoderLayer>>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
+    layer_names: LayerNames,
 }
 
 impl ClipTextModel {
@@ -98,7 +99,14 @@ impl ClipTextModel {
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
             text_projection: text_projection.transpose()?,
+            layer_names: vb.layer_names(),
         })
+    }
+
+    /// The numbers of the network's layers, by their names in the checkpoint.
+    #[must_use]
+    pub fn layer_names(&self) -> &LayerNames {
+        &self.layer_names
     }
 
     /// Number of layers.
@@ -120,9 +128,10 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// When there are more tokens than positions, an id is out of the vocabulary, the device fails, or the pass is interrupted.
-    pub fn forward(&self, ids: &Tensor, skipped_layers: usize, interrupt: Interrupt) -> Result<Tensor> {
+    pub fn forward(&self, ids: &Tensor, skipped_layers: usize, adapters: &Adapters, interrupt: Interrupt) -> Result<Tensor> {
+        let pass = &Pass { adapters, ..Pass::of_input(interrupt) };
         let layers = &self.layers[..self.layers.len().saturating_sub(skipped_layers)];
-        self.final_layer_norm.forward(&run(layers, self.embed(ids)?, &Pass::of_input(interrupt))?)
+        self.final_layer_norm.with(adapters).forward(&run(layers, self.embed(ids)?, pass)?)
     }
 
     /// Token ids `(batch, tokens)` to the input of the last layer, without a norm, `(batch, tokens, hidden_size)`, and, if the model has a
@@ -130,14 +139,21 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// As [`ClipTextModel::forward`].
-    pub fn forward_penultimate(&self, ids: &Tensor, ends: &[usize], interrupt: Interrupt) -> Result<(Tensor, Option<Tensor>)> {
-        let pass = &Pass::of_input(interrupt);
+    pub fn forward_penultimate(
+        &self,
+        ids: &Tensor,
+        ends: &[usize],
+        adapters: &Adapters,
+        interrupt: Interrupt,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let pass = &Pass { adapters, ..Pass::of_input(interrupt) };
         let (first, rest) = self.layers.split_at(self.layers.len().saturating_sub(1));
         let penultimate = run(first, self.embed(ids)?, pass)?;
         let Some(projection) = &self.text_projection else { return Ok((penultimate, None)) };
         let last = run(rest, penultimate.clone(), pass)?;
         let ends = ends.iter().enumerate().map(|(i, end)| last.get(i)?.get(*end)).collect::<Result<Vec<_>>>()?;
-        let pooled = projection.forward(&self.final_layer_norm.forward(&Tensor::stack(&ends, 0)?)?)?;
+        let last = self.final_layer_norm.with(adapters).forward(&Tensor::stack(&ends, 0)?)?;
+        let pooled = projection.with(adapters).forward(&last)?;
         Ok((penultimate, Some(pooled)))
     }
 
@@ -150,7 +166,7 @@ impl ClipTextModel {
 fn run(layers: &[OnDemand<ClipEncoderLayer>], x: Tensor, pass: &Pass) -> Result<Tensor> {
     layers.iter().try_fold(x, |x, layer| {
         pass.check()?;
-        layer.with(|layer| layer.forward(&x))
+        layer.with(|layer| layer.forward(&x, pass.adapters))
     })
 }
 
@@ -172,9 +188,9 @@ impl ClipEncoderLayer {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, x)?;
-        self.mlp.forward(&self.layer_norm2.forward(&x)?, &x)
+    fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        let x = self.self_attn.forward(&self.layer_norm1.with(adapters).forward(x)?, x, adapters)?;
+        self.mlp.forward(&self.layer_norm2.with(adapters).forward(&x)?, &x, adapters)
     }
 }
 
@@ -200,9 +216,10 @@ impl ClipAttention {
     }
 
     /// Causal: a token sees itself and those before it.
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
-        self.out_proj.forward_add(&attention(&q, &k, &v, self.heads, true)?, residual)
+    fn forward(&self, x: &Tensor, residual: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        let project = |projection: &Linear| projection.with(adapters).forward(x);
+        let (q, k, v) = (project(&self.q_proj)?, project(&self.k_proj)?, project(&self.v_proj)?);
+        self.out_proj.with(adapters).forward_add(&attention(&q, &k, &v, self.heads, true)?, residual)
     }
 }
 
@@ -222,7 +239,8 @@ impl ClipMlp {
         })
     }
 
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.fc2.forward_add(&self.fc1.forward_activated(x, self.activation)?, residual)
+    fn forward(&self, x: &Tensor, residual: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        let hidden = self.fc1.with(adapters).forward_activated(x, self.activation)?;
+        self.fc2.with(adapters).forward_add(&hidden, residual)
     }
 }

@@ -1,6 +1,10 @@
 //! What a denoiser looks at beside latents and timestep.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
+
+use crate::ops::AdaptedLayers;
 
 /// The conditions of one generation.
 #[derive(Debug, Clone, Copy)]
@@ -13,12 +17,14 @@ pub struct Conditions<'a> {
     pub size: (usize, usize),
     /// The guidance scale. Networks that are distilled for it look at it.
     pub guidance_scale: f64,
+    /// What the request's adapters make of the network's layers, if it has any.
+    pub adapters: Option<&'a Arc<AdaptedLayers>>,
 }
 
 impl<'a> Conditions<'a> {
-    /// The conditions of a network that looks at the text alone.
+    /// The conditions of a network that looks at the text alone, without adapters.
     #[must_use]
     pub fn of_text(text: &'a Tensor) -> Self {
-        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0 }
+        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0, adapters: None }
     }
 }

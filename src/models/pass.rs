@@ -5,6 +5,7 @@ use std::fmt;
 use candle_core::{Error, Result, Tensor};
 
 use super::text_context::TextContext;
+use crate::ops::Adapters;
 
 /// Tells a network that nobody waits for its result any more. Layers ask between two long operations.
 #[derive(Clone, Copy)]
@@ -47,13 +48,15 @@ pub(super) struct Pass<'a> {
     pub(super) temb: Option<&'a Tensor>,
     /// What cross-attention looks at. Only a UNet has it.
     pub(super) text: Option<&'a TextContext>,
+    /// Those of each request in the batch.
+    pub(super) adapters: &'a Adapters,
     pub(super) interrupt: Interrupt<'a>,
 }
 
 impl<'a> Pass<'a> {
-    /// A pass through a network that looks at nothing but its input: a VAE or a text encoder.
+    /// A pass through a network that looks at nothing but its input: a VAE, or a text encoder without adapters.
     pub(super) fn of_input(interrupt: Interrupt<'a>) -> Self {
-        Self { temb: None, text: None, interrupt }
+        Self { temb: None, text: None, adapters: Adapters::NONE, interrupt }
     }
 
     /// # Errors

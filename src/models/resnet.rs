@@ -50,18 +50,20 @@ impl ResnetBlock2D {
     pub(super) fn forward_with(&self, [norm1, norm2]: &[GroupNorm; 2], x: &Tensor, pass: &Pass) -> Result<Tensor> {
         pass.check()?;
         let time = match (&self.time_emb_proj, pass.temb) {
-            (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
+            (Some(projection), Some(temb)) => Some(projection.with(pass.adapters).forward(temb)?),
             _ => None,
         };
-        let hidden = self.conv1.forward_normed(norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
+        let [norm1, norm2] = [norm1, norm2].map(|norm| norm.with(pass.adapters));
+        let [conv1, conv2] = [&self.conv1, &self.conv2].map(|conv| conv.with(pass.adapters));
+        let hidden = conv1.forward_normed(norm1, x, Added { sample_bias: time.as_ref(), residual: None })?;
         pass.check()?;
         // `hidden` is nobody else's and may be written over: at the finest level of a decoder, it is the largest tensor of all.
         let Some(conv_shortcut) = &self.conv_shortcut else {
-            return self.conv2.forward_normed_in_place(norm2, hidden, Added { sample_bias: None, residual: Some(x) });
+            return conv2.forward_normed_in_place(norm2, hidden, Added { sample_bias: None, residual: Some(x) });
         };
-        let hidden = self.conv2.forward_normed_in_place(norm2, hidden, Added::default())?;
+        let hidden = conv2.forward_normed_in_place(norm2, hidden, Added::default())?;
         pass.check()?;
-        conv_shortcut.forward_onto(x, hidden)
+        conv_shortcut.with(pass.adapters).forward_onto(x, hidden)
     }
 
     pub(super) fn norms(&self) -> &[GroupNorm; 2] {
@@ -98,10 +100,10 @@ impl Downsample2D {
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         pass.check()?;
         if self.padding > 0 {
-            return self.conv.forward(x);
+            return self.conv.with(pass.adapters).forward(x);
         }
         // Without padding all round, diffusers pads the right and the bottom.
-        self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
+        self.conv.with(pass.adapters).forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
     }
 }
 
@@ -128,6 +130,6 @@ impl Upsample2D {
     /// To `size` (height, width): twice the input's, or one less where the way down halved an odd number.
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize), pass: &Pass) -> Result<Tensor> {
         pass.check()?;
-        self.conv.forward_enlarged(x, size, Added::default())
+        self.conv.with(pass.adapters).forward_enlarged(x, size)
     }
 }

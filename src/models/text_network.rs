@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{ClipTextConfig, ClipTextModel};
-use crate::ops::Weights;
+use crate::ops::{LayerNames, Weights};
 
 /// The configuration of a text network.
 #[derive(Debug, Clone)]
@@ -89,6 +89,14 @@ impl TextNetwork {
     pub fn depth(&self) -> usize {
         match self {
             Self::Clip(model) => model.depth(),
+        }
+    }
+
+    /// The numbers of the network's layers, by their names in the checkpoint.
+    #[must_use]
+    pub fn layer_names(&self) -> &LayerNames {
+        match self {
+            Self::Clip(model) => model.layer_names(),
         }
     }
 

@@ -16,13 +16,14 @@ use super::{
     pass::{Interrupt, Pass},
     text_context::TextContext,
 };
-use crate::ops::{Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights, for_batch};
+use crate::ops::{Adapters, Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights, for_batch};
 
 /// What the network's layers make of the [`Conditions`] of one generation, or of several. It stays the same from step to step.
 #[derive(Debug, Clone)]
 pub struct UNetContext {
     text: TextContext,
     add_embedding: AddEmbedding,
+    adapters: Adapters,
 }
 
 impl UNetContext {
@@ -34,9 +35,14 @@ impl UNetContext {
         if let Some([one, other]) = all.array_windows().find(|[one, other]| one.text.batch() != other.text.batch()) {
             candle_core::bail!("the texts of {} and of {} samples do not fit into one pass", one.text.batch(), other.text.batch());
         }
-        let (texts, add_embeddings): (Vec<&TextContext>, Vec<&AddEmbedding>) =
-            all.iter().map(|one| (&one.text, &one.add_embedding)).unzip();
-        Ok(Self { text: TextContext::join(&texts)?, add_embedding: AddEmbedding::join(&add_embeddings)? })
+        let texts: Vec<&TextContext> = all.iter().map(|one| &one.text).collect();
+        let add_embeddings: Vec<&AddEmbedding> = all.iter().map(|one| &one.add_embedding).collect();
+        let adapters: Vec<&Adapters> = all.iter().map(|one| &one.adapters).collect();
+        Ok(Self {
+            text: TextContext::join(&texts)?,
+            add_embedding: AddEmbedding::join(&add_embeddings)?,
+            adapters: Adapters::join(&adapters),
+        })
     }
 
     /// The embedding of sizes and pooled text, `(batch, time_embed_dim)`, in networks that look at them: diffusers' `aug_emb`.
@@ -104,8 +110,10 @@ impl UNet2DConditionModel {
         let up = self.up_blocks.iter().flat_map(UpBlock::layers);
         let layers = down.chain(self.mid_block.iter().flat_map(MidBlock::layers)).chain(up);
         let cross_attentions = layers.flat_map(ResnetAttention::cross_attentions);
-        let text = TextContext::new(conditions.text, cross_attentions.map(|layer| layer.key_values(conditions.text)))?;
-        Ok(UNetContext { text, add_embedding: self.time_embedding.add_embedding(conditions)? })
+        let adapters = Adapters::new(conditions.adapters.cloned());
+        let text = TextContext::new(conditions.text, cross_attentions.map(|layer| layer.key_values(conditions.text, &adapters)))?;
+        let add_embedding = self.time_embedding.add_embedding(conditions, &adapters)?;
+        Ok(UNetContext { text, add_embedding, adapters })
     }
 
     /// Noisy latents `(batch, in_channels, height, width)` to the model's prediction, noise or velocity,
@@ -125,9 +133,10 @@ impl UNet2DConditionModel {
             let (shape, batch) = (latents.shape(), text.batch());
             candle_core::bail!("latents {shape:?} of {generations} generations with the text of {batch} samples");
         }
-        let temb = self.time_embedding.forward(timesteps, &context.add_embedding, latents)?;
-        let pass = &Pass { temb: Some(&temb), text: Some(text), interrupt };
-        let mut x = self.conv_in.forward(latents)?;
+        let adapters = &context.adapters;
+        let temb = self.time_embedding.forward(timesteps, &context.add_embedding, adapters, latents)?;
+        let pass = &Pass { temb: Some(&temb), text: Some(text), adapters, interrupt };
+        let mut x = self.conv_in.with(adapters).forward(latents)?;
         if temb.dim(0)? > x.dim(0)? {
             x = for_batch(&x, temb.dim(0)?)?;
         }
@@ -141,6 +150,6 @@ impl UNet2DConditionModel {
         for block in &self.up_blocks {
             x = block.forward(&x, pass, &mut skips)?;
         }
-        self.conv_out.forward_normed(&self.conv_norm_out, &x, Added::default())
+        self.conv_out.with(adapters).forward_normed(self.conv_norm_out.with(adapters), &x, Added::default())
     }
 }

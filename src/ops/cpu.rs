@@ -34,7 +34,7 @@ pub(super) use blocks::Blocks;
 pub(super) use concat::concat;
 pub(super) use conv::{PackedConv, Shape};
 pub(super) use epilogue::Epilogue;
-pub(super) use linear::{LinearWeight, PackedLinear};
+pub(super) use linear::{LinearWeight, PackedLinear, PackedLowRank};
 pub(super) use machine::Machine;
 pub(super) use memory::{check_free, check_room, fallible};
 pub use memory::{free_scratch, zeroed};

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::Conv2dConfig;
+
 /// The number of a layer within its network, given when the layer is built. A layer that is read again keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerIndex(usize);
@@ -17,22 +19,85 @@ impl LayerIndex {
     }
 }
 
+/// The kind of a layer that has a weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LayerKind {
+    /// [`Linear`](super::Linear): `(out_features, in_features)`.
+    Linear {
+        /// Whether it has a bias.
+        has_bias: bool,
+    },
+    /// [`Geglu`](super::Geglu): `(2 * out_features, in_features)`.
+    Geglu,
+    /// [`Conv2d`](super::Conv2d): `(out_channels, in_channels, kernel, kernel)`.
+    Conv2d(Conv2dConfig),
+    /// [`GroupNorm`](super::GroupNorm): `(channels,)`.
+    GroupNorm {
+        /// Number of groups.
+        groups: usize,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// [`LayerNorm`](super::LayerNorm): `(features,)`.
+    LayerNorm {
+        /// Added to the variance.
+        eps: f64,
+    },
+}
+
+/// A layer that has a weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightLayer {
+    /// Its name in the checkpoint, such as `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`.
+    pub name: String,
+    /// Its number.
+    pub index: LayerIndex,
+    /// What it does with the weight.
+    pub kind: LayerKind,
+    /// The shape of its weight.
+    pub shape: Vec<usize>,
+}
+
 /// The layers of one network, by their names in the checkpoint. Clones share one list.
 #[derive(Debug, Clone, Default)]
-pub struct LayerNames(Arc<Mutex<HashMap<String, LayerIndex>>>);
+pub struct LayerNames(Arc<Mutex<HashMap<String, Entry>>>);
+
+#[derive(Debug)]
+struct Entry {
+    index: LayerIndex,
+    /// None for a layer that has no weight of its own.
+    weight: Option<(LayerKind, Vec<usize>)>,
+}
 
 impl LayerNames {
-    /// The number of the layer of this name, a new one if the name is new.
-    pub(super) fn index(&self, name: &str) -> LayerIndex {
+    /// The number of the layer of this name, a new one if the name is new. `weight` is its kind and the shape of its weight, if it has one.
+    pub(super) fn index(&self, name: &str, weight: Option<(LayerKind, &[usize])>) -> LayerIndex {
         let mut names = self.names();
         let next = LayerIndex(names.len());
-        *names.entry(name.to_owned()).or_insert(next)
+        let entry = names.entry(name.to_owned()).or_insert(Entry { index: next, weight: None });
+        if let Some((kind, shape)) = weight {
+            entry.weight = Some((kind, shape.to_vec()));
+        }
+        entry.index
     }
 
     /// The number of the layer of this name, such as `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<LayerIndex> {
-        self.names().get(name).copied()
+        self.names().get(name).map(|entry| entry.index)
+    }
+
+    /// All layers that have a weight, in the order of their numbers.
+    #[must_use]
+    pub fn with_weights(&self) -> Vec<WeightLayer> {
+        let names = self.names();
+        let weights = names.iter().filter_map(|(name, Entry { index, weight })| {
+            let (kind, shape) = weight.clone()?;
+            Some(WeightLayer { name: name.clone(), index: *index, kind, shape })
+        });
+        let mut layers: Vec<WeightLayer> = weights.collect();
+        layers.sort_by_key(|layer| layer.index);
+        layers
     }
 
     /// Number of layers.
@@ -47,7 +112,7 @@ impl LayerNames {
         self.len() == 0
     }
 
-    fn names(&self) -> MutexGuard<'_, HashMap<String, LayerIndex>> {
+    fn names(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         // Every entry is whole, whatever panics elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,7 +123,8 @@ mod tests {
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
 
-    use crate::ops::{WeightType, Weights};
+    use super::*;
+    use crate::ops::{GroupNorm, Linear, WeightType, Weights};
 
     #[test]
     fn a_layer_that_is_read_again_keeps_its_number() {
@@ -69,5 +135,19 @@ mod tests {
         assert_eq!(network.clone().pp("a").layer_index(), first);
         assert_eq!(network.layer_names().find("b"), Some(second));
         assert_eq!(weights(DType::F32).pp("b").layer_index().get(), 0, "another network counts for itself");
+    }
+
+    #[test]
+    fn layers_with_weights_are_listed_in_order() {
+        let vb = Weights::new(VarBuilder::zeros(DType::F32, &Device::Cpu), WeightType::F32);
+        let _ = vb.pp("attn2").layer_index();
+        GroupNorm::new(2, 4, 1e-5, &vb.pp("norm")).unwrap();
+        let linear = Linear::no_bias(4, 3, &vb.pp("to_q")).unwrap();
+        let layers = vb.layer_names().with_weights();
+        assert_eq!(
+            layers.iter().map(|layer| (layer.name.as_str(), &*layer.shape)).collect::<Vec<_>>(),
+            [("norm", &[4][..]), ("to_q", &[3, 4])]
+        );
+        assert_eq!((layers[1].index, layers[1].kind), (linear.layer_index(), LayerKind::Linear { has_bias: false }));
     }
 }

@@ -5,7 +5,12 @@ use candle_nn::Module;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Activation, LayerIndex, Weights, cpu, weights::Matrix};
+use super::{
+    Activation, Adapted, Adapters, LayerAdapter, LayerIndex, LayerKind, LowRank, MergedLayer, Weights,
+    adapters::{Factors, samples},
+    cpu,
+    weights::Matrix,
+};
 
 /// `x W^T + b` over the last dimension.
 #[derive(Debug, Clone)]
@@ -69,7 +74,14 @@ impl Linear {
     fn read(in_features: usize, out_features: usize, has_bias: bool, vb: &Weights) -> Result<Self> {
         let pack = |weight: cpu::LinearWeight, bias| cpu::PackedLinear::new(cpu::Machine::best(), weight, out_features, bias);
         let implementation = Implementation::read((in_features, out_features), has_bias, vb, pack)?;
-        Ok(Self { implementation, index: vb.layer_index() })
+        let index = vb.weight_layer_index(LayerKind::Linear { has_bias }, &[out_features, in_features]);
+        Ok(Self { implementation, index })
+    }
+
+    /// The layer in a pass with these adapters.
+    #[must_use]
+    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
+        Adapted { layer: self, adapters }
     }
 
     /// The number of this layer.
@@ -83,7 +95,7 @@ impl Linear {
     /// # Errors
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, None, None)
+        self.run(x, None, None, None)
     }
 
     /// [`Linear::forward`], with `residual` of the result's shape added.
@@ -91,7 +103,7 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`], and when `residual` has another shape.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.run(x, Some(residual), None)
+        self.run(x, Some(residual), None, None)
     }
 
     /// [`Linear::forward`], followed by an activation function.
@@ -99,15 +111,18 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        self.run(x, None, Some(activation))
+        self.run(x, None, Some(activation), None)
     }
 
-    fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>, low_rank: Option<&LowRank>) -> Result<Tensor> {
         let (product, bias) = match &self.implementation {
-            Implementation::Packed(packed) => return run_packed(packed, x, residual, activation),
+            Implementation::Packed(packed) => {
+                let low_rank = low_rank.map(|low_rank| packed_low_rank(packed, low_rank)).transpose()?;
+                return run_packed(packed, x, residual, activation, &[(x.dim(0)?, low_rank)]);
+            }
             Implementation::Candle { product, bias } => (product, bias.as_ref()),
         };
-        let mut y = product.forward(x)?;
+        let mut y = product_with(product, low_rank, x)?;
         #[cfg(feature = "cuda")]
         if cuda::takes(&y) {
             return cuda::add(y, cuda::Added { bias, residual, activation, sample_bias: None });
@@ -122,7 +137,92 @@ impl Linear {
     }
 }
 
-fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+impl Adapted<'_, Linear> {
+    /// [`Linear::forward`].
+    ///
+    /// # Errors
+    /// As [`Linear::forward`], and when the samples do not fall into the pass's requests.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, None, None)
+    }
+
+    /// [`Linear::forward_add`].
+    ///
+    /// # Errors
+    /// As [`Linear::forward_add`], and when the samples do not fall into the pass's requests.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.run(x, Some(residual), None)
+    }
+
+    /// [`Linear::forward_activated`].
+    ///
+    /// # Errors
+    /// As [`Linear::forward_activated`], and when the samples do not fall into the pass's requests.
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.run(x, None, Some(activation))
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+        let Self { layer, adapters } = *self;
+        if !adapters.touch(layer.index) {
+            return layer.run(x, residual, activation, None);
+        }
+        if let Implementation::Packed(packed) = &layer.implementation
+            && let Some(parts) = low_rank_parts(packed, adapters, layer.index, x.dim(0)?)?
+        {
+            return run_packed(packed, x, residual, activation, &parts);
+        }
+        adapters.in_parts(x.dim(0)?, |of, layers| {
+            let (x, residual) = (&samples(x, &of)?, residual.map(|residual| samples(residual, &of)).transpose()?);
+            match layers.and_then(|layers| layers.get(layer.index)) {
+                None => layer.run(x, residual.as_ref(), activation, None),
+                Some(LayerAdapter::LowRank(low_rank)) => layer.run(x, residual.as_ref(), activation, Some(low_rank)),
+                Some(LayerAdapter::Merged(MergedLayer::Linear(merged))) => merged.run(x, residual.as_ref(), activation, None),
+                Some(_) => candle_core::bail!("the adapter of another layer in a linear one"),
+            }
+        })
+    }
+}
+
+/// The parts of a batch of `batch` samples, with what is added to the weight for each; none if there is an adapter of another kind.
+fn low_rank_parts<'a>(
+    packed: &cpu::PackedLinear,
+    adapters: &'a Adapters,
+    index: LayerIndex,
+    batch: usize,
+) -> Result<Option<Vec<(usize, Option<&'a cpu::PackedLowRank>)>>> {
+    let mut parts = Vec::new();
+    for (of, layers) in adapters.parts(batch)? {
+        match layers.and_then(|layers| layers.get(index)) {
+            None => parts.push((of.len(), None)),
+            Some(LayerAdapter::LowRank(low_rank)) => parts.push((of.len(), Some(packed_low_rank(packed, low_rank)?))),
+            Some(_) => return Ok(None),
+        }
+    }
+    Ok(Some(parts))
+}
+
+fn packed_low_rank<'a>(packed: &cpu::PackedLinear, low_rank: &'a LowRank) -> Result<&'a cpu::PackedLowRank> {
+    match &low_rank.0 {
+        Factors::Packed(low_rank) if low_rank.fits(packed) => Ok(low_rank),
+        _ => candle_core::bail!("the adapter of another layer in a linear one"),
+    }
+}
+
+/// `x W^T`, with an adapter of low rank in the weight or without.
+fn product_with(product: &candle_nn::Linear, low_rank: Option<&LowRank>, x: &Tensor) -> Result<Tensor> {
+    let y = product.forward(x)?;
+    low_rank.map_or(Ok(y.clone()), |low_rank| y + low_rank.addend(x)?)
+}
+
+/// `parts` are numbers of samples, with what is added to the weight for each.
+fn run_packed(
+    packed: &cpu::PackedLinear,
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    activation: Option<Activation>,
+    parts: &[(usize, Option<&cpu::PackedLowRank>)],
+) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     if x.dim(D::Minus1)? != packed.inputs() {
         candle_core::bail!("a linear layer of {} inputs got {:?}", packed.inputs(), x.shape());
@@ -132,10 +232,13 @@ fn run_packed(packed: &cpu::PackedLinear, x: &Tensor, residual: Option<&Tensor>,
     if residual.is_some_and(|residual| residual.dims() != dims) {
         candle_core::bail!("a residual of another shape than the layer's {dims:?}");
     }
+    let of_sample = dims[..last].iter().skip(1).product::<usize>();
+    // A vector has one row and no samples.
+    let parts: Vec<_> = parts.iter().map(|&(samples, low_rank)| (if last == 0 { 1 } else { samples * of_sample }, low_rank)).collect();
     let (rows, residual) = (cpu::Rows::new(x)?, residual.map(cpu::Rows::new).transpose()?);
     let run = |residual: Option<&[f32]>| {
         let epilogue = cpu::Epilogue { residual, activation, ..cpu::Epilogue::default() };
-        rows.with(|values| Ok(packed.forward(values, epilogue)))
+        rows.with(|values| Ok(packed.forward_adapted(values, epilogue, &parts)))
     };
     let values = match &residual {
         Some(residual) => residual.with(|residual| run(Some(residual)))?,
@@ -161,7 +264,13 @@ impl Geglu {
             cpu::PackedLinear::gated(cpu::Machine::best(), weight, out_features, &bias.unwrap_or_default())
         };
         let implementation = Implementation::read((in_features, 2 * out_features), true, vb, pack)?;
-        Ok(Self { implementation, index: vb.layer_index() })
+        Ok(Self { implementation, index: vb.weight_layer_index(LayerKind::Geglu, &[2 * out_features, in_features]) })
+    }
+
+    /// The layer in a pass with these adapters.
+    #[must_use]
+    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
+        Adapted { layer: self, adapters }
     }
 
     /// The number of this layer.
@@ -175,10 +284,17 @@ impl Geglu {
     /// # Errors
     /// When the last dimension is another, or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, None)
+    }
+
+    fn run(&self, x: &Tensor, low_rank: Option<&LowRank>) -> Result<Tensor> {
         match &self.implementation {
-            Implementation::Packed(packed) => run_packed(packed, x, None, None),
+            Implementation::Packed(packed) => {
+                let low_rank = low_rank.map(|low_rank| packed_low_rank(packed, low_rank)).transpose()?;
+                run_packed(packed, x, None, None, &[(x.dim(0)?, low_rank)])
+            }
             Implementation::Candle { product, bias } => {
-                let mut both = product.forward(x)?;
+                let mut both = product_with(product, low_rank, x)?;
                 #[cfg(feature = "cuda")]
                 if let (true, Some(bias)) = (cuda::takes(&both), bias) {
                     return cuda::geglu(&both, bias);
@@ -191,5 +307,32 @@ impl Geglu {
                 value * Activation::Gelu.forward(&gate.contiguous()?)?
             }
         }
+    }
+}
+
+impl Adapted<'_, Geglu> {
+    /// [`Geglu::forward`].
+    ///
+    /// # Errors
+    /// As [`Geglu::forward`], and when the samples do not fall into the pass's requests.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { layer, adapters } = *self;
+        if !adapters.touch(layer.index) {
+            return layer.forward(x);
+        }
+        if let Implementation::Packed(packed) = &layer.implementation
+            && let Some(parts) = low_rank_parts(packed, adapters, layer.index, x.dim(0)?)?
+        {
+            return run_packed(packed, x, None, None, &parts);
+        }
+        adapters.in_parts(x.dim(0)?, |of, layers| {
+            let x = &samples(x, &of)?;
+            match layers.and_then(|layers| layers.get(layer.index)) {
+                None => layer.run(x, None),
+                Some(LayerAdapter::LowRank(low_rank)) => layer.run(x, Some(low_rank)),
+                Some(LayerAdapter::Merged(MergedLayer::Geglu(merged))) => merged.run(x, None),
+                Some(_) => candle_core::bail!("the adapter of another layer in a gated one"),
+            }
+        })
     }
 }

@@ -5,7 +5,7 @@ use candle_nn::Module;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{GroupStatistics, Weights, cpu};
+use super::{Adapted, Adapters, GroupStatistics, LayerAdapter, LayerIndex, LayerKind, MergedLayer, Weights, adapters::samples, cpu};
 
 /// [Group normalization](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
@@ -18,6 +18,7 @@ pub struct GroupNorm {
     eps: f64,
     /// In place of each image's own statistics.
     statistics: Option<GroupStatistics>,
+    index: LayerIndex,
 }
 
 impl GroupNorm {
@@ -32,7 +33,14 @@ impl GroupNorm {
         let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
         let numbers = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1();
         let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
-        Ok(Self { tensors: [weight, bias], weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None })
+        let index = vb.weight_layer_index(LayerKind::GroupNorm { groups, eps }, &[channels]);
+        Ok(Self { tensors: [weight, bias], weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None, index })
+    }
+
+    /// The layer in a pass with these adapters.
+    #[must_use]
+    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
+        Adapted { layer: self, adapters }
     }
 
     /// Mean and variance of each group, over all images `(batch, channels, height, width)` together.
@@ -138,6 +146,41 @@ impl GroupNorm {
     }
 }
 
+impl Adapted<'_, GroupNorm> {
+    /// [`GroupNorm::forward`].
+    ///
+    /// # Errors
+    /// As [`GroupNorm::forward`], and when the samples do not fall into the pass's requests.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, GroupNorm::forward)
+    }
+
+    /// [`GroupNorm::forward_silu`].
+    ///
+    /// # Errors
+    /// As [`GroupNorm::forward_silu`], and when the samples do not fall into the pass's requests.
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, GroupNorm::forward_silu)
+    }
+
+    /// Whether a request of the pass has a norm of its own.
+    pub(super) fn is_touched(&self) -> bool {
+        self.adapters.touch(self.layer.index)
+    }
+
+    fn run(&self, x: &Tensor, run: impl Fn(&GroupNorm, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let Self { layer, adapters } = *self;
+        if !self.is_touched() {
+            return run(layer, x);
+        }
+        adapters.in_parts(x.dim(0)?, |of, layers| match layers.and_then(|layers| layers.get(layer.index)) {
+            None => run(layer, &samples(x, &of)?),
+            Some(LayerAdapter::Merged(MergedLayer::GroupNorm(merged))) => run(merged, &samples(x, &of)?),
+            Some(_) => candle_core::bail!("the adapter of another layer in a group norm"),
+        })
+    }
+}
+
 /// [Layer normalization](https://arxiv.org/abs/1607.06450) over the last dimension.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
@@ -145,6 +188,7 @@ pub struct LayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
     eps: f64,
+    index: LayerIndex,
 }
 
 impl LayerNorm {
@@ -156,7 +200,14 @@ impl LayerNorm {
         let (weight, bias) = (vb.get(features, "weight")?, vb.get(features, "bias")?);
         let numbers = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_vec1();
         let (weight_numbers, bias_numbers) = (numbers(&weight)?, numbers(&bias)?);
-        Ok(Self { plain: candle_nn::LayerNorm::new(weight, bias, eps), weight: weight_numbers, bias: bias_numbers, eps })
+        let index = vb.weight_layer_index(LayerKind::LayerNorm { eps }, &[features]);
+        Ok(Self { plain: candle_nn::LayerNorm::new(weight, bias, eps), weight: weight_numbers, bias: bias_numbers, eps, index })
+    }
+
+    /// The layer in a pass with these adapters.
+    #[must_use]
+    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
+        Adapted { layer: self, adapters }
     }
 
     /// Normalizes `(…, features)`. The shape stays.
@@ -173,6 +224,24 @@ impl LayerNorm {
         }
         let normed = cpu::Rows::new(x)?.with(|values| Ok(cpu::layer_norm(values, self.eps as f32, &self.weight, &self.bias)))?;
         Tensor::from_vec(normed, x.shape(), &Device::Cpu)
+    }
+}
+
+impl Adapted<'_, LayerNorm> {
+    /// [`LayerNorm::forward`].
+    ///
+    /// # Errors
+    /// As [`LayerNorm::forward`], and when the samples do not fall into the pass's requests.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { layer, adapters } = *self;
+        if !adapters.touch(layer.index) {
+            return layer.forward(x);
+        }
+        adapters.in_parts(x.dim(0)?, |of, layers| match layers.and_then(|layers| layers.get(layer.index)) {
+            None => layer.forward(&samples(x, &of)?),
+            Some(LayerAdapter::Merged(MergedLayer::LayerNorm(merged))) => merged.forward(&samples(x, &of)?),
+            Some(_) => candle_core::bail!("the adapter of another layer in a layer norm"),
+        })
     }
 }
 

@@ -1,10 +1,10 @@
 //! Where the weights of a layer come from.
 
-use candle_core::{Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    LayerIndex, LayerNames,
+    LayerIndex, LayerKind, LayerNames,
     cpu::{self, Blocks},
     weight_type::{DenseType, WeightType},
 };
@@ -60,7 +60,29 @@ impl Weights {
     /// The number of the layer whose weights are here.
     #[must_use]
     pub fn layer_index(&self) -> LayerIndex {
-        self.layers.index(&self.prefix())
+        self.layers.index(&self.prefix(), None)
+    }
+
+    /// The same of a layer of this kind, whose weight has this shape.
+    pub(super) fn weight_layer_index(&self, kind: LayerKind, shape: &[usize]) -> LayerIndex {
+        self.layers.index(&self.prefix(), Some((kind, shape)))
+    }
+
+    /// The type that the network computes in.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.vb.dtype()
+    }
+
+    /// Where the network computes.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.vb.device()
+    }
+
+    /// Whether the kernels of this crate take the network's layers.
+    pub(super) fn are_packed(&self) -> bool {
+        self.device().is_cpu() && self.dtype() == DType::F32
     }
 
     /// The layers that were built of these weights so far, and of all that come from the same [`Weights::new`].

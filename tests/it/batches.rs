@@ -7,7 +7,7 @@ use image::RgbImage;
 use sd_worker::{
     backend::{
         self, Diffusion, Generation, GenerationEngine, GenerationRequest, GenerationResponse, InferencePipeline, Interrupt, LoadOptions,
-        ModelFiles, ParsedPrompt, RequestQueue, StepKind,
+        ModelFiles, ParsedPrompt, RequestQueue, StepKind, TextAdapters,
     },
     common::{InputImage, Mask, MaskMeaning, OutputConfig, Sampler, Schedule},
     models::{Conditions, DenoiserContext},
@@ -55,8 +55,12 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
     for with_negative in [true, false] {
         let contexts = prompts.iter().zip([7.5, 1.0, 3.0, 0.0]).map(|([negative, positive], guidance_scale)| {
             let prompts = [&ParsedPrompt::negative(negative), &asked::positive(positive)];
-            let encoded = pipeline.prompt_encoder().encode(&prompts[usize::from(!with_negative)..], None, Interrupt::NEVER).unwrap();
-            let conditions = Conditions { text: &encoded.embeddings, pooled: encoded.pooled.as_ref(), size: (72, 80), guidance_scale };
+            let encoded = pipeline
+                .prompt_encoder()
+                .encode(&prompts[usize::from(!with_negative)..], None, &TextAdapters::default(), Interrupt::NEVER)
+                .unwrap();
+            let conditions =
+                Conditions { text: &encoded.embeddings, pooled: encoded.pooled.as_ref(), size: (72, 80), guidance_scale, adapters: None };
             denoiser.context(&conditions).unwrap()
         });
         let contexts: Vec<DenoiserContext> = contexts.collect();
@@ -94,7 +98,7 @@ fn generations_that_do_not_fit_are_refused() {
     let pipeline = builtin();
     let denoiser = &pipeline.networks().denoiser;
     let context = |prompts: &[&ParsedPrompt]| {
-        let text = pipeline.prompt_encoder().encode(prompts, None, Interrupt::NEVER).unwrap().embeddings;
+        let text = pipeline.prompt_encoder().encode(prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap().embeddings;
         denoiser.context(&Conditions::of_text(&text)).unwrap()
     };
     let (negative, positive) = (ParsedPrompt::negative(""), asked::positive("a"));

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt},
+    backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt, TextAdapters},
     common::{ModelFamily, ModelVariant, Sampler},
     models::{Conditions, DenoiserContext},
 };
@@ -84,13 +84,14 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
     let golden = |part: &str| &goldens[&format!("{}.{part}", owner(part))];
     let mut check = |stage, ours: &Tensor| check(errors, stage, NETWORK_LIMIT, ours, golden(stage), model);
     let prompts = [&ParsedPrompt::negative("red, blurry"), &positive("An owl's PIZZA, ünder 3 🍓 skies!")];
-    let encoded = pipeline.prompt_encoder().encode(&prompts, None, Interrupt::NEVER).unwrap();
+    let encoded = pipeline.prompt_encoder().encode(&prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap();
     check("text_embeddings", &encoded.embeddings);
 
     let networks = pipeline.networks();
     let denoiser = &networks.denoiser;
     let pooled = encoded.pooled.as_ref();
-    let context = denoiser.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5 }).unwrap();
+    let context =
+        denoiser.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5, adapters: None }).unwrap();
     let DenoiserContext::UNet(of_unet) = &context;
     assert_eq!((pooled.is_some(), of_unet.add_embedding().is_some()), (is_xl, is_xl));
     if let (Some(pooled), Some(added)) = (pooled, of_unet.add_embedding()) {
@@ -134,7 +135,8 @@ fn picture(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
 #[test]
 fn the_pooled_text_is_that_of_the_first_chunk() {
     let pipeline = load(made_up::model("sdxl").path());
-    let encode = |prompts: &[&ParsedPrompt]| pipeline.prompt_encoder().encode(prompts, None, Interrupt::NEVER).unwrap();
+    let encode =
+        |prompts: &[&ParsedPrompt]| pipeline.prompt_encoder().encode(prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap();
     let (long, short) = (positive("a fox BREAK an owl"), positive("a fox"));
     let (both, one) = (encode(&[&ParsedPrompt::negative(""), &long]), encode(&[&short]));
     assert_eq!(both.embeddings.dims(), [2, 154, 192]);
@@ -223,7 +225,9 @@ fn learned_words_agree_with_diffusers() {
         let files = ModelFiles::open(directory.path().to_str().unwrap()).unwrap().with_embeddings(folder.path()).unwrap();
         let pipeline = backend::load(&files, &LoadOptions::default()).unwrap();
         assert_eq!(pipeline.info().embeddings, ["<cat-toy>", "easy-negative"], "{model}");
-        let encode = |prompt: &str| pipeline.prompt_encoder().encode(&[&positive(prompt)], None, Interrupt::NEVER).unwrap();
+        let encode = |prompt: &str| {
+            pipeline.prompt_encoder().encode(&[&positive(prompt)], None, &TextAdapters::default(), Interrupt::NEVER).unwrap()
+        };
         let right = &goldens[&format!("{model}.learned")];
         let encoded = encode("a <cat-toy>, easy-negative fox");
         let error = relative_error(&encoded.embeddings, right);
@@ -263,7 +267,7 @@ fn words_that_were_saved_with_a_model_agree_with_diffusers() {
 
     let encode = || {
         let prompt = positive("a <cat-toy>, easy-negative easy-negative_1 easy-negative_2 fox");
-        load(directory.path()).prompt_encoder().encode(&[&prompt], None, Interrupt::NEVER).unwrap().embeddings
+        load(directory.path()).prompt_encoder().encode(&[&prompt], None, &TextAdapters::default(), Interrupt::NEVER).unwrap().embeddings
     };
     let error = || relative_error(&encode(), &goldens["sd1.learned"]);
     assert!(error() > 0.1, "they are named nowhere");

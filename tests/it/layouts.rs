@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Interrupt, LoadError, LoadOptions, ModelFiles, ParsedPrompt},
+    backend::{self, Interrupt, LoadError, LoadOptions, ModelFiles, ParsedPrompt, TextAdapters},
     models::Conditions,
 };
 use serde_json::{Value, json};
@@ -25,7 +25,11 @@ const PROMPTS: [&str; 4] = ["a fox on a blue background", "", "It's 3  ÜNDER-sk
 /// A model's output for prompts, latents and a picture.
 fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let pipeline = backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &LoadOptions::default())?;
-    let text = pipeline.prompt_encoder().encode(&PROMPTS.map(positive).each_ref(), None, Interrupt::NEVER).unwrap().embeddings;
+    let text = pipeline
+        .prompt_encoder()
+        .encode(&PROMPTS.map(positive).each_ref(), None, &TextAdapters::default(), Interrupt::NEVER)
+        .unwrap()
+        .embeddings;
     let networks = pipeline.networks();
     let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();
     let context = networks.denoiser.context(&Conditions::of_text(&text.narrow(0, 0, 1).unwrap())).unwrap();
@@ -41,7 +45,11 @@ fn what_configurations_leave_out_is_as_in_diffusers() {
     let model = made_up::model("sdxl");
     let nothing = || {
         let pipeline = backend::load(&ModelFiles::open(model.path().to_str().unwrap()).unwrap(), &LoadOptions::default()).unwrap();
-        let text = pipeline.prompt_encoder().encode(&[&ParsedPrompt::negative("")], None, Interrupt::NEVER).unwrap().embeddings;
+        let text = pipeline
+            .prompt_encoder()
+            .encode(&[&ParsedPrompt::negative("")], None, &TextAdapters::default(), Interrupt::NEVER)
+            .unwrap()
+            .embeddings;
         text.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() == 0.0
     };
     let without =

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles},
+    backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, TextAdapters},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps,
@@ -114,7 +114,10 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
     let cases: Vec<PromptCase> = serde_json::from_slice(&fs::read("tests/parity/prompts.json").unwrap()).unwrap();
     let pipeline = load("builtin");
     for (i, case) in cases.iter().enumerate() {
-        let encoded = pipeline.prompt_encoder().encode(&[&positive(&case.prompt)], case.clip_skip, Interrupt::NEVER).unwrap();
+        let encoded = pipeline
+            .prompt_encoder()
+            .encode(&[&positive(&case.prompt)], case.clip_skip, &TextAdapters::default(), Interrupt::NEVER)
+            .unwrap();
         let error = relative_error(&encoded.embeddings, &goldens[&i.to_string()]);
         assert!(error < NETWORK_LIMIT, "{}: off by {error}", case.prompt);
         assert!(!encoded.warnings.iter().any(|warning| warning.contains("not read")), "{:?}", encoded.warnings);
@@ -122,7 +125,11 @@ fn prompts_become_the_chunks_that_their_syntax_asks_for() {
     assert_eq!(cases.len(), 14);
 
     let too_many = ClipSkip::try_from(4).unwrap();
-    let error = pipeline.prompt_encoder().encode(&[&positive("a")], Some(too_many), Interrupt::NEVER).unwrap_err().to_string();
+    let error = pipeline
+        .prompt_encoder()
+        .encode(&[&positive("a")], Some(too_many), &TextAdapters::default(), Interrupt::NEVER)
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, "clip_skip must be a whole number from 1 to 3 for this model, not 4");
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
-    backend::{self, EncodedPrompts, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt},
+    backend::{self, EncodedPrompts, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt, TextAdapters},
     models::{Conditions, DenoiserConfig},
 };
 
@@ -24,7 +24,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 
 fn encode(pipeline: &InferencePipeline, prompts: &[&str]) -> EncodedPrompts {
     let prompts: Vec<ParsedPrompt> = prompts.iter().copied().map(positive).collect();
-    pipeline.prompt_encoder().encode(&prompts.iter().collect::<Vec<_>>(), None, Interrupt::NEVER).unwrap()
+    pipeline.prompt_encoder().encode(&prompts.iter().collect::<Vec<_>>(), None, &TextAdapters::default(), Interrupt::NEVER).unwrap()
 }
 
 /// The latents of one picture of an odd size, and the text of two samples.

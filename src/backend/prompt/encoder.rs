@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use candle_core::{Device, Tensor};
@@ -16,6 +16,7 @@ use crate::{
     backend::GenerationError,
     common::{ClipSkip, InvalidValue},
     models::Interrupt,
+    ops::{AdaptedLayers, Adapters},
 };
 
 /// The text encoders, one or in SDXL two, and the embeddings of the latest prompts. Many requests share a prompt, nearly all the empty
@@ -28,6 +29,24 @@ pub struct PromptEncoder {
     force_zeros_for_empty_prompt: bool,
     device: Device,
     cache: Mutex<PromptCache>,
+}
+
+/// What the adapters of a request make of the text encoders.
+#[derive(Debug, Clone, Default)]
+pub struct TextAdapters {
+    /// One for each adapter that has a part in a text encoder: embeddings with other ids are other embeddings.
+    pub ids: Vec<AdapterId>,
+    /// One for each encoder, or none at all.
+    pub layers: Vec<Option<Arc<AdaptedLayers>>>,
+}
+
+/// What tells an adapter from others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdapterId {
+    /// A number that no other content of a file has.
+    pub file: u64,
+    /// The factor of all that it changes.
+    pub strength: f64,
 }
 
 /// The embeddings of the prompts of a request.
@@ -62,6 +81,7 @@ impl PromptEncoder {
         &self,
         prompts: &[&ParsedPrompt],
         clip_skip: Option<ClipSkip>,
+        adapters: &TextAdapters,
         interrupt: Interrupt,
     ) -> Result<EncodedPrompts, GenerationError> {
         let skipped_layers = clip_skip.map_or(0, ClipSkip::layers);
@@ -69,13 +89,14 @@ impl PromptEncoder {
         if let Some(skip) = clip_skip.filter(|skip| skip.layers() >= depth.max(1)) {
             return Err(InvalidValue::new("clip_skip", skip, format!("a whole number from 1 to {depth} for this model")).into());
         }
-        let keys: Vec<Key> = prompts.iter().map(|prompt| Key { prompt: (*prompt).clone(), skipped_layers }).collect();
+        let key = |prompt: &ParsedPrompt| Key { prompt: prompt.clone(), skipped_layers, adapters: adapters.ids.clone() };
+        let keys: Vec<Key> = prompts.iter().map(|prompt| key(prompt)).collect();
         let cached: Vec<Option<EncodedPrompt>> = keys.iter().map(|key| self.cache().get(key)).collect();
         let missing: Vec<&Key> = keys.iter().zip(&cached).filter(|(_, cached)| cached.is_none()).map(|(key, _)| key).collect();
         metrics::counter!("sdw_prompt_cache_total", "outcome" => "hit").increment((prompts.len() - missing.len()) as u64);
         metrics::counter!("sdw_prompt_cache_total", "outcome" => "miss").increment(missing.len() as u64);
 
-        let new = self.run(&missing, skipped_layers, interrupt)?;
+        let new = self.run(&missing, adapters, interrupt)?;
         missing.iter().zip(&new).for_each(|(key, new)| self.cache().put(key, new.clone()));
         let mut new = new.into_iter();
         let encoded: Vec<EncodedPrompt> = cached.into_iter().filter_map(|cached| cached.or_else(|| new.next())).collect();
@@ -83,16 +104,20 @@ impl PromptEncoder {
         let parts: Vec<EncodedPart> = encoded.into_iter().flat_map(|prompt| prompt.parts).collect();
         let pooled = parts.iter().filter_map(|part| Some(zeros_if(part.is_zero, part.pooled.as_ref()?))).collect::<Result<Vec<_>, _>>()?;
         let pooled = if pooled.is_empty() { None } else { Some(Tensor::cat(&pooled, 0)?) };
-        Ok(EncodedPrompts { embeddings: self.batch(parts, skipped_layers, interrupt)?, pooled, warnings })
+        Ok(EncodedPrompts { embeddings: self.batch(parts, &key(&ParsedPrompt::negative("")), adapters, interrupt)?, pooled, warnings })
     }
 
-    /// The parts as one batch. Shorter parts are filled up with chunks without words.
-    fn batch(&self, parts: Vec<EncodedPart>, skipped_layers: usize, interrupt: Interrupt) -> Result<Tensor, GenerationError> {
+    /// The parts as one batch. Shorter parts are filled up with chunks without words, those of `nothing`.
+    fn batch(
+        &self,
+        parts: Vec<EncodedPart>,
+        nothing: &Key,
+        adapters: &TextAdapters,
+        interrupt: Interrupt,
+    ) -> Result<Tensor, GenerationError> {
         let lengths = parts.iter().map(|part| part.chunks.dim(0)).collect::<Result<Vec<_>, _>>()?;
         let longest = lengths.iter().copied().max().unwrap_or_default();
-        let nothing = Key { prompt: ParsedPrompt::negative(""), skipped_layers };
-        let empty =
-            if lengths.iter().all(|length| *length == longest) { Vec::new() } else { self.run(&[&nothing], skipped_layers, interrupt)? };
+        let empty = if lengths.iter().all(|length| *length == longest) { Vec::new() } else { self.run(&[nothing], adapters, interrupt)? };
         let empty: Vec<&Tensor> = empty.iter().flat_map(|prompt| &prompt.parts).map(|part| &part.chunks).collect();
         let mut rows = Vec::with_capacity(parts.len());
         for (EncodedPart { mut chunks, is_zero, .. }, length) in parts.into_iter().zip(lengths) {
@@ -107,12 +132,13 @@ impl PromptEncoder {
     }
 
     /// Encodes prompts in one batch.
-    fn run(&self, prompts: &[&Key], skipped_layers: usize, interrupt: Interrupt) -> Result<Vec<EncodedPrompt>, GenerationError> {
-        if prompts.is_empty() {
-            return Ok(Vec::new());
-        }
+    fn run(&self, prompts: &[&Key], adapters: &TextAdapters, interrupt: Interrupt) -> Result<Vec<EncodedPrompt>, GenerationError> {
+        let Some(Key { skipped_layers, .. }) = prompts.first() else { return Ok(Vec::new()) };
         let all: Vec<_> = prompts.iter().flat_map(|key| key.prompt.parts()).collect();
-        let read = self.encoders.iter().map(|encoder| encoder.read(&all, skipped_layers, &self.device, interrupt));
+        let read = self.encoders.iter().enumerate().map(|(i, encoder)| {
+            let adapters = Adapters::new(adapters.layers.get(i).cloned().flatten());
+            encoder.read(&all, *skipped_layers, &self.device, &adapters, interrupt)
+        });
         let mut read = read.collect::<Result<Vec<_>, _>>()?.into_iter().map(Vec::into_iter).collect::<Vec<_>>();
         let mut encoded = Vec::with_capacity(prompts.len());
         for Key { prompt, .. } in prompts {

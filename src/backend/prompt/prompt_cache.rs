@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use candle_core::Tensor;
 
-use super::ParsedPrompt;
+use super::{AdapterId, ParsedPrompt};
 
 /// Prompts that are kept. In Stable Diffusion 1.5, a short one takes 231 KiB.
 const CAPACITY: usize = 64;
@@ -16,11 +16,13 @@ const CAPACITY_BYTES: usize = 64 << 20;
 pub(super) struct Key {
     pub(super) prompt: ParsedPrompt,
     pub(super) skipped_layers: usize,
+    /// What tells the text encoders' adapters from others.
+    pub(super) adapters: Vec<AdapterId>,
 }
 
 impl Key {
     fn is(&self, other: &Self) -> bool {
-        self.skipped_layers == other.skipped_layers && self.prompt.reads_as(&other.prompt)
+        (self.skipped_layers, &self.adapters) == (other.skipped_layers, &other.adapters) && self.prompt.reads_as(&other.prompt)
     }
 }
 
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn large_prompts_leave_room_for_few() {
-        let key = |text: &str| Key { prompt: ParsedPrompt::positive(text).unwrap(), skipped_layers: 0 };
+        let key = |text: &str| Key { prompt: ParsedPrompt::positive(text).unwrap(), skipped_layers: 0, adapters: Vec::new() };
         let mut cache = PromptCache::default();
         let texts = |cache: &PromptCache| cache.0.iter().map(|(key, _)| key.prompt.as_str().to_owned()).collect::<Vec<_>>();
         // Prompts of one letter, which count as well.
@@ -122,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_prompt_that_was_not_used_for_longest_goes_first() {
-        let key = |text: &str| Key { prompt: ParsedPrompt::positive(text).unwrap(), skipped_layers: 0 };
+        let key = |text: &str| Key { prompt: ParsedPrompt::positive(text).unwrap(), skipped_layers: 0, adapters: Vec::new() };
         let encoded = prompt_of(0);
         let mut cache = PromptCache::default();
         cache.put(&key(""), encoded.clone());
@@ -133,8 +135,9 @@ mod tests {
         }
         assert!(cache.get(&key("never again")).is_none());
         assert!(cache.get(&key("0")).is_some() && cache.get(&key("")).is_some());
-        assert!(cache.get(&Key { prompt: ParsedPrompt::negative("0"), skipped_layers: 0 }).is_none());
+        assert!(cache.get(&Key { prompt: ParsedPrompt::negative("0"), ..key("0") }).is_none());
         assert!(cache.get(&Key { skipped_layers: 1, ..key("0") }).is_none());
+        assert!(cache.get(&Key { adapters: vec![AdapterId { file: 1, strength: 1.0 }], ..key("0") }).is_none());
         cache.put(&key("0"), encoded);
         assert_eq!(cache.0.len(), CAPACITY, "and each is kept once");
     }

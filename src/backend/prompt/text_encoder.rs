@@ -8,6 +8,7 @@ use super::{PromptTokenizer, syntax::PromptPart, tokenizer::Chunk};
 use crate::{
     backend::GenerationError,
     models::{HiddenState, Interrupt, TextNetwork},
+    ops::Adapters,
 };
 
 /// A mean of embeddings that is smaller than this share of the mean of their absolute values is a rounding error.
@@ -82,6 +83,7 @@ impl TextEncoder {
         parts: &[&PromptPart],
         skipped_layers: usize,
         device: &Device,
+        adapters: &Adapters,
         interrupt: Interrupt,
     ) -> Result<Vec<ReadPart>, GenerationError> {
         let mut all: Vec<Chunk> = Vec::new();
@@ -95,10 +97,10 @@ impl TextEncoder {
         let ids = Tensor::stack(&ids, 0)?;
         let TextNetwork::Clip(model) = &self.network;
         let (embeddings, pooled) = match self.state {
-            HiddenState::Last => (model.forward(&ids, skipped_layers, interrupt)?, None),
+            HiddenState::Last => (model.forward(&ids, skipped_layers, adapters, interrupt)?, None),
             HiddenState::Penultimate => {
                 let ends: Vec<usize> = all.iter().map(|chunk| self.tokenizer.end_of(chunk)).collect();
-                model.forward_penultimate(&ids, &ends, interrupt)?
+                model.forward_penultimate(&ids, &ends, adapters, interrupt)?
             }
         };
         let stressed: Vec<Tensor> =

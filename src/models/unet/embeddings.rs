@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{UNet2DConditionConfig, config::TIME_IDS};
 use crate::{
     models::conditions::Conditions,
-    ops::{Linear, Weights, for_batch},
+    ops::{Adapters, Linear, Weights, for_batch},
 };
 
 const MAX_PERIOD: f64 = 10_000.0;
@@ -52,8 +52,8 @@ impl TimestepEmbedding {
         Ok(Self { linear_1: Linear::new(channels, width, &vb.pp("linear_1"))?, linear_2: Linear::new(width, width, &vb.pp("linear_2"))? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_2.forward(&self.linear_1.forward(x)?.silu()?)
+    fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+        self.linear_2.with(adapters).forward(&self.linear_1.with(adapters).forward(x)?.silu()?)
     }
 }
 
@@ -111,28 +111,29 @@ impl TimeEmbedding {
     }
 
     /// What these conditions add in every step.
-    pub(super) fn add_embedding(&self, conditions: &Conditions) -> Result<AddEmbedding> {
+    pub(super) fn add_embedding(&self, conditions: &Conditions, adapters: &Adapters) -> Result<AddEmbedding> {
         let guidance = self.cond_proj.as_ref().map(|(numbers, projection)| {
-            projection.forward(&numbers.forward(&[(conditions.guidance_scale - 1.0) * GUIDANCE_SCALING], conditions.text)?)
+            let scale = numbers.forward(&[(conditions.guidance_scale - 1.0) * GUIDANCE_SCALING], conditions.text)?;
+            projection.with(adapters).forward(&scale)
         });
         let text_time = self.add_embedding.as_ref().map(|(numbers, embedding)| {
             let Some(pooled) = conditions.pooled else {
                 candle_core::bail!("this network looks at pooled text, and the conditions have none")
             };
             let sizes = for_batch(&numbers.forward(&time_ids(conditions.size), pooled)?.flatten_all()?.unsqueeze(0)?, pooled.dim(0)?)?;
-            embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)
+            embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?, adapters)
         });
         Ok(AddEmbedding { guidance: guidance.transpose()?, text_time: text_time.transpose()? })
     }
 
     /// `silu(embedding)` of each generation's timestep, `(generations, time_embed_dim)`, or `(batch, time_embed_dim)` where the samples of
     /// a generation differ in it. Its type and device are those of `like`.
-    pub(super) fn forward(&self, timesteps: &[f64], add_embedding: &AddEmbedding, like: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, timesteps: &[f64], add_embedding: &AddEmbedding, adapters: &Adapters, like: &Tensor) -> Result<Tensor> {
         let mut phases = self.time_proj.forward(timesteps, like)?;
         if let Some(guidance) = &add_embedding.guidance {
             phases = (phases + guidance)?;
         }
-        let embedding = self.time_embedding.forward(&phases)?;
+        let embedding = self.time_embedding.forward(&phases, adapters)?;
         match &add_embedding.text_time {
             Some(text_time) => (for_batch(&embedding, text_time.dim(0)?)? + text_time)?.silu(),
             None => embedding.silu(),

@@ -45,12 +45,13 @@ impl Transformer2DModel {
 
     /// `x` is `(batch, channels, height, width)`, or of one sample a generation, which becomes as many samples as its text has.
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let mut hidden = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
+        let normed = to_sequence(&self.norm.with(pass.adapters).forward(x)?)?;
+        let mut hidden = self.proj_in.with(pass.adapters).forward(&normed)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, pass)?;
         }
         let residual = for_batch(&to_sequence(x)?, hidden.dim(0)?)?;
-        to_image(&self.proj_out.forward_add(&hidden, &residual)?, x)
+        to_image(&self.proj_out.with(pass.adapters).forward_add(&hidden, &residual)?, x)
     }
 }
 
@@ -80,9 +81,9 @@ impl BasicTransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let x = self.attn1.forward_self(&self.norm1.forward(x)?, x, pass)?;
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, &x, pass)?;
-        self.ff.forward(&self.norm3.forward(&x)?, &x, pass)
+        let x = self.attn1.forward_self(&self.norm1.with(pass.adapters).forward(x)?, x, pass)?;
+        let x = self.attn2.forward(&self.norm2.with(pass.adapters).forward(&x)?, &x, pass)?;
+        self.ff.forward(&self.norm3.with(pass.adapters).forward(&x)?, &x, pass)
     }
 }
 
@@ -101,6 +102,6 @@ impl FeedForward {
 
     fn forward(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
         pass.check()?;
-        self.out.forward_add(&self.proj.forward(x)?, residual)
+        self.out.with(pass.adapters).forward_add(&self.proj.with(pass.adapters).forward(x)?, residual)
     }
 }

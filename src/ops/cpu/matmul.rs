@@ -34,6 +34,7 @@ pub(super) trait Inputs: Sync {
 }
 
 /// The rows of a matrix `(rows, depth)`.
+#[derive(Clone, Copy)]
 pub(super) struct MatrixRows<'a> {
     pub(super) values: &'a [f32],
     pub(super) depth: usize,
@@ -46,8 +47,28 @@ impl Inputs for MatrixRows<'_> {
     }
 }
 
+/// A product of the same rows and columns that is added to another one, before its epilogue. It is packed for the same machine.
+#[derive(Clone, Copy)]
+pub(super) struct Addend<'a> {
+    pub(super) inputs: MatrixRows<'a>,
+    pub(super) weights: &'a Panels,
+}
+
 /// Writes rows `of` the product.
 pub(super) fn matmul(inputs: &impl Inputs, of: Range<usize>, weights: &Panels, epilogue: &Epilogue, out: &mut Output) {
+    matmul_add(inputs, of, weights, None, epilogue, out);
+}
+
+/// [`matmul`], with the same rows of another product added.
+pub(super) fn matmul_add(
+    inputs: &impl Inputs,
+    of: Range<usize>,
+    weights: &Panels,
+    addend: Option<Addend>,
+    epilogue: &Epilogue,
+    out: &mut Output,
+) {
+    assert!(addend.is_none_or(|addend| (addend.weights.columns, addend.weights.width) == (weights.columns, weights.width)));
     let rows = of.len();
     if rows == 0 || weights.count() == 0 {
         return;
@@ -64,10 +85,11 @@ pub(super) fn matmul(inputs: &impl Inputs, of: Range<usize>, weights: &Panels, e
         let rows = (of.start + first_row).min(of.end)..(of.start + first_row + block).min(of.end);
         let panels = first_panel.min(weights.count())..(first_panel + per_task).min(weights.count());
         let cut = Cut::new(weights, rows.len());
-        with_scratch(cut.lines() + panels.len() * cut.sums + weights.scratch(cut.stretch), |scratch| {
+        let decoded = weights.scratch(cut.stretch).max(addend.map_or(0, |addend| addend.weights.scratch(cut.stretch)));
+        with_scratch(cut.lines() + panels.len() * cut.sums + decoded, |scratch| {
             // SAFETY: no two tasks have rows and panels in common, and a task writes its own numbers alone.
             let out = unsafe { out.for_task() };
-            weights.machine.run(|multiplier| Task { multiplier, inputs, rows, weights, panels, cut, epilogue, out, scratch });
+            weights.machine.run(|multiplier| Task { multiplier, inputs, rows, weights, addend, panels, cut, epilogue, out, scratch });
         });
     });
 }
@@ -111,6 +133,7 @@ struct Task<'a, I> {
     inputs: &'a I,
     rows: Range<usize>,
     weights: &'a Panels,
+    addend: Option<Addend<'a>>,
     panels: Range<usize>,
     cut: Cut,
     epilogue: &'a Epilogue<'a>,
@@ -123,11 +146,47 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { multiplier, inputs, rows, weights, panels, cut, epilogue, mut out, scratch } = self;
+        let Self { multiplier, inputs, rows, weights, addend, panels, cut, epilogue, mut out, scratch } = self;
+        let mut sums = Sums { multiplier, rows, panels, cut, scratch };
+        match addend {
+            None => sums.add(simd, inputs, weights, (true, true), epilogue, &mut out),
+            Some(addend) => {
+                sums.add(simd, inputs, weights, (true, false), epilogue, &mut out);
+                sums.add(simd, &addend.inputs, addend.weights, (false, true), epilogue, &mut out);
+            }
+        }
+    }
+}
+
+/// The sums of a task's rows and panels.
+struct Sums<'a> {
+    multiplier: Multiplier,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    cut: Cut,
+    /// Lines, sums, and weights as they are multiplied.
+    scratch: &'a mut [f32],
+}
+
+impl Sums<'_> {
+    /// Adds the products of all of a depth, the first of a task or the last one or both. The last one's sums are finished and written.
+    #[inline(always)]
+    fn add<S: Simd>(
+        &mut self,
+        simd: S,
+        inputs: &impl Inputs,
+        weights: &Panels,
+        (is_first, is_last): (bool, bool),
+        epilogue: &Epilogue,
+        out: &mut Output,
+    ) {
+        let Self { multiplier, rows, panels, cut, scratch } = self;
         let (products, depth, width) = (weights.machine.products, weights.depth, weights.width);
-        let Cut { height, stretch, pitch, sums } = cut;
+        let Cut { height, stretch, pitch, sums } = *cut;
         let (words, rest) = scratch.split_at_mut(cut.lines());
         let (all_sums, decoded) = rest.split_at_mut(panels.len() * sums);
+        // Where one stretch is all there is, the sums of a panel need not outlast it.
+        let spacing = if is_first && is_last && stretch >= depth { 0 } else { sums };
         for first in (0..depth).step_by(stretch) {
             let count = stretch.min(depth - first);
             for (line, row) in words.chunks_exact_mut(pitch).zip(rows.clone()) {
@@ -135,14 +194,13 @@ impl<I: Inputs> WithSimd for Task<'_, I> {
             }
             let lines = Lines { words, pitch, numbers: products.padded(count) };
             for (i, panel) in panels.clone().enumerate() {
-                // Where one stretch is all there is, the sums of a panel need not outlast it.
-                let sums = &mut all_sums[if stretch >= depth { 0 } else { i * sums }..][..sums];
+                let sums = &mut all_sums[i * spacing..][..sums];
                 let soon = weights.stored((panel + 1) % weights.count(), first, count);
                 let packed = weights.packed(panel, first, count, decoded);
-                multiplier.multiply(simd, lines, height, (packed, soon), width, sums, first > 0);
-                if first + count == depth {
+                multiplier.multiply(simd, lines, height, (packed, soon), width, sums, first > 0 || !is_first);
+                if is_last && first + count == depth {
                     for (sums, row) in sums.chunks_exact(width).zip(rows.clone()) {
-                        epilogue.write(simd, row, panel * width, sums, &mut out);
+                        epilogue.write(simd, row, panel * width, sums, out);
                     }
                 }
             }

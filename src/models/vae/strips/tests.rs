@@ -9,7 +9,7 @@ use crate::{
     ops::{WeightType, Weights, has_exact_products},
 };
 
-const PASS: Pass = Pass { temb: None, text: None, interrupt: Interrupt::NEVER };
+const PASS: Pass = Pass { temb: None, text: None, adapters: crate::ops::Adapters::NONE, interrupt: Interrupt::NEVER };
 
 fn tiny(dtype: DType) -> AutoencoderKl {
     load("tests/parity/tiny/vae", dtype)
