@@ -143,7 +143,7 @@ impl PromptEncoder {
         let mut encoded = Vec::with_capacity(prompts.len());
         for Key { prompt, .. } in prompts {
             let is_zero = self.force_zeros_for_empty_prompt && prompt.is_empty_negative();
-            let mut new = EncodedPrompt { networks: prompt.networks().to_vec(), ..EncodedPrompt::default() };
+            let mut new = EncodedPrompt { left_out: prompt.left_out().to_vec(), ..EncodedPrompt::default() };
             for part in prompt.parts() {
                 for span in part.sections.iter().flatten() {
                     new.unknown.extend(self.known_words.missing_in(&span.text));
@@ -181,8 +181,8 @@ fn warnings(prompts: &[EncodedPrompt]) -> Vec<String> {
     let embeddings = each_once(prompts.iter().flat_map(|prompt| &prompt.embeddings));
     let no_such = "was left out: there is no such file below the folder of --embeddings";
     warnings.extend(embeddings.into_iter().map(|name| format!("the embedding \"{name}\" {no_such}")));
-    let networks = each_once(prompts.iter().flat_map(|prompt| &prompt.networks));
-    warnings.extend(networks.into_iter().map(|name| format!("{name} was left out: not supported by this worker")));
+    let left_out = each_once(prompts.iter().flat_map(|prompt| &prompt.left_out));
+    warnings.extend(left_out.into_iter().map(|name| format!("{name} was left out: not supported by this worker")));
     warnings
 }
 

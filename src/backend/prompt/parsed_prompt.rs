@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::syntax::{self, PromptPart};
-use crate::common::InvalidValue;
+use super::syntax::{self, Network, PromptPart};
+use crate::common::{InvalidValue, NamedLora};
 
 /// The most parts of a prompt: each is one more sample in every step.
 const MAX_PARTS: usize = 16;
@@ -13,12 +13,14 @@ const MAX_PARTS: usize = 16;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedPrompt(Arc<Parsed>);
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 struct Parsed {
     text: String,
     is_negative: bool,
     parts: Vec<PromptPart>,
-    networks: Vec<String>,
+    loras: Vec<NamedLora>,
+    /// Networks that the text names and that are left out.
+    left_out: Vec<String>,
     has_words: bool,
 }
 
@@ -26,9 +28,19 @@ impl ParsedPrompt {
     /// What the picture shows. The parts between `AND`s guide the picture side by side.
     ///
     /// # Errors
-    /// When there are more than 16 parts.
+    /// When there are more than 16 parts, or a LoRA's scale is no number or out of range.
     pub fn positive(text: &str) -> Result<Self, InvalidValue> {
-        let prompt = Self::new(text, false, syntax::parse);
+        let (words, networks) = syntax::without_networks(text);
+        let (mut loras, mut left_out) = (Vec::new(), Vec::new());
+        for network in networks {
+            match network {
+                Network::Lora(inside) => {
+                    loras.push(NamedLora::from_tag(&inside).map_err(|error| InvalidValue { name: "prompt", ..error })?);
+                }
+                Network::Hypernetwork(name) => left_out.push(format!("hypernetwork \"{name}\"")),
+            }
+        }
+        let prompt = Self::new(text, &words, syntax::parse(&words), Parsed { loras, left_out, ..Parsed::default() });
         match prompt.part_weights().len() {
             ..=MAX_PARTS => Ok(prompt),
             parts => {
@@ -41,13 +53,17 @@ impl ParsedPrompt {
     /// What the picture does not show. It has one part: `AND` is a word like others.
     #[must_use]
     pub fn negative(text: &str) -> Self {
-        Self::new(text, true, syntax::parse_negative)
+        let (words, networks) = syntax::without_networks(text);
+        let left_out = networks.into_iter().map(|network| match network {
+            Network::Lora(inside) => format!("LoRA \"{}\" of the negative prompt", inside.split(':').next().unwrap_or_default()),
+            Network::Hypernetwork(name) => format!("hypernetwork \"{name}\""),
+        });
+        let rest = Parsed { is_negative: true, left_out: left_out.collect(), ..Parsed::default() };
+        Self::new(text, &words, syntax::parse_negative(&words), rest)
     }
 
-    fn new(text: &str, is_negative: bool, parse: fn(&str) -> Vec<PromptPart>) -> Self {
-        let (words, networks) = syntax::without_networks(text);
-        let has_words = !words.trim().is_empty();
-        Self(Arc::new(Parsed { text: text.to_owned(), is_negative, parts: parse(&words), networks, has_words }))
+    fn new(text: &str, words: &str, parts: Vec<PromptPart>, rest: Parsed) -> Self {
+        Self(Arc::new(Parsed { text: text.to_owned(), parts, has_words: !words.trim().is_empty(), ..rest }))
     }
 
     /// The text as it was given.
@@ -66,8 +82,9 @@ impl ParsedPrompt {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let spans = self.parts().iter().flat_map(|part| part.sections.iter().flatten());
-        let networks: usize = self.networks().iter().map(String::len).sum();
-        self.as_str().len() + networks + spans.map(|span| size_of_val(span) + span.text.len()).sum::<usize>()
+        let loras: usize = self.loras().iter().map(|lora| size_of_val(lora) + lora.name.len()).sum();
+        let left_out: usize = self.left_out().iter().map(String::len).sum();
+        self.as_str().len() + loras + left_out + spans.map(|span| size_of_val(span) + span.text.len()).sum::<usize>()
     }
 
     /// Whether both become the same embeddings: a negative prompt is read in another way.
@@ -79,9 +96,15 @@ impl ParsedPrompt {
         &self.0.parts
     }
 
-    /// The networks that the prompt names, such as `LoRA "name"`.
-    pub(super) fn networks(&self) -> &[String] {
-        &self.0.networks
+    /// The LoRAs that the text names.
+    #[must_use]
+    pub fn loras(&self) -> &[NamedLora] {
+        &self.0.loras
+    }
+
+    /// Networks that the text names and that are left out, such as `hypernetwork "name"`.
+    pub(super) fn left_out(&self) -> &[String] {
+        &self.0.left_out
     }
 
     /// A negative prompt of spaces, or of names of networks alone.

@@ -36,8 +36,8 @@ pub(super) struct EncodedPrompt {
     pub(super) unknown: Vec<String>,
     /// Learned words that the prompt names and that this worker does not have.
     pub(super) embeddings: Vec<String>,
-    /// Networks that the prompt names and that this worker does not apply.
-    pub(super) networks: Vec<String>,
+    /// Networks that the prompt names and that are left out.
+    pub(super) left_out: Vec<String>,
 }
 
 /// The embeddings of a part of a prompt.

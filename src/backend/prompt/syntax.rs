@@ -9,8 +9,11 @@ const BREAK_WEIGHT: f64 = -1.0;
 const STRESS: f64 = 1.1;
 /// Brackets nested deeper than this have no effect: applying each one costs time for all the text in it. A1111 has no such limit.
 const MAX_DEPTH: usize = 100;
-/// The networks that A1111 takes out of a prompt, with people's names for them.
-const NETWORKS: [(&str, &str); 3] = [("lora", "LoRA"), ("lyco", "LyCORIS"), ("hypernet", "hypernetwork")];
+/// The networks that A1111 takes out of a prompt.
+const NETWORKS: [&str; 3] = ["lora", LYCORIS, HYPERNETWORK];
+/// A1111's old name for what it calls a LoRA, too.
+const LYCORIS: &str = "lyco";
+const HYPERNETWORK: &str = "hypernet";
 /// No weight is further from 0.
 const MAX_WEIGHT: f64 = 100.0;
 
@@ -30,8 +33,17 @@ pub(super) struct Span {
     pub(super) weight: f64,
 }
 
+/// A network that a prompt names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Network {
+    /// `<lora:name:1>` or `<lyco:name:1>`: what is behind the first colon.
+    Lora(String),
+    /// `<hypernet:name:1>`: its name.
+    Hypernetwork(String),
+}
+
 /// A prompt without its `<lora:name:1>` and the like, and the networks that these name.
-pub(super) fn without_networks(prompt: &str) -> (String, Vec<String>) {
+pub(super) fn without_networks(prompt: &str) -> (String, Vec<Network>) {
     let (mut text, mut networks) = (String::with_capacity(prompt.len()), Vec::new());
     let mut rest = prompt;
     let last_end = prompt.rfind('>').map(|at| prompt.len() - at);
@@ -39,9 +51,9 @@ pub(super) fn without_networks(prompt: &str) -> (String, Vec<String>) {
         text.push_str(before);
         // Nothing is looked for behind the last `>`: a prompt may begin a thousand networks and end none.
         rest = if last_end.is_some_and(|end| inside.len() >= end)
-            && let Some((name, after)) = network(inside)
+            && let Some((network, after)) = network(inside)
         {
-            networks.push(name);
+            networks.push(network);
             after
         } else {
             text.push('<');
@@ -52,15 +64,16 @@ pub(super) fn without_networks(prompt: &str) -> (String, Vec<String>) {
     (text, networks)
 }
 
-/// `lora:name:1>` as its kind and its name, and what follows it.
-fn network(text: &str) -> Option<(String, &str)> {
-    let (kind, inside) = NETWORKS.iter().find_map(|(word, kind)| {
+/// The network of `lora:name:1>`, and what follows it.
+fn network(text: &str) -> Option<(Network, &str)> {
+    let (kind, inside) = NETWORKS.iter().find_map(|word| {
         let (start, rest) = text.split_at_checked(word.len())?;
-        Some((kind, rest.strip_prefix(':').filter(|_| start.eq_ignore_ascii_case(word))?))
+        Some((*word, rest.strip_prefix(':').filter(|_| start.eq_ignore_ascii_case(word))?))
     })?;
     let (inside, after) = inside.split_once('>').filter(|(inside, _)| !inside.is_empty())?;
     let name = inside.split(':').next().unwrap_or_default();
-    Some((format!("{kind} \"{name}\""), after))
+    let network = if kind == HYPERNETWORK { Network::Hypernetwork(name.to_owned()) } else { Network::Lora(inside.to_owned()) };
+    Some((network, after))
 }
 
 /// Parses a prompt. Every text is valid: what is no syntax is words.
@@ -293,11 +306,12 @@ mod tests {
 
     #[test]
     fn networks_are_taken_out_of_a_prompt() {
+        let (lora, hypernetwork) = (|inside: &str| Network::Lora(inside.to_owned()), |name: &str| Network::Hypernetwork(name.to_owned()));
         for (prompt, right, networks) in [
-            ("a <lora:Film Grain:0.8> fox", "a  fox", &["LoRA \"Film Grain\""][..]),
-            ("<lora:a:1><hypernet:b><LyCo:c:1:2=3>", "", &["LoRA \"a\"", "hypernetwork \"b\"", "LyCORIS \"c\""]),
-            ("a<<lora:ä AND b:1>>", "a<>", &["LoRA \"ä AND b\""]),
-            ("<lora::1>", "", &["LoRA \"\""]),
+            ("a <lora:Film Grain:0.8> fox", "a  fox", &[lora("Film Grain:0.8")][..]),
+            ("<lora:a:1><hypernet:b:2><LyCo:c:1:2=3>", "", &[lora("a:1"), hypernetwork("b"), lora("c:1:2=3")]),
+            ("a<<lora:ä AND b:1>>", "a<>", &[lora("ä AND b:1")]),
+            ("<lora::1>", "", &[lora(":1")]),
             (
                 "<lora:>, <lora>, <lora :a>, <loras:a>, <cat-toy>, lora:a>, <3 <",
                 "<lora:>, <lora>, <lora :a>, <loras:a>, <cat-toy>, lora:a>, <3 <",
@@ -306,7 +320,7 @@ mod tests {
             ("<lora:a", "<lora:a", &[]),
             ("<ä🦊", "<ä🦊", &[]),
         ] {
-            assert_eq!(without_networks(prompt), (right.to_owned(), networks.iter().map(|name| (*name).to_owned()).collect()), "{prompt}");
+            assert_eq!(without_networks(prompt), (right.to_owned(), networks.to_vec()), "{prompt}");
         }
     }
 
