@@ -1,5 +1,6 @@
 //! From a queued request to a picture: the queue, the engine that empties it, and the pipeline that the engine drives.
 
+mod adapters;
 mod demand;
 mod error;
 mod families;
@@ -24,6 +25,10 @@ mod request_queue;
 mod selfcheck;
 mod wide_vae;
 
+pub use adapters::{
+    AdaptableNetwork, AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, ChosenAdapter,
+    MergedAdapters,
+};
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};
 pub use generation::{Generation, Pipeline};
@@ -36,7 +41,7 @@ pub use latent_preview::LatentPreview;
 pub use model_files::{ModelFiles, PartWeights, dequantized};
 pub use model_info::{ModelDefaults, ModelInfo};
 pub use model_loader::{LoadOptions, load};
-pub use order::{InputKind, Order, Settings};
+pub use order::{InputKind, Order, OrderAdapters, Settings};
 pub use prompt::{AdapterId, EncodedPrompts, KnownWords, ParsedPrompt, PromptEncoder, PromptTokenizer, TextAdapters, TextEncoder};
 pub use pulse::Pulse;
 pub use recording::Recording;

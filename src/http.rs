@@ -21,6 +21,7 @@ mod hosts;
 mod jobs;
 mod json_error;
 mod lifecycle;
+mod loras;
 mod metrics_endpoint;
 mod off_thread;
 mod openai;
@@ -39,6 +40,7 @@ mod trace_context;
 mod unread_body;
 mod uploads;
 mod wire;
+mod wire_loras;
 
 use std::sync::Arc;
 
@@ -73,6 +75,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(metrics_endpoint::render))
         .routes(routes!(discovery::info))
         .routes(routes!(discovery::capabilities))
+        .routes(routes!(loras::list))
         .routes(routes!(docs::openapi))
         .routes(routes!(docs::docs))
         .routes(routes!(shutdown::shutdown))

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
-    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, ModelInfo, Pulse, RequestQueue},
+    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelInfo, Pulse, RequestQueue},
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::error_chain,
     http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
@@ -253,9 +253,9 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
 
 /// Loads the model and makes a small picture with it, on another thread.
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
-    let model = args.model.clone();
+    let (model, merged) = (args.model.clone(), args.lora.clone());
     let work = move || -> Result<_, LoadError> {
-        let options = model.options()?;
+        let options = LoadOptions { merged, ..model.options()? };
         let pipeline = Arc::new(backend::load(&model.files()?, &options)?);
         pipeline.self_test().map_err(LoadError::SelfTest)?;
         Ok(pipeline)

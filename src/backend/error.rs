@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::AdapterError;
 use crate::{
-    common::{ImageSize, InvalidValue},
+    common::{ImageSize, InvalidValue, error_chain},
     device::DeviceError,
     models::ConfigError,
 };
@@ -14,6 +15,9 @@ pub enum GenerationError {
     /// The request asks for what this model or this worker cannot do.
     #[error("{} {}", .0.name, .0)]
     Unsupported(InvalidValue),
+    /// An adapter cannot be used.
+    #[error("a LoRA of the request cannot be used: {}", error_chain(.0))]
+    Adapter(AdapterError),
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
@@ -123,9 +127,18 @@ pub enum LoadError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The folder of adapters cannot be read.
+    #[error(transparent)]
+    Adapters(#[from] AdapterError),
     /// The model is loaded, but the first small picture failed.
     #[error("the model loads, but does not work")]
     SelfTest(#[source] GenerationError),
+}
+
+impl From<AdapterError> for GenerationError {
+    fn from(error: AdapterError) -> Self {
+        Self::Adapter(error)
+    }
 }
 
 // Not derived: the value is the message, and not its cause.

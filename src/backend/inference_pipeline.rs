@@ -11,7 +11,7 @@ use tracing::{debug_span, warn};
 
 use super::{
     Demand, EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
-    StepKind, TextAdapters, WideVae, image_utils,
+    StepKind, WideVae, image_utils,
 };
 use crate::{
     common::{GuidanceRescale, ImageSize, InputImage, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
@@ -85,19 +85,20 @@ impl Pipeline for InferencePipeline {
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Diffusion, GenerationError> {
         // 1. Inputs were checked, and timesteps prepared, when the order was made.
-        let Order { prompt, negative_prompt, config, demand, .. } = &request.order;
+        let Order { prompt, negative_prompt, adapters, config, demand, .. } = &request.order;
 
         // 2. Encode the prompt, with guidance after the negative one.
         let span = debug_span!("text_encode").entered();
         let prompts = [negative_prompt, prompt];
         let prompts = if demand.is_guided() { &prompts[..] } else { &prompts[1..] };
-        let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, &TextAdapters::default(), interrupt)?;
+        let applied = self.info.adapters.as_ref().map(|library| library.apply(&adapters.chosen)).transpose()?.unwrap_or_default();
+        let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, &applied.text, interrupt)?;
         let conditions = Conditions {
             text: &encoded.embeddings,
             pooled: encoded.pooled.as_ref(),
             size: (config.size.height() as usize, config.size.width() as usize),
             guidance_scale: config.guidance_scale.get(),
-            adapters: None,
+            adapters: applied.denoiser.as_ref(),
         };
         let context = self.networks.denoiser.context(&conditions)?;
         let unguided = demand.has_steps_of_prompt_alone().then(|| {
@@ -107,6 +108,7 @@ impl Pipeline for InferencePipeline {
         });
         let unguided = unguided.transpose()?;
         let EncodedPrompts { embeddings: text_embeddings, mut warnings, .. } = encoded;
+        warnings.extend_from_slice(&adapters.warnings);
         let enlarged_to = request.order.output.enlarged_to;
         warnings.extend(self.info.size_warning(config.size, enlarged_to));
         drop(span);

@@ -1,13 +1,14 @@
 //! The parameters of a picture as text in its PNG file, in the form of
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
-use super::Order;
+use super::{Order, OrderAdapters};
 use crate::common::{ImageSize, SamplingConfig, Schedule};
 
 /// The parameters of one picture.
 #[derive(Debug, Clone)]
 pub struct ImageMetadata<'a> {
     prompt: &'a str,
+    adapters: Option<&'a OrderAdapters>,
     negative_prompt: &'a str,
     config: SamplingConfig,
     enlarged_to: Option<ImageSize>,
@@ -20,6 +21,7 @@ impl<'a> ImageMetadata<'a> {
     pub fn new(order: &'a Order, model_id: &'a str) -> Self {
         Self {
             prompt: order.prompt.as_str(),
+            adapters: Some(&*order.adapters),
             negative_prompt: order.negative_prompt.as_str(),
             config: order.config,
             enlarged_to: order.output.enlarged_to,
@@ -32,7 +34,22 @@ impl<'a> ImageMetadata<'a> {
     pub fn to_a1111(&self) -> String {
         let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
         let values = self.values().into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(&value?))));
-        format!("{}\n{negative}{}", self.prompt, values.collect::<Vec<_>>().join(", "))
+        let mut values: Vec<String> = values.collect();
+        values.extend(self.lora_hashes());
+        format!("{}{}\n{negative}{}", self.prompt, self.lora_tags(), values.join(", "))
+    }
+
+    /// LoRAs that the prompt does not name, as it would name them.
+    fn lora_tags(&self) -> String {
+        let listed = self.adapters.iter().flat_map(|adapters| &adapters.listed);
+        listed.map(ToString::to_string).collect()
+    }
+
+    /// A1111's names and short hashes of the LoRAs, quoted in its way.
+    fn lora_hashes(&self) -> Option<String> {
+        let chosen = self.adapters.iter().flat_map(|adapters| &adapters.chosen);
+        let hashes: Vec<String> = chosen.map(|adapter| format!("{}: {}", adapter.name(), adapter.hash())).collect();
+        (!hashes.is_empty()).then(|| format!("Lora hashes: {}", serde_json::json!(hashes.join(", "))))
     }
 
     fn values(&self) -> [(&'static str, Option<String>); 16] {
@@ -116,7 +133,8 @@ mod tests {
             schedule: Schedule::Karras,
             options: SamplingOptions { eta: Some("0.5".parse().unwrap()), ..SamplingOptions::default() },
         };
-        ImageMetadata { prompt: "a fox: red,\nold", negative_prompt: "Seed: 5, dogs", config, enlarged_to: None, model_id }.to_a1111()
+        ImageMetadata { prompt: "a fox: red,\nold", adapters: None, negative_prompt: "Seed: 5, dogs", config, enlarged_to: None, model_id }
+            .to_a1111()
     }
 
     fn check(model: &str) {

@@ -1,17 +1,18 @@
 //! From files to a pipeline.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    InferencePipeline, KnownWords, LatentPreview, LoadError, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder,
-    WideVae, families,
+    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, InferencePipeline, KnownWords, LatentPreview, LoadError,
+    MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::LearnedVectors,
 };
 use crate::{
+    common::NamedLora,
     device,
     models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
     ops::{self, WeightType, Weights},
@@ -30,6 +31,10 @@ pub struct LoadOptions {
     pub vae_tiling: Tiling,
     /// Whether the layers of text encoders and the VAE's encoder are read for each use, and are in memory only while they run.
     pub low_memory: bool,
+    /// A folder of adapters that requests may ask for.
+    pub adapters: Option<PathBuf>,
+    /// Adapters of that folder that change the model for all requests: they are merged into its weights.
+    pub merged: Vec<NamedLora>,
 }
 
 impl LoadOptions {
@@ -46,6 +51,8 @@ impl Default for LoadOptions {
             max_pixels: Self::MAX_PIXELS,
             vae_tiling: Tiling::Auto,
             low_memory: false,
+            adapters: None,
+            merged: Vec::new(),
         }
     }
 }
@@ -76,7 +83,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let learned: Vec<LearnedVectors> = learned.collect::<Result<_, _>>()?;
     let facts = families::of(configs.family);
     let max_clip_skip = if facts.has_clip_skip { configs.text[0].config.depth() } else { 1 };
-    let info = ModelInfo {
+    let mut info = ModelInfo {
         id: files.id().to_owned(),
         family: configs.family,
         variant: configs.variant,
@@ -90,16 +97,30 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         max_clip_skip,
         defaults: configs.defaults,
         scheduler: configs.scheduler,
+        adapters: None,
     };
+    // Before gigabytes are read.
+    let adapters = options.adapters.as_deref().map(AdapterFolder::new).transpose()?;
+    let merged = MergedAdapters::open(adapters.as_ref(), &options.merged)?;
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let mut builder = Builder { files, dtype, device, weight_type, low_memory: options.low_memory, opened: Vec::new() };
+    let mut builder = Builder {
+        files,
+        dtype,
+        device,
+        weight_type,
+        low_memory: options.low_memory,
+        opened: Vec::new(),
+        merged: merged.clone(),
+        adaptable: Vec::new(),
+    };
     let ModelConfigs { text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
-        encoders.push(TextEncoder::new(tokenizer, builder.build(folder, |vb| TextNetwork::new(&config, vb))?, facts.hidden_state));
+        let network = builder.build(folder, |vb| TextNetwork::new(&config, vb))?;
+        encoders.push(TextEncoder::new(tokenizer, network, facts.hidden_state));
     }
     for (i, encoder) in encoders.iter_mut().enumerate() {
         let words: Vec<_> = learned.iter().map(|word| (word.names.as_slice(), &word.vectors[i])).collect();
@@ -109,6 +130,16 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let wide_vae = (weight_type != WeightType::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
+    if let Some(folder) = adapters {
+        let library = AdapterLibrary::new(folder, configs.family, builder.adaptable);
+        for (name, file) in merged.files() {
+            match library.check(file) {
+                Ok(warning) => warning.into_iter().for_each(|warning| warn!("--lora {name}: {warning}")),
+                Err(allowed) => return Err(LoadError::Unsupported(format!("--lora {name} must be {allowed}"))),
+            }
+        }
+        info.adapters = Some(Arc::new(library));
+    }
     let networks = Networks { denoiser, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
@@ -131,14 +162,26 @@ struct Builder<'a> {
     weight_type: WeightType,
     low_memory: bool,
     opened: Vec<PartWeights>,
+    merged: MergedAdapters,
+    /// The networks that adapters can change.
+    adaptable: Vec<AdaptableNetwork>,
 }
 
 impl Builder<'_> {
     fn build<T>(&mut self, part: &str, new: impl Fn(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
         let weights = self.files.weights(part, self.dtype, self.device)?;
-        let network = new(&Weights::new(weights.vb.clone(), self.weight_type).freed_after_use(self.low_memory))
-            .map_err(|source| weights.failure(source, &new))?;
+        let adaptable = match part {
+            "unet" => Some(AdaptedNetwork::Denoiser),
+            "text_encoder" => Some(AdaptedNetwork::TextEncoder(0)),
+            "text_encoder_2" => Some(AdaptedNetwork::TextEncoder(1)),
+            _ => None,
+        };
+        let vb = weights.vb.clone();
+        let vb = if let Some(network) = adaptable { self.merged.merge(network, vb) } else { vb };
+        let vb = Weights::new(vb, self.weight_type).freed_after_use(self.low_memory);
+        let network = new(&vb).map_err(|source| weights.failure(source, &new))?;
         self.opened.push(weights);
+        self.adaptable.extend(adaptable.map(|network| AdaptableNetwork::new(network, vb)));
         Ok(network)
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Demand, ModelInfo, ParsedPrompt};
+use super::{ChosenAdapter, Demand, ModelInfo, ParsedPrompt};
 use crate::common::{
-    GuidanceScale, ImageSize, InputImage, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, SamplingConfig,
-    SamplingOptions, Seed, Steps,
+    GuidanceScale, ImageSize, InputImage, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt,
+    SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
 };
 
 /// The settings of a request, which may leave most of them out.
@@ -15,6 +15,8 @@ pub struct Settings {
     pub prompt: Prompt,
     /// What they do not show.
     pub negative_prompt: Option<NegativePrompt>,
+    /// Adapters beside those that the prompt names.
+    pub loras: Vec<NamedLora>,
     /// The size of the pictures.
     pub size: ImageSize,
     /// Denoising steps.
@@ -23,6 +25,8 @@ pub struct Settings {
     pub default_steps: Option<Steps>,
     /// How strongly the pictures follow the prompt.
     pub guidance_scale: Option<GuidanceScale>,
+    /// The same where it is left out, if not the model's own.
+    pub default_guidance_scale: Option<GuidanceScale>,
     /// Seed of the first picture.
     pub seed: Option<Seed>,
     /// The solver.
@@ -44,6 +48,17 @@ pub struct InputKind {
     pub has_mask: bool,
 }
 
+/// The adapters of an order.
+#[derive(Debug, Default)]
+pub struct OrderAdapters {
+    /// All of them, each once.
+    pub chosen: Vec<ChosenAdapter>,
+    /// Those that the prompt does not name.
+    pub listed: Vec<NamedLora>,
+    /// What of them has no effect.
+    pub warnings: Vec<String>,
+}
+
 /// One picture, or several that differ in their seed alone.
 #[derive(Debug, Clone)]
 pub struct Order {
@@ -51,6 +66,8 @@ pub struct Order {
     pub prompt: ParsedPrompt,
     /// What it does not show.
     pub negative_prompt: ParsedPrompt,
+    /// What changes the model for it.
+    pub adapters: Arc<OrderAdapters>,
     /// The picture that it begins with, if it does not begin with noise alone.
     pub input: Option<Arc<InputImage>>,
     /// How it is sampled.
@@ -61,29 +78,60 @@ pub struct Order {
     pub demand: Arc<Demand>,
 }
 
+impl OrderAdapters {
+    /// Fills in what the settings leave out with what an adapter for few steps was made for, and says so.
+    fn fill_in(&mut self, settings: &mut Settings) {
+        let Some((name, few)) = self.chosen.iter().find_map(|adapter| Some((adapter.name(), adapter.few_steps()?))) else { return };
+        let mut filled = Vec::new();
+        if settings.sampler.is_none() {
+            filled.push(format!("sampler {}", few.sampler.name()));
+            settings.sampler = Some(few.sampler.into());
+            if settings.schedule.is_none() && few.schedule != Schedule::Default {
+                filled.push(format!("schedule {}", few.schedule.name()));
+                settings.schedule = Some(NamedSchedule::Named(few.schedule));
+            }
+        }
+        if let (None, Some(steps)) = (settings.steps, few.steps) {
+            filled.push(format!("{steps} steps"));
+            settings.default_steps = Some(steps);
+        }
+        if let (None, Some(scale)) = (settings.guidance_scale, few.guidance_scale) {
+            filled.push(format!("guidance_scale {scale}"));
+            settings.default_guidance_scale = Some(scale);
+        }
+        if !filled.is_empty() {
+            self.warnings.push(format!("LoRA \"{name}\" is for few steps: {} in place of the model's own", filled.join(", ")));
+        }
+    }
+}
+
 impl Order {
     /// Fills in what the settings leave out, and checks them against the model before anything is spent. Also returns the names, in the
     /// API's words, of settings that have no effect.
     ///
     /// # Errors
     /// Names the setting that the model cannot follow.
-    pub fn new(settings: Settings, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
+    pub fn new(mut settings: Settings, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
         let (asked, given, has_input) = (settings.size, settings.options, settings.input.is_some());
         info.check_size(asked)?;
+        let prompt = ParsedPrompt::positive(settings.prompt.as_str())?;
+        let (chosen, warnings) = info.choose_adapters(&settings.loras, prompt.loras())?;
+        let mut adapters = OrderAdapters { chosen, listed: std::mem::take(&mut settings.loras), warnings };
+        adapters.fill_in(&mut settings);
         let (sampler, schedule) = info.sampler(settings.sampler, settings.schedule)?;
         let edit = settings.input.map(|input| (given.strength, input.has_mask));
         let (steps, strength) = info.steps(sampler, settings.steps, settings.default_steps.unwrap_or(info.defaults.steps), edit);
         let config = SamplingConfig {
             size: info.drawing_size(asked, has_input),
             steps,
-            guidance_scale: settings.guidance_scale.unwrap_or(info.defaults.guidance_scale),
+            guidance_scale: settings.guidance_scale.or(settings.default_guidance_scale).unwrap_or(info.defaults.guidance_scale),
             seed: settings.seed.unwrap_or_else(Seed::random),
             sampler,
             schedule,
             options: SamplingOptions { clip_skip: given.clip_skip.filter(|_| info.has_clip_skip()), strength, ..given },
         };
         let negative_prompt = settings.negative_prompt.unwrap_or_default();
-        let order = Self::of(settings.prompt.as_str(), negative_prompt.as_str(), config, info)?;
+        let order = Self::of_parsed(prompt, negative_prompt.as_str(), config, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
             ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),
@@ -92,16 +140,19 @@ impl Order {
         let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();
         let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
-        Ok((Self { output, ..order }, without_effect))
+        Ok((Self { output, adapters: Arc::new(adapters), ..order }, without_effect))
     }
 
-    /// An order whose settings are all known: a PNG file from noise alone.
+    /// An order whose settings are all known: a PNG file from noise alone, without adapters.
     ///
     /// # Errors
     /// Names the setting that the model cannot follow.
     pub fn of(prompt: &str, negative_prompt: &str, config: SamplingConfig, info: &ModelInfo) -> Result<Self, InvalidValue> {
+        Self::of_parsed(ParsedPrompt::positive(prompt)?, negative_prompt, config, info)
+    }
+
+    fn of_parsed(prompt: ParsedPrompt, negative_prompt: &str, config: SamplingConfig, info: &ModelInfo) -> Result<Self, InvalidValue> {
         let plan = info.plan(&config)?;
-        let prompt = ParsedPrompt::positive(prompt)?;
         // Several parts lead away from the negative prompt side by side, whatever the scale.
         let part_weights = Some(prompt.part_weights()).filter(|parts| info.is_guided(config.guidance_scale) || parts.len() > 1);
         let demand = Demand {
@@ -110,8 +161,15 @@ impl Order {
             guidance_interval: config.options.guidance_interval.filter(|interval| !interval.is_all()),
             size: config.size,
         };
-        let negative_prompt = ParsedPrompt::negative(negative_prompt);
-        Ok(Self { prompt, negative_prompt, input: None, config, output: OutputConfig::default(), demand: Arc::new(demand) })
+        Ok(Self {
+            prompt,
+            negative_prompt: ParsedPrompt::negative(negative_prompt),
+            adapters: Arc::default(),
+            input: None,
+            config,
+            output: OutputConfig::default(),
+            demand: Arc::new(demand),
+        })
     }
 
     /// The size of the finished pictures.
@@ -153,6 +211,7 @@ impl Order {
         Self {
             prompt: ParsedPrompt::positive(prompt).unwrap(),
             negative_prompt: ParsedPrompt::negative(""),
+            adapters: Arc::default(),
             input: None,
             config,
             output: OutputConfig::default(),

@@ -103,6 +103,9 @@ pub struct ModelArgs {
     /// A folder of textual-inversion embeddings (.safetensors), which prompts call by their file names
     #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
     pub embeddings: Option<PathBuf>,
+    /// A folder of LoRAs (.safetensors), which requests and prompts call by their file names; files may come and go while it runs
+    #[arg(long, env = "SD_WORKER_LORAS", value_name = "DIR")]
+    pub loras: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -155,7 +158,15 @@ impl ModelArgs {
     /// When the device does not exist.
     pub fn options(&self) -> Result<LoadOptions, LoadError> {
         let Self { dtype: weight_type, max_pixels, vae_tiling, low_memory, .. } = *self;
-        Ok(LoadOptions { device: self.device.open()?, weight_type, max_pixels, vae_tiling, low_memory })
+        Ok(LoadOptions {
+            device: self.device.open()?,
+            weight_type,
+            max_pixels,
+            vae_tiling,
+            low_memory,
+            adapters: self.loras.clone(),
+            ..LoadOptions::default()
+        })
     }
 
     /// Starts the compute threads. This works once per process.

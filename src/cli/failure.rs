@@ -92,7 +92,7 @@ impl Failure {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Generation(GenerationError::Unsupported(_)) => Self::USAGE,
+            Self::Usage(_) | Self::Generation(GenerationError::Unsupported(_) | GenerationError::Adapter(_)) => Self::USAGE,
             Self::Generation(GenerationError::OutOfMemory(_)) | Self::Threads(_) => Self::OUT_OF_MEMORY,
             Self::Model(error) if error.is_out_of_memory() => Self::OUT_OF_MEMORY,
             Self::Model(LoadError::Device(_)) | Self::Port { .. } => 69,
@@ -106,6 +106,7 @@ impl Failure {
                 | LoadError::WrongWeights { .. }
                 | LoadError::BadConfig { .. }
                 | LoadError::Download { .. }
+                | LoadError::Adapters(_)
                 | LoadError::SelfTest(_),
             ) => 66,
             Self::Generation(_) | Self::Selfcheck { .. } | Self::Internal(_) => 70,

@@ -86,6 +86,18 @@ impl NamedLora {
     }
 }
 
+impl fmt::Display for NamedLora {
+    /// A1111's `<lora:name:scale>`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, text_scale, denoiser_scale } = self;
+        if text_scale == denoiser_scale {
+            write!(f, "<lora:{name}:{text_scale}>")
+        } else {
+            write!(f, "<lora:{name}:{text_scale}:{denoiser_scale}>")
+        }
+    }
+}
+
 impl FromStr for NamedLora {
     type Err = InvalidValue;
 
@@ -120,6 +132,14 @@ mod tests {
         for wrong in ["a:strong", "a:NaN", "a:inf", "a:20.5", "a:1:-21", "a:unet=x", "a:"] {
             let error = NamedLora::from_tag(wrong).unwrap_err();
             assert!(error.to_string().starts_with("must be a LoRA's scale from -20 to 20, not "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_written_as_it_is_read() {
+        for tag in ["<lora:Film Grain:0.8>", "<lora:a:0:-1.5>", "<lora:a:1>"] {
+            let inside = tag.trim_start_matches("<lora:").trim_end_matches('>');
+            assert_eq!(NamedLora::from_tag(inside).unwrap().to_string(), tag);
         }
     }
 

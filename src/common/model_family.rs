@@ -1,5 +1,7 @@
 //! Families and variants of Stable Diffusion.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Models of one architecture.
@@ -12,6 +14,16 @@ pub enum ModelFamily {
     Sd2,
     /// Stable Diffusion XL: both text encoders, and the picture's size as a condition.
     Sdxl,
+}
+
+impl fmt::Display for ModelFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sd1 => "Stable Diffusion 1",
+            Self::Sd2 => "Stable Diffusion 2",
+            Self::Sdxl => "Stable Diffusion XL",
+        })
+    }
 }
 
 /// The purpose of a model's further training.

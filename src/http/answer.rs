@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::run::Run;
 use crate::{
-    backend::Timings,
+    backend::{ChosenAdapter, Timings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule,
         Seed, Steps, Strength,
@@ -75,6 +75,33 @@ pub(super) struct Parameters {
     /// What enlarged it.
     #[serde(skip_serializing_if = "Option::is_none")]
     upscaler: Option<&'static str>,
+    /// The LoRAs that the request lists or its prompt names. Only where there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    loras: Vec<UsedLora>,
+}
+
+/// A LoRA that changed the model.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct UsedLora {
+    name: String,
+    /// A1111's short hash of its file.
+    hash: String,
+    scale: f64,
+    /// Of the text encoders, where it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_scale: Option<f64>,
+}
+
+impl From<&ChosenAdapter> for UsedLora {
+    fn from(adapter: &ChosenAdapter) -> Self {
+        let (scale, text_scale) = (adapter.denoiser_scale(), adapter.text_scale());
+        Self {
+            name: adapter.name().to_owned(),
+            hash: adapter.hash().to_owned(),
+            scale: scale.get(),
+            text_scale: (text_scale != scale).then_some(text_scale.get()),
+        }
+    }
 }
 
 impl Parameters {
@@ -101,6 +128,7 @@ impl Parameters {
             mask: run.order.mask,
             drawn_size: enlarged_to.map(|_| drawn.to_string()),
             upscaler: enlarged_to.map(|_| "lanczos"),
+            loras: run.order.picture.adapters.chosen.iter().map(UsedLora::from).collect(),
         }
     }
 }

@@ -292,6 +292,7 @@ impl From<GenerationError> for ApiError {
         let hopeless = |code: &'static str| Self { should_retry: Some(false), ..internal(code) };
         match error {
             GenerationError::Unsupported(invalid) => invalid.into(),
+            GenerationError::Adapter(_) => Self::invalid_param("loras", &message),
             // A client that cancels does not read the answer, so the worker itself must have cancelled.
             GenerationError::Cancelled => Self::draining(),
             GenerationError::TooLate => Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", message),

@@ -79,7 +79,9 @@ async fn submit(
     let accepted = async {
         let JsonBody(ParsedBody { value: JobBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
-        let mut order = request.into_images_request()?.into_order(&info, files.as_ref())?;
+        let request = request.into_images_request()?;
+        request.read_loras(&info).await;
+        let mut order = request.into_order(&info, files.as_ref())?;
         if let Some(files) = files {
             let input = uploads::decode(files, order.picture.size()).await?;
             order = order.beginning_with(input);

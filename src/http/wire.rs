@@ -10,10 +10,12 @@ use super::{
     api_error::{self, ApiError},
     extract::FromFields,
     fields::Fields,
+    off_thread,
     order::{ImagesOrder, OnDisconnect},
+    wire_loras::WireLoras,
 };
 use crate::{
-    backend::{InputFiles, InputKind, ModelInfo, Order, Settings},
+    backend::{InputFiles, InputKind, ModelInfo, Order, ParsedPrompt, Settings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedSampler, NamedSchedule,
         NegativePrompt, OutputConfig, Prompt, SamplingOptions, Seed, Steps, Strength, WholeNumber,
@@ -65,6 +67,10 @@ pub(super) struct ImagesRequest {
 
     /// What the picture does not show.
     pub(super) negative_prompt: Option<NegativePrompt>,
+    /// LoRAs of the folder of `--loras`, by their names. Also `lora`: one or several, with `path` and `multiplier`.
+    #[serde(alias = "lora")]
+    #[schema(inline)]
+    pub(super) loras: Option<WireLoras>,
     /// The same seed gives the same picture; -1 is any. Of several pictures, the others have the seeds that follow.
     #[schema(inline)]
     pub(super) seed: Option<WireSeed>,
@@ -102,6 +108,9 @@ pub(super) struct ImagesRequest {
     /// Steps where the request leaves them out, if not the model's own.
     #[serde(skip)]
     pub(super) default_steps: Option<Steps>,
+    /// The guidance scale where the request leaves it out, if not the model's own.
+    #[serde(skip)]
+    pub(super) default_guidance_scale: Option<GuidanceScale>,
     /// The names of all other fields with a value. `OpenAI` knows some of them; this worker knows none.
     #[serde(skip)]
     pub(super) others: Vec<String>,
@@ -176,10 +185,12 @@ impl ImagesRequest {
         let settings = Settings {
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
+            loras: self.loras.unwrap_or_default().0,
             size,
             steps: self.num_inference_steps,
             default_steps: self.default_steps,
             guidance_scale: self.guidance_scale,
+            default_guidance_scale: self.default_guidance_scale,
             seed: self.seed.and_then(|seed| seed.0),
             sampler: self.sampler,
             schedule: self.schedule,
@@ -215,6 +226,16 @@ impl ImagesRequest {
             on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
         })
+    }
+
+    /// Reads the files of the request's LoRAs that no request had before, on another thread. Errors are left to [`Self::into_order`].
+    pub(super) async fn read_loras(&self, info: &ModelInfo) {
+        let Some(library) = info.adapters.clone() else { return };
+        let in_prompt = ParsedPrompt::positive(self.prompt.as_str()).map(|prompt| prompt.loras().to_vec()).unwrap_or_default();
+        let loras = [self.loras.as_ref().map_or(&[][..], |loras| &loras.0), &in_prompt].concat();
+        if !loras.is_empty() {
+            let _ = off_thread::offload(usize::MAX, move || library.choose(&loras).is_ok()).await;
+        }
     }
 
     /// The size that the request names, that of its input picture, or the model's own.

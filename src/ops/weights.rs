@@ -1,5 +1,7 @@
 //! Where the weights of a layer come from.
 
+use std::{collections::HashMap, fmt};
+
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
@@ -27,6 +29,12 @@ pub struct Weights {
     layers: LayerNames,
 }
 
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights").field("prefix", &self.prefix()).field("weight_type", &self.weight_type).finish_non_exhaustive()
+    }
+}
+
 impl Weights {
     /// `vb` gives tensors of the type that the networks compute in.
     #[must_use]
@@ -39,6 +47,16 @@ impl Weights {
     #[must_use]
     pub fn freed_after_use(self, freed_after_use: bool) -> Self {
         Self { freed_after_use, ..self }
+    }
+
+    /// Other tensors, f32 on a CPU, by their names, in the types and on the device of these.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn of_tensors(&self, tensors: HashMap<String, Tensor>) -> Result<Self> {
+        let moved = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(self.dtype())?.to_device(self.device())?)));
+        let vb = VarBuilder::from_tensors(moved.collect::<Result<_>>()?, self.dtype(), self.device());
+        Ok(Self::new(vb, self.weight_type))
     }
 
     pub(super) fn are_freed_after_use(&self) -> bool {

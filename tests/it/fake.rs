@@ -289,5 +289,6 @@ pub(crate) fn info() -> ModelInfo {
         max_clip_skip: 12,
         defaults,
         scheduler: SchedulerConfig::default(),
+        adapters: None,
     }
 }

@@ -10,8 +10,8 @@ use super::{ModelArgs, one_of};
 use crate::{
     backend::Settings,
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig,
-        Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
+        ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt,
+        OutputConfig, Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -30,6 +30,9 @@ pub struct GenerateArgs {
     /// What the picture does not show
     #[arg(long, default_value = "", value_name = "PROMPT")]
     pub negative_prompt: NegativePrompt,
+    /// A LoRA of the folder of --loras by its name, with its scale, -20 to 20 [default: 1]; may be given several times
+    #[arg(long, value_name = "NAME[:SCALE]", allow_hyphen_values = true)]
+    pub lora: Vec<NamedLora>,
     /// The same seed gives the same picture; -1 is a random one [default: random]
     #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<Seed>,
@@ -90,10 +93,12 @@ impl GenerateArgs {
         Ok(Settings {
             prompt: self.prompt.clone(),
             negative_prompt: Some(self.negative_prompt.clone()),
+            loras: self.lora.clone(),
             size: ImageSize::new(self.width.unwrap_or(size.width()), self.height.unwrap_or(size.height()))?,
             steps: self.steps,
             default_steps: None,
             guidance_scale: self.guidance_scale,
+            default_guidance_scale: None,
             seed: self.seed,
             sampler: self.sampler,
             schedule: self.schedule,

@@ -14,7 +14,10 @@ use clap::{
 };
 
 use super::{Failure, ModelArgs};
-use crate::http::{self, Access, AllowedHosts, ApiKey};
+use crate::{
+    common::NamedLora,
+    http::{self, Access, AllowedHosts, ApiKey},
+};
 
 /// How to serve.
 #[derive(Debug, Args)]
@@ -22,6 +25,17 @@ pub struct ServeArgs {
     /// Which model to serve.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// A LoRA of the folder of --loras that is merged into the model for all requests, with its scale, -20 to 20 [default: 1]; may be given
+    /// several times
+    #[arg(
+        long,
+        env = "SD_WORKER_LORA",
+        value_delimiter = ',',
+        value_name = "NAME[:SCALE]",
+        requires = "loras",
+        allow_hyphen_values = true
+    )]
+    pub lora: Vec<NamedLora>,
     /// The address to listen on, or a name of it such as localhost
     #[arg(long, env = "SD_WORKER_HOST", default_value = "127.0.0.1", value_parser = address)]
     pub host: IpAddr,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
         run::{Entry, Run, Status},
         uploads,
         wire::{Bounded, ImagesRequest, MAX_SIDE, WireSeed},
+        wire_loras::WireLoras,
     },
 };
 
@@ -52,9 +53,9 @@ pub(in crate::http) struct JobRequest {
     /// In pixels; the model's own where it is left out.
     #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
     height: Option<Bounded<0, MAX_SIDE>>,
-    /// None: this worker applies no `LoRAs`.
-    #[schema(max_items = 0, value_type = Option<Vec<Object>>)]
-    loras: Option<Vec<IgnoredAny>>,
+    /// LoRAs of the folder of `--loras`, by their names.
+    #[schema(inline)]
+    loras: Option<WireLoras>,
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
@@ -165,9 +166,6 @@ impl FromFields for JobBody {
 impl JobRequest {
     /// The same request as a body of `/v1/images/generations`.
     pub(super) fn into_images_request(self) -> Result<ImagesRequest, ApiError> {
-        if self.loras.is_some_and(|loras| !loras.is_empty()) {
-            return Err(ApiError::invalid_param("loras", "must be empty: this worker applies no LoRAs"));
-        }
         Ok(ImagesRequest {
             prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
@@ -181,10 +179,12 @@ impl JobRequest {
             stream: Some(true),
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
+            loras: self.loras,
             seed: self.seed,
             num_inference_steps: self.steps,
             default_steps: Steps::try_from(STEPS).ok(),
-            guidance_scale: self.guidance_scale.or(GuidanceScale::try_from(GUIDANCE_SCALE).ok()),
+            guidance_scale: self.guidance_scale,
+            default_guidance_scale: GuidanceScale::try_from(GUIDANCE_SCALE).ok(),
             sampler: self.sampler,
             schedule: self.schedule,
             eta: self.eta,

@@ -38,10 +38,12 @@ pub(super) async fn generations(
     client: ClientHeaders,
     body: Result<JsonBody<ImagesRequest>, ApiError>,
 ) -> Result<Response, ApiError> {
-    let accepted = body.and_then(|JsonBody(body)| {
-        let info = state.model()?;
+    let accepted = async {
+        let (JsonBody(body), info) = (body?, state.model()?);
+        body.value.read_loras(&info).await;
         let order = body.value.into_order(&info, None)?;
         start(&state, &id, client, order, body.fingerprint, &info)
-    });
+    };
+    let accepted = accepted.await;
     images_response::answer(accepted.inspect_err(ApiError::count_rejection)?).await
 }

@@ -1,0 +1,390 @@
+//! LoRAs by request: the pictures of diffusers with the LoRA merged by its formula, and what the server and the command line make of them.
+//! `tests/parity/make_lora_goldens.py` makes the goldens.
+
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
+
+use candle_core::{DType, Device, Tensor};
+use sd_worker::{
+    backend::{self, Generation, GenerationRequest, InferencePipeline, Interrupt, LoadOptions, ModelFiles, Order, OrderAdapters, Pipeline},
+    common::NamedLora,
+    ops::WeightType,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{failure, path, run},
+    made_up::{self, made_up},
+    parity::{Request, largest_pixel_error, relative_error},
+    support::{Worker, picture, steps},
+};
+
+/// As for pictures without a LoRA.
+const LATENTS_LIMIT: f32 = 1e-3;
+const PIXEL_LIMIT: i32 = 2;
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    modules: usize,
+    scale: f64,
+    text_scale: f64,
+    #[serde(flatten)]
+    request: Request,
+}
+
+/// The spellings of one LoRA.
+#[derive(Clone, Copy, PartialEq)]
+enum Spelling {
+    Kohya,
+    Peft,
+    /// The differences themselves, for which layers are merged.
+    Differences,
+}
+
+fn load(model: &Path, loras: &Path, weight_type: WeightType) -> Arc<InferencePipeline> {
+    let options = LoadOptions { weight_type, adapters: Some(loras.to_owned()), ..LoadOptions::default() };
+    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
+}
+
+/// The layers that the LoRA changes: part, name without `text_model.`, and shape of the weight.
+fn layers(pipeline: &InferencePipeline) -> Vec<(&'static str, String, Vec<usize>)> {
+    let encoders = pipeline.prompt_encoder().encoders().iter().zip(["text_encoder", "text_encoder_2"]);
+    let text = encoders.flat_map(|(encoder, part)| {
+        let layers = encoder.network().layer_names().with_weights().into_iter().filter(|layer| layer.name.contains(".layers."));
+        layers.map(move |layer| (part, layer.name.trim_start_matches("text_model.").to_owned(), layer.shape))
+    });
+    let denoiser = pipeline.networks().denoiser.layer_names().with_weights().into_iter();
+    let all = text.chain(denoiser.map(|layer| ("unet", layer.name, layer.shape))).filter(|(_, _, shape)| shape.len() > 1);
+    // Kernels of 1 x 1 are left out of the shape.
+    let is_pointwise = |shape: &[usize]| shape[2..].iter().all(|side| *side == 1);
+    all.map(|(part, name, shape)| if is_pointwise(&shape) { (part, name, shape[..2].to_vec()) } else { (part, name, shape) }).collect()
+}
+
+/// The tensors of the LoRA, and how many layers it changes. `strength` is a factor of all that it does.
+fn lora(pipeline: &InferencePipeline, spelling: Spelling, strength: f64) -> (HashMap<String, Tensor>, usize) {
+    let is_xl = pipeline.prompt_encoder().encoders().len() > 1;
+    let (mut tensors, layers) = (HashMap::new(), layers(pipeline));
+    for (part, name, shape) in &layers {
+        let key = format!("{part}/{name}");
+        let rank = 1 + key.len() % 3;
+        let alpha = [None, Some(0.5), Some(0.75), Some(1.0)][key.len() % 4];
+        let down = made_up(&format!("{key}.down"), &[&[rank], &shape[1..]].concat());
+        let up = (made_up(&format!("{key}.up"), &[shape[0], rank]) * (0.2 * strength)).unwrap();
+        let long = if *part == "unet" { name.clone() } else { format!("text_model.{name}") };
+        let kohya = match (*part, is_xl) {
+            ("unet", _) => "lora_unet",
+            ("text_encoder", true) => "lora_te1",
+            ("text_encoder", false) => "lora_te",
+            _ => "lora_te2",
+        };
+        let kohya = format!("{kohya}_{}", long.replace('.', "_"));
+        let kernel = vec![1; shape.len() - 2];
+        let mut put = |name: String, tensor: Tensor| tensors.insert(name, tensor.contiguous().unwrap());
+        let scalar = |alpha: f64| Tensor::new(alpha as f32, &Device::Cpu).unwrap();
+        match spelling {
+            Spelling::Kohya => {
+                put(format!("{kohya}.lora_down.weight"), down);
+                put(format!("{kohya}.lora_up.weight"), up.reshape([&[shape[0], rank], &*kernel].concat()).unwrap());
+                alpha.map(|alpha| put(format!("{kohya}.alpha"), scalar(alpha)));
+            }
+            Spelling::Peft => {
+                put(format!("{part}.{long}.lora_A.weight"), down);
+                put(format!("{part}.{long}.lora_B.weight"), up.reshape([&[shape[0], rank], &*kernel].concat()).unwrap());
+                alpha.map(|alpha| put(format!("{part}.{long}.alpha"), scalar(alpha)));
+            }
+            Spelling::Differences => {
+                let wide = |x: Tensor| x.to_dtype(DType::F64).unwrap();
+                let product = wide(up).matmul(&wide(down).flatten_from(1).unwrap()).unwrap();
+                let product = (product * alpha.map_or(1.0, |alpha| alpha / rank as f64)).unwrap();
+                put(format!("{kohya}.diff"), product.reshape(&**shape).unwrap().to_dtype(DType::F32).unwrap());
+            }
+        }
+    }
+    (tensors, layers.len())
+}
+
+fn save(tensors: &HashMap<String, Tensor>, file: &Path) {
+    candle_core::safetensors::save(tensors, file).unwrap();
+}
+
+fn named(name: &str, text_scale: f64, scale: f64) -> NamedLora {
+    NamedLora { name: name.to_owned(), text_scale: text_scale.try_into().unwrap(), denoiser_scale: scale.try_into().unwrap() }
+}
+
+#[test]
+fn pictures_with_a_lora_agree_with_diffusers() {
+    let goldens = candle_core::safetensors::load("tests/parity/loras.safetensors", &Device::Cpu).unwrap();
+    let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/loras.json").unwrap()).unwrap();
+    assert_eq!(cases.len(), 3);
+    for Case { name, modules, scale, text_scale, request } in cases {
+        let (model, folder) = (made_up::model(&name), tempfile::tempdir().unwrap());
+        let pipeline = load(model.path(), folder.path(), WeightType::F32);
+        let mut last: Option<Vec<f32>> = None;
+        for (spelling, lora_name) in [(Spelling::Kohya, "kohya"), (Spelling::Peft, "peft"), (Spelling::Differences, "merged")] {
+            let (tensors, count) = lora(&pipeline, spelling, 1.0);
+            assert_eq!(count, modules, "{name}");
+            save(&tensors, &folder.path().join(format!("{lora_name}.safetensors")));
+            let library = pipeline.info().adapters.as_ref().unwrap();
+            library.folder().refresh().unwrap();
+            let chosen = library.choose(&[named(lora_name, text_scale, scale)]).unwrap();
+            assert_eq!(chosen[0].warning(), None, "{name} {lora_name}");
+            let asked = request.with(pipeline.info().defaults.sampler, pipeline.info().defaults.schedule).request(&pipeline);
+            let order = Order { adapters: Arc::new(OrderAdapters { chosen, ..OrderAdapters::default() }), ..asked.order };
+            let mut generation = pipeline.begin(&GenerationRequest::unheard(order), Interrupt::NEVER).unwrap();
+            let latents = &goldens[&format!("{name}.latents")];
+            let steps = latents.dim(0).unwrap() - 1;
+            let mut worst = 0f32;
+            for step in 1..=steps {
+                generation.step().unwrap();
+                worst = worst.max(relative_error(generation.latents(), &latents.narrow(0, step, 1).unwrap()));
+            }
+            let numbers: Vec<f32> = generation.latents().flatten_all().unwrap().to_vec1().unwrap();
+            let pixels = largest_pixel_error(&generation.finish(Interrupt::NEVER).unwrap(), &goldens[&format!("{name}.image")]);
+            println!("{name} {lora_name}: latents {worst}, pixels {pixels}");
+            assert!(worst < LATENTS_LIMIT && pixels <= PIXEL_LIMIT, "{name} {lora_name}: latents {worst}, pixels {pixels}");
+            if spelling == Spelling::Peft {
+                assert_eq!(last.as_ref(), Some(&numbers), "{name}: two spellings of one file");
+            }
+            last = Some(numbers);
+        }
+    }
+}
+
+/// A folder of LoRAs for the built-in model.
+fn builtin_loras() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = load(Path::new("builtin"), folder.path(), WeightType::F32);
+    for (name, spelling, strength) in [
+        ("one", Spelling::Kohya, 0.5),
+        ("two", Spelling::Peft, -0.4),
+        ("merged", Spelling::Differences, 0.3),
+        ("four", Spelling::Kohya, 0.2),
+    ] {
+        save(&lora(&pipeline, spelling, strength).0, &folder.path().join(format!("{name}.safetensors")));
+    }
+    folder
+}
+
+fn with(loras: &Value) -> Value {
+    let mut request = steps("a fox", 3);
+    request["loras"] = loras.clone();
+    request
+}
+
+async fn drawn(worker: &Worker, request: &Value) -> image::DynamicImage {
+    picture(&worker.generate(request).await["data"][0])
+}
+
+#[tokio::test]
+async fn a_request_brings_its_loras() {
+    let folder = builtin_loras();
+    let worker = Worker::ready(&["--loras", folder.path().to_str().unwrap()]);
+    let plain = drawn(&worker, &steps("a fox", 3)).await;
+    let one = drawn(&worker, &with(&json!([{ "name": "one", "scale": 0.8 }]))).await;
+    assert!(one != plain, "a LoRA changes the picture");
+    for other in [
+        json!([{ "path": "one.safetensors", "multiplier": 0.8 }]),
+        json!({ "name": "one", "scale": 0.8 }),
+        json!([{ "name": "one", "scale": 0.5 }, { "name": "one", "scale": 0.3 }]),
+    ] {
+        assert!(drawn(&worker, &with(&other)).await == one, "{other}");
+    }
+    let mut alias = steps("a fox", 3);
+    alias["lora"] = json!([{ "name": "one", "scale": 0.8 }]);
+    assert!(drawn(&worker, &alias).await == one, "`lora` is `loras`");
+    assert!(drawn(&worker, &steps("a fox<lora:one:0.8>", 3)).await == one, "the prompt may name it");
+    // The prompt's embeddings are kept: they are of one LoRA, or of none.
+    assert!(drawn(&worker, &steps("a fox", 3)).await == plain, "it was this request's alone");
+    assert!(drawn(&worker, &with(&json!([{ "name": "one", "scale": 0 }, { "name": "merged", "scale": 0 }]))).await == plain, "0 is off");
+    let text_alone = drawn(&worker, &steps("a fox<lora:one:0.8:0>", 3)).await;
+    let denoiser_alone = drawn(&worker, &steps("a fox<lora:one:0:0.8>", 3)).await;
+    assert!(text_alone != plain && denoiser_alone != plain && text_alone != denoiser_alone && text_alone != one);
+
+    let answer = worker.generate(&with(&json!([{ "name": "one", "scale": 0.8 }, { "name": "two" }]))).await;
+    let used = &answer["parameters"]["loras"];
+    assert_eq!((&used[0]["name"], &used[0]["scale"], &used[1]["scale"]), (&json!("one"), &json!(0.8), &json!(1.0)), "{used}");
+    let hash = used[0]["hash"].as_str().unwrap();
+    assert!(hash.len() == 12 && !answer["warnings"].to_string().contains("LoRA") && answer["ignored"] == json!([]), "{answer}");
+    let file = crate::support::bytes(&answer["data"][0]);
+    let text = String::from_utf8_lossy(&file);
+    assert!(
+        text.contains("a fox<lora:one:0.8><lora:two:1>\nSteps: 3") && text.contains(&format!("Lora hashes: \"one: {hash}, two: ")),
+        "{text:.600}"
+    );
+
+    // Files may come while the worker runs.
+    fs::copy(folder.path().join("one.safetensors"), folder.path().join("new.safetensors")).unwrap();
+    let listed: Value = worker.get("/v1/loras").await.json().await.unwrap();
+    let names: Vec<&str> = listed["data"].as_array().unwrap().iter().map(|lora| lora["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["four", "merged", "new", "one", "two"], "{listed}");
+    assert_eq!((&listed["data"][3]["object"], &listed["data"][3]["rank"]), (&json!("lora"), &json!(3)), "{listed}");
+    assert!(drawn(&worker, &with(&json!([{ "name": "new", "scale": 0.8 }]))).await == one);
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_lora_is_refused_with_the_reason() {
+    let folder = builtin_loras();
+    let file = |name: &str| folder.path().join(format!("{name}.safetensors"));
+    let whole = fs::read(file("one")).unwrap();
+    fs::write(file("cut"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(file("text"), "no tensors").unwrap();
+    fs::write(file("huge"), [&(4u64 << 30).to_le_bytes()[..], b"{}"].concat()).unwrap();
+    let wide = HashMap::from([
+        ("lora_unet_conv_in.lora_down.weight".to_owned(), made_up("a", &[2, 9, 3, 3])),
+        ("lora_unet_conv_in.lora_up.weight".to_owned(), made_up("b", &[16, 2, 1, 1])),
+    ]);
+    save(&wide, &file("wide"));
+    let strange = HashMap::from([
+        ("lora_unet_nowhere.lora_down.weight".to_owned(), made_up("a", &[2, 9])),
+        ("lora_unet_nowhere.lora_up.weight".to_owned(), made_up("b", &[16, 2])),
+    ]);
+    save(&strange, &file("strange"));
+    let mut infinite = candle_core::safetensors::load(file("one"), &Device::Cpu).unwrap();
+    let name = infinite.keys().find(|name| name.ends_with("lora_up.weight")).unwrap().clone();
+    let numbers = (infinite[&name].clone() / 0.0).unwrap();
+    infinite.insert(name, numbers);
+    save(&infinite, &file("infinite"));
+    let worker = Worker::ready(&["--loras", folder.path().to_str().unwrap()]);
+    for (loras, reason) in [
+        (json!([{ "name": "none" }]), "must be one of \"cut\", \"four\", "),
+        (json!([{ "name": "../one" }]), "must be one of "),
+        (json!([{ "name": file("one") }]), "must be one of "),
+        (json!([{ "name": "cut" }]), "no whole safetensors file"),
+        (json!([{ "name": "text" }]), "no whole safetensors file"),
+        (json!([{ "name": "huge" }]), "no whole safetensors file"),
+        (json!([{ "name": "wide" }]), "must be a LoRA for Stable Diffusion 1 (conv_in of the "),
+        (json!([{ "name": "strange" }]), "has no layer of the model: lora_unet_nowhere.lora_down.weight"),
+        (json!([{ "name": "infinite" }]), "a LoRA of the request cannot be used: "),
+        (json!([{ "name": "one", "scale": 20.5 }]), "a list of LoRAs such as"),
+        (json!([{ "name": "one", "scale": 15 }, { "name": "one", "scale": 15 }]), "scale from -20 to 20, not 30"),
+        (json!(3), "a list of LoRAs such as"),
+    ] {
+        let response = worker.post(&with(&loras)).await;
+        let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+        assert_eq!((status.as_u16(), &answer["error"]["param"]), (400, &json!("loras")), "{loras}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{loras}: {answer}");
+    }
+    for (prompt, reason) in [("a<lora:none:1>", "must be one of "), ("a<lora:one:much>", "a LoRA's scale from -20 to 20, not \"much\"")] {
+        let response = worker.post(&steps(prompt, 2)).await;
+        let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{answer}");
+    }
+    worker.generate(&with(&json!([{ "name": "one" }]))).await;
+    let listed: Value = worker.get("/v1/loras").await.json().await.unwrap();
+    let broken =
+        listed["data"].as_array().unwrap().iter().filter(|lora| lora["error"].is_string()).map(|lora| lora["name"].as_str().unwrap());
+    assert_eq!(broken.collect::<Vec<_>>(), ["cut", "huge", "text"], "{listed}");
+}
+
+#[tokio::test]
+async fn a_worker_without_loras_says_so() {
+    let worker = Worker::ready(&[]);
+    let response = worker.post(&with(&json!([{ "name": "one" }]))).await;
+    assert_eq!(response.status(), 400);
+    let answer: Value = response.json().await.unwrap();
+    assert!(
+        answer["error"]["message"].as_str().unwrap().contains("must be left out: this worker was started without --loras DIR, not \"one\""),
+        "{answer}"
+    );
+    let answer = worker.generate(&steps("a fox <lora:one:1> <hypernet:two:1>", 2)).await;
+    let warnings = answer["warnings"].to_string();
+    assert!(warnings.contains("LoRA \\\"one\\\" was left out") && warnings.contains("hypernetwork \\\"two\\\" was left out"), "{warnings}");
+    assert_eq!(worker.get("/v1/loras").await.json::<Value>().await.unwrap(), json!({ "object": "list", "data": [] }));
+}
+
+/// Requests with different LoRAs, and one without, take their steps together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_with_a_lora_does_not_depend_on_its_batch() {
+    let folder = builtin_loras();
+    let arguments = ["--loras", folder.path().to_str().unwrap()];
+    let request = |i: usize| {
+        let mut request = steps(["a fox", "an owl"][i % 2], 20);
+        request["seed"] = i.into();
+        request["loras"] =
+            [json!([]), json!([{ "name": "one" }]), json!(["two", "one"]), json!(["merged"]), json!(["four"]), json!(["one", "merged"])]
+                [i % 6]
+                .clone();
+        request
+    };
+    let (single, worker) = (Worker::ready(&arguments), Arc::new(Worker::ready(&[&arguments[..], &["--max-batch", "4"]].concat())));
+    let clients = (0..12).map(|i| {
+        let (worker, request) = (Arc::clone(&worker), request(i));
+        tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
+    });
+    for (i, client) in clients.collect::<Vec<_>>().into_iter().enumerate() {
+        assert!(client.await.unwrap() == single.generate(&request(i)).await["data"], "picture {i}");
+    }
+    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
+    assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
+}
+
+#[test]
+fn generate_takes_loras_by_name() {
+    let (folder, out) = (builtin_loras(), tempfile::tempdir().unwrap());
+    let (loras, file) = (folder.path().to_str().unwrap(), path(&out, "a.png"));
+    let pixels = |prompt: &str, more: &[&str]| {
+        let output =
+            run(&[&["generate", prompt, "--seed", "1", "--steps", "2", "--size", "64x64", "-o", &file, "--loras", loras], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        image::open(&file).unwrap()
+    };
+    let with = pixels("a fox", &["--lora", "one:0.8", "--lora", "four"]);
+    assert!(with == pixels("a fox <lora:one:0.8><lora:four:1>", &[]) && with != pixels("a fox", &[]));
+    let (code, message) = failure(&["generate", "a fox", "--loras", loras, "--lora", "three"]);
+    assert_eq!(code, 64, "{message}");
+    assert!(message.contains("must be one of \"four\", \"merged\", \"one\", \"two\", not \"three\""), "{message}");
+    let (code, message) = failure(&["generate", "a fox", "--loras", &path(&out, "nowhere")]);
+    assert_eq!((code, message.contains("nowhere cannot be read")), (66, true), "{message}");
+}
+
+/// Merged into the weights, whatever they are kept in, it is the LoRA that a request brings.
+#[tokio::test]
+async fn a_lora_of_the_worker_changes_every_picture() {
+    let folder = builtin_loras();
+    let loras = ["--loras", folder.path().to_str().unwrap()];
+    let by_request = Worker::ready(&loras);
+    let expected = drawn(&by_request, &with(&json!([{ "name": "one", "scale": 0.8 }, { "name": "merged", "scale": 0.5 }]))).await;
+    let plain = drawn(&by_request, &steps("a fox", 3)).await;
+    let off = |a: &image::DynamicImage, b: &image::DynamicImage| {
+        let (a, b) = (a.to_rgb8(), b.to_rgb8());
+        a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+    };
+    assert!(off(&plain, &expected) > 20, "they change the picture");
+    for more in [&[][..], &["--low-memory"], &["--dtype", "q8_0"]] {
+        let worker = Worker::ready(&[&loras[..], &["--lora", "one:0.8,merged:0.5"], more].concat());
+        let (found, limit) = (drawn(&worker, &steps("a fox", 3)).await, if more.contains(&"q8_0") { 40 } else { 2 });
+        assert!(off(&found, &expected) <= limit, "{more:?}: {}", off(&found, &expected));
+        // One more by request, on top of it.
+        assert!(drawn(&worker, &with(&json!(["two"]))).await != found);
+    }
+    for (lora, reason) in [("none", "--lora must be one of \"four\", "), ("one:21", "a LoRA's scale from -20 to 20, not 21")] {
+        let (code, message) = failure(&["serve", "--port", "0", "--loras", loras[1], "--lora", lora]);
+        assert!(code != 0 && message.contains(reason), "{code} {message}");
+    }
+    let (_, message) = failure(&["serve", "--port", "0", "--lora", "one"]);
+    assert!(message.contains("--loras"), "{message}");
+}
+
+/// The model's settings for many steps would spoil the picture.
+#[tokio::test]
+async fn a_lora_for_few_steps_brings_its_settings() {
+    let folder = builtin_loras();
+    fs::copy(folder.path().join("one.safetensors"), folder.path().join("lcm-lora.safetensors")).unwrap();
+    let worker = Worker::ready(&["--loras", folder.path().to_str().unwrap()]);
+    let request = json!({ "prompt": "a fox<lora:lcm-lora:1>", "seed": 1, "size": "64x64" });
+    let answer = worker.generate(&request).await;
+    let used = |answer: &Value| ["sampler", "steps", "guidance_scale"].map(|name| answer["parameters"][name].to_string());
+    assert_eq!(used(&answer), ["\"lcm\"", "4", "1.0"], "{answer:.300}");
+    assert!(
+        answer["warnings"].to_string().contains("is for few steps: sampler lcm, 4 steps, guidance_scale 1 in place of the model's own"),
+        "{}",
+        answer["warnings"]
+    );
+    let mut request = request;
+    (request["sampler"], request["steps"], request["guidance_scale"]) = ("euler".into(), 2.into(), 3.into());
+    let answer = worker.generate(&request).await;
+    assert_eq!(used(&answer), ["\"euler\"", "2", "3.0"]);
+    assert!(!answer["warnings"].to_string().contains("few steps"), "{}", answer["warnings"]);
+}
