@@ -1,5 +1,6 @@
 //! From a queued request to a picture: the queue, the engine that empties it, and the pipeline that the engine drives.
 
+mod adapters;
 mod demand;
 mod error;
 mod families;
@@ -24,6 +25,9 @@ mod request_queue;
 mod selfcheck;
 mod wide_vae;
 
+pub use adapters::{
+    AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, AdapterInfo, Fit, Layer, LowRank, Module, ModuleKind,
+};
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};
 pub use generation::{Generation, Pipeline};

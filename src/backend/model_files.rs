@@ -4,7 +4,7 @@ mod architectures;
 mod checkpoint;
 mod clip_vocabulary;
 mod hub;
-mod ldm_names;
+pub(super) mod ldm_names;
 mod part_file;
 mod part_weights;
 mod survey;

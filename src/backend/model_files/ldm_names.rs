@@ -28,7 +28,7 @@ const OPEN_CLIP: [(&str, &str); 5] = [
 
 /// The name of a UNet's tensor below `model.diffusion_model.`. Blocks are numbered through all levels, residual blocks and changes of
 /// resolution alike. `exists` tells whether there is a tensor of a name.
-pub(super) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> String {
+pub(in crate::backend) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let block = |level: &str, i: usize| number(level) * (LAYERS_PER_BLOCK + 1) + i;
     match parts.as_slice() {
@@ -98,6 +98,14 @@ pub(super) fn open_clip(name: &str, exists: impl Fn(&str) -> bool) -> StoredTens
         ["text_model", "encoder", "layers", i, rest @ ..] => format!("transformer.resblocks.{i}.{}", renamed(rest, &OPEN_CLIP)).into(),
         _ => name.to_owned().into(),
     }
+}
+
+/// The name of a layer of an `OpenCLIP`'s transformer below its prefix. `None` for layers that are stored as part of another, and for all
+/// outside of the transformer.
+pub(in crate::backend) fn open_clip_layer(name: &str) -> Option<String> {
+    let (number, layer) = name.strip_prefix("text_model.encoder.layers.")?.split_once('.')?;
+    let (_, other) = OPEN_CLIP.iter().find(|(ours, _)| *ours == layer)?;
+    Some(format!("transformer.resblocks.{number}.{other}"))
 }
 
 /// A layer's other name.

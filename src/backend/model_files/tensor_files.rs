@@ -150,6 +150,23 @@ impl TensorFiles {
         self.read(name, None)?.to_dtype(DType::F32)
     }
 
+    /// The only number of a tensor, in f64. Whole numbers are read too.
+    ///
+    /// # Errors
+    /// When there is no tensor of that name, or it has another number of values, or its value is not finite.
+    pub(in crate::backend) fn scalar(&self, name: &str) -> Result<f64> {
+        let (file, info) = self.find(name)?;
+        if info.shape.iter().product::<usize>() != 1 {
+            return Err(Error::msg(format!("{name} is of the shape {:?}, and should be one number", info.shape)));
+        }
+        let number = match info.dtype {
+            Dtype::I64 => file.numbers::<i64>(name, info.data_offsets)?.first().map(|number| *number as f64),
+            Dtype::I32 => file.numbers::<i32>(name, info.data_offsets)?.first().copied().map(f64::from),
+            _ => self.read(name, None)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?.first().copied(),
+        };
+        number.ok_or_else(|| Error::msg(format!("{name} is empty")))
+    }
+
     /// A tensor, or a third of its rows, on the CPU, in its stored type, or in f32 if it has factors.
     fn read(&self, name: &str, third: Option<usize>) -> Result<Tensor> {
         let (file, info) = self.find(name)?;
@@ -194,7 +211,7 @@ impl TensorFiles {
     }
 
     /// An entry of the headers' metadata.
-    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+    pub(in crate::backend) fn metadata(&self, key: &str) -> Option<&str> {
         self.files.iter().find_map(|file| file.header.metadata().as_ref()?.get(key).map(String::as_str))
     }
 

@@ -1,0 +1,31 @@
+//! Adapters: small files that change the weights of a model. `LoRA` and its relatives, as kohya, LyCORIS, diffusers, PEFT and `ComfyUI` write
+//! them.
+//!
+//! [`AdapterFolder`] finds a file by its name, [`AdapterFile`] reads it as [`Module`]s, [`AdapterFile::fit`] finds the layers that they
+//! change, and [`Module::weight`] is the changed weight.
+
+mod dora;
+mod error;
+mod file;
+mod fit;
+mod folder;
+mod hash;
+mod info;
+mod key;
+mod merge;
+mod module;
+mod parts;
+mod peft_config;
+mod tag_counts;
+
+pub use error::AdapterError;
+pub use file::AdapterFile;
+pub use fit::{Fit, Layer};
+pub use folder::{AdapterEntry, AdapterFolder};
+pub use info::AdapterInfo;
+pub use key::AdaptedNetwork;
+pub use merge::LowRank;
+pub use module::{Module, ModuleKind};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! A folder of adapter files, by their names.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tracing::warn;
+
+use super::{AdapterError, AdapterFile, AdapterInfo, hash::hash_of_tensors};
+use crate::common::error_chain;
+
+/// How deep subfolders are searched.
+const MAX_DEPTH: usize = 8;
+/// The most files that are listed.
+const MAX_FILES: usize = 10_000;
+/// How often a name that is not there leads to another look at the folder.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What tells a file from an older one of the same name.
+type Stamp = (Option<SystemTime>, u64);
+
+/// A file of the folder.
+#[derive(Debug)]
+pub struct AdapterEntry {
+    name: String,
+    path: PathBuf,
+    stamp: Stamp,
+    info: Result<AdapterInfo, String>,
+    hash: OnceLock<String>,
+}
+
+/// A folder of `.safetensors` files and its subfolders. A file's name is its stem; the name under which it was trained is an alias, unless
+/// two files have it. Names are exact, as in A1111, and never paths.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    folder: PathBuf,
+    listing: Mutex<Listing>,
+}
+
+#[derive(Debug, Default)]
+struct Listing {
+    entries: Vec<Arc<AdapterEntry>>,
+    /// Places in the list. A name comes before an alias.
+    places: HashMap<String, usize>,
+    looked: Option<Instant>,
+}
+
+impl AdapterEntry {
+    /// The file's stem.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's size in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.stamp.1
+    }
+
+    /// Whether the file is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// When the file was changed.
+    #[must_use]
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.stamp.0
+    }
+
+    /// What the file says of itself.
+    ///
+    /// # Errors
+    /// Why the file cannot be used, in one line.
+    pub fn info(&self) -> Result<&AdapterInfo, &str> {
+        self.info.as_ref().map_err(String::as_str)
+    }
+
+    /// Opens the file as it is now.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::open`].
+    pub fn open(&self) -> Result<AdapterFile, AdapterError> {
+        AdapterFile::open(&self.path)
+    }
+
+    /// As [`AdapterFile::short_hash`]. Reads the file the first time, if its header has no hash.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn short_hash(&self) -> Result<String, AdapterError> {
+        if let Some(hash) = self.info.as_ref().ok().and_then(|info| info.short_hash.as_ref()).or_else(|| self.hash.get()) {
+            return Ok(hash.clone());
+        }
+        let hash = hash_of_tensors(&self.path)?;
+        Ok(self.hash.get_or_init(|| hash).clone())
+    }
+
+    fn read(name: String, path: PathBuf, stamp: Stamp) -> Self {
+        let info = AdapterFile::open(&path).map(|file| file.info().clone()).map_err(|error| error_chain(&error));
+        Self { name, path, stamp, info, hash: OnceLock::new() }
+    }
+
+    fn alias(&self) -> Option<&str> {
+        self.info.as_ref().ok()?.alias.as_deref().filter(|alias| *alias != self.name)
+    }
+}
+
+impl AdapterFolder {
+    /// Looks at a folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn new(folder: &Path) -> Result<Self, AdapterError> {
+        let folder = Self { folder: folder.to_owned(), listing: Mutex::default() };
+        folder.refresh()?;
+        Ok(folder)
+    }
+
+    /// Looks at the folder again. Files that are as they were are not read again.
+    ///
+    /// # Errors
+    /// When the folder cannot be read. The list stays as it was.
+    pub fn refresh(&self) -> Result<(), AdapterError> {
+        self.look(&mut self.listing())
+    }
+
+    /// The files, sorted by their paths; broken ones too, and those whose name another one has.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<AdapterEntry>> {
+        self.listing().entries.clone()
+    }
+
+    /// The file of this name or alias. A name that is not there, or whose file has changed, leads to a look at the folder, once a second at
+    /// most.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<AdapterEntry>> {
+        let mut listing = self.listing();
+        let found = listing.find(name);
+        let is_current = found.as_ref().is_some_and(|entry| fs::metadata(&entry.path).is_ok_and(|now| stamp(&now) == entry.stamp));
+        if is_current || listing.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN) {
+            return found;
+        }
+        if let Err(error) = self.look(&mut listing) {
+            warn!("{}", error_chain(&error));
+        }
+        listing.find(name)
+    }
+
+    fn listing(&self) -> MutexGuard<'_, Listing> {
+        // A list is replaced as a whole.
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self, listing: &mut Listing) -> Result<(), AdapterError> {
+        listing.looked = Some(Instant::now());
+        let files = files_in(&self.folder).map_err(|source| AdapterError::Unreadable { path: self.folder.clone(), source })?;
+        let known: HashMap<&Path, &Arc<AdapterEntry>> = listing.entries.iter().map(|entry| (entry.path(), entry)).collect();
+        let read = |(path, stamp): (PathBuf, Stamp)| match known.get(path.as_path()) {
+            Some(entry) if entry.stamp == stamp => Arc::clone(entry),
+            _ => Arc::new(AdapterEntry::read(path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path, stamp)),
+        };
+        let entries: Vec<Arc<AdapterEntry>> = files.into_iter().map(read).collect();
+        let places = places(&entries);
+        *listing = Listing { entries, places, looked: Some(Instant::now()) };
+        Ok(())
+    }
+}
+
+impl Listing {
+    fn find(&self, name: &str) -> Option<Arc<AdapterEntry>> {
+        self.places.get(name).and_then(|place| self.entries.get(*place)).cloned()
+    }
+}
+
+/// Where the file of each name and alias is.
+fn places(entries: &[Arc<AdapterEntry>]) -> HashMap<String, usize> {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for (place, entry) in entries.iter().enumerate() {
+        let first = *places.entry(entry.name.clone()).or_insert(place);
+        if first != place {
+            warn!("{}: left out, since {} has the same name", entry.path.display(), entries[first].path.display());
+        }
+    }
+    let mut aliases: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (place, entry) in entries.iter().enumerate() {
+        if let Some(alias) = entry.alias() {
+            aliases.entry(alias).or_default().push(place);
+        }
+    }
+    for (alias, of) in aliases {
+        if let [place] = of.as_slice() {
+            places.entry(alias.to_owned()).or_insert(*place);
+        }
+    }
+    places
+}
+
+/// Files below a folder, sorted by their paths. Links to files are followed, links to folders are not.
+fn files_in(folder: &Path) -> io::Result<Vec<(PathBuf, Stamp)>> {
+    let mut files = Vec::new();
+    let mut folders = vec![(folder.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if depth == 0 => return Err(error),
+            Err(error) => {
+                warn!("{}: left out: {error}", folder.display());
+                continue;
+            }
+        };
+        for entry in entries {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                if depth < MAX_DEPTH {
+                    folders.push((path, depth + 1));
+                }
+            } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors")) && !fs::metadata(&path).is_ok_and(|of| of.is_dir()) {
+                let stamp = fs::metadata(&path).map(|metadata| stamp(&metadata)).unwrap_or((None, 0));
+                files.push((path, stamp));
+            }
+        }
+        if files.len() > MAX_FILES {
+            warn!("{}: has more than {MAX_FILES} adapters; the rest is left out", folder.display());
+            break;
+        }
+    }
+    files.sort();
+    files.truncate(MAX_FILES);
+    Ok(files)
+}
+
+fn stamp(metadata: &fs::Metadata) -> Stamp {
+    (metadata.modified().ok(), metadata.len())
+}

@@ -1,0 +1,40 @@
+//! The hash by which other programs call an adapter file.
+
+use std::{
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+use super::AdapterError;
+use crate::common::open_regular;
+
+/// Number of digits that A1111 and Civitai show.
+pub(super) const SHORT: usize = 12;
+/// Bytes that are read at once.
+const BLOCK: usize = 1 << 20;
+
+/// The first digits of the SHA-256 of all bytes behind the header, which stays the same when the header is edited. kohya's
+/// `addnet_hash_safetensors`, which A1111 uses for `LoRA` files, and Civitai's `AutoV3`.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn hash_of_tensors(path: &Path) -> Result<String, AdapterError> {
+    let hash = || -> std::io::Result<String> {
+        let (mut file, _) = open_regular(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        file.seek(SeekFrom::Start(u64::from_le_bytes(length).saturating_add(8)))?;
+        let (mut hash, mut block) = (Sha256::new(), vec![0; BLOCK]);
+        loop {
+            match file.read(&mut block)? {
+                0 => break,
+                count => hash.update(&block[..count]),
+            }
+        }
+        let digits = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        Ok(digits[..SHORT].to_owned())
+    };
+    hash().map_err(|source| AdapterError::Unreadable { path: path.to_owned(), source })
+}
