@@ -106,7 +106,8 @@ def lycoris(tensors):
     for seed, (case, options) in enumerate(LYCORIS.items()):
         block = model()
         network = create_lycoris(block, 1., **dict(dict(linear_dim=4, linear_alpha=3.), **options))
-        network.double().eval()
+        for lora in network.loras:
+            lora.double().eval()
         if case == "full":
             network.apply_to()
         for lora in network.loras:

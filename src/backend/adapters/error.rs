@@ -27,7 +27,7 @@ pub enum AdapterError {
     },
     /// No tensor of a file is of a kind that is known.
     #[error(
-        "{path} has no adapter of a known kind (LoRA, LoHa, LoKr, DoRA, differences of weights) among its {count} tensors: {names}",
+        "{path} has no adapter of a known kind (LoRA, LoHa, LoKr, DoRA, differences of weights) among its {count} tensors ({names})",
         path = .path.display()
     )]
     NoModules {
@@ -35,7 +35,7 @@ pub enum AdapterError {
         path: PathBuf,
         /// Number of tensors in it.
         count: usize,
-        /// The first names.
+        /// The first names, in order.
         names: String,
     },
     /// A tensor does not go with the other tensors of its module.

@@ -228,7 +228,9 @@ fn files_in(folder: &Path) -> io::Result<Vec<(PathBuf, Stamp)>> {
                 if depth < MAX_DEPTH {
                     folders.push((path, depth + 1));
                 }
-            } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors")) && !fs::metadata(&path).is_ok_and(|of| of.is_dir()) {
+            } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
+                && !fs::metadata(&path).is_ok_and(|of| of.is_dir())
+            {
                 let stamp = fs::metadata(&path).map(|metadata| stamp(&metadata)).unwrap_or((None, 0));
                 files.push((path, stamp));
             }

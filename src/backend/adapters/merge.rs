@@ -112,7 +112,10 @@ impl Module {
         match self.kind() {
             ModuleKind::LowRank => read.matrix(Up)?.matmul(&read.low_rank_down()?),
             ModuleKind::LoHa => read.product(HadaW1A, HadaW1B, Some(HadaT1))? * read.product(HadaW2A, HadaW2B, Some(HadaT2))?,
-            ModuleKind::LoKr => kronecker(&read.kronecker_factor(LokrW1, LokrW1A, LokrW1B, None)?, &read.kronecker_factor(LokrW2, LokrW2A, LokrW2B, Some(LokrT2))?),
+            ModuleKind::LoKr => kronecker(
+                &read.kronecker_factor(LokrW1, LokrW1A, LokrW1B, None)?,
+                &read.kronecker_factor(LokrW2, LokrW2A, LokrW2B, Some(LokrT2))?,
+            ),
             ModuleKind::Difference => read.read(Difference),
             ModuleKind::Norm => read.read(NormWeight),
         }
