@@ -1,4 +1,4 @@
-//! Adapters: small files that change the weights of a model. `LoRA` and its relatives, as kohya, LyCORIS, diffusers, PEFT and `ComfyUI` write
+//! Adapters: small files that change the weights of a model. `LoRA` and its relatives, as kohya, `LyCORIS`, diffusers, PEFT and `ComfyUI` write
 //! them.
 //!
 //! [`AdapterFolder`] finds a file by its name, [`AdapterFile`] reads it as [`Module`]s, [`AdapterFile::fit`] finds the layers that they

@@ -74,15 +74,15 @@ def weights(layer, shape):
 
 
 def measure(block, case, strength, tensors):
-    for name, (shape, bias) in SHAPES.items():
-        layer = block.get_submodule(name)
-        weight, bias = weights(layer, shape)
+    """Keeps what differs from the layers' own tensors."""
+    for name, shape in SHAPES.items():
+        weight, bias = weights(block.get_submodule(name), shape)
         for end, now in ("weight", weight), ("bias", bias):
             if (now - tensors[f"base/{name}.{end}"]).abs().max() > 1e-6:
                 tensors[f"{case}/{strength}/{name}.{end}"] = now
 
 
-SHAPES = {name: (tuple(model().get_submodule(name).weight.shape), True) for name in (LINEAR, CONV, SHORTCUT, GROUP_NORM, LAYER_NORM)}
+SHAPES = {name: tuple(model().get_submodule(name).weight.shape) for name in (LINEAR, CONV, SHORTCUT, GROUP_NORM, LAYER_NORM)}
 
 LYCORIS = {
     "lora": dict(algo="lora", conv_dim=3, conv_alpha=2., train_norm=True),
@@ -113,9 +113,9 @@ def lycoris(tensors):
         for lora in network.loras:
             numbers(lora, seed)
             if case == "full":
-                own = dict(base=lora.org_weight, bias=lora.org_bias[0])
-                lora.weight.data.copy_(own["base"].double() + lora.weight.data.float().double())
-                lora.bias.data.copy_(own["bias"].double() + lora.bias.data.float().double())
+                # It trains the weight itself.
+                lora.weight.data.add_(lora.org_weight)
+                lora.bias.data.add_(lora.org_bias[0])
         if case != "full":
             network.apply_to()
         for strength in (1., .625) if "dora" not in case else (1.,):

@@ -100,6 +100,9 @@ impl Parts {
             ModuleKind::Difference => (self.get(Difference).map(|part| part.shape.clone()), None),
             ModuleKind::Norm => (self.get(NormWeight).map(|part| part.shape.clone()), None),
         };
+        if let (Some(first), Some(second)) = (self.get(DoraScale), self.get(Magnitude)) {
+            return Err(second.wrong(format!("is another spelling of {}; a file should have one of them", first.name)));
+        }
         if let (Some(part), true) = (self.magnitude(), matches!(kind, ModuleKind::Difference | ModuleKind::Norm)) {
             return Err(part.wrong("goes with factors of low rank, and this layer has none".to_owned()));
         }

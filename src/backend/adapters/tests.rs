@@ -64,6 +64,11 @@ fn tensor(shape: &[usize], seed: usize) -> Tensor {
     Tensor::from_vec(numbers(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
 }
 
+/// The values of a tensor in f32.
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
 /// The largest difference between two tensors of one shape, by the largest number of the second.
 fn error(found: &Tensor, right: &Tensor) -> f64 {
     assert_eq!(found.dims(), right.dims());

@@ -14,7 +14,11 @@ use crate::{
 /// Tensors of a module, and what is wrong with them.
 type Case<'a> = (&'a [(&'a str, &'a [usize])], &'a str);
 
-const MISMATCHES: [Case<'_>; 25] = [
+const MISMATCHES: [Case<'_>; 26] = [
+    (
+        &[("a.lora_A.weight", &[2, 4]), ("a.lora_B.weight", &[6, 2]), ("a.dora_scale", &[6, 1]), ("a.lora_magnitude_vector", &[6])],
+        "a.lora_magnitude_vector is another spelling of a.dora_scale; a file should have one of them",
+    ),
     (
         &[("a.lora_down.weight", &[1, 20000]), ("a.lora_mid.weight", &[20000, 1]), ("a.lora_up.weight", &[1, 20000])],
         "a.lora_mid.weight would make a matrix of [20000, 20000] numbers; at most 268435456 are supported",

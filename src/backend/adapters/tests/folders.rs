@@ -99,7 +99,7 @@ fn new_files_are_found_and_the_others_not_read_again() {
     assert!(folder.get("owl").is_some());
     assert!(std::sync::Arc::ptr_eq(&fox, &folder.get("fox").unwrap()));
     adapter(place.path(), "fox", "second");
-    let later = SystemTime::now() + Duration::from_secs(60);
+    let later = SystemTime::now() + Duration::from_mins(1);
     fs::File::options().write(true).open(fox.path()).unwrap().set_modified(later).unwrap();
     folder.refresh().unwrap();
     assert_eq!(folder.get("fox").unwrap().info().unwrap().alias.as_deref(), Some("second"));

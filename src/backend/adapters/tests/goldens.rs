@@ -1,10 +1,10 @@
-//! Files that LyCORIS, PEFT and diffusers save, and the weights that their layers then have: `make_adapter_goldens.py`.
+//! Files that `LyCORIS`, PEFT and diffusers save, and the weights that their layers then have: `make_adapter_goldens.py`.
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
 
-use super::{error, golden};
+use super::{error, golden, values};
 use crate::backend::adapters::{AdaptedNetwork, AdapterFile, Layer, ModuleKind};
 
 /// What a layer may differ by: f32 has 24 bits.
@@ -69,7 +69,11 @@ fn merged_weights_are_those_that_the_training_programs_work_with() {
             let module = fit.modules.iter().find(|(of, _)| *of == place).map(|(_, module)| module);
             let [weight, bias] = ["weight", "bias"].map(|end| format!("{}.{end}", layer.name));
             let Some(module) = module else {
-                assert_eq!(error(&goldens.base[&weight], goldens.right(case, strength, &weight)), 0.0, "{case} changes {weight}");
+                assert!(
+                    !goldens.merged.keys().any(|(of, _, name)| of == case && [&weight, &bias].contains(&name)),
+                    "{case} changes {}",
+                    layer.name
+                );
                 continue;
             };
             let number = strength.parse().unwrap();
@@ -84,7 +88,7 @@ fn merged_weights_are_those_that_the_training_programs_work_with() {
         }
     }
     assert_eq!(largest.len(), 20, "{largest:?}");
-    println!("{largest:#?}");
+    println!("the largest errors: {largest:#?}");
 }
 
 /// Programs mean three things by it; ours is a straight line, so that 0 is off.
@@ -109,8 +113,8 @@ fn magnitudes_come_in_by_their_strength() {
 
 #[test]
 fn low_rank_matrices_multiply_to_the_difference() {
-    let names = goldens();
-    let names = names.layers();
+    let goldens = goldens();
+    let names = goldens.layers();
     let mut seen = 0;
     for case in ["lora", "lora-tucker", "lora-scalar-rs", "peft-lora", "diffusers", "loha", "lokr", "full"] {
         let file = AdapterFile::open(&golden(case)).unwrap();
@@ -143,7 +147,7 @@ fn a_strength_of_0_changes_nothing() {
             for end in ["weight", "bias"] {
                 let base = &goldens.base[&format!("{}.{end}", names[place].0)];
                 let same = if end == "bias" { module.bias(Some(base), 0.0).unwrap().unwrap() } else { module.weight(base, 0.0).unwrap() };
-                assert_eq!(error(&same, base), 0.0, "{case}");
+                assert_eq!(values(&same), values(base), "{case}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The names of layers in all spellings.
 
-use super::open;
+use super::{open, tensor, values};
 use crate::backend::adapters::{
     AdaptedNetwork::{self, Denoiser, TextEncoder},
     Layer, ModuleKind,
@@ -11,7 +11,7 @@ const TO_Q: &str = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q";
 const TO_OUT: &str = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0";
 const Q_PROJ: &str = "text_model.encoder.layers.3.self_attn.q_proj";
 
-/// Names of a module's two matrices, and the layer that they are of.
+/// The path of a module's two matrices, how they end, and the layer that they are of.
 const SPELLINGS: [(&str, &str, AdaptedNetwork, &str); 31] = [
     // kohya and LyCORIS, with diffusers' names.
     ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", "kohya", Denoiser, TO_Q),
@@ -64,7 +64,7 @@ fn endings(style: &str) -> [&'static str; 2] {
     }
 }
 
-/// Layers that are no adapter's target here, and should stay so.
+/// The layers of all spellings, and their namesakes in the other networks.
 fn layers() -> Vec<Layer<'static>> {
     let networks = [Denoiser, TextEncoder(0), TextEncoder(1)];
     let mut layers: Vec<(AdaptedNetwork, &str)> = SPELLINGS.iter().map(|(_, _, network, layer)| (*network, *layer)).collect();
@@ -176,10 +176,10 @@ fn a_linear_file_is_for_a_convolution_of_1_by_1_and_the_other_way_round() {
         let weights = files.each_ref().map(|file| {
             let fit = file.fit(&[Layer { network: Denoiser, name: "proj_in", shape }]);
             assert_eq!(fit.modules[0].1.low_rank().unwrap().unwrap().down.dims(), [2, 4]);
-            fit.modules[0].1.weight(&super::tensor(shape, 5), 0.7).unwrap()
+            fit.modules[0].1.weight(&tensor(shape, 5), 0.7).unwrap()
         });
         assert_eq!(weights[0].dims(), shape);
-        assert_eq!(super::error(&weights[0], &weights[1]), 0.0);
+        assert_eq!(values(&weights[0]), values(&weights[1]));
     }
 }
 
@@ -192,13 +192,13 @@ fn other_shapes_are_named_with_both() {
         assert!(fit.modules.is_empty() && fit.unfit.is_empty());
         let right = format!("proj_in of the denoiser has a weight of the shape {shape:?}, and the adapter one of [6, 4]");
         assert_eq!(fit.wrong_shapes, [right]);
-        let error = file.modules()[0].weight(&super::tensor(shape, 0), 1.0).unwrap_err().to_string();
+        let error = file.modules()[0].weight(&tensor(shape, 0), 1.0).unwrap_err().to_string();
         assert!(
             error.contains(&format!("proj_in of the denoiser changes a weight of the shape [6, 4], and the model's is {shape:?}")),
             "{error}"
         );
     }
-    let error = file.modules()[0].bias(Some(&super::tensor(&[5], 0)), 1.0).unwrap_err().to_string();
+    let error = file.modules()[0].bias(Some(&tensor(&[5], 0)), 1.0).unwrap_err().to_string();
     assert!(error.contains("unet.proj_in.diff_b is of the shape [6], and the layer's bias of [5]"), "{error}");
     let file = open(&[("a.lora_A.weight", &[2, 4]), ("a.lora_B.weight", &[6, 2]), ("a.dora_scale", &[5, 1])]).unwrap();
     let fit = file.fit(&[Layer { network: Denoiser, name: "a", shape: &[6, 4] }]);

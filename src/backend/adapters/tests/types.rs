@@ -39,7 +39,7 @@ fn all_types_of_weights_are_read() {
     }
 }
 
-/// LyCORIS writes an alpha without a fraction as a whole number.
+/// `LyCORIS` writes an alpha without a fraction as a whole number.
 #[test]
 fn alphas_may_be_whole_numbers() {
     for (dtype, bytes, shape) in [(Dtype::I64, 3i64.to_le_bytes().to_vec(), &[1][..]), (Dtype::I32, 3i32.to_le_bytes().to_vec(), &[])] {
