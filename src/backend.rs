@@ -26,8 +26,8 @@ mod selfcheck;
 mod wide_vae;
 
 pub use adapters::{
-    AdaptableNetwork, AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, ChosenAdapter,
-    MergedAdapters,
+    AdaptableNetwork, AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, AppliedAdapters,
+    ChosenAdapter, FewSteps, Fit, FittedAdapter, Layer, LowRank, MergedAdapters, Module, ModuleKind,
 };
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};

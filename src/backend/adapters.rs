@@ -1,4 +1,4 @@
-//! Adapters: small files that change the weights of a model. `LoRA` and its relatives, as kohya, LyCORIS, diffusers, PEFT and `ComfyUI` write
+//! Adapters: small files that change the weights of a model. `LoRA` and its relatives, as kohya, `LyCORIS`, diffusers, PEFT and `ComfyUI` write
 //! them.
 //!
 //! [`AdapterFolder`] finds a file by its name, [`AdapterFile`] reads it as [`Module`]s, [`AdapterFile::fit`] finds the layers that they
@@ -24,11 +24,12 @@ mod tag_counts;
 pub use distilled::FewSteps;
 pub use error::AdapterError;
 pub use file::AdapterFile;
-pub use fit::Layer;
+pub use fit::{Fit, Layer};
 pub use folder::{AdapterEntry, AdapterFolder};
 pub use info::AdapterInfo;
 pub use key::AdaptedNetwork;
-pub use library::{AdaptableNetwork, AdapterLibrary, ChosenAdapter};
+pub use library::{AdaptableNetwork, AdapterLibrary, AppliedAdapters, ChosenAdapter, FittedAdapter};
+pub use merge::LowRank;
 pub use merged_weights::MergedAdapters;
 pub use module::{Module, ModuleKind};
 

@@ -8,7 +8,7 @@ use super::{
     parts::{Parts, Wrong},
 };
 
-/// Added to norms, as in LyCORIS: a row of zeros stays zeros.
+/// Added to norms, as in `LyCORIS`: a row of zeros stays zeros.
 const EPSILON: f64 = f32::EPSILON as f64;
 
 /// What a magnitude belongs to.
@@ -20,7 +20,7 @@ pub(super) enum Axis {
     Input,
 }
 
-/// Which magnitudes a module has, for a layer of the shape `(outputs, inputs, kernel…)`. PEFT's are always by output; LyCORIS's shape tells.
+/// Which magnitudes a module has, for a layer of the shape `(outputs, inputs, kernel…)`. PEFT's are always by output; `LyCORIS`'s shape tells.
 ///
 /// # Errors
 /// When there are as many as neither outputs nor inputs.

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::AdaptedNetwork;
-
 /// Why an adapter cannot be used. Says which file, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -23,11 +21,11 @@ pub enum AdapterError {
         path: PathBuf,
         /// The parser's error.
         #[source]
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
     /// No tensor of a file is of a kind that is known.
     #[error(
-        "{path} has no adapter of a known kind (LoRA, LoHa, LoKr, DoRA, differences of weights) among its {count} tensors: {names}",
+        "{path} has no adapter of a known kind (LoRA, LoHa, LoKr, DoRA, differences of weights) among its {count} tensors ({names})",
         path = .path.display()
     )]
     NoModules {
@@ -35,7 +33,7 @@ pub enum AdapterError {
         path: PathBuf,
         /// Number of tensors in it.
         count: usize,
-        /// The first names.
+        /// The first names, in order.
         names: String,
     },
     /// A tensor does not go with the other tensors of its module.
@@ -55,20 +53,18 @@ pub enum AdapterError {
         path: PathBuf,
         /// Names the tensor, and what is wrong with it.
         #[source]
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
     /// The layer has another shape than the module.
     #[error(
-        "{path}: {layer} of the {network} changes a weight of the shape {found:?}, and the model's is {expected:?}; use an adapter for this \
+        "{path}: {layer} changes a weight of the shape {found:?}, and the model's is {expected:?}; use an adapter for this \
          family of models",
         path = .path.display()
     )]
     WrongShape {
         /// The file.
         path: PathBuf,
-        /// The network.
-        network: AdaptedNetwork,
-        /// The layer, as the file spells it.
+        /// The layer, as the file spells it, and its network.
         layer: String,
         /// The module's shape.
         found: Vec<usize>,
@@ -87,6 +83,6 @@ pub enum AdapterError {
         layer: String,
         /// The operation's error.
         #[source]
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
 }

@@ -137,7 +137,7 @@ fn module(
     layout: Layout,
 ) -> Result<Module, AdapterError> {
     let stored = group.parts.get(Part::Alpha).map(|alpha| source.files.scalar(&alpha.name));
-    let stored = stored.transpose().map_err(|error| AdapterError::WrongValues { path: source.path.clone(), source: error })?;
+    let stored = stored.transpose().map_err(|error| AdapterError::WrongValues { path: source.path.clone(), source: error.into() })?;
     let alpha = stored.or_else(|| config.alpha(network, &group.layer, layout.rank?));
     Module::new(Arc::clone(source), network, group.layer, layout, alpha, group.parts)
 }
@@ -156,6 +156,6 @@ fn wrong_tensor(source: &Source, Wrong { tensor, problem }: Wrong) -> AdapterErr
 fn unopened(path: PathBuf, error: Error) -> AdapterError {
     match error {
         Error::Io(source) => AdapterError::Unreadable { path, source },
-        source => AdapterError::Damaged { path, source },
+        source => AdapterError::Damaged { path, source: source.into() },
     }
 }

@@ -63,7 +63,7 @@ fn mismatch(module: &Module, layer: &Layer<'_>) -> Option<String> {
 }
 
 /// A layer's names in all spellings, with underscores for dots.
-fn spellings(layer: &Layer<'_>) -> Vec<String> {
+pub(super) fn spellings(layer: &Layer<'_>) -> Vec<String> {
     let mut names = vec![underscored(layer.name)];
     match layer.network {
         AdaptedNetwork::Denoiser => {

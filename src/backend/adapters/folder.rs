@@ -231,7 +231,7 @@ fn files_in(folder: &Path) -> io::Result<Vec<(PathBuf, Stamp)>> {
             } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
                 && !fs::metadata(&path).is_ok_and(|of| of.is_dir())
             {
-                let stamp = fs::metadata(&path).map(|metadata| stamp(&metadata)).unwrap_or((None, 0));
+                let stamp = fs::metadata(&path).map_or((None, 0), |metadata| stamp(&metadata));
                 files.push((path, stamp));
             }
         }

@@ -33,8 +33,8 @@ pub(super) fn hash_of_tensors(path: &Path) -> Result<String, AdapterError> {
                 count => hash.update(&block[..count]),
             }
         }
-        let digits = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        Ok(digits[..SHORT].to_owned())
+        let bytes = hash.finalize();
+        Ok(bytes[..SHORT / 2].iter().fold(String::new(), |digits, byte| format!("{digits}{byte:02x}")))
     };
     hash().map_err(|source| AdapterError::Unreadable { path: path.to_owned(), source })
 }

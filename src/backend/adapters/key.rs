@@ -21,7 +21,7 @@ impl fmt::Display for AdaptedNetwork {
     }
 }
 
-/// A tensor's part in its module. The names are those of kohya and LyCORIS.
+/// A tensor's part in its module. The names are those of kohya and `LyCORIS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Part {
     Down,

@@ -33,8 +33,7 @@ impl Module {
         self.check_strength(strength)?;
         let wrong_shape = |found: &[usize]| AdapterError::WrongShape {
             path: self.source.path.clone(),
-            network: self.network(),
-            layer: self.layer().to_owned(),
+            layer: format!("{} of the {}", self.layer(), self.network()),
             found: found.to_vec(),
             expected: base.dims().to_vec(),
         };
@@ -55,7 +54,8 @@ impl Module {
             let difference = difference.reshape(base.shape())?;
             let Some((axis, magnitude)) = magnitude else { return &base + (difference * (self.factor() * strength))? };
             let changed = dora::with_magnitude(&(&base + (difference * self.factor())?)?, &magnitude, axis)?;
-            if strength == 1.0 { Ok(changed) } else { &base + ((changed - &base)? * strength)? }
+            // From the changed weight on, so that a strength of 1 is exact.
+            &changed + ((&changed - &base)? * (strength - 1.0))?
         };
         merge().map_err(|source| self.failed(source))
     }
@@ -127,11 +127,11 @@ impl Module {
     }
 
     fn wrong_values(&self, source: candle_core::Error) -> AdapterError {
-        AdapterError::WrongValues { path: self.source.path.clone(), source }
+        AdapterError::WrongValues { path: self.source.path.clone(), source: source.into() }
     }
 
     fn failed(&self, source: candle_core::Error) -> AdapterError {
-        AdapterError::Merge { path: self.source.path.clone(), layer: self.layer().to_owned(), source }
+        AdapterError::Merge { path: self.source.path.clone(), layer: self.layer().to_owned(), source: source.into() }
     }
 }
 

@@ -100,6 +100,9 @@ impl Parts {
             ModuleKind::Difference => (self.get(Difference).map(|part| part.shape.clone()), None),
             ModuleKind::Norm => (self.get(NormWeight).map(|part| part.shape.clone()), None),
         };
+        if let (Some(first), Some(second)) = (self.get(DoraScale), self.get(Magnitude)) {
+            return Err(second.wrong(format!("is another spelling of {}; a file should have one of them", first.name)));
+        }
         if let (Some(part), true) = (self.magnitude(), matches!(kind, ModuleKind::Difference | ModuleKind::Norm)) {
             return Err(part.wrong("goes with factors of low rank, and this layer has none".to_owned()));
         }
@@ -131,6 +134,7 @@ impl Parts {
             let mid = self.matrix(Mid, layer)?;
             let down = self.matrix(Down, layer)?.without_kernel()?;
             mid.meets(down.rows, down.part)?;
+            mid.can_be_folded(down.columns)?;
             (mid.kernel, mid.rows)
         } else {
             (down.kernel, down.rows)
@@ -186,6 +190,7 @@ impl Parts {
             return Err(left.part.wrong(format!("has a rank of {}, and {} one of {}", left.rows, middle.part.name, middle.rows)));
         }
         middle.meets(right.rows, right.part)?;
+        middle.can_be_folded(right.columns)?;
         Ok(shape(left.columns, right.columns, middle.kernel))
     }
 
@@ -216,6 +221,15 @@ impl<'a> Matrix<'a> {
             return Ok(Self { kernel: &[], ..self });
         }
         Err(self.part.wrong(format!("is of the shape {:?}, and should be a matrix", self.part.shape)))
+    }
+
+    /// Checks that a core and a matrix behind it make a matrix that is not too large.
+    fn can_be_folded(&self, inputs: usize) -> Result<(), Wrong> {
+        let sides = [&[self.rows, inputs], self.kernel].concat();
+        if bounded(&sides).is_some() {
+            return Ok(());
+        }
+        Err(self.part.wrong(format!("would make a matrix of {sides:?} numbers; at most {MAX_WEIGHTS} are supported")))
     }
 
     /// Checks that this matrix can be multiplied with one of `rows` rows.

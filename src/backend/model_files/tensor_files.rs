@@ -162,7 +162,9 @@ impl TensorFiles {
         let number = match info.dtype {
             Dtype::I64 => file.numbers::<i64>(name, info.data_offsets)?.first().map(|number| *number as f64),
             Dtype::I32 => file.numbers::<i32>(name, info.data_offsets)?.first().copied().map(f64::from),
-            _ => self.read(name, None)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?.first().copied(),
+            Dtype::F64 => self.read(name, None)?.flatten_all()?.to_vec1()?.first().copied(),
+            // candle's way from 8 bits to f64 does not end.
+            _ => self.tensor(name)?.flatten_all()?.to_vec1::<f32>()?.first().copied().map(f64::from),
         };
         number.ok_or_else(|| Error::msg(format!("{name} is empty")))
     }
