@@ -61,7 +61,7 @@ fn networks(c: &mut Criterion) {
     let text = networks.denoiser.context(&Conditions::of_text(&text)).unwrap();
 
     c.bench_function("text_encode/batch 2", |b| {
-        b.iter(|| text_encoder.forward(black_box(&ids), 0, Adapters::NONE, Interrupt::NEVER).unwrap())
+        b.iter(|| text_encoder.forward(black_box(&ids), 0, Adapters::NONE, Interrupt::NEVER).unwrap());
     });
     c.bench_function("unet_step/batch 2", |b| {
         b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Interrupt::NEVER).unwrap());

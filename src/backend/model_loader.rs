@@ -12,7 +12,7 @@ use super::{
     model_files::LearnedVectors,
 };
 use crate::{
-    common::NamedLora,
+    common::{ModelFamily, NamedLora},
     device,
     models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
     ops::{self, WeightType, Weights},
@@ -82,23 +82,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let learned = files.embeddings().iter().filter_map(|word| word.vectors(&widths, most).transpose());
     let learned: Vec<LearnedVectors> = learned.collect::<Result<_, _>>()?;
     let facts = families::of(configs.family);
-    let max_clip_skip = if facts.has_clip_skip { configs.text[0].config.depth() } else { 1 };
-    let mut info = ModelInfo {
-        id: files.id().to_owned(),
-        family: configs.family,
-        variant: configs.variant,
-        embeds_guidance: configs.denoiser.embeds_guidance(),
-        device: device::describe(device),
-        dtype: weight_type.name(),
-        max_pixels: options.max_pixels,
-        size_multiple: configs.vae.scale_factor() as u32,
-        max_steps: configs.scheduler.num_train_timesteps,
-        embeddings: learned.iter().filter_map(|word| word.names.first().cloned()).collect(),
-        max_clip_skip,
-        defaults: configs.defaults,
-        scheduler: configs.scheduler,
-        adapters: None,
-    };
+    let mut info = info(files, options, &configs, &learned);
     // Before gigabytes are read.
     let adapters = options.adapters.as_deref().map(AdapterFolder::new).transpose()?;
     let merged = MergedAdapters::open(adapters.as_ref(), &options.merged)?;
@@ -106,17 +90,8 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
-    let mut builder = Builder {
-        files,
-        dtype,
-        device,
-        weight_type,
-        low_memory: options.low_memory,
-        opened: Vec::new(),
-        merged: merged.clone(),
-        adaptable: Vec::new(),
-    };
-    let ModelConfigs { text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
+    let mut builder = Builder { files, dtype, options, opened: Vec::new(), merged, adaptable: Vec::new() };
+    let ModelConfigs { family, text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
     for TextConfigs { folder, config, tokenizer } in text {
         let network = builder.build(folder, |vb| TextNetwork::new(&config, vb))?;
@@ -130,20 +105,32 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let wide_vae = (weight_type != WeightType::F32).then(|| WideVae::new(files.clone(), vae.clone(), device.clone(), options.vae_tiling));
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
-    if let Some(folder) = adapters {
-        let library = AdapterLibrary::new(folder, configs.family, builder.adaptable);
-        for (name, file) in merged.files() {
-            match library.check(file) {
-                Ok(warning) => warning.into_iter().for_each(|warning| warn!("--lora {name}: {warning}")),
-                Err(allowed) => return Err(LoadError::Unsupported(format!("--lora {name} must be {allowed}"))),
-            }
-        }
-        info.adapters = Some(Arc::new(library));
-    }
+    info.adapters = adapters.map(|folder| builder.library(folder, family)).transpose()?;
     let networks = Networks { denoiser, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
     Ok(InferencePipeline::new(info, prompt_encoder, networks, preview, device.clone(), dtype))
+}
+
+/// What requests are checked against, without adapters.
+fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learned: &[LearnedVectors]) -> ModelInfo {
+    let has_clip_skip = families::of(configs.family).has_clip_skip;
+    ModelInfo {
+        id: files.id().to_owned(),
+        family: configs.family,
+        variant: configs.variant,
+        embeds_guidance: configs.denoiser.embeds_guidance(),
+        device: device::describe(&options.device),
+        dtype: options.weight_type.name(),
+        max_pixels: options.max_pixels,
+        size_multiple: configs.vae.scale_factor() as u32,
+        max_steps: configs.scheduler.num_train_timesteps,
+        embeddings: learned.iter().filter_map(|word| word.names.first().cloned()).collect(),
+        max_clip_skip: if has_clip_skip { configs.text[0].config.depth() } else { 1 },
+        defaults: configs.defaults,
+        scheduler: configs.scheduler.clone(),
+        adapters: None,
+    }
 }
 
 fn fit_preview(networks: &Networks, dtype: DType, device: &Device) -> candle_core::Result<LatentPreview> {
@@ -158,9 +145,7 @@ fn fit_preview(networks: &Networks, dtype: DType, device: &Device) -> candle_cor
 struct Builder<'a> {
     files: &'a ModelFiles,
     dtype: DType,
-    device: &'a Device,
-    weight_type: WeightType,
-    low_memory: bool,
+    options: &'a LoadOptions,
     opened: Vec<PartWeights>,
     merged: MergedAdapters,
     /// The networks that adapters can change.
@@ -169,7 +154,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn build<T>(&mut self, part: &str, new: impl Fn(&Weights) -> candle_core::Result<T>) -> Result<T, LoadError> {
-        let weights = self.files.weights(part, self.dtype, self.device)?;
+        let weights = self.files.weights(part, self.dtype, &self.options.device)?;
         let adaptable = match part {
             "unet" => Some(AdaptedNetwork::Denoiser),
             "text_encoder" => Some(AdaptedNetwork::TextEncoder(0)),
@@ -178,11 +163,23 @@ impl Builder<'_> {
         };
         let vb = weights.vb.clone();
         let vb = if let Some(network) = adaptable { self.merged.merge(network, vb) } else { vb };
-        let vb = Weights::new(vb, self.weight_type).freed_after_use(self.low_memory);
+        let vb = Weights::new(vb, self.options.weight_type).freed_after_use(self.options.low_memory);
         let network = new(&vb).map_err(|source| weights.failure(source, &new))?;
         self.opened.push(weights);
         self.adaptable.extend(adaptable.map(|network| AdaptableNetwork::new(network, vb)));
         Ok(network)
+    }
+
+    /// The adapters that requests may ask for. Those that are merged into the model must fit it too.
+    fn library(&mut self, folder: AdapterFolder, family: ModelFamily) -> Result<Arc<AdapterLibrary>, LoadError> {
+        let library = AdapterLibrary::new(folder, family, std::mem::take(&mut self.adaptable));
+        for (name, file) in self.merged.files() {
+            match library.check(file) {
+                Ok(warning) => warning.into_iter().for_each(|warning| warn!("--lora {name}: {warning}")),
+                Err(allowed) => return Err(LoadError::Unsupported(format!("--lora {name} must be {allowed}"))),
+            }
+        }
+        Ok(Arc::new(library))
     }
 
     /// Tensors that no network read are a sign of a wrong configuration.

@@ -325,18 +325,14 @@ mod tests {
             ten.note(&step(100));
         }
         let others = |pictures| match admission.admit(&demand(10), pictures, Some(Duration::ZERO)) {
-            Err(Refusal::TooLate { others, .. }) => (others.as_secs_f64() * 10.0).round(),
+            Err(Refusal::TooLate { others, .. }) => (others.as_secs_f64() * 10.0).round() as u64,
             other => panic!("{other:?}"),
         };
-        assert_eq!(
-            [others(1), others(2), others(9), others(10)],
-            [16.0, 26.0, 96.0, 96.0],
-            "tenths: the begun one's 6 steps, and 10 for each"
-        );
+        assert_eq!([others(1), others(2), others(9), others(10)], [16, 26, 96, 96], "tenths: the begun one's 6 steps, and 10 for each");
         let one = admission.admit(&demand(10), 1, None).unwrap();
-        assert_eq!([others(1), others(2)], [26.0, 36.0]);
+        assert_eq!([others(1), others(2)], [26, 36]);
         drop((one, ten));
-        assert_eq!(others(1), 0.0);
+        assert_eq!(others(1), 0);
     }
 
     #[test]

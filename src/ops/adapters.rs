@@ -170,7 +170,7 @@ impl Adapters {
         for share in all.iter().flat_map(|adapters| &adapters.0) {
             match shares.last_mut() {
                 Some(last) if last.layers.as_ref().map(Arc::as_ptr) == share.layers.as_ref().map(Arc::as_ptr) => {
-                    last.requests += share.requests
+                    last.requests += share.requests;
                 }
                 _ => shares.push(share.clone()),
             }
@@ -223,11 +223,20 @@ pub(super) fn samples(x: &Tensor, of: &Range<usize>) -> Result<Tensor> {
 }
 
 /// A layer in a pass that has adapters.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Adapted<'a, L> {
     pub(super) layer: &'a L,
     pub(super) adapters: &'a Adapters,
 }
+
+// Derived, it would be so only for layers that can be copied.
+impl<L> Clone for Adapted<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Adapted<'_, L> {}
 
 #[cfg(test)]
 mod tests;

@@ -184,13 +184,16 @@ impl Adapted<'_, Linear> {
     }
 }
 
-/// The parts of a batch of `batch` samples, with what is added to the weight for each; none if there is an adapter of another kind.
+/// A number of samples, and what is added to a layer's weight for them.
+type Part<'a> = (usize, Option<&'a cpu::PackedLowRank>);
+
+/// The parts of a batch of `batch` samples; none if there is an adapter of another kind.
 fn low_rank_parts<'a>(
     packed: &cpu::PackedLinear,
     adapters: &'a Adapters,
     index: LayerIndex,
     batch: usize,
-) -> Result<Option<Vec<(usize, Option<&'a cpu::PackedLowRank>)>>> {
+) -> Result<Option<Vec<Part<'a>>>> {
     let mut parts = Vec::new();
     for (of, layers) in adapters.parts(batch)? {
         match layers.and_then(|layers| layers.get(index)) {
@@ -215,13 +218,12 @@ fn product_with(product: &candle_nn::Linear, low_rank: Option<&LowRank>, x: &Ten
     low_rank.map_or(Ok(y.clone()), |low_rank| y + low_rank.addend(x)?)
 }
 
-/// `parts` are numbers of samples, with what is added to the weight for each.
 fn run_packed(
     packed: &cpu::PackedLinear,
     x: &Tensor,
     residual: Option<&Tensor>,
     activation: Option<Activation>,
-    parts: &[(usize, Option<&cpu::PackedLowRank>)],
+    parts: &[Part],
 ) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     if x.dim(D::Minus1)? != packed.inputs() {
