@@ -1,5 +1,7 @@
 //! From a queued request to a picture: the queue, the engine that empties it, and the pipeline that the engine drives.
 
+mod adapted_network;
+mod adapter_error;
 mod adapters;
 mod demand;
 mod error;
@@ -25,9 +27,11 @@ mod request_queue;
 mod selfcheck;
 mod wide_vae;
 
+pub use adapted_network::AdaptedNetwork;
+pub use adapter_error::AdapterError;
 pub use adapters::{
-    AdaptableNetwork, AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, AppliedAdapters,
-    ChosenAdapter, FewSteps, Fit, FittedAdapter, Layer, LowRank, MergedAdapters, Module, ModuleKind,
+    AdaptableNetwork, AdapterEntry, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, AppliedAdapters, ChosenAdapter, FewSteps, Fit,
+    FittedAdapter, Layer, LowRank, MergedAdapters, Module, ModuleKind,
 };
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};

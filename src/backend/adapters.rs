@@ -6,7 +6,6 @@
 
 mod distilled;
 mod dora;
-mod error;
 mod file;
 mod fit;
 mod folder;
@@ -21,13 +20,12 @@ mod parts;
 mod peft_config;
 mod tag_counts;
 
+use super::{AdaptedNetwork, AdapterError};
 pub use distilled::FewSteps;
-pub use error::AdapterError;
 pub use file::AdapterFile;
 pub use fit::{Fit, Layer};
 pub use folder::{AdapterEntry, AdapterFolder};
 pub use info::AdapterInfo;
-pub use key::AdaptedNetwork;
 pub use library::{AdaptableNetwork, AdapterLibrary, AppliedAdapters, ChosenAdapter, FittedAdapter};
 pub use merge::LowRank;
 pub use merged_weights::MergedAdapters;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::AdapterError;
+use super::adapter_error::AdapterError;
 use crate::{
     common::{ImageSize, InvalidValue, error_chain},
     device::DeviceError,

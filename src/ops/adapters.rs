@@ -3,11 +3,15 @@
 //! An adapter of low rank is computed beside the layer, whose weight stays as it is. Of any other kind, a copy of the layer is made, with
 //! the adapter merged into its weight.
 
+mod conv;
+mod linear;
+mod norm;
+
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{Result, Tensor};
 
-use super::{Conv2d, Conv2dConfig, Geglu, GroupNorm, LayerIndex, LayerKind, LayerNorm, Linear, WeightLayer, Weights, cpu};
+use super::{Conv2d, Conv2dConfig, Geglu, GroupNorm, LayerIndex, LayerKind, LayerNorm, Linear, LowRank, WeightLayer, Weights, cpu};
 
 /// What an adapter makes of one layer.
 #[derive(Debug, Clone)]
@@ -23,24 +27,6 @@ pub enum LayerAdapter {
     },
     /// A layer that takes the layer's place.
     Merged(MergedLayer),
-}
-
-/// The product of `up` `(outputs, rank)` and `down` `(rank, inputs)`, which is added to the weight of a linear layer.
-#[derive(Debug, Clone)]
-pub struct LowRank(pub(super) Factors);
-
-/// The factors of a matrix of low rank.
-#[derive(Debug, Clone)]
-pub(super) enum Factors {
-    /// For the kernels on a CPU.
-    Packed(Box<cpu::PackedLowRank>),
-    /// Transposed, for other devices.
-    Candle {
-        /// `(inputs, rank)`.
-        down: Tensor,
-        /// `(rank, outputs)`.
-        up: Tensor,
-    },
 }
 
 /// A layer with an adapter in its weight.
@@ -94,24 +80,6 @@ impl LayerAdapter {
             }
             LayerKind::GroupNorm { .. } | LayerKind::LayerNorm { .. } => candle_core::bail!("{}: a norm has no rank", layer.name),
         }
-    }
-}
-
-impl LowRank {
-    fn new(down: &Tensor, up: &Tensor, is_gated: bool, vb: &Weights) -> Result<Self> {
-        if !vb.are_packed() {
-            let transposed = |x: &Tensor| x.to_dtype(vb.dtype())?.to_device(vb.device())?.t()?.contiguous();
-            return Ok(Self(Factors::Candle { down: transposed(down)?, up: transposed(up)? }));
-        }
-        let (rank, up) = (down.dim(0)?, cpu::Rows::new(up)?);
-        let pack = |down: &[f32]| up.with(|up| Ok(cpu::PackedLowRank::new(cpu::Machine::best(), (down, up), rank, is_gated)));
-        Ok(Self(Factors::Packed(Box::new(cpu::Rows::new(down)?.with(pack)?))))
-    }
-
-    /// What is added to the product of a layer's weight and `x`, on other devices than a CPU.
-    pub(super) fn addend(&self, x: &Tensor) -> Result<Tensor> {
-        let Factors::Candle { down, up } = &self.0 else { candle_core::bail!("an adapter for a CPU in a layer of another device") };
-        x.broadcast_matmul(down)?.broadcast_matmul(up)
     }
 }
 

@@ -6,9 +6,8 @@ use candle_nn::Module;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
-    Activation, Adapted, Adapters, LayerAdapter, LayerIndex, LayerKind, LowRank, MergedLayer, Weights,
-    adapters::{Factors, samples},
-    cpu,
+    Activation, LayerIndex, LayerKind, Weights, cpu,
+    low_rank::{Factors, LowRank},
     weights::Matrix,
 };
 
@@ -27,6 +26,13 @@ enum Implementation {
 }
 
 impl Implementation {
+    fn packed(&self) -> Option<&cpu::PackedLinear> {
+        match self {
+            Self::Packed(packed) => Some(packed),
+            Self::Candle { .. } => None,
+        }
+    }
+
     /// Reads `weight` `(outputs, inputs)` and, if there is one, `bias`. `pack` packs them for a CPU.
     fn read(
         (inputs, outputs): (usize, usize),
@@ -78,16 +84,15 @@ impl Linear {
         Ok(Self { implementation, index })
     }
 
-    /// The layer in a pass with these adapters.
-    #[must_use]
-    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
-        Adapted { layer: self, adapters }
-    }
-
     /// The number of this layer.
     #[must_use]
     pub fn layer_index(&self) -> LayerIndex {
         self.index
+    }
+
+    /// The layer for the kernels on a CPU, if it is one.
+    pub(super) fn packed(&self) -> Option<&cpu::PackedLinear> {
+        self.implementation.packed()
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -114,7 +119,13 @@ impl Linear {
         self.run(x, None, Some(activation), None)
     }
 
-    fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>, low_rank: Option<&LowRank>) -> Result<Tensor> {
+    pub(super) fn run(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Option<Activation>,
+        low_rank: Option<&LowRank>,
+    ) -> Result<Tensor> {
         let (product, bias) = match &self.implementation {
             Implementation::Packed(packed) => {
                 let low_rank = low_rank.map(|low_rank| packed_low_rank(packed, low_rank)).transpose()?;
@@ -137,75 +148,10 @@ impl Linear {
     }
 }
 
-impl Adapted<'_, Linear> {
-    /// [`Linear::forward`].
-    ///
-    /// # Errors
-    /// As [`Linear::forward`], and when the samples do not fall into the pass's requests.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, None, None)
-    }
-
-    /// [`Linear::forward_add`].
-    ///
-    /// # Errors
-    /// As [`Linear::forward_add`], and when the samples do not fall into the pass's requests.
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.run(x, Some(residual), None)
-    }
-
-    /// [`Linear::forward_activated`].
-    ///
-    /// # Errors
-    /// As [`Linear::forward_activated`], and when the samples do not fall into the pass's requests.
-    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        self.run(x, None, Some(activation))
-    }
-
-    fn run(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        let Self { layer, adapters } = *self;
-        if !adapters.touch(layer.index) {
-            return layer.run(x, residual, activation, None);
-        }
-        if let Implementation::Packed(packed) = &layer.implementation
-            && let Some(parts) = low_rank_parts(packed, adapters, layer.index, x.dim(0)?)?
-        {
-            return run_packed(packed, x, residual, activation, &parts);
-        }
-        adapters.in_parts(x.dim(0)?, |of, layers| {
-            let (x, residual) = (&samples(x, &of)?, residual.map(|residual| samples(residual, &of)).transpose()?);
-            match layers.and_then(|layers| layers.get(layer.index)) {
-                None => layer.run(x, residual.as_ref(), activation, None),
-                Some(LayerAdapter::LowRank(low_rank)) => layer.run(x, residual.as_ref(), activation, Some(low_rank)),
-                Some(LayerAdapter::Merged(MergedLayer::Linear(merged))) => merged.run(x, residual.as_ref(), activation, None),
-                Some(_) => candle_core::bail!("the adapter of another layer in a linear one"),
-            }
-        })
-    }
-}
-
 /// A number of samples, and what is added to a layer's weight for them.
-type Part<'a> = (usize, Option<&'a cpu::PackedLowRank>);
+pub(super) type Part<'a> = (usize, Option<&'a cpu::PackedLowRank>);
 
-/// The parts of a batch of `batch` samples; none if there is an adapter of another kind.
-fn low_rank_parts<'a>(
-    packed: &cpu::PackedLinear,
-    adapters: &'a Adapters,
-    index: LayerIndex,
-    batch: usize,
-) -> Result<Option<Vec<Part<'a>>>> {
-    let mut parts = Vec::new();
-    for (of, layers) in adapters.parts(batch)? {
-        match layers.and_then(|layers| layers.get(index)) {
-            None => parts.push((of.len(), None)),
-            Some(LayerAdapter::LowRank(low_rank)) => parts.push((of.len(), Some(packed_low_rank(packed, low_rank)?))),
-            Some(_) => return Ok(None),
-        }
-    }
-    Ok(Some(parts))
-}
-
-fn packed_low_rank<'a>(packed: &cpu::PackedLinear, low_rank: &'a LowRank) -> Result<&'a cpu::PackedLowRank> {
+pub(super) fn packed_low_rank<'a>(packed: &cpu::PackedLinear, low_rank: &'a LowRank) -> Result<&'a cpu::PackedLowRank> {
     match &low_rank.0 {
         Factors::Packed(low_rank) if low_rank.fits(packed) => Ok(low_rank),
         _ => candle_core::bail!("the adapter of another layer in a linear one"),
@@ -218,7 +164,7 @@ fn product_with(product: &candle_nn::Linear, low_rank: Option<&LowRank>, x: &Ten
     low_rank.map_or(Ok(y.clone()), |low_rank| y + low_rank.addend(x)?)
 }
 
-fn run_packed(
+pub(super) fn run_packed(
     packed: &cpu::PackedLinear,
     x: &Tensor,
     residual: Option<&Tensor>,
@@ -269,16 +215,15 @@ impl Geglu {
         Ok(Self { implementation, index: vb.weight_layer_index(LayerKind::Geglu, &[2 * out_features, in_features]) })
     }
 
-    /// The layer in a pass with these adapters.
-    #[must_use]
-    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
-        Adapted { layer: self, adapters }
-    }
-
     /// The number of this layer.
     #[must_use]
     pub fn layer_index(&self) -> LayerIndex {
         self.index
+    }
+
+    /// The layer for the kernels on a CPU, if it is one.
+    pub(super) fn packed(&self) -> Option<&cpu::PackedLinear> {
+        self.implementation.packed()
     }
 
     /// `(…, in_features)` to `(…, out_features)`.
@@ -289,7 +234,7 @@ impl Geglu {
         self.run(x, None)
     }
 
-    fn run(&self, x: &Tensor, low_rank: Option<&LowRank>) -> Result<Tensor> {
+    pub(super) fn run(&self, x: &Tensor, low_rank: Option<&LowRank>) -> Result<Tensor> {
         match &self.implementation {
             Implementation::Packed(packed) => {
                 let low_rank = low_rank.map(|low_rank| packed_low_rank(packed, low_rank)).transpose()?;
@@ -309,32 +254,5 @@ impl Geglu {
                 value * Activation::Gelu.forward(&gate.contiguous()?)?
             }
         }
-    }
-}
-
-impl Adapted<'_, Geglu> {
-    /// [`Geglu::forward`].
-    ///
-    /// # Errors
-    /// As [`Geglu::forward`], and when the samples do not fall into the pass's requests.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Self { layer, adapters } = *self;
-        if !adapters.touch(layer.index) {
-            return layer.forward(x);
-        }
-        if let Implementation::Packed(packed) = &layer.implementation
-            && let Some(parts) = low_rank_parts(packed, adapters, layer.index, x.dim(0)?)?
-        {
-            return run_packed(packed, x, None, None, &parts);
-        }
-        adapters.in_parts(x.dim(0)?, |of, layers| {
-            let x = &samples(x, &of)?;
-            match layers.and_then(|layers| layers.get(layer.index)) {
-                None => layer.run(x, None),
-                Some(LayerAdapter::LowRank(low_rank)) => layer.run(x, Some(low_rank)),
-                Some(LayerAdapter::Merged(MergedLayer::Geglu(merged))) => merged.run(x, None),
-                Some(_) => candle_core::bail!("the adapter of another layer in a gated one"),
-            }
-        })
     }
 }

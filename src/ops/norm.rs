@@ -5,7 +5,7 @@ use candle_nn::Module;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Adapted, Adapters, GroupStatistics, LayerAdapter, LayerIndex, LayerKind, MergedLayer, Weights, adapters::samples, cpu};
+use super::{GroupStatistics, LayerIndex, LayerKind, Weights, cpu};
 
 /// [Group normalization](https://arxiv.org/abs/1803.08494) of images.
 #[derive(Debug, Clone)]
@@ -37,10 +37,9 @@ impl GroupNorm {
         Ok(Self { tensors: [weight, bias], weight: weight_numbers, bias: bias_numbers, groups, eps, statistics: None, index })
     }
 
-    /// The layer in a pass with these adapters.
-    #[must_use]
-    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
-        Adapted { layer: self, adapters }
+    /// The number of this layer.
+    pub(super) fn layer_index(&self) -> LayerIndex {
+        self.index
     }
 
     /// Mean and variance of each group, over all images `(batch, channels, height, width)` together.
@@ -146,41 +145,6 @@ impl GroupNorm {
     }
 }
 
-impl Adapted<'_, GroupNorm> {
-    /// [`GroupNorm::forward`].
-    ///
-    /// # Errors
-    /// As [`GroupNorm::forward`], and when the samples do not fall into the pass's requests.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, GroupNorm::forward)
-    }
-
-    /// [`GroupNorm::forward_silu`].
-    ///
-    /// # Errors
-    /// As [`GroupNorm::forward_silu`], and when the samples do not fall into the pass's requests.
-    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, GroupNorm::forward_silu)
-    }
-
-    /// Whether a request of the pass has a norm of its own.
-    pub(super) fn is_touched(&self) -> bool {
-        self.adapters.touch(self.layer.index)
-    }
-
-    fn run(&self, x: &Tensor, run: impl Fn(&GroupNorm, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let Self { layer, adapters } = *self;
-        if !self.is_touched() {
-            return run(layer, x);
-        }
-        adapters.in_parts(x.dim(0)?, |of, layers| match layers.and_then(|layers| layers.get(layer.index)) {
-            None => run(layer, &samples(x, &of)?),
-            Some(LayerAdapter::Merged(MergedLayer::GroupNorm(merged))) => run(merged, &samples(x, &of)?),
-            Some(_) => candle_core::bail!("the adapter of another layer in a group norm"),
-        })
-    }
-}
-
 /// [Layer normalization](https://arxiv.org/abs/1607.06450) over the last dimension.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
@@ -204,10 +168,9 @@ impl LayerNorm {
         Ok(Self { plain: candle_nn::LayerNorm::new(weight, bias, eps), weight: weight_numbers, bias: bias_numbers, eps, index })
     }
 
-    /// The layer in a pass with these adapters.
-    #[must_use]
-    pub fn with<'a>(&'a self, adapters: &'a Adapters) -> Adapted<'a, Self> {
-        Adapted { layer: self, adapters }
+    /// The number of this layer.
+    pub(super) fn layer_index(&self) -> LayerIndex {
+        self.index
     }
 
     /// Normalizes `(…, features)`. The shape stays.
@@ -224,24 +187,6 @@ impl LayerNorm {
         }
         let normed = cpu::Rows::new(x)?.with(|values| Ok(cpu::layer_norm(values, self.eps as f32, &self.weight, &self.bias)))?;
         Tensor::from_vec(normed, x.shape(), &Device::Cpu)
-    }
-}
-
-impl Adapted<'_, LayerNorm> {
-    /// [`LayerNorm::forward`].
-    ///
-    /// # Errors
-    /// As [`LayerNorm::forward`], and when the samples do not fall into the pass's requests.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Self { layer, adapters } = *self;
-        if !adapters.touch(layer.index) {
-            return layer.forward(x);
-        }
-        adapters.in_parts(x.dim(0)?, |of, layers| match layers.and_then(|layers| layers.get(layer.index)) {
-            None => layer.forward(&samples(x, &of)?),
-            Some(LayerAdapter::Merged(MergedLayer::LayerNorm(merged))) => merged.forward(&samples(x, &of)?),
-            Some(_) => candle_core::bail!("the adapter of another layer in a layer norm"),
-        })
     }
 }
 

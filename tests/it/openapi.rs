@@ -7,13 +7,14 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 18] = [
+const ROUTES: [&str; 19] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
     "GET /health",
     "GET /metrics",
     "GET /info",
+    "GET /v1/loras",
     "GET /docs",
     "GET /openapi.json",
     "GET /v1/capabilities",

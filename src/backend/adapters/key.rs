@@ -1,25 +1,6 @@
 //! The names of tensors in adapter files: which network, which layer, and which part of the layer's module.
 
-use std::fmt;
-
-/// A network that an adapter changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AdaptedNetwork {
-    /// The network that removes noise: a UNet.
-    Denoiser,
-    /// A text encoder by its place in the model. 0 is CLIP-L, or the only one; 1 is bigG.
-    TextEncoder(usize),
-}
-
-impl fmt::Display for AdaptedNetwork {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Denoiser => f.write_str("denoiser"),
-            Self::TextEncoder(0) => f.write_str("text encoder"),
-            Self::TextEncoder(place) => write!(f, "text encoder {}", place + 1),
-        }
-    }
-}
+use crate::backend::AdaptedNetwork;
 
 /// A tensor's part in its module. The names are those of kohya and `LyCORIS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
