@@ -31,7 +31,7 @@ pub use adapted_network::AdaptedNetwork;
 pub use adapter_error::AdapterError;
 pub use adapters::{
     AdaptableNetwork, AdapterEntry, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, AppliedAdapters, ChosenAdapter, FewSteps, Fit,
-    FittedAdapter, Layer, LowRank, MergedAdapters, Module, ModuleKind,
+    Layer, LowRank, MergedAdapters, Module, ModuleKind,
 };
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};

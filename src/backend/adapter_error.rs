@@ -14,6 +14,25 @@ pub enum AdapterError {
         #[source]
         source: std::io::Error,
     },
+    /// Another file has taken the place of the one that a request chose.
+    #[error("{path} was replaced while a request for it waited; ask again", path = .path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file's header is too long.
+    #[error("{path} has a header of {bytes} bytes, and that of a LoRA has at most {most}", path = .path.display())]
+    LongHeader {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        most: u64,
+    },
+    /// A layer of the model could not be read or packed.
+    #[error("a layer of the model cannot be changed")]
+    Layer(#[source] candle_core::Error),
     /// A file is damaged, or of another format.
     #[error("{path} is no whole safetensors file; get it again", path = .path.display())]
     Damaged {

@@ -26,7 +26,7 @@ pub use file::AdapterFile;
 pub use fit::{Fit, Layer};
 pub use folder::{AdapterEntry, AdapterFolder};
 pub use info::AdapterInfo;
-pub use library::{AdaptableNetwork, AdapterLibrary, AppliedAdapters, ChosenAdapter, FittedAdapter};
+pub use library::{AdaptableNetwork, AdapterLibrary, AppliedAdapters, ChosenAdapter};
 pub use merge::LowRank;
 pub use merged_weights::MergedAdapters;
 pub use module::{Module, ModuleKind};

@@ -137,7 +137,13 @@ pub enum LoadError {
 
 impl From<AdapterError> for GenerationError {
     fn from(error: AdapterError) -> Self {
-        Self::Adapter(error)
+        match error {
+            AdapterError::Layer(source) => source.into(),
+            AdapterError::WrongValues { source, .. } | AdapterError::Merge { source, .. } if is_out_of_memory(&source) => {
+                Self::OutOfMemory(*source)
+            }
+            error => Self::Adapter(error),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
 use super::{Order, OrderAdapters};
-use crate::common::{ImageSize, SamplingConfig, Schedule};
+use crate::common::{ImageSize, NamedLora, SamplingConfig, Schedule};
 
 /// The parameters of one picture.
 #[derive(Debug, Clone)]
@@ -42,13 +42,15 @@ impl<'a> ImageMetadata<'a> {
     /// LoRAs that the prompt does not name, as it would name them.
     fn lora_tags(&self) -> String {
         let listed = self.adapters.iter().flat_map(|adapters| &adapters.listed);
-        listed.map(ToString::to_string).collect()
+        // A tag cannot hold every name that a file can have.
+        let can_be_read = |lora: &&NamedLora| !lora.name.contains(['<', '>', ':']) && !lora.name.contains(char::is_control);
+        listed.filter(can_be_read).map(ToString::to_string).collect()
     }
 
     /// A1111's names and short hashes of the LoRAs, quoted in its way.
     fn lora_hashes(&self) -> Option<String> {
         let chosen = self.adapters.iter().flat_map(|adapters| &adapters.chosen);
-        let hashes: Vec<String> = chosen.map(|adapter| format!("{}: {}", adapter.name(), adapter.hash())).collect();
+        let hashes: Vec<String> = chosen.filter_map(|adapter| Some(format!("{}: {}", adapter.name(), adapter.hash()?))).collect();
         (!hashes.is_empty()).then(|| format!("Lora hashes: {}", serde_json::json!(hashes.join(", "))))
     }
 

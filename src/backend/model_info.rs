@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, ChosenAdapter, families};
+use super::{AdapterLibrary, families};
 use crate::{
     common::{
-        GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedLora, NamedSampler, NamedSchedule, Sampler, SamplingConfig,
-        Schedule, Steps, Strength,
+        GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler, SamplingConfig, Schedule,
+        Steps, Strength,
     },
     schedulers::{SamplingPlan, SchedulerConfig},
 };
@@ -57,33 +57,6 @@ impl ModelInfo {
     pub fn size_for(&self, width: u32, height: u32) -> ImageSize {
         let own = self.defaults.size;
         size_for(own.pixels().min(self.max_pixels), self.size_multiple, width, height).unwrap_or(own)
-    }
-
-    /// The adapters of a request: those that it lists, and those that its prompt names. Of a prompt, the others are left out where the worker
-    /// has none at all: prompts are passed around with the names in them. The second value has a warning for each of these.
-    ///
-    /// # Errors
-    /// As [`AdapterLibrary::choose`], and when a request lists one and the worker has none.
-    pub(super) fn choose_adapters(
-        &self,
-        listed: &[NamedLora],
-        in_prompt: &[NamedLora],
-    ) -> Result<(Vec<ChosenAdapter>, Vec<String>), InvalidValue> {
-        match (&self.adapters, listed) {
-            (Some(library), _) => {
-                let mut chosen = library.choose(&[listed, in_prompt].concat())?;
-                let warnings = chosen.iter_mut().filter_map(|adapter| adapter.warning().map(str::to_owned)).collect();
-                Ok((chosen, warnings))
-            }
-            (None, [first, ..]) => {
-                Err(InvalidValue::new("loras", format_args!("\"{}\"", first.name), "left out: this worker was started without --loras DIR"))
-            }
-            (None, []) => {
-                let left_out =
-                    |lora: &NamedLora| format!("LoRA \"{}\" was left out: this worker was started without --loras DIR", lora.name);
-                Ok((Vec::new(), in_prompt.iter().map(left_out).collect()))
-            }
-        }
     }
 
     /// The size at which a picture of this size is drawn: the same, unless the model draws well at its own size alone and `size` is larger.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{ChosenAdapter, Demand, ModelInfo, ParsedPrompt};
+use super::{AdapterLibrary, ChosenAdapter, Demand, ModelInfo, ParsedPrompt};
 use crate::common::{
-    GuidanceScale, ImageSize, InputImage, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt,
+    GuidanceScale, ImageSize, InputImage, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig,
     SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
 };
 
@@ -12,11 +12,9 @@ use crate::common::{
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// What the pictures show.
-    pub prompt: Prompt,
+    pub prompt: ParsedPrompt,
     /// What they do not show.
     pub negative_prompt: Option<NegativePrompt>,
-    /// Adapters beside those that the prompt names.
-    pub loras: Vec<NamedLora>,
     /// The size of the pictures.
     pub size: ImageSize,
     /// Denoising steps.
@@ -79,6 +77,28 @@ pub struct Order {
 }
 
 impl OrderAdapters {
+    /// The adapters that the prompt names, and those that a request lists. Reads the files that no request had before. Where the worker has no
+    /// adapters at all, those of a prompt are left out, with a warning for each: prompts are passed around with the names in them.
+    ///
+    /// # Errors
+    /// As [`AdapterLibrary::choose`], and when a request lists one and the worker has none.
+    pub fn choose(library: Option<&AdapterLibrary>, prompt: &ParsedPrompt, listed: Vec<NamedLora>) -> Result<Self, InvalidValue> {
+        const NONE: &str = "this worker was started without --loras DIR";
+        let Some(library) = library else {
+            if let Some(first) = listed.first() {
+                return Err(InvalidValue::new("loras", format_args!("\"{}\"", first.name), format!("left out: {NONE}")));
+            }
+            let left_out = prompt.loras().iter().map(|lora| format!("LoRA \"{}\" was left out: {NONE}", lora.name));
+            return Ok(Self { warnings: left_out.collect(), ..Self::default() });
+        };
+        let mut chosen = library.choose("prompt", prompt.loras())?;
+        for adapter in library.choose("loras", &listed)? {
+            adapter.add_to(&mut chosen)?;
+        }
+        let warnings = chosen.iter().filter_map(|adapter| adapter.warning().map(str::to_owned)).collect();
+        Ok(Self { chosen, listed, warnings })
+    }
+
     /// Fills in what the settings leave out with what an adapter for few steps was made for, and says so.
     fn fill_in(&mut self, settings: &mut Settings) {
         let Some((name, few)) = self.chosen.iter().find_map(|adapter| Some((adapter.name(), adapter.few_steps()?))) else { return };
@@ -111,12 +131,9 @@ impl Order {
     ///
     /// # Errors
     /// Names the setting that the model cannot follow.
-    pub fn new(mut settings: Settings, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
+    pub fn new(mut settings: Settings, mut adapters: OrderAdapters, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
         let (asked, given, has_input) = (settings.size, settings.options, settings.input.is_some());
         info.check_size(asked)?;
-        let prompt = ParsedPrompt::positive(settings.prompt.as_str())?;
-        let (chosen, warnings) = info.choose_adapters(&settings.loras, prompt.loras())?;
-        let mut adapters = OrderAdapters { chosen, listed: std::mem::take(&mut settings.loras), warnings };
         adapters.fill_in(&mut settings);
         let (sampler, schedule) = info.sampler(settings.sampler, settings.schedule)?;
         let edit = settings.input.map(|input| (given.strength, input.has_mask));
@@ -131,7 +148,7 @@ impl Order {
             options: SamplingOptions { clip_skip: given.clip_skip.filter(|_| info.has_clip_skip()), strength, ..given },
         };
         let negative_prompt = settings.negative_prompt.unwrap_or_default();
-        let order = Self::of_parsed(prompt, negative_prompt.as_str(), config, info)?;
+        let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
             ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),

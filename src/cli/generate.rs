@@ -17,7 +17,7 @@ use super::{
 use crate::{
     backend::{
         self, Diffusion, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles,
-        InputKind, Interrupt, ModelInfo, Order, Pipeline, Recording, Settings,
+        InputKind, Interrupt, ModelInfo, Order, OrderAdapters, Pipeline, Recording, Settings,
     },
     common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, read_regular},
 };
@@ -131,7 +131,8 @@ fn order(args: &GenerateArgs, input: Option<InputFiles>, format: ImageFormat, in
         ..args.settings(info.default_size(input.as_ref().map(|files| files.image.size())))?
     };
     // The settings are validated before the pictures are decoded.
-    let (order, without_effect) = Order::new(settings, info)?;
+    let adapters = OrderAdapters::choose(info.adapters.as_deref(), &settings.prompt, args.lora.clone())?;
+    let (order, without_effect) = Order::new(settings, adapters, info)?;
     for name in without_effect {
         stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));
     }

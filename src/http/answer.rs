@@ -85,7 +85,8 @@ pub(super) struct Parameters {
 struct UsedLora {
     name: String,
     /// A1111's short hash of its file.
-    hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<String>,
     scale: f64,
     /// Of the text encoders, where it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +98,7 @@ impl From<&ChosenAdapter> for UsedLora {
         let (scale, text_scale) = (adapter.denoiser_scale(), adapter.text_scale());
         Self {
             name: adapter.name().to_owned(),
-            hash: adapter.hash().to_owned(),
+            hash: adapter.hash().map(str::to_owned),
             scale: scale.get(),
             text_scale: (text_scale != scale).then_some(text_scale.get()),
         }

@@ -79,9 +79,7 @@ async fn submit(
     let accepted = async {
         let JsonBody(ParsedBody { value: JobBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
-        let request = request.into_images_request()?;
-        request.read_loras(&info).await;
-        let mut order = request.into_order(&info, files.as_ref())?;
+        let mut order = request.into_images_request()?.into_order(&info, files.as_ref()).await?;
         if let Some(files) = files {
             let input = uploads::decode(files, order.picture.size()).await?;
             order = order.beginning_with(input);

@@ -1,6 +1,7 @@
 //! The body of `POST /v1/images/generations`: `OpenAI`'s fields, this worker's own, and aliases that clients of other servers use.
 
 use serde::Deserialize;
+use tokio::{sync::Semaphore, task::JoinError};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, Type},
@@ -15,10 +16,10 @@ use super::{
     wire_loras::WireLoras,
 };
 use crate::{
-    backend::{InputFiles, InputKind, ModelInfo, Order, ParsedPrompt, Settings},
+    backend::{GenerationError, InputFiles, InputKind, ModelInfo, Order, OrderAdapters, ParsedPrompt, Settings},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedSampler, NamedSchedule,
-        NegativePrompt, OutputConfig, Prompt, SamplingOptions, Seed, Steps, Strength, WholeNumber,
+        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedLora, NamedSampler,
+        NamedSchedule, NegativePrompt, OutputConfig, Prompt, SamplingOptions, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -167,7 +168,7 @@ impl ToSchema for WireSeed {}
 impl ImagesRequest {
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
-    pub(super) fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
+    pub(super) async fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
@@ -183,9 +184,8 @@ impl ImagesRequest {
         ];
         let default_output = OutputConfig::default();
         let settings = Settings {
-            prompt: self.prompt,
+            prompt: ParsedPrompt::positive(self.prompt.as_str())?,
             negative_prompt: self.negative_prompt,
-            loras: self.loras.unwrap_or_default().0,
             size,
             steps: self.num_inference_steps,
             default_steps: self.default_steps,
@@ -210,7 +210,8 @@ impl ImagesRequest {
                 ..default_output
             },
         };
-        let (picture, settings_without_effect) = Order::new(settings, info)?;
+        let adapters = adapters(&settings, self.loras.unwrap_or_default().0, info).await?;
+        let (picture, settings_without_effect) = Order::new(settings, adapters, info)?;
 
         let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
         let others = self.others.iter().map(|name| api_error::clip(name));
@@ -228,16 +229,6 @@ impl ImagesRequest {
         })
     }
 
-    /// Reads the files of the request's LoRAs that no request had before, on another thread. Errors are left to [`Self::into_order`].
-    pub(super) async fn read_loras(&self, info: &ModelInfo) {
-        let Some(library) = info.adapters.clone() else { return };
-        let in_prompt = ParsedPrompt::positive(self.prompt.as_str()).map(|prompt| prompt.loras().to_vec()).unwrap_or_default();
-        let loras = [self.loras.as_ref().map_or(&[][..], |loras| &loras.0), &in_prompt].concat();
-        if !loras.is_empty() {
-            let _ = off_thread::offload(usize::MAX, move || library.choose(&loras).is_ok()).await;
-        }
-    }
-
     /// The size that the request names, that of its input picture, or the model's own.
     fn image_size(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImageSize, ApiError> {
         let size = match self.size.as_deref() {
@@ -247,4 +238,18 @@ impl ImagesRequest {
         let side = |given: Option<Bounded<0, MAX_SIDE>>, otherwise| given.map_or(otherwise, |side| side.0 as u32);
         Ok(ImageSize::new(side(self.width, size.width()), side(self.height, size.height()))?)
     }
+}
+
+/// The adapters of a request. Files are read on another thread, once everything else is known to be valid.
+async fn adapters(settings: &Settings, listed: Vec<NamedLora>, info: &ModelInfo) -> Result<OrderAdapters, ApiError> {
+    /// Two threads that read leave the others to pictures.
+    static READERS: Semaphore = Semaphore::const_new(2);
+    let (library, prompt) = (info.adapters.clone(), settings.prompt.clone());
+    if library.is_none() || listed.is_empty() && prompt.loras().is_empty() {
+        return Ok(OrderAdapters::choose(None, &prompt, listed)?);
+    }
+    Order::new(settings.clone(), OrderAdapters::default(), info)?;
+    let choose = move || OrderAdapters::choose(library.as_deref(), &prompt, listed);
+    let panicked = |error: JoinError| GenerationError::Panicked(error.to_string());
+    Ok(off_thread::in_turn(&READERS, choose).await.map_err(panicked)??)
 }

@@ -81,6 +81,17 @@ impl LayerAdapter {
             LayerKind::GroupNorm { .. } | LayerKind::LayerNorm { .. } => candle_core::bail!("{}: a norm has no rank", layer.name),
         }
     }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::LowRank(low_rank) => low_rank.bytes(),
+            Self::LowRankConv { down, up } => down.bytes() + up.bytes(),
+            Self::Merged(MergedLayer::Linear(layer)) => layer.bytes(),
+            Self::Merged(MergedLayer::Geglu(layer)) => layer.bytes(),
+            Self::Merged(MergedLayer::Conv2d(layer)) => layer.bytes(),
+            Self::Merged(MergedLayer::GroupNorm(_) | MergedLayer::LayerNorm(_)) => 0,
+        }
+    }
 }
 
 impl MergedLayer {
@@ -114,6 +125,12 @@ impl AdaptedLayers {
             layers[index.get()] = Some(adapter);
         }
         Self(layers)
+    }
+
+    /// The memory that they take, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.0) + self.0.iter().flatten().map(LayerAdapter::bytes).sum::<usize>()
     }
 
     pub(super) fn get(&self, index: LayerIndex) -> Option<&LayerAdapter> {

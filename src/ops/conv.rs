@@ -97,6 +97,16 @@ impl Conv2d {
         self.index
     }
 
+    /// About the memory that the weight takes, in bytes: Winograd's algorithm keeps a form of its own, of up to four times as much.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.implementation {
+            Implementation::Packed(packed) => {
+                size_of::<f32>() * packed.outputs() * packed.channels() * self.config.kernel * self.config.kernel
+            }
+            Implementation::Candle { weight, .. } => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
     /// Channels of the result.
     #[must_use]
     pub fn out_channels(&self) -> usize {

@@ -26,6 +26,13 @@ enum Implementation {
 }
 
 impl Implementation {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.bytes(),
+            Self::Candle { product, .. } => product.weight().elem_count() * product.weight().dtype().size_in_bytes(),
+        }
+    }
+
     fn packed(&self) -> Option<&cpu::PackedLinear> {
         match self {
             Self::Packed(packed) => Some(packed),
@@ -88,6 +95,11 @@ impl Linear {
     #[must_use]
     pub fn layer_index(&self) -> LayerIndex {
         self.index
+    }
+
+    /// The memory that the weight takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.implementation.bytes()
     }
 
     /// The layer for the kernels on a CPU, if it is one.
@@ -219,6 +231,11 @@ impl Geglu {
     #[must_use]
     pub fn layer_index(&self) -> LayerIndex {
         self.index
+    }
+
+    /// The memory that the weight takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.implementation.bytes()
     }
 
     /// The layer for the kernels on a CPU, if it is one.

@@ -37,6 +37,14 @@ impl LowRank {
         Ok(Self(Factors::Packed(Box::new(cpu::Rows::new(down)?.with(pack)?))))
     }
 
+    /// The memory that the factors take, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.0 {
+            Factors::Packed(packed) => packed.bytes(),
+            Factors::Candle { down, up } => [down, up].into_iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum(),
+        }
+    }
+
     /// What is added to the product of a layer's weight and `x`, on other devices than a CPU.
     pub(super) fn addend(&self, x: &Tensor) -> Result<Tensor> {
         let Factors::Candle { down, up } = &self.0 else { candle_core::bail!("an adapter for a CPU in a layer of another device") };

@@ -207,9 +207,9 @@ async fn networks_are_left_out_of_a_prompt_with_a_warning() {
     assert_eq!(
         warnings,
         [
-            "LoRA \"Film Grain\" of the negative prompt was left out: not supported by this worker",
+            "LoRA \"Film Grain\" was left out of the negative prompt: LoRAs change the model for both prompts, and belong into the other one",
             "LoRA \"Film Grain\" was left out: this worker was started without --loras DIR",
-            "LoRA \"zyx\" of the negative prompt was left out: not supported by this worker",
+            "LoRA \"zyx\" was left out of the negative prompt: LoRAs change the model for both prompts, and belong into the other one",
             "hypernetwork \"zyx\" was left out: not supported by this worker"
         ]
     );

@@ -1,5 +1,5 @@
 //! Promises to the outside, one module for each. The tests run the binary as users do; only `batches`, `damaged`, `families`,
-//! `family_samplers`, `layouts`, `loras`, `parity`, `parts`, `sharing` and `single_file` look inside.
+//! `family_samplers`, `layouts`, `loras`, `made_lora`, `parity`, `parts`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -26,6 +26,7 @@ mod layouts;
 mod life;
 mod load;
 mod loras;
+mod made_lora;
 mod made_up;
 mod memory;
 mod numbers;

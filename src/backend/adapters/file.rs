@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,10 +18,12 @@ use super::{
     parts::{Layout, Parts, StoredPart, Wrong},
     peft_config::PeftConfig,
 };
-use crate::backend::model_files::TensorFiles;
+use crate::{backend::model_files::TensorFiles, common::open_regular};
 
 /// How many names a message has at most.
 const NAMES: usize = 3;
+/// The longest header. One of 3000 tensors, with tags of thousands of pictures, has a megabyte.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
 
 /// A file of adapters. Its header and the shapes in it are checked; values are read when modules are asked for them. The file stays open.
 #[derive(Debug, Clone)]
@@ -45,6 +48,7 @@ impl AdapterFile {
     /// # Errors
     /// When the file cannot be read, is damaged, has no adapter of a known kind, or has tensors whose shapes do not go together.
     pub fn open(path: &Path) -> Result<Self, AdapterError> {
+        check_header(path)?;
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, error)| unopened(path, error))?;
         let source = Arc::new(Source { path: path.to_owned(), files });
         let mut unknown = Vec::new();
@@ -101,6 +105,18 @@ impl AdapterFile {
             None => hash_of_tensors(self.path()),
         }
     }
+}
+
+/// Refuses a header that takes seconds to parse, and gigabytes.
+fn check_header(path: &Path) -> Result<(), AdapterError> {
+    let unreadable = |source| AdapterError::Unreadable { path: path.to_owned(), source };
+    let (mut start, (mut file, len)) = ([0; 8], open_regular(path).map_err(unreadable)?);
+    // A file that is shorter is refused where it is parsed.
+    let bytes = if file.read_exact(&mut start).is_ok() { u64::from_le_bytes(start) } else { 0 };
+    if bytes > MAX_HEADER_BYTES && len >= bytes {
+        return Err(AdapterError::LongHeader { path: path.to_owned(), bytes, most: MAX_HEADER_BYTES });
+    }
+    Ok(())
 }
 
 /// All tensors by module. Others are added to `unknown`.

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -21,7 +24,13 @@ const MAX_FILES: usize = 10_000;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What tells a file from an older one of the same name.
-type Stamp = (Option<SystemTime>, u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    len: u64,
+    /// Device, number, and time of the latest change of anything, where the system has them: copies may keep the other two.
+    identity: (u64, u64, i64, i64),
+}
 
 /// A file of the folder.
 #[derive(Debug)]
@@ -31,6 +40,9 @@ pub struct AdapterEntry {
     stamp: Stamp,
     info: Result<AdapterInfo, String>,
     hash: OnceLock<String>,
+    /// A number that no other content of any file has.
+    id: u64,
+    fit: OnceLock<Result<Option<String>, String>>,
 }
 
 /// A folder of `.safetensors` files and its subfolders. A file's name is its stem; the name under which it was trained is an alias, unless
@@ -65,7 +77,7 @@ impl AdapterEntry {
     /// The file's size in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.stamp.1
+        self.stamp.len
     }
 
     /// Whether the file is empty.
@@ -77,7 +89,7 @@ impl AdapterEntry {
     /// When the file was changed.
     #[must_use]
     pub fn modified(&self) -> Option<SystemTime> {
-        self.stamp.0
+        self.stamp.modified
     }
 
     /// What the file says of itself.
@@ -88,12 +100,29 @@ impl AdapterEntry {
         self.info.as_ref().map_err(String::as_str)
     }
 
-    /// Opens the file as it is now.
+    /// Opens the file, if it is the one that was listed.
     ///
     /// # Errors
-    /// As [`AdapterFile::open`].
+    /// As [`AdapterFile::open`], and when another file has taken its place.
     pub fn open(&self) -> Result<AdapterFile, AdapterError> {
-        AdapterFile::open(&self.path)
+        let is_listed = || fs::metadata(&self.path).is_ok_and(|now| stamp(&now) == self.stamp);
+        let file = if is_listed() { Some(AdapterFile::open(&self.path)?) } else { None };
+        file.filter(|_| is_listed()).ok_or_else(|| AdapterError::Replaced { path: self.path.clone() })
+    }
+
+    /// A number that no other content of any file has.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// How the file fits the model: what of it has no effect, or why it cannot be used. `find_out` is asked once, whoever waits for it.
+    pub(super) fn fit(&self, find_out: impl FnOnce() -> Result<Option<String>, String>) -> &Result<Option<String>, String> {
+        self.fit.get_or_init(find_out)
+    }
+
+    /// Whether [`AdapterEntry::short_hash`] reads nothing.
+    pub(super) fn has_hash(&self) -> bool {
+        self.hash.get().is_some() || self.info.as_ref().is_ok_and(|info| info.short_hash.is_some())
     }
 
     /// As [`AdapterFile::short_hash`]. Reads the file the first time, if its header has no hash.
@@ -110,7 +139,8 @@ impl AdapterEntry {
 
     fn read(name: String, path: PathBuf, stamp: Stamp) -> Self {
         let info = AdapterFile::open(&path).map(|file| file.info().clone()).map_err(|error| error_chain(&error));
-        Self { name, path, stamp, info, hash: OnceLock::new() }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { name, path, stamp, info, hash: OnceLock::new(), id: NEXT.fetch_add(1, Ordering::Relaxed), fit: OnceLock::new() }
     }
 
     fn alias(&self) -> Option<&str> {
@@ -143,14 +173,15 @@ impl AdapterFolder {
         self.listing().entries.clone()
     }
 
-    /// The file of this name or alias. A name that is not there, or whose file has changed, leads to a look at the folder, once a second at
-    /// most.
+    /// The file of this name or alias. A file that has changed leads to a look at the folder, and so does a name that is not there, once a
+    /// second at most.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<AdapterEntry>> {
         let mut listing = self.listing();
         let found = listing.find(name);
         let is_current = found.as_ref().is_some_and(|entry| fs::metadata(&entry.path).is_ok_and(|now| stamp(&now) == entry.stamp));
-        if is_current || listing.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN) {
+        let is_recent = listing.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN);
+        if is_current || found.is_none() && is_recent {
             return found;
         }
         if let Err(error) = self.look(&mut listing) {
@@ -221,17 +252,17 @@ fn files_in(folder: &Path) -> io::Result<Vec<(PathBuf, Stamp)>> {
                 continue;
             }
         };
-        for entry in entries {
-            let entry = entry?;
+        // One more than are listed tells that there are too many.
+        for entry in entries.flatten().take(MAX_FILES + 1) {
             let path = entry.path();
-            if entry.file_type()?.is_dir() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 if depth < MAX_DEPTH {
                     folders.push((path, depth + 1));
                 }
             } else if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
                 && !fs::metadata(&path).is_ok_and(|of| of.is_dir())
             {
-                let stamp = fs::metadata(&path).map_or((None, 0), |metadata| stamp(&metadata));
+                let stamp = fs::metadata(&path).map_or(Stamp::NONE, |metadata| stamp(&metadata));
                 files.push((path, stamp));
             }
         }
@@ -245,6 +276,17 @@ fn files_in(folder: &Path) -> io::Result<Vec<(PathBuf, Stamp)>> {
     Ok(files)
 }
 
+impl Stamp {
+    const NONE: Self = Self { modified: None, len: 0, identity: (0, 0, 0, 0) };
+}
+
 fn stamp(metadata: &fs::Metadata) -> Stamp {
-    (metadata.modified().ok(), metadata.len())
+    #[cfg(unix)]
+    let identity = {
+        use std::os::unix::fs::MetadataExt;
+        (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec())
+    };
+    #[cfg(not(unix))]
+    let identity = (0, 0, 0, 0);
+    Stamp { modified: metadata.modified().ok(), len: metadata.len(), identity }
 }

@@ -1,30 +1,32 @@
 //! The adapters that a worker offers, and what they make of the layers of its model.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    fmt::Display,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, FewSteps, Layer, Module};
+use super::{AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, FewSteps, Layer, Module, ModuleKind};
 use crate::{
-    backend::{AdapterId, GenerationError, TextAdapters},
+    backend::{AdapterId, TextAdapters},
     common::{InvalidValue, LoraScale, ModelFamily, NamedLora, error_chain},
-    ops::{AdaptedLayers, LayerAdapter, LayerKind, MergedLayer, WeightLayer, Weights},
+    ops::{self, AdaptedLayers, LayerAdapter, LayerKind, MergedLayer, WeightLayer, Weights},
 };
 
 /// The layers that are kept for requests to come, in bytes; the latest of each network are kept in any case.
 const KEPT_BYTES: usize = 64 << 20;
 /// The most adapters of one request: each costs time in every step.
 const MAX_ADAPTERS: usize = 32;
-/// The most files of which it is known how they fit.
-const KNOWN_FILES: usize = 1024;
-/// The most names that a message lists.
+/// The most sets of layers that are kept.
+const MAX_MADE: usize = 64;
+/// Larger files are not read for their hash.
+const MAX_HASHED_BYTES: u64 = 512 << 20;
+/// The most names of files that a message lists.
 const NAMED: usize = 20;
+/// The most names of tensors that a message lists.
+const NAMED_TENSORS: usize = 3;
 
 /// The adapters of a folder, for one model.
 #[derive(Debug)]
@@ -32,9 +34,7 @@ pub struct AdapterLibrary {
     folder: AdapterFolder,
     family: ModelFamily,
     networks: Vec<AdaptableNetwork>,
-    fitted: Mutex<Vec<Arc<FittedAdapter>>>,
     made: Mutex<VecDeque<Made>>,
-    next_id: AtomicU64,
 }
 
 /// A network of the model, with the weights that it was made of.
@@ -45,20 +45,12 @@ pub struct AdaptableNetwork {
     layers: Vec<WeightLayer>,
 }
 
-/// An adapter that fits the model.
-#[derive(Debug)]
-pub struct FittedAdapter {
-    id: u64,
-    entry: Arc<AdapterEntry>,
-    hash: String,
-    /// What of the file has no effect.
-    warning: Option<String>,
-}
-
 /// An adapter of a request.
 #[derive(Debug, Clone)]
 pub struct ChosenAdapter {
-    adapter: Arc<FittedAdapter>,
+    entry: Arc<AdapterEntry>,
+    hash: Option<String>,
+    warning: Option<String>,
     text_scale: LoraScale,
     denoiser_scale: LoraScale,
 }
@@ -97,13 +89,13 @@ impl ChosenAdapter {
     /// The name of its file, without the ending.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.adapter.entry.name()
+        self.entry.name()
     }
 
-    /// A1111's short hash of its file.
+    /// A1111's short hash of its file; none of a very large one whose header has none.
     #[must_use]
-    pub fn hash(&self) -> &str {
-        &self.adapter.hash
+    pub fn hash(&self) -> Option<&str> {
+        self.hash.as_deref()
     }
 
     /// How strongly the text encoders are changed.
@@ -121,7 +113,7 @@ impl ChosenAdapter {
     /// The settings that it was made for, if it makes the model draw in few steps.
     #[must_use]
     pub fn few_steps(&self) -> Option<FewSteps> {
-        let alias = self.adapter.entry.info().ok().and_then(|info| info.alias.as_deref());
+        let alias = self.entry.info().ok().and_then(|info| info.alias.as_deref());
         let is_active = self.denoiser_scale.get() != 0.0;
         is_active.then(|| FewSteps::of_name(self.name()).or_else(|| FewSteps::of_name(alias?))).flatten()
     }
@@ -129,12 +121,31 @@ impl ChosenAdapter {
     /// What of its file has no effect.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
-        self.adapter.warning.as_deref()
+        self.warning.as_deref()
+    }
+
+    /// Adds it to others. The scales of the same one add up.
+    ///
+    /// # Errors
+    /// When a sum is out of range.
+    pub(in crate::backend) fn add_to(self, chosen: &mut Vec<Self>) -> Result<(), InvalidValue> {
+        match chosen.iter_mut().find(|other| other.entry.id() == self.entry.id()) {
+            Some(same) => {
+                same.text_scale = (same.text_scale.get() + self.text_scale.get()).try_into()?;
+                same.denoiser_scale = (same.denoiser_scale.get() + self.denoiser_scale.get()).try_into()?;
+            }
+            None => chosen.push(self),
+        }
+        Ok(())
+    }
+
+    fn with_scales(self, text_scale: LoraScale, denoiser_scale: LoraScale) -> Self {
+        Self { text_scale, denoiser_scale, ..self }
     }
 
     fn id(&self, network: AdaptedNetwork) -> AdapterId {
         let scale = if network == AdaptedNetwork::Denoiser { self.denoiser_scale } else { self.text_scale };
-        AdapterId { file: self.adapter.id, strength: scale.get() }
+        AdapterId { file: self.entry.id(), strength: scale.get() }
     }
 }
 
@@ -142,7 +153,7 @@ impl AdapterLibrary {
     /// The adapters of `folder` for a model of these networks.
     #[must_use]
     pub fn new(folder: AdapterFolder, family: ModelFamily, networks: Vec<AdaptableNetwork>) -> Self {
-        Self { folder, family, networks, fitted: Mutex::default(), made: Mutex::default(), next_id: AtomicU64::new(0) }
+        Self { folder, family, networks, made: Mutex::default() }
     }
 
     /// The folder.
@@ -151,51 +162,40 @@ impl AdapterLibrary {
         &self.folder
     }
 
-    /// The adapters of these names, each once: scales of the same one add up. Reads the files that no request had before.
+    /// The adapters of these names, each once: scales of the same one add up. `setting` is where the names are from, for errors. Reads the
+    /// files that no request had before.
     ///
     /// # Errors
     /// When there is none of a name, its file is broken, it is for another family of models, or there are too many.
-    pub fn choose(&self, loras: &[NamedLora]) -> Result<Vec<ChosenAdapter>, InvalidValue> {
+    pub fn choose(&self, setting: &'static str, loras: &[NamedLora]) -> Result<Vec<ChosenAdapter>, InvalidValue> {
+        let of_setting = |error: InvalidValue| InvalidValue { name: setting, ..error };
+        let names: HashSet<&str> = loras.iter().map(|lora| lora.name.as_str()).collect();
+        if names.len() > MAX_ADAPTERS {
+            return Err(InvalidValue::new(setting, names.len(), format!("at most {MAX_ADAPTERS} LoRAs")));
+        }
         let mut chosen: Vec<ChosenAdapter> = Vec::new();
         for NamedLora { name, text_scale, denoiser_scale } in loras {
-            let adapter = self.find(name)?;
-            match chosen.iter_mut().find(|other| other.adapter.id == adapter.id) {
-                Some(same) => {
-                    same.text_scale = (same.text_scale.get() + text_scale.get()).try_into()?;
-                    same.denoiser_scale = (same.denoiser_scale.get() + denoiser_scale.get()).try_into()?;
-                }
-                None => chosen.push(ChosenAdapter { adapter, text_scale: *text_scale, denoiser_scale: *denoiser_scale }),
-            }
+            let new = self.find(name).map_err(of_setting)?.with_scales(*text_scale, *denoiser_scale);
+            new.add_to(&mut chosen).map_err(of_setting)?;
         }
-        match chosen.len() {
-            ..=MAX_ADAPTERS => Ok(chosen),
-            count => Err(InvalidValue::new("loras", count, format!("at most {MAX_ADAPTERS} LoRAs"))),
-        }
+        Ok(chosen)
     }
 
-    fn find(&self, name: &str) -> Result<Arc<FittedAdapter>, InvalidValue> {
+    fn find(&self, name: &str) -> Result<ChosenAdapter, InvalidValue> {
         let quoted = format!("\"{name}\"");
         let Some(entry) = self.folder.get(name) else { return Err(InvalidValue::new("loras", quoted, names_in(&self.folder))) };
-        let mut fitted = self.fitted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = fitted.iter().find(|known| Arc::ptr_eq(&known.entry, &entry)) {
-            return Ok(Arc::clone(known));
+        let unusable = |why: &dyn Display| format!("the name of a LoRA that can be used ({why})");
+        if let Err(why) = entry.info() {
+            return Err(InvalidValue::new("loras", quoted, unusable(&why)));
         }
-        let unusable = |error: AdapterError| {
-            InvalidValue::new("loras", &quoted, format!("the name of a LoRA that can be used ({})", error_chain(&error)))
+        let find_out = || {
+            let file = entry.open().map_err(|error| unusable(&error_chain(&error)))?;
+            self.check(&file).map(|warning| warning.map(|warning| format!("LoRA \"{}\": {warning}", entry.name())))
         };
-        let file = entry.open().map_err(unusable)?;
-        let warning = self.check(&file).map_err(|why| InvalidValue::new("loras", &quoted, why))?;
-        let hash = entry.short_hash().map_err(unusable)?;
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let warning = warning.map(|warning| format!("LoRA {quoted}: {warning}"));
-        let adapter = Arc::new(FittedAdapter { id, entry, hash, warning });
-        // Files that were replaced go first.
-        fitted.retain(|known| !Arc::ptr_eq(&known.entry, &adapter.entry) && known.entry.path() != adapter.entry.path());
-        if fitted.len() >= KNOWN_FILES {
-            fitted.remove(0);
-        }
-        fitted.push(Arc::clone(&adapter));
-        Ok(adapter)
+        let warning = entry.fit(find_out).clone().map_err(|why| InvalidValue::new("loras", quoted, why))?;
+        // The hash is no reason to fail.
+        let hash = if entry.has_hash() || entry.len() <= MAX_HASHED_BYTES { entry.short_hash().ok() } else { None };
+        Ok(ChosenAdapter { entry, hash, warning, text_scale: LoraScale::ONE, denoiser_scale: LoraScale::ONE })
     }
 
     /// What of a file has no effect, if something has not.
@@ -208,15 +208,18 @@ impl AdapterLibrary {
         if let Some(wrong) = fit.wrong_shapes.first() {
             return Err(format!("a LoRA for {} ({wrong})", self.family));
         }
+        let named = |names: &[String]| {
+            let some = names.iter().take(NAMED_TENSORS).cloned().collect::<Vec<_>>().join(", ");
+            if names.len() > NAMED_TENSORS { format!("{some}, …") } else { some }
+        };
         if fit.modules.is_empty() {
-            let some = fit.unfit.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            return Err(format!("a LoRA for {} (this one has no layer of the model: {some}, …)", self.family));
+            return Err(format!("a LoRA for {} (this one has no layer of the model: {})", self.family, named(&fit.unfit)));
         }
-        Ok((!fit.unfit.is_empty()).then(|| {
-            let some = fit.unfit.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            let more = if fit.unfit.len() > 3 { ", …" } else { "" };
-            format!("{} of its tensors have no effect on this model: {some}{more}", fit.unfit.len())
-        }))
+        let all: Vec<&WeightLayer> = self.networks.iter().flat_map(|network| &network.layers).collect();
+        let has_no_bias = |place: usize| all[place].kind == LayerKind::Linear { has_bias: false };
+        let lost = fit.modules.iter().filter(|(place, module)| module.changes_bias() && has_no_bias(*place));
+        let lost: Vec<String> = lost.map(|(place, _)| format!("the bias of {}", all[*place].name)).chain(fit.unfit).collect();
+        Ok((!lost.is_empty()).then(|| format!("{} of its tensors have no effect on this model: {}", lost.len(), named(&lost))))
     }
 
     fn layers(&self) -> Vec<Layer<'_>> {
@@ -227,7 +230,7 @@ impl AdapterLibrary {
     ///
     /// # Errors
     /// When a file is broken, or was replaced by one that does not fit, or there is no memory.
-    pub fn apply(&self, chosen: &[ChosenAdapter]) -> Result<AppliedAdapters, GenerationError> {
+    pub fn apply(&self, chosen: &[ChosenAdapter]) -> Result<AppliedAdapters, AdapterError> {
         let mut applied = AppliedAdapters::default();
         for network in &self.networks {
             let of_network = chosen.iter().map(|adapter| (adapter, adapter.id(network.network)));
@@ -252,7 +255,7 @@ impl AdapterLibrary {
         network: &AdaptableNetwork,
         active: &[(&ChosenAdapter, AdapterId)],
         ids: &[AdapterId],
-    ) -> Result<Option<Arc<AdaptedLayers>>, GenerationError> {
+    ) -> Result<Option<Arc<AdaptedLayers>>, AdapterError> {
         let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = kept.iter().position(|made| made.network == network.network && made.ids == ids)
             && let Some(made) = kept.remove(index)
@@ -272,8 +275,9 @@ impl AdapterLibrary {
 /// The names that there are, as an error has them after "must be".
 pub(super) fn names_in(folder: &AdapterFolder) -> String {
     let all = folder.list();
-    let names: Vec<String> = all.iter().take(NAMED).map(|entry| format!("\"{}\"", entry.name())).collect();
-    match (names.is_empty(), all.len() > NAMED) {
+    let usable: BTreeSet<&str> = all.iter().filter(|entry| entry.info().is_ok()).map(|entry| entry.name()).collect();
+    let names: Vec<String> = usable.iter().take(NAMED).map(|name| format!("\"{name}\"")).collect();
+    match (names.is_empty(), usable.len() > NAMED) {
         (true, _) => "left out: the folder of --loras has none".to_owned(),
         (false, true) => format!("one of {}, … (all: GET /v1/loras)", names.join(", ")),
         (false, false) => format!("one of {}", names.join(", ")),
@@ -282,6 +286,7 @@ pub(super) fn names_in(folder: &AdapterFolder) -> String {
 
 /// Frees the layers that are beyond [`KEPT_BYTES`], but for the latest of the other networks.
 fn free(kept: &mut VecDeque<Made>, of: AdaptedNetwork) {
+    kept.truncate(MAX_MADE);
     let (mut bytes, mut seen) = (0, vec![of]);
     kept.retain(|made| {
         bytes += made.bytes;
@@ -292,11 +297,8 @@ fn free(kept: &mut VecDeque<Made>, of: AdaptedNetwork) {
 }
 
 /// The layers of a network that adapters change, and their size in bytes.
-fn make(
-    network: &AdaptableNetwork,
-    active: &[(&ChosenAdapter, AdapterId)],
-) -> Result<(Option<Arc<AdaptedLayers>>, usize), GenerationError> {
-    let files = active.iter().map(|(adapter, id)| Ok((adapter.adapter.entry.open()?, id.strength)));
+fn make(network: &AdaptableNetwork, active: &[(&ChosenAdapter, AdapterId)]) -> Result<(Option<Arc<AdaptedLayers>>, usize), AdapterError> {
+    let files = active.iter().map(|(adapter, id)| Ok((adapter.entry.open()?, id.strength)));
     let files = files.collect::<Result<Vec<(AdapterFile, f64)>, AdapterError>>()?;
     let layers: Vec<Layer<'_>> = network.layers().collect();
     let mut by_layer: HashMap<usize, Vec<(&Module, f64)>> = HashMap::new();
@@ -305,49 +307,69 @@ fn make(
             by_layer.entry(place).or_default().push((module, *strength));
         }
     }
-    let (mut adapters, mut bytes) = (Vec::with_capacity(by_layer.len()), 0);
+    let mut adapters = Vec::with_capacity(by_layer.len());
     for (place, modules) in by_layer {
         let layer = &network.layers[place];
-        let (adapter, size) = match low_rank(layer, &modules, &network.weights)? {
-            Some(adapter) => adapter,
-            None => (merged(layer, &modules, &network.weights)?, layer.shape.iter().product()),
-        };
-        adapters.push((layer.index, adapter));
-        bytes += size * size_of::<f32>();
+        // candle ends the process where it gets no memory.
+        let made = ops::with_room(room(layer, &modules), || match low_rank(layer, &modules, &network.weights)? {
+            Some(adapter) => Ok(adapter),
+            None => merged(layer, &modules, &network.weights),
+        });
+        adapters.push((layer.index, made.map_err(AdapterError::Layer)??));
     }
     let layers = (!adapters.is_empty()).then(|| Arc::new(AdaptedLayers::new(adapters)));
+    let bytes = layers.as_ref().map_or(0, |layers| layers.bytes());
     Ok((layers, bytes))
 }
 
-/// The adapter of a layer whose modules are all of low rank, side by side, and how many numbers it has.
-fn low_rank(layer: &WeightLayer, modules: &[(&Module, f64)], weights: &Weights) -> Result<Option<(LayerAdapter, usize)>, GenerationError> {
+/// The most memory that candle takes for a layer's adapter, in bytes: each tensor as it is stored, in f32, joined, and multiplied.
+fn room(layer: &WeightLayer, modules: &[(&Module, f64)]) -> u64 {
+    let (outputs, weight) = (layer.shape[0] as u64, layer.shape.iter().product::<usize>() as u64);
+    let factors: u64 =
+        modules.iter().map(|(module, _)| module.rank().unwrap_or_default() as u64 * (outputs + weight / outputs.max(1))).sum();
+    let is_low_rank =
+        modules.iter().all(|(module, _)| module.kind() == ModuleKind::LowRank && !module.has_magnitude() && !module.changes_bias());
+    size_of::<f64>() as u64 * (4 * factors + if is_low_rank { 0 } else { 6 * weight })
+}
+
+/// The adapter of a layer whose modules are all of low rank, side by side.
+fn low_rank(layer: &WeightLayer, modules: &[(&Module, f64)], weights: &Weights) -> Result<Option<LayerAdapter>, AdapterError> {
     if modules.iter().any(|(module, _)| module.changes_bias()) {
         return Ok(None);
     }
     let (mut downs, mut ups) = (Vec::with_capacity(modules.len()), Vec::with_capacity(modules.len()));
     for (module, strength) in modules {
         let Some(low_rank) = module.low_rank()? else { return Ok(None) };
-        let rank = low_rank.down.dim(0)?;
-        downs.push(low_rank.down.reshape([&[rank], &layer.shape[1..]].concat())?);
-        ups.push((low_rank.up * (low_rank.factor * strength))?);
+        let factor = low_rank.factor * strength;
+        let join = || -> candle_core::Result<bool> {
+            let rank = low_rank.down.dim(0)?;
+            downs.push(low_rank.down.reshape([&[rank], &layer.shape[1..]].concat())?);
+            let up = (low_rank.up * factor)?;
+            let is_finite = up.abs()?.max_all()?.to_scalar::<f32>()?.is_finite();
+            ups.push(up);
+            Ok(is_finite)
+        };
+        if !join().map_err(AdapterError::Layer)? {
+            return Err(AdapterError::WrongStrength(factor));
+        }
     }
-    let (down, up) = (Tensor::cat(&downs, 0)?, Tensor::cat(&ups, 1)?);
-    let adapter = LayerAdapter::low_rank(layer, &down, &up, weights)?;
-    Ok(Some((adapter, down.elem_count() + up.elem_count())))
+    let pack = || LayerAdapter::low_rank(layer, &Tensor::cat(&downs, 0)?, &Tensor::cat(&ups, 1)?, weights);
+    pack().map(Some).map_err(AdapterError::Layer)
 }
 
 /// The layer with its modules in the weight.
-fn merged(layer: &WeightLayer, modules: &[(&Module, f64)], weights: &Weights) -> Result<LayerAdapter, GenerationError> {
+fn merged(layer: &WeightLayer, modules: &[(&Module, f64)], weights: &Weights) -> Result<LayerAdapter, AdapterError> {
     let vb = weights.pp(&layer.name);
-    let plain = |tensor: Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32);
-    let mut weight = plain(vb.get(&*layer.shape, "weight")?)?;
+    let plain = |shape: &[usize], name| vb.get(shape, name)?.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+    let mut weight = plain(&layer.shape, "weight").map_err(AdapterError::Layer)?;
     let has_bias = layer.kind != LayerKind::Linear { has_bias: false };
-    let mut bias = if has_bias { Some(plain(vb.get(layer.shape[0], "bias")?)?) } else { None };
+    let mut bias = has_bias.then(|| plain(&layer.shape[..1], "bias")).transpose().map_err(AdapterError::Layer)?;
     for (module, strength) in modules {
         weight = module.weight(&weight, *strength)?;
         bias = module.bias(bias.as_ref(), *strength)?.filter(|_| has_bias);
     }
     let tensors = [Some(("weight", weight)), bias.map(|bias| ("bias", bias))].into_iter().flatten();
     let tensors = tensors.map(|(name, tensor)| (format!("{}.{name}", layer.name), tensor)).collect();
-    Ok(LayerAdapter::Merged(MergedLayer::new(layer, &weights.of_tensors(tensors)?)?))
+    let layer = weights.of_tensors(tensors).and_then(|weights| MergedLayer::new(layer, &weights));
+    layer.map(LayerAdapter::Merged).map_err(AdapterError::Layer)
 }

@@ -182,7 +182,7 @@ fn warnings(prompts: &[EncodedPrompt]) -> Vec<String> {
     let no_such = "was left out: there is no such file below the folder of --embeddings";
     warnings.extend(embeddings.into_iter().map(|name| format!("the embedding \"{name}\" {no_such}")));
     let left_out = each_once(prompts.iter().flat_map(|prompt| &prompt.left_out));
-    warnings.extend(left_out.into_iter().map(|name| format!("{name} was left out: not supported by this worker")));
+    warnings.extend(left_out.into_iter().map(str::to_owned));
     warnings
 }
 

@@ -19,7 +19,7 @@ struct Parsed {
     is_negative: bool,
     parts: Vec<PromptPart>,
     loras: Vec<NamedLora>,
-    /// Networks that the text names and that are left out.
+    /// What is to be said of networks that the text names and that are left out.
     left_out: Vec<String>,
     has_words: bool,
 }
@@ -37,7 +37,7 @@ impl ParsedPrompt {
                 Network::Lora(inside) => {
                     loras.push(NamedLora::from_tag(&inside).map_err(|error| InvalidValue { name: "prompt", ..error })?);
                 }
-                Network::Hypernetwork(name) => left_out.push(format!("hypernetwork \"{name}\"")),
+                Network::Hypernetwork(name) => left_out.push(hypernetwork(&name)),
             }
         }
         let prompt = Self::new(text, &words, syntax::parse(&words), Parsed { loras, left_out, ..Parsed::default() });
@@ -55,8 +55,11 @@ impl ParsedPrompt {
     pub fn negative(text: &str) -> Self {
         let (words, networks) = syntax::without_networks(text);
         let left_out = networks.into_iter().map(|network| match network {
-            Network::Lora(inside) => format!("LoRA \"{}\" of the negative prompt", inside.split(':').next().unwrap_or_default()),
-            Network::Hypernetwork(name) => format!("hypernetwork \"{name}\""),
+            Network::Lora(inside) => {
+                let name = inside.split(':').next().unwrap_or_default();
+                format!("LoRA \"{name}\" was left out of the negative prompt: LoRAs change the model for both prompts, and belong into the other one")
+            }
+            Network::Hypernetwork(name) => hypernetwork(&name),
         });
         let rest = Parsed { is_negative: true, left_out: left_out.collect(), ..Parsed::default() };
         Self::new(text, &words, syntax::parse_negative(&words), rest)
@@ -102,7 +105,7 @@ impl ParsedPrompt {
         &self.0.loras
     }
 
-    /// Networks that the text names and that are left out, such as `hypernetwork "name"`.
+    /// What is to be said of networks that the text names and that are left out.
     pub(super) fn left_out(&self) -> &[String] {
         &self.0.left_out
     }
@@ -111,4 +114,8 @@ impl ParsedPrompt {
     pub(super) fn is_empty_negative(&self) -> bool {
         self.0.is_negative && !self.0.has_words
     }
+}
+
+fn hypernetwork(name: &str) -> String {
+    format!("hypernetwork \"{name}\" was left out: not supported by this worker")
 }

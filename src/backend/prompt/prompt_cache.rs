@@ -36,7 +36,7 @@ pub(super) struct EncodedPrompt {
     pub(super) unknown: Vec<String>,
     /// Learned words that the prompt names and that this worker does not have.
     pub(super) embeddings: Vec<String>,
-    /// Networks that the prompt names and that are left out.
+    /// What is to be said of networks that the prompt names and that are left out.
     pub(super) left_out: Vec<String>,
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{ModelArgs, one_of};
 use crate::{
-    backend::Settings,
+    backend::{ParsedPrompt, Settings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt,
         OutputConfig, Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
@@ -91,9 +91,8 @@ impl GenerateArgs {
     pub(in crate::cli) fn settings(&self, default_size: ImageSize) -> Result<Settings, InvalidValue> {
         let size = self.size.unwrap_or(default_size);
         Ok(Settings {
-            prompt: self.prompt.clone(),
+            prompt: ParsedPrompt::positive(self.prompt.as_str())?,
             negative_prompt: Some(self.negative_prompt.clone()),
-            loras: self.lora.clone(),
             size: ImageSize::new(self.width.unwrap_or(size.width()), self.height.unwrap_or(size.height()))?,
             steps: self.steps,
             default_steps: None,

@@ -53,7 +53,8 @@ pub(in crate::http) struct JobRequest {
     /// In pixels; the model's own where it is left out.
     #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
     height: Option<Bounded<0, MAX_SIDE>>,
-    /// LoRAs of the folder of `--loras`, by their names.
+    /// LoRAs of the folder of `--loras`, by their names. Also `lora`.
+    #[serde(alias = "lora")]
     #[schema(inline)]
     loras: Option<WireLoras>,
     /// A worker has one model; another name is named in `ignored`.

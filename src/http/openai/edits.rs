@@ -126,8 +126,7 @@ pub(super) async fn edits(
     let accepted = async {
         let EditsBody(ParsedBody { value: Edit { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
-        request.read_loras(&info).await;
-        let order = request.into_order(&info, Some(&files))?;
+        let order = request.into_order(&info, Some(&files)).await?;
         let input = uploads::decode(files, order.picture.size()).await?;
         let order = order.beginning_with(input);
         drop(budget);

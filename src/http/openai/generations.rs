@@ -40,8 +40,7 @@ pub(super) async fn generations(
 ) -> Result<Response, ApiError> {
     let accepted = async {
         let (JsonBody(body), info) = (body?, state.model()?);
-        body.value.read_loras(&info).await;
-        let order = body.value.into_order(&info, None)?;
+        let order = body.value.into_order(&info, None).await?;
         start(&state, &id, client, order, body.fingerprint, &info)
     };
     let accepted = accepted.await;

@@ -63,6 +63,11 @@ impl PackedLinear {
         Self { panels: weight.pack(machine, columns, row), bias: Some(bias), outputs, gated: true }
     }
 
+    /// The memory that the weight takes, in bytes.
+    pub(in crate::ops) fn bytes(&self) -> usize {
+        self.panels.bytes()
+    }
+
     /// Number of outputs.
     pub(in crate::ops) fn outputs(&self) -> usize {
         self.outputs
@@ -127,6 +132,11 @@ impl PackedLowRank {
             up.pack(machine, outputs, Some)
         };
         Self { down, up }
+    }
+
+    /// The memory that the factors take, in bytes.
+    pub(in crate::ops) fn bytes(&self) -> usize {
+        self.down.bytes() + self.up.bytes()
     }
 
     /// Whether it can be added to the weight of this layer.

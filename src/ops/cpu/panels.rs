@@ -73,6 +73,15 @@ impl Panels {
         self.columns.div_ceil(self.width)
     }
 
+    /// The memory that they take, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.values {
+            Values::F32(values) => size_of_val(&**values),
+            Values::F16(values) | Values::Bf16(values) => size_of_val(&**values),
+            Values::Q8_0(values, factors) => size_of_val(&**values) + size_of_val(&**factors),
+        }
+    }
+
     /// Rows of a panel.
     fn rows(&self) -> usize {
         self.machine.products.padded(self.depth)

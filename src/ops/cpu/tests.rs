@@ -378,3 +378,44 @@ fn nan_is_not_lost() {
         }
     }
 }
+
+/// On every machine, whatever the weight is kept in, and for ranks that take more than one stretch of the depth.
+#[test]
+#[cfg_attr(miri, ignore = "too much for an interpreter")]
+fn a_matrix_of_low_rank_is_added_to_the_weight_of_its_rows_alone() {
+    let (inputs, outputs, rows) = (70, 50, 9);
+    let values = numbers(rows * inputs, 1);
+    for machine in Machine::all() {
+        for kept in ALL_TYPES {
+            for (rank, is_gated) in [(3, false), (3, true), (700, false), (1300, true)] {
+                let height = if is_gated { 2 * outputs } else { outputs };
+                let weight = stored(kept, numbers(height * inputs, 2), inputs);
+                let (down, up) = (numbers(rank * inputs, 3), numbers(height * rank, 4));
+                let up: Vec<f32> = up.iter().map(|v| v / rank as f32).collect();
+                let bias = numbers(height, 5);
+                let product =
+                    |row: usize, k: usize| (0..rank).map(|r| f64::from(up[row * rank + r]) * f64::from(down[r * inputs + k])).sum::<f64>();
+                let merged: Vec<f32> =
+                    (0..height * inputs).map(|i| (f64::from(weight[i]) + product(i / inputs, i % inputs)) as f32).collect();
+                let pack = |kept, weight: &[f32]| {
+                    if is_gated {
+                        gated(machine, kept, weight, inputs, outputs, &bias)
+                    } else {
+                        linear(machine, kept, weight, inputs, &bias)
+                    }
+                };
+                let (layer, right) = (pack(kept, &weight), pack(WeightType::F32, &merged));
+                let low_rank = super::PackedLowRank::new(machine, (&down, &up), rank, is_gated);
+                assert!(low_rank.fits(&layer));
+                let found = layer.forward_adapted(&values, Epilogue::default(), &[(4, None), (3, Some(&low_rank)), (2, None)]);
+                let (plain, right) = (layer.forward(&values, Epilogue::default()), right.forward(&values, Epilogue::default()));
+                let part = |all: &[f32], rows: std::ops::Range<usize>| all[rows.start * outputs..rows.end * outputs].to_vec();
+                assert_eq!(part(&found, 0..4), part(&plain, 0..4), "{machine:?} {kept:?} {rank}");
+                assert_eq!(part(&found, 7..9), part(&plain, 7..9), "{machine:?} {kept:?} {rank}");
+                let largest = right.iter().fold(0f32, |most, v| most.max(v.abs()));
+                let off = part(&found, 4..7).iter().zip(part(&right, 4..7)).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(f64::from(off / largest) < limit(machine, 1e-5), "{machine:?} {kept:?} {rank} {is_gated}: {off} of {largest}");
+            }
+        }
+    }
+}
