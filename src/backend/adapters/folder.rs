@@ -23,6 +23,9 @@ const MAX_FILES: usize = 10_000;
 /// How often a name that is not there leads to another look at the folder.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// The number of the next file.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// What tells a file from an older one of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Stamp {
@@ -139,8 +142,7 @@ impl AdapterEntry {
 
     fn read(name: String, path: PathBuf, stamp: Stamp) -> Self {
         let info = AdapterFile::open(&path).map(|file| file.info().clone()).map_err(|error| error_chain(&error));
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { name, path, stamp, info, hash: OnceLock::new(), id: NEXT.fetch_add(1, Ordering::Relaxed), fit: OnceLock::new() }
+        Self { name, path, stamp, info, hash: OnceLock::new(), id: NEXT_ID.fetch_add(1, Ordering::Relaxed), fit: OnceLock::new() }
     }
 
     fn alias(&self) -> Option<&str> {
