@@ -3,7 +3,7 @@
 use serde::{Deserialize, de::IgnoredAny};
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{ArrayBuilder, ObjectBuilder, RefOr, Schema, Type},
+    openapi::{ArrayBuilder, ObjectBuilder, RefOr, Schema, Type, schema::AdditionalProperties},
 };
 
 use crate::common::{LoraScale, NamedLora};
@@ -93,7 +93,8 @@ impl PartialSchema for WireLoras {
             .property("name", ObjectBuilder::new().schema_type(Type::String))
             .property("scale", scale())
             .property("text_scale", scale())
-            .required("name");
+            .required("name")
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)));
         ArrayBuilder::new().items(lora).into()
     }
 }
