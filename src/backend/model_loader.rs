@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, InferencePipeline, KnownWords, LatentPreview, LoadError,
+    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, FewSteps, InferencePipeline, KnownWords, LatentPreview, LoadError,
     MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::LearnedVectors,
@@ -175,7 +175,13 @@ impl Builder<'_> {
         let library = AdapterLibrary::new(folder, family, std::mem::take(&mut self.adaptable));
         for (name, file) in self.merged.files() {
             match library.check(file) {
-                Ok(warning) => warning.into_iter().for_each(|warning| warn!("--lora {name}: {warning}")),
+                Ok(warning) => {
+                    warning.into_iter().for_each(|warning| warn!("--lora {name}: {warning}"));
+                    // Requests that bring such an adapter get its settings; the model's own stay what they are.
+                    FewSteps::of_name(name)
+                        .into_iter()
+                        .for_each(|few| warn!("--lora {name} is for few steps; requests should say so: {few}"));
+                }
                 Err(allowed) => return Err(LoadError::Unsupported(format!("--lora {name} must be {allowed}"))),
             }
         }

@@ -334,6 +334,13 @@ async fn a_lora_for_few_steps_brings_its_settings() {
     let answer = worker.generate(&request).await;
     assert_eq!(used(&answer), ["\"euler\"", "2", "3.0"]);
     assert!(!answer["warnings"].to_string().contains("few steps"), "{}", answer["warnings"]);
+    // Of the worker, it leaves the model's settings as they are, and says so.
+    let mut worker = Worker::ready(&["--loras", folder.path().to_str().unwrap(), "--lora", "lcm-lora"]);
+    let said = worker.stderr();
+    assert!(
+        said.contains("--lora lcm-lora is for few steps; requests should say so: sampler lcm, schedule default, 4 steps, guidance_scale 1"),
+        "{said}"
+    );
 }
 
 /// A request that was accepted draws what it was accepted with, or says that it cannot.

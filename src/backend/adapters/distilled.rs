@@ -1,5 +1,7 @@
 //! The settings of adapters that make a model draw in few steps. Their files do not state them: the names tell.
 
+use std::fmt;
+
 use crate::common::{GuidanceScale, Sampler, Schedule, Steps};
 
 /// The settings that an adapter was made for.
@@ -20,7 +22,7 @@ impl FewSteps {
     /// [LCM](https://huggingface.co/latent-consistency/lcm-lora-sdv1-5), [TCD](https://huggingface.co/h1t/TCD-SDXL-LoRA),
     /// [SDXL-Lightning](https://huggingface.co/ByteDance/SDXL-Lightning), [Hyper-SD](https://huggingface.co/ByteDance/Hyper-SD),
     /// [DMD2](https://huggingface.co/tianweiy/DMD2), Turbo.
-    pub(super) fn of_name(name: &str) -> Option<Self> {
+    pub(in crate::backend) fn of_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
         let has = |wanted: &str| words.contains(&wanted);
@@ -46,6 +48,15 @@ impl FewSteps {
             }
             () => None,
         }
+    }
+}
+
+impl fmt::Display for FewSteps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sampler, schedule, guidance_scale, steps } = self;
+        write!(f, "sampler {}, schedule {}", sampler.name(), schedule.name())?;
+        steps.map_or(Ok(()), |steps| write!(f, ", {steps} steps"))?;
+        guidance_scale.map_or(Ok(()), |scale| write!(f, ", guidance_scale {scale}"))
     }
 }
 
