@@ -176,11 +176,13 @@ impl Builder<'_> {
         for (name, file) in self.merged.files() {
             match library.check(file) {
                 Ok(warning) => {
-                    warning.into_iter().for_each(|warning| warn!("--lora {name}: {warning}"));
+                    if let Some(warning) = warning {
+                        warn!("--lora {name}: {warning}");
+                    }
                     // Requests that bring such an adapter get its settings; the model's own stay what they are.
-                    FewSteps::of_name(name)
-                        .into_iter()
-                        .for_each(|few| warn!("--lora {name} is for few steps; requests should say so: {few}"));
+                    if let Some(few) = FewSteps::of_name(name) {
+                        warn!("--lora {name} is for few steps; requests should say so: {few}");
+                    }
                 }
                 Err(allowed) => return Err(LoadError::Unsupported(format!("--lora {name} must be {allowed}"))),
             }
