@@ -162,7 +162,7 @@ fn module(
 fn is_scale(files: &TensorFiles, name: &str) -> bool {
     let after = name.strip_suffix("_scale").map(str::to_owned);
     let before = name.strip_suffix("scale_weight").map(|layer| format!("{layer}weight"));
-    [after, before].into_iter().flatten().any(|tensor| files.shape(&tensor).is_some())
+    [after, before].into_iter().flatten().any(|tensor| files.shape(&tensor).is_some() && TensorKey::parse(&tensor).is_some())
 }
 
 fn wrong_tensor(source: &Source, Wrong { tensor, problem }: Wrong) -> AdapterError {

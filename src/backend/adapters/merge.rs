@@ -13,7 +13,8 @@ use super::{
 /// A difference of low rank, not multiplied out: `factor * up * down`. In f32, on the CPU.
 #[derive(Debug, Clone)]
 pub struct LowRank {
-    /// `(rank, inputs)`, or `(rank, inputs, kernel…)` with a kernel larger than 1 x 1.
+    /// `(rank, inputs)`, or `(rank, inputs, kernel…)` with a kernel larger than 1 x 1; it is flat, `(rank, inputs * kernel)`, in a file that
+    /// has a matrix for a convolution.
     pub down: Tensor,
     /// `(outputs, rank)`.
     pub up: Tensor,
