@@ -8,7 +8,7 @@ use crate::common::{ImageSize, NamedLora, SamplingConfig, Schedule};
 #[derive(Debug, Clone)]
 pub struct ImageMetadata<'a> {
     prompt: &'a str,
-    adapters: Option<&'a OrderAdapters>,
+    adapters: &'a OrderAdapters,
     negative_prompt: &'a str,
     config: SamplingConfig,
     enlarged_to: Option<ImageSize>,
@@ -21,7 +21,7 @@ impl<'a> ImageMetadata<'a> {
     pub fn new(order: &'a Order, model_id: &'a str) -> Self {
         Self {
             prompt: order.prompt.as_str(),
-            adapters: Some(&*order.adapters),
+            adapters: &order.adapters,
             negative_prompt: order.negative_prompt.as_str(),
             config: order.config,
             enlarged_to: order.output.enlarged_to,
@@ -41,16 +41,15 @@ impl<'a> ImageMetadata<'a> {
 
     /// LoRAs that the prompt does not name, as it would name them.
     fn lora_tags(&self) -> String {
-        let listed = self.adapters.iter().flat_map(|adapters| &adapters.listed);
         // A tag cannot hold every name that a file can have.
         let can_be_read = |lora: &&NamedLora| !lora.name.contains(['<', '>', ':']) && !lora.name.contains(char::is_control);
-        listed.filter(can_be_read).map(ToString::to_string).collect()
+        self.adapters.listed.iter().filter(can_be_read).map(ToString::to_string).collect()
     }
 
     /// A1111's names and short hashes of the LoRAs, quoted in its way.
     fn lora_hashes(&self) -> Option<String> {
-        let chosen = self.adapters.iter().flat_map(|adapters| &adapters.chosen);
-        let hashes: Vec<String> = chosen.filter_map(|adapter| Some(format!("{}: {}", adapter.name(), adapter.hash()?))).collect();
+        let hashes: Vec<String> =
+            self.adapters.chosen.iter().filter_map(|adapter| Some(format!("{}: {}", adapter.name(), adapter.hash()?))).collect();
         (!hashes.is_empty()).then(|| format!("Lora hashes: {}", serde_json::json!(hashes.join(", "))))
     }
 
@@ -135,7 +134,8 @@ mod tests {
             schedule: Schedule::Karras,
             options: SamplingOptions { eta: Some("0.5".parse().unwrap()), ..SamplingOptions::default() },
         };
-        ImageMetadata { prompt: "a fox: red,\nold", adapters: None, negative_prompt: "Seed: 5, dogs", config, enlarged_to: None, model_id }
+        let adapters = &OrderAdapters::default();
+        ImageMetadata { prompt: "a fox: red,\nold", adapters, negative_prompt: "Seed: 5, dogs", config, enlarged_to: None, model_id }
             .to_a1111()
     }
 

@@ -91,12 +91,16 @@ impl OrderAdapters {
             let left_out = prompt.loras().iter().map(|lora| format!("LoRA \"{}\" was left out: {NONE}", lora.name));
             return Ok(Self { warnings: left_out.collect(), ..Self::default() });
         };
-        let mut chosen = library.choose("prompt", prompt.loras())?;
-        for adapter in library.choose("loras", &listed)? {
-            adapter.add_to(&mut chosen)?;
-        }
+        let chosen = library.choose(prompt.loras(), &listed)?;
         let warnings = chosen.iter().filter_map(|adapter| adapter.warning().map(str::to_owned)).collect();
         Ok(Self { chosen, listed, warnings })
+    }
+
+    /// The memory that they take, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let listed: usize = self.listed.iter().map(|lora| size_of_val(lora) + lora.name.len()).sum();
+        size_of_val(&*self.chosen) + listed + self.warnings.iter().map(String::len).sum::<usize>()
     }
 
     /// Fills in what the settings leave out with what an adapter for few steps was made for, and says so.

@@ -12,7 +12,7 @@ use super::{
     openapi::{DISCOVERY, KeyMissing, NotReady},
 };
 use crate::{
-    backend::{AdapterEntry, AdapterFolder, AdapterInfo},
+    backend::{AdapterEntry, AdapterFolder, AdapterInfo, GenerationError},
     common::{ModelFamily, error_chain},
 };
 
@@ -100,7 +100,10 @@ impl From<&AdapterEntry> for LoraObject {
 )]
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<LoraList>, ApiError> {
     let data = match state.model()?.adapters.clone() {
-        Some(library) => off_thread::offload(usize::MAX, move || listed(library.folder())).await.unwrap_or_default(),
+        Some(library) => {
+            let listing = off_thread::offload(usize::MAX, move || listed(library.folder())).await;
+            listing.map_err(|error| GenerationError::Panicked(error.to_string()))?
+        }
         None => Vec::new(),
     };
     Ok(Json(LoraList { object: "list", data }))

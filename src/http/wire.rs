@@ -248,7 +248,9 @@ async fn adapters(settings: &Settings, listed: Vec<NamedLora>, info: &ModelInfo)
     if library.is_none() || listed.is_empty() && prompt.loras().is_empty() {
         return Ok(OrderAdapters::choose(None, &prompt, listed)?);
     }
-    Order::new(settings.clone(), OrderAdapters::default(), info)?;
+    // A LoRA may bring the sampler, on which depends whether a schedule goes with it.
+    let schedule = settings.schedule.filter(|_| settings.sampler.is_some());
+    Order::new(Settings { schedule, ..settings.clone() }, OrderAdapters::default(), info)?;
     let choose = move || OrderAdapters::choose(library.as_deref(), &prompt, listed);
     let panicked = |error: JoinError| GenerationError::Panicked(error.to_string());
     Ok(off_thread::in_turn(&READERS, choose).await.map_err(panicked)??)

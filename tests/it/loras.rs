@@ -1,7 +1,7 @@
 //! LoRAs by request: the pictures of diffusers with the LoRA merged by its formula, and what the server and the command line make of them.
 //! `tests/parity/make_lora_goldens.py` makes the goldens.
 
-use std::{collections::HashMap, fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use candle_core::Device;
 use sd_worker::{
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{failure, path, run},
-    made_lora::{Spelling, lora, save},
-    made_up::{self, made_up},
+    made_lora::{Spelling, lora, save, save_what_cannot_be_used},
+    made_up,
     parity::{Request, largest_pixel_error, relative_error},
     support::{Worker, picture, steps},
 };
@@ -58,7 +58,7 @@ fn pictures_with_a_lora_agree_with_diffusers() {
             save(&tensors, &folder.path().join(format!("{lora_name}.safetensors")));
             let library = pipeline.info().adapters.as_ref().unwrap();
             library.folder().refresh().unwrap();
-            let chosen = library.choose("loras", &[named(lora_name, text_scale, scale)]).unwrap();
+            let chosen = library.choose(&[], &[named(lora_name, text_scale, scale)]).unwrap();
             assert_eq!(chosen[0].warning(), None, "{name} {lora_name}");
             let asked = request.with(pipeline.info().defaults.sampler, pipeline.info().defaults.schedule).request(&pipeline);
             let order = Order { adapters: Arc::new(OrderAdapters { chosen, ..OrderAdapters::default() }), ..asked.order };
@@ -162,36 +162,16 @@ async fn a_request_brings_its_loras() {
 #[tokio::test]
 async fn what_cannot_be_a_lora_is_refused_with_the_reason() {
     let folder = builtin_loras();
-    let file = |name: &str| folder.path().join(format!("{name}.safetensors"));
-    let whole = fs::read(file("one")).unwrap();
-    fs::write(file("cut"), &whole[..whole.len() / 2]).unwrap();
-    fs::write(file("text"), "no tensors").unwrap();
-    fs::write(file("huge"), [&(4u64 << 30).to_le_bytes()[..], b"{}"].concat()).unwrap();
-    let header = format!("{{\"__metadata__\":{{\"a\":\"{}\"}}}}", "b".repeat(9 << 20));
-    fs::write(file("long"), [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
-    let wide = HashMap::from([
-        ("lora_unet_conv_in.lora_down.weight".to_owned(), made_up("a", &[2, 9, 3, 3])),
-        ("lora_unet_conv_in.lora_up.weight".to_owned(), made_up("b", &[16, 2, 1, 1])),
-    ]);
-    save(&wide, &file("wide"));
-    let strange = HashMap::from([
-        ("lora_unet_nowhere.lora_down.weight".to_owned(), made_up("a", &[2, 9])),
-        ("lora_unet_nowhere.lora_up.weight".to_owned(), made_up("b", &[16, 2])),
-    ]);
-    save(&strange, &file("strange"));
-    let mut infinite = candle_core::safetensors::load(file("one"), &Device::Cpu).unwrap();
-    let name = infinite.keys().find(|name| name.ends_with("lora_up.weight")).unwrap().clone();
-    let numbers = (infinite[&name].clone() / 0.0).unwrap();
-    infinite.insert(name, numbers);
-    save(&infinite, &file("infinite"));
+    let one = folder.path().join("one.safetensors");
+    save_what_cannot_be_used(folder.path());
     let worker = Worker::ready(&["--loras", folder.path().to_str().unwrap()]);
     for (loras, reason) in [
         (
             json!([{ "name": "none" }]),
-            "must be one of \"four\", \"infinite\", \"merged\", \"one\", \"strange\", \"two\", \"wide\", not \"none\"",
+            "must be one of \"four\", \"infinite\", \"large\", \"merged\", \"one\", \"strange\", \"two\", \"wide\", not \"none\"",
         ),
         (json!([{ "name": "../one" }]), "must be one of "),
-        (json!([{ "name": file("one") }]), "must be one of "),
+        (json!([{ "name": one }]), "must be one of "),
         (json!([{ "name": "cut" }]), "no whole safetensors file"),
         (json!([{ "name": "text" }]), "no whole safetensors file"),
         (json!([{ "name": "huge" }]), "no whole safetensors file"),
@@ -204,23 +184,35 @@ async fn what_cannot_be_a_lora_is_refused_with_the_reason() {
         (json!([{ "name": "one", "sclae": 0.5 }]), "a list of LoRAs such as"),
         (json!((0..33).map(|i| format!("{i}")).collect::<Vec<_>>()), "must be at most 32 LoRAs, not 33"),
         (json!(3), "a list of LoRAs such as"),
+        (json!([{ "name": "large", "scale": 20 }]), "a LoRA of the request cannot be used: a strength of "),
     ] {
         let response = worker.post(&with(&loras)).await;
         let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
         assert_eq!((status.as_u16(), &answer["error"]["param"]), (400, &json!("loras")), "{loras}: {answer}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{loras}: {answer}");
     }
+    worker.generate(&with(&json!([{ "name": "one" }]))).await;
+    let listed: Value = worker.get("/v1/loras").await.json().await.unwrap();
+    let broken =
+        listed["data"].as_array().unwrap().iter().filter(|lora| lora["error"].is_string()).map(|lora| lora["name"].as_str().unwrap());
+    assert_eq!(broken.collect::<Vec<_>>(), ["cut", "huge", "long", "text"], "{listed}");
+}
+
+#[tokio::test]
+async fn what_a_prompt_names_is_checked_too() {
+    let folder = builtin_loras();
+    let worker = Worker::ready(&["--loras", folder.path().to_str().unwrap()]);
+    // The limit is that of both places together.
+    let mut both = with(&json!((0..20).map(|i| format!("{i}")).collect::<Vec<_>>()));
+    both["prompt"] = (20..33).map(|i| format!("<lora:{i}:1>")).collect::<Vec<_>>().concat().into();
+    let answer: Value = worker.post(&both).await.json().await.unwrap();
+    assert!(answer["error"]["message"].as_str().unwrap().contains("must be at most 32 LoRAs, not 33"), "{answer}");
     for (prompt, reason) in [("a<lora:none:1>", "must be one of "), ("a<lora:one:much>", "a LoRA's scale from -20 to 20, not \"much\"")] {
         let response = worker.post(&steps(prompt, 2)).await;
         let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
         assert_eq!((status.as_u16(), &answer["error"]["param"]), (400, &json!("prompt")), "{answer}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{answer}");
     }
-    worker.generate(&with(&json!([{ "name": "one" }]))).await;
-    let listed: Value = worker.get("/v1/loras").await.json().await.unwrap();
-    let broken =
-        listed["data"].as_array().unwrap().iter().filter(|lora| lora["error"].is_string()).map(|lora| lora["name"].as_str().unwrap());
-    assert_eq!(broken.collect::<Vec<_>>(), ["cut", "huge", "long", "text"], "{listed}");
 }
 
 #[tokio::test]
@@ -318,7 +310,9 @@ async fn a_lora_of_the_worker_changes_every_picture() {
 #[tokio::test]
 async fn a_lora_for_few_steps_brings_its_settings() {
     let folder = builtin_loras();
-    fs::copy(folder.path().join("one.safetensors"), folder.path().join("lcm-lora.safetensors")).unwrap();
+    for name in ["lcm-lora", "sdxl_lightning_2step"] {
+        fs::copy(folder.path().join("one.safetensors"), folder.path().join(format!("{name}.safetensors"))).unwrap();
+    }
     let worker = Worker::ready(&["--loras", folder.path().to_str().unwrap()]);
     let request = json!({ "prompt": "a fox<lora:lcm-lora:1>", "seed": 1, "size": "64x64" });
     let answer = worker.generate(&request).await;
@@ -334,6 +328,13 @@ async fn a_lora_for_few_steps_brings_its_settings() {
     let answer = worker.generate(&request).await;
     assert_eq!(used(&answer), ["\"euler\"", "2", "3.0"]);
     assert!(!answer["warnings"].to_string().contains("few steps"), "{}", answer["warnings"]);
+    // A schedule that the model's own sampler does not have goes with the sampler that a LoRA brings.
+    let karras = json!({ "prompt": "a fox", "size": "64x64", "schedule": "karras" });
+    assert_eq!(worker.post(&karras).await.status(), 400);
+    let mut request = karras;
+    request["loras"] = "sdxl_lightning_2step".into();
+    let answer = worker.generate(&request).await;
+    assert_eq!((used(&answer), &answer["parameters"]["schedule"]), (["\"euler\"", "2", "1.0"].map(str::to_owned), &json!("karras")));
     // Of the worker, it leaves the model's settings as they are, and says so.
     let mut worker = Worker::ready(&["--loras", folder.path().to_str().unwrap(), "--lora", "lcm-lora"]);
     let said = worker.stderr();
@@ -396,4 +397,32 @@ async fn edits_and_jobs_take_loras() {
     let (one, name) = edit("{\"name\": \"one\", \"scale\": 0.5}").await;
     assert!(one != plain && name == "one" && none == Value::Null);
     assert!(edit("[{\"name\": \"one\", \"scale\": 0.5}]").await.0 == one);
+}
+
+/// A file of a megabyte may ask for gigabytes.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_lora_that_memory_does_not_suffice_for_fails_alone() {
+    let folder = builtin_loras();
+    let mut large = candle_core::safetensors::load(folder.path().join("one.safetensors"), &Device::Cpu).unwrap();
+    large.retain(|name, tensor| name.ends_with("attn1_to_k.lora_down.weight") && tensor.rank() == 2);
+    let (name, down) = large.iter().next().map(|(name, down)| (name.replace(".lora_down.weight", ""), down.clone())).unwrap();
+    // Ranks of zeros, which the file system does not store.
+    let (inputs, rank) = (down.dim(1).unwrap(), 1usize << 20);
+    let length = 4 * inputs * rank;
+    let header = format!(
+        r#"{{"{name}.lora_down.weight":{{"dtype":"F32","shape":[{rank},{inputs}],"data_offsets":[0,{length}]}},"{name}.lora_up.weight":{{"dtype":"F32","shape":[{inputs},{rank}],"data_offsets":[{length},{}]}}}}"#,
+        2 * length
+    );
+    let file = folder.path().join("large.safetensors");
+    fs::write(&file, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_len((8 + header.len() + 2 * length) as u64).unwrap();
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_sd-worker")]);
+    let mut worker = Worker::listening_as(limited, &["--loras", folder.path().to_str().unwrap()]);
+    assert_eq!(worker.event()["event"], "ready");
+    let response = worker.post(&with(&json!(["large"]))).await;
+    let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (500, &json!("out_of_memory")), "{answer}");
+    worker.generate(&with(&json!(["one"]))).await;
 }

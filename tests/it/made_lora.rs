@@ -1,6 +1,6 @@
 //! A LoRA whose numbers follow from its tensors' names, in several forms of file. `tests/parity/make_lora_goldens.py` makes the same.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::backend::InferencePipeline;
@@ -75,4 +75,34 @@ pub(crate) fn lora(pipeline: &InferencePipeline, spelling: Spelling, strength: f
 
 pub(crate) fn save(tensors: &HashMap<String, Tensor>, file: &Path) {
     candle_core::safetensors::save(tensors, file).unwrap();
+}
+
+/// Adds files that no request can use to a folder with the LoRA `one`.
+pub(crate) fn save_what_cannot_be_used(folder: &Path) {
+    let file = |name: &str| folder.join(format!("{name}.safetensors"));
+    let whole = fs::read(file("one")).unwrap();
+    fs::write(file("cut"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(file("text"), "no tensors").unwrap();
+    fs::write(file("huge"), [&(4u64 << 30).to_le_bytes()[..], b"{}"].concat()).unwrap();
+    let header = format!("{{\"__metadata__\":{{\"a\":\"{}\"}}}}", "b".repeat(9 << 20));
+    fs::write(file("long"), [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let wide = HashMap::from([
+        ("lora_unet_conv_in.lora_down.weight".to_owned(), made_up("a", &[2, 9, 3, 3])),
+        ("lora_unet_conv_in.lora_up.weight".to_owned(), made_up("b", &[16, 2, 1, 1])),
+    ]);
+    save(&wide, &file("wide"));
+    let strange = HashMap::from([
+        ("lora_unet_nowhere.lora_down.weight".to_owned(), made_up("a", &[2, 9])),
+        ("lora_unet_nowhere.lora_up.weight".to_owned(), made_up("b", &[16, 2])),
+    ]);
+    save(&strange, &file("strange"));
+    let mut infinite = candle_core::safetensors::load(file("one"), &Device::Cpu).unwrap();
+    let name = infinite.keys().find(|name| name.ends_with("lora_up.weight")).unwrap().clone();
+    let numbers = (infinite[&name].clone() / 0.0).unwrap();
+    infinite.insert(name, numbers);
+    save(&infinite, &file("infinite"));
+    let mut large = candle_core::safetensors::load(file("one"), &Device::Cpu).unwrap();
+    let alpha = large.keys().find(|name| name.ends_with("alpha")).unwrap().clone();
+    large.insert(alpha, Tensor::new(3e38f32, &Device::Cpu).unwrap());
+    save(&large, &file("large"));
 }

@@ -118,9 +118,19 @@ impl AdapterEntry {
         self.id
     }
 
-    /// How the file fits the model: what of it has no effect, or why it cannot be used. `find_out` is asked once, whoever waits for it.
-    pub(super) fn fit(&self, find_out: impl FnOnce() -> Result<Option<String>, String>) -> &Result<Option<String>, String> {
-        self.fit.get_or_init(find_out)
+    /// How the file fits the model: what of it has no effect, or why it cannot be used. `check` finds it out the first time.
+    ///
+    /// # Errors
+    /// As [`AdapterEntry::open`]. These are not remembered: the next request may have more luck.
+    pub(super) fn fit(
+        &self,
+        check: impl FnOnce(&AdapterFile) -> Result<Option<String>, String>,
+    ) -> Result<Result<Option<String>, String>, AdapterError> {
+        if let Some(known) = self.fit.get() {
+            return Ok(known.clone());
+        }
+        let found = check(&self.open()?);
+        Ok(self.fit.get_or_init(|| found).clone())
     }
 
     /// Whether [`AdapterEntry::short_hash`] reads nothing.

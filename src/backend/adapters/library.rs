@@ -128,7 +128,7 @@ impl ChosenAdapter {
     ///
     /// # Errors
     /// When a sum is out of range.
-    pub(in crate::backend) fn add_to(self, chosen: &mut Vec<Self>) -> Result<(), InvalidValue> {
+    fn add_to(self, chosen: &mut Vec<Self>) -> Result<(), InvalidValue> {
         match chosen.iter_mut().find(|other| other.entry.id() == self.entry.id()) {
             Some(same) => {
                 same.text_scale = (same.text_scale.get() + self.text_scale.get()).try_into()?;
@@ -162,21 +162,22 @@ impl AdapterLibrary {
         &self.folder
     }
 
-    /// The adapters of these names, each once: scales of the same one add up. `setting` is where the names are from, for errors. Reads the
-    /// files that no request had before.
+    /// The adapters that a prompt names and those that a request lists, each once: scales of the same one add up. Reads the files that no
+    /// request had before.
     ///
     /// # Errors
     /// When there is none of a name, its file is broken, it is for another family of models, or there are too many.
-    pub fn choose(&self, setting: &'static str, loras: &[NamedLora]) -> Result<Vec<ChosenAdapter>, InvalidValue> {
-        let of_setting = |error: InvalidValue| InvalidValue { name: setting, ..error };
-        let names: HashSet<&str> = loras.iter().map(|lora| lora.name.as_str()).collect();
+    pub fn choose(&self, in_prompt: &[NamedLora], listed: &[NamedLora]) -> Result<Vec<ChosenAdapter>, InvalidValue> {
+        let names: HashSet<&str> = in_prompt.iter().chain(listed).map(|lora| lora.name.as_str()).collect();
         if names.len() > MAX_ADAPTERS {
-            return Err(InvalidValue::new(setting, names.len(), format!("at most {MAX_ADAPTERS} LoRAs")));
+            return Err(InvalidValue::new("loras", names.len(), format!("at most {MAX_ADAPTERS} LoRAs")));
         }
         let mut chosen: Vec<ChosenAdapter> = Vec::new();
-        for NamedLora { name, text_scale, denoiser_scale } in loras {
-            let new = self.find(name).map_err(of_setting)?.with_scales(*text_scale, *denoiser_scale);
-            new.add_to(&mut chosen).map_err(of_setting)?;
+        for (setting, loras) in [("prompt", in_prompt), ("loras", listed)] {
+            for NamedLora { name, text_scale, denoiser_scale } in loras {
+                let new = self.find(name).map(|adapter| adapter.with_scales(*text_scale, *denoiser_scale));
+                new.and_then(|new| new.add_to(&mut chosen)).map_err(|error| InvalidValue { name: setting, ..error })?;
+            }
         }
         Ok(chosen)
     }
@@ -188,11 +189,9 @@ impl AdapterLibrary {
         if let Err(why) = entry.info() {
             return Err(InvalidValue::new("loras", quoted, unusable(&why)));
         }
-        let find_out = || {
-            let file = entry.open().map_err(|error| unusable(&error_chain(&error)))?;
-            self.check(&file).map(|warning| warning.map(|warning| format!("LoRA \"{}\": {warning}", entry.name())))
-        };
-        let warning = entry.fit(find_out).clone().map_err(|why| InvalidValue::new("loras", quoted, why))?;
+        let fit = entry.fit(|file| self.check(file).map(|warning| warning.map(|warning| format!("LoRA \"{}\": {warning}", entry.name()))));
+        let fit = fit.unwrap_or_else(|error| Err(unusable(&error_chain(&error))));
+        let warning = fit.map_err(|why| InvalidValue::new("loras", quoted, why))?;
         // The hash is no reason to fail.
         let hash = if entry.has_hash() || entry.len() <= MAX_HASHED_BYTES { entry.short_hash().ok() } else { None };
         Ok(ChosenAdapter { entry, hash, warning, text_scale: LoraScale::ONE, denoiser_scale: LoraScale::ONE })
@@ -229,7 +228,7 @@ impl AdapterLibrary {
     /// What these adapters make of the model's networks. What the latest requests had is kept.
     ///
     /// # Errors
-    /// When a file is broken, or was replaced by one that does not fit, or there is no memory.
+    /// When a file cannot be read, has values that are not finite, or was replaced, or there is no memory.
     pub fn apply(&self, chosen: &[ChosenAdapter]) -> Result<AppliedAdapters, AdapterError> {
         let mut applied = AppliedAdapters::default();
         for network in &self.networks {
@@ -284,15 +283,14 @@ pub(super) fn names_in(folder: &AdapterFolder) -> String {
     }
 }
 
-/// Frees the layers that are beyond [`KEPT_BYTES`], but for the latest of the other networks.
+/// Frees the layers that are beyond [`KEPT_BYTES`] and [`MAX_MADE`], but for the latest of the other networks.
 fn free(kept: &mut VecDeque<Made>, of: AdaptedNetwork) {
-    kept.truncate(MAX_MADE);
     let (mut bytes, mut seen) = (0, vec![of]);
     kept.retain(|made| {
         bytes += made.bytes;
         let is_latest = !seen.contains(&made.network);
         seen.push(made.network);
-        is_latest || bytes <= KEPT_BYTES
+        is_latest || bytes <= KEPT_BYTES && seen.len() <= MAX_MADE
     });
 }
 
@@ -372,4 +370,30 @@ fn merged(layer: &WeightLayer, modules: &[(&Module, f64)], weights: &Weights) ->
     let tensors = tensors.map(|(name, tensor)| (format!("{}.{name}", layer.name), tensor)).collect();
     let layer = weights.of_tensors(tensors).and_then(|weights| MergedLayer::new(layer, &weights));
     layer.map(LayerAdapter::Merged).map_err(AdapterError::Layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_kept_up_to_so_many_bytes_and_the_latest_of_each_network() {
+        let made = |network, file: u64, bytes| Made { network, ids: vec![AdapterId { file, strength: 1.0 }], layers: None, bytes };
+        let files = |kept: &VecDeque<Made>| kept.iter().map(|made| made.ids[0].file).collect::<Vec<_>>();
+        let (denoiser, text) = (AdaptedNetwork::Denoiser, AdaptedNetwork::TextEncoder(0));
+        let third = KEPT_BYTES / 3;
+        let mut kept: VecDeque<Made> = (0..5).map(|file| made(denoiser, file, third)).collect();
+        free(&mut kept, denoiser);
+        assert_eq!(files(&kept), [0, 1, 2]);
+        // The latest of another network is kept, however large; a new one takes the place of the latest of its own.
+        kept.push_front(made(text, 9, KEPT_BYTES + 1));
+        free(&mut kept, denoiser);
+        assert_eq!(files(&kept), [9]);
+        free(&mut kept, text);
+        assert_eq!(files(&kept), [0; 0]);
+        // What changes no layer takes a place too.
+        let mut kept: VecDeque<Made> = (0..1000).map(|file| made(text, file, 0)).chain([made(denoiser, 2000, 1)]).collect();
+        free(&mut kept, text);
+        assert!(kept.len() <= MAX_MADE && files(&kept).last() == Some(&2000), "{:?}", files(&kept));
+    }
 }

@@ -34,7 +34,8 @@ pub struct PromptEncoder {
 /// What the adapters of a request make of the text encoders.
 #[derive(Debug, Clone, Default)]
 pub struct TextAdapters {
-    /// One for each adapter that has a part in a text encoder: embeddings with other ids are other embeddings.
+    /// One for each adapter that is on for the text encoders, or none where none of them changes one: embeddings with other ids are other
+    /// embeddings.
     pub ids: Vec<AdapterId>,
     /// One for each encoder, or none at all.
     pub layers: Vec<Option<Arc<AdaptedLayers>>>,

@@ -43,6 +43,5 @@ pub(super) async fn generations(
         let order = body.value.into_order(&info, None).await?;
         start(&state, &id, client, order, body.fingerprint, &info)
     };
-    let accepted = accepted.await;
-    images_response::answer(accepted.inspect_err(ApiError::count_rejection)?).await
+    images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
