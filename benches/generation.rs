@@ -19,7 +19,7 @@ use sd_worker::{
         ModelFiles, Order, Pipeline, RequestQueue,
     },
     common::{SamplingConfig, SamplingOptions, Schedule, Seed, Steps},
-    models::{Conditions, TextNetwork},
+    models::{Conditions, Residuals, TextNetwork},
     ops::{Adapters, ReusingAllocator},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -64,7 +64,7 @@ fn networks(c: &mut Criterion) {
         b.iter(|| text_encoder.forward(black_box(&ids), 0, Adapters::NONE, Interrupt::NEVER).unwrap());
     });
     c.bench_function("unet_step/batch 2", |b| {
-        b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Interrupt::NEVER).unwrap());
+        b.iter(|| networks.denoiser.forward(black_box(&both), &[500.0], &text, Residuals::NONE, Interrupt::NEVER).unwrap());
     });
     c.bench_function("vae_decode", |b| b.iter(|| networks.vae.decode(black_box(&latents), Interrupt::NEVER).unwrap()));
 }

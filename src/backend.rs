@@ -3,6 +3,7 @@
 mod adapted_network;
 mod adapter_error;
 mod adapters;
+mod controls;
 mod demand;
 mod error;
 mod families;
@@ -33,11 +34,12 @@ pub use adapters::{
     AdaptableNetwork, AdapterEntry, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, AppliedAdapters, ChosenAdapter, FewSteps, Fit,
     Layer, LowRank, MergedAdapters, Module, ModuleKind,
 };
+pub use controls::{ChosenControl, ControlEntry, ControlLibrary, ControlNetwork};
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};
 pub use generation::{Generation, Pipeline};
 pub use generation_engine::GenerationEngine;
-pub use image_file::{ImageFile, InputFiles, MAX_INPUT_PIXELS};
+pub use image_file::{ImageFile, InitFiles, InputFiles, MAX_INPUT_PIXELS};
 pub use image_utils::encode;
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use infotext::ImageMetadata;

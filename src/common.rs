@@ -1,5 +1,6 @@
 //! Plain data that every room uses: settings of a generation, identifiers, torch's random numbers; and requests to other hosts.
 
+mod control;
 mod edit_defaults;
 mod error_chain;
 mod guidance_interval;
@@ -19,10 +20,11 @@ mod sampling_config;
 mod torch_rng;
 mod whole_number;
 
+pub use control::{ControlFile, ControlScale, ControlSettings, ControlWindow, NamedPath, Preprocess};
 pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
-pub use input_image::{InputImage, Mask, MaskMeaning};
+pub use input_image::{InputImage, InputImages, Mask, MaskMeaning};
 pub use invalid_value::InvalidValue;
 pub use loopback::{is_loopback, normalised_host};
 pub use lora::{LoraScale, NamedLora};

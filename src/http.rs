@@ -18,6 +18,7 @@ mod event_stream;
 mod extract;
 mod fields;
 mod hosts;
+mod images_body;
 mod jobs;
 mod json_error;
 mod lifecycle;
@@ -40,6 +41,7 @@ mod trace_context;
 mod unread_body;
 mod uploads;
 mod wire;
+mod wire_controls;
 mod wire_loras;
 
 use std::sync::Arc;

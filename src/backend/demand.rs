@@ -1,7 +1,7 @@
 //! What one picture asks of the engine, worked out once, when its request is checked.
 
 use crate::{
-    common::{GuidanceInterval, ImageSize},
+    common::{ControlWindow, GuidanceInterval, ImageSize},
     schedulers::SamplingPlan,
 };
 
@@ -16,6 +16,8 @@ pub struct Demand {
     pub guidance_interval: Option<GuidanceInterval>,
     /// The size at which the picture is drawn.
     pub size: ImageSize,
+    /// The steps in which each control network counts.
+    pub controls: Vec<ControlWindow>,
 }
 
 /// The kind of a step. Steps of one kind can share a pass.
@@ -26,6 +28,9 @@ pub struct StepKind {
     /// How many samples the network is evaluated for: the parts of the prompt and, with guidance, the negative prompt.
     pub samples: usize,
 }
+
+/// The cost of a ControlNet, which has the first half of a UNet, as a share of a step: 2 of 5.
+const CONTROL_COST: (u64, u64) = (2, 5);
 
 impl StepKind {
     /// Pixels of all samples.
@@ -68,16 +73,19 @@ impl Demand {
         StepKind { size: self.size, samples: if is_alone { 1 } else { 1 + self.part_weights.len() } }
     }
 
-    /// Pixels of all samples in all steps.
+    /// Pixels of all samples in all steps, with those of control networks by their share of the cost.
     #[must_use]
     pub fn work(&self) -> u64 {
-        (0..self.steps()).map(|step| self.kind(step).work()).sum()
+        let controls = |step: usize| self.controls.iter().filter(|window| window.contains(step, self.steps())).count() as u64;
+        let with_controls = |step: usize| self.kind(step).work() * (CONTROL_COST.1 + CONTROL_COST.0 * controls(step)) / CONTROL_COST.1;
+        (0..self.steps()).map(with_controls).sum()
     }
 
     /// The memory that it takes, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.plan.stages.iter().map(|stage| size_of_val(stage) + size_of_val(&*stage.update)).sum()
+        let stages: usize = self.plan.stages.iter().map(|stage| size_of_val(stage) + size_of_val(&*stage.update)).sum();
+        stages + size_of_val(&*self.controls)
     }
 
     /// Pixels of all samples in the largest step.
@@ -98,7 +106,7 @@ impl Demand {
 
         let (config, steps) = (SchedulerConfig::default(), steps.try_into().unwrap());
         let plan = SamplingPlan::new(&config, Sampler::Euler, Schedule::Default, steps, 0, None).unwrap();
-        Self { plan, part_weights: if is_guided { vec![1.0] } else { Vec::new() }, guidance_interval: None, size }
+        Self { plan, part_weights: if is_guided { vec![1.0] } else { Vec::new() }, guidance_interval: None, size, controls: Vec::new() }
     }
 }
 
@@ -118,6 +126,9 @@ mod tests {
         assert_eq!(samples(&within), [1, 2, 2, 1]);
         assert_eq!((within.work(), within.peak()), (6 * size.pixels(), 2 * size.pixels()));
         assert!(within.bytes() >= 4 * size_of_val(&within.plan.stages[0]));
+        let controls = vec![ControlWindow::ALL, ControlWindow::new(0.0, 0.5).unwrap()];
+        let controlled = Demand { controls, ..plain(true) };
+        assert_eq!(controlled.work(), 8 * size.pixels() * 8 / 5, "one in all steps, and one in half of them");
         for part_weights in [vec![1.0, 0.5], vec![0.5]] {
             let weighed = Demand { part_weights, guidance_interval: interval, ..plain(true) };
             assert_eq!(samples(&weighed), [1 + weighed.part_weights.len(); 4], "parts are weighed against each other in every step");

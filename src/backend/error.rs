@@ -18,6 +18,9 @@ pub enum GenerationError {
     /// An adapter cannot be used.
     #[error("a LoRA of the request cannot be used: {}", error_chain(.0))]
     Adapter(AdapterError),
+    /// A control network cannot be used.
+    #[error("a control network of the request cannot be used: {}", error_chain(.0))]
+    Control(Box<LoadError>),
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
     Cancelled,

@@ -7,7 +7,7 @@ use super::{
     picture_decoder::{self, Broken},
 };
 use crate::{
-    common::{ImageSize, InputImage, InvalidValue, Mask, MaskMeaning},
+    common::{ImageSize, InputImage, InputImages, InvalidValue, Mask, MaskMeaning},
     ops,
 };
 
@@ -29,9 +29,18 @@ pub struct ImageFile {
     size: (u32, u32),
 }
 
-/// The files of an input picture.
-#[derive(Debug)]
+/// The files of a request's pictures.
+#[derive(Debug, Default)]
 pub struct InputFiles {
+    /// Those of the picture to begin with, if there is one.
+    pub init: Option<InitFiles>,
+    /// Those that control networks look at.
+    pub controls: Vec<ImageFile>,
+}
+
+/// The files of a picture to begin with.
+#[derive(Debug)]
+pub struct InitFiles {
     /// The picture.
     pub image: ImageFile,
     /// The mask, which marks the part to be repainted.
@@ -69,6 +78,17 @@ impl ImageFile {
         self.size
     }
 
+    /// The pixels, cut and scaled to a size. The memory is asked for first: a decoder without memory ends the process.
+    fn decode_to(&self, size: ImageSize) -> Result<RgbImage, GenerationError> {
+        let cut = || Ok::<_, InvalidValue>(image_utils::cut(&flatten(&self.decode()?), self.size, size));
+        Ok(ops::with_room(self.room(size), cut)??)
+    }
+
+    /// The most memory that it takes to decode it and to scale it to a size.
+    fn room(&self, size: ImageSize) -> u64 {
+        picture_decoder::room_for(&self.bytes, self.size, size)
+    }
+
     fn decode(&self) -> Result<DynamicImage, InvalidValue> {
         let mut picture = picture_decoder::decode(&self.bytes, self.format).map_err(|error| broken(self.name, &error))?;
         picture.apply_orientation(self.orientation);
@@ -85,18 +105,37 @@ fn is_on_its_side(orientation: Orientation) -> bool {
 }
 
 impl InputFiles {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.init.is_none() && self.controls.is_empty()
+    }
+
+    /// Width and height of the picture that decides the size of a request that names none: the one to begin with, or the first that a control
+    /// network looks at.
+    #[must_use]
+    pub fn leading_size(&self) -> Option<(u32, u32)> {
+        self.init.as_ref().map(|files| &files.image).or(self.controls.first()).map(ImageFile::size)
+    }
+
     /// Decodes the files and brings them to the size of the picture to make: what exceeds its proportions is cut off evenly on both sides,
-    /// and the rest is scaled. A mask of another size is stretched over the input picture first.
+    /// and the rest is scaled.
     ///
     /// # Errors
     /// When a file is broken, the mask marks nothing, or there is no memory for the pixels.
-    pub fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
-        // One after the other, each in memory that was asked for first: a decoder without memory ends the process.
-        let room = |file: &ImageFile| picture_decoder::room_for(&file.bytes, file.size, size);
-        let cut = || Ok::<_, InvalidValue>(image_utils::cut(&flatten(&self.image.decode()?), self.image.size, size));
-        let image = ops::with_room(room(&self.image), cut)??;
+    pub fn decode(&self, size: ImageSize) -> Result<InputImages, GenerationError> {
+        let init = self.init.as_ref().map(|files| files.decode(size)).transpose()?;
+        let controls = self.controls.iter().map(|file| file.decode_to(size)).collect::<Result<_, _>>()?;
+        Ok(InputImages { init, controls })
+    }
+}
+
+impl InitFiles {
+    /// A mask of another size than the picture is stretched over that first.
+    fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
+        let image = self.image.decode_to(size)?;
         let Some(file) = &self.mask else { return Ok(InputImage { image, mask: None }) };
-        let mask = ops::with_room(room(file), || read_mask(file, self.image.size, size))??;
+        let mask = ops::with_room(file.room(size), || read_mask(file, self.image.size, size))??;
         Ok(InputImage { image, mask: Some(mask) })
     }
 }
@@ -161,7 +200,7 @@ mod tests {
     }
 
     fn image_and_mask(image: impl Into<DynamicImage>, mask: impl Into<DynamicImage>, to: ImageSize) -> Result<Mask, GenerationError> {
-        let files = InputFiles { image: open(image), mask: Some(ImageFile::open("mask", png(&mask.into())).unwrap()) };
+        let files = InitFiles { image: open(image), mask: Some(ImageFile::open("mask", png(&mask.into())).unwrap()) };
         Ok(files.decode(to)?.mask.unwrap())
     }
 
@@ -180,7 +219,7 @@ mod tests {
             assert!(error.to_string().contains(what) && error.to_string().contains("must be a PNG, JPEG or WebP file"), "{error}");
         }
         let cut_short = ImageFile::open("image", whole[..whole.len() - 20].to_vec()).unwrap();
-        let error = InputFiles { image: cut_short, mask: None }.decode(size(64, 64)).unwrap_err();
+        let error = InitFiles { image: cut_short, mask: None }.decode(size(64, 64)).unwrap_err();
         assert!(error.to_string().contains("one that is broken"), "{error}");
     }
 
@@ -202,7 +241,7 @@ mod tests {
         assert_eq!(error.to_string(), "must be a picture of at most 33554432 pixels, not 20000x20000");
         assert!(ImageFile::open("image", bomb(u32::MAX >> 1, u32::MAX >> 1)).is_err());
         // As much as is allowed, and nothing behind it: an error, and no waiting.
-        let files = InputFiles { image: ImageFile::open("image", bomb(8192, 4096)).unwrap(), mask: None };
+        let files = InitFiles { image: ImageFile::open("image", bomb(8192, 4096)).unwrap(), mask: None };
         assert!(files.decode(size(64, 64)).is_err());
     }
 
@@ -216,7 +255,7 @@ mod tests {
         encoder.write_image(&stored, 128, 64, ExtendedColorType::Rgb8).unwrap();
         let image = ImageFile::open("image", jpeg.into_inner()).unwrap();
         assert_eq!(image.size(), (64, 128));
-        let picture = InputFiles { image, mask: None }.decode(size(64, 128)).unwrap().image;
+        let picture = InitFiles { image, mask: None }.decode(size(64, 128)).unwrap().image;
         let [top, bottom] = [picture.get_pixel(32, 20).0, picture.get_pixel(32, 108).0];
         assert!(
             top[0] > 200 && top[2] < 60 && bottom[2] > 200 && bottom[0] < 60,
@@ -232,15 +271,15 @@ mod tests {
             picture.write_to(&mut bytes, format).unwrap();
             let image = ImageFile::open("image", bytes.into_inner()).unwrap();
             assert_eq!(image.size(), (72, 64));
-            let decoded = InputFiles { image, mask: None }.decode(size(72, 64)).unwrap().image;
+            let decoded = InitFiles { image, mask: None }.decode(size(72, 64)).unwrap().image;
             assert!(!lossless || decoded == picture, "{format:?}");
         }
         let deep = DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(64, 64, Rgb([65535, 0, 32768])));
-        let decoded = InputFiles { image: open(deep), mask: None }.decode(size(64, 64)).unwrap().image;
+        let decoded = InitFiles { image: open(deep), mask: None }.decode(size(64, 64)).unwrap().image;
         assert_eq!(decoded.get_pixel(5, 5).0, [255, 0, 128]);
         let mut clear = RgbaImage::from_pixel(64, 64, Rgba([10, 20, 30, 255]));
         clear.put_pixel(1, 0, Rgba([0, 0, 0, 0]));
-        let decoded = InputFiles { image: open(clear), mask: None }.decode(size(64, 64)).unwrap().image;
+        let decoded = InitFiles { image: open(clear), mask: None }.decode(size(64, 64)).unwrap().image;
         assert_eq!((decoded.get_pixel(0, 0).0, decoded.get_pixel(1, 0).0), ([10, 20, 30], [255; 3]));
     }
 
@@ -249,7 +288,7 @@ mod tests {
         // Thirds of red, green and blue; a square of it is green.
         let flag = RgbImage::from_fn(192, 64, |x, _| Rgb([[255, 0, 0], [0, 255, 0], [0, 0, 255]][x as usize / 64]));
         for to in [size(64, 64), size(128, 128)] {
-            let square = InputFiles { image: open(flag.clone()), mask: None }.decode(to).unwrap().image;
+            let square = InitFiles { image: open(flag.clone()), mask: None }.decode(to).unwrap().image;
             assert!(square.pixels().all(|pixel| pixel.0 == [0, 255, 0]), "{to}");
         }
         // A mask of another size is cut where the picture is.
@@ -284,7 +323,7 @@ mod tests {
         fn a_picture_of_any_proportions_fits(width in 1u32..300, height in 1u32..300, across in 8u32..20, down in 8u32..20, wide in any::<bool>()) {
             let (width, height) = if wide { (width * 50, 1) } else { (width, height) };
             let to = size(across * 8, down * 8);
-            let decoded = InputFiles { image: open(RgbImage::from_pixel(width, height, Rgb([7, 8, 9]))), mask: None }.decode(to).unwrap().image;
+            let decoded = InitFiles { image: open(RgbImage::from_pixel(width, height, Rgb([7, 8, 9]))), mask: None }.decode(to).unwrap().image;
             prop_assert_eq!(decoded.dimensions(), (to.width(), to.height()));
             prop_assert!(decoded.pixels().all(|pixel| pixel.0 == [7, 8, 9]));
         }
@@ -297,7 +336,7 @@ mod tests {
             let place = flip.index(changed.len());
             changed[place] ^= bytes.first().copied().unwrap_or(1);
             if let Ok(image) = ImageFile::open("image", changed) {
-                let _ = InputFiles { image, mask: None }.decode(size(64, 64)).is_ok();
+                let _ = InitFiles { image, mask: None }.decode(size(64, 64)).is_ok();
             }
         }
     }

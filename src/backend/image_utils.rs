@@ -31,8 +31,17 @@ pub(super) fn to_rgb(picture: &Tensor) -> Result<RgbImage, GenerationError> {
 
 /// A picture as a tensor `(1, 3, height, width)` in [-1, 1], as diffusers' `VaeImageProcessor.preprocess` makes it.
 pub(super) fn to_tensor(picture: &RgbImage, device: &Device) -> candle_core::Result<Tensor> {
+    tensor_of(picture, |share| share * 2.0 - 1.0, device)
+}
+
+/// A picture as a tensor `(1, 3, height, width)` in [0, 1], as diffusers makes it for ControlNets.
+pub(super) fn to_unit_tensor(picture: &RgbImage, device: &Device) -> candle_core::Result<Tensor> {
+    tensor_of(picture, |share| share, device)
+}
+
+fn tensor_of(picture: &RgbImage, number: impl Fn(f32) -> f32, device: &Device) -> candle_core::Result<Tensor> {
     let (width, height) = picture.dimensions();
-    let values: Vec<f32> = picture.as_raw().iter().map(|value| f32::from(*value) / 255.0 * 2.0 - 1.0).collect();
+    let values: Vec<f32> = picture.as_raw().iter().map(|value| number(f32::from(*value) / 255.0)).collect();
     Tensor::from_vec(values, (1, height as usize, width as usize, 3), device)?.permute((0, 3, 1, 2))?.contiguous()
 }
 

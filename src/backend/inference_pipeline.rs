@@ -11,11 +11,13 @@ use tracing::{debug_span, warn};
 
 use super::{
     Demand, EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
-    StepKind, WideVae, image_utils,
+    StepKind, WideVae,
+    controls::{ActiveControl, Sides},
+    image_utils,
 };
 use crate::{
-    common::{GuidanceRescale, ImageSize, InputImage, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
-    models::{AutoencoderKl, Conditions, Denoiser, DenoiserContext, Interrupt},
+    common::{GuidanceRescale, ImageSize, InputImage, InputImages, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
+    models::{AutoencoderKl, Conditions, Denoiser, DenoiserContext, Interrupt, Residuals},
     schedulers::{Stage, Term},
 };
 
@@ -62,8 +64,9 @@ pub struct Diffusion {
     kept: Option<KeptLatents>,
     /// What the denoiser of an inpainting model looks at beside the latents.
     condition: Option<Tensor>,
-    /// The input picture, if there is one. The part that a mask keeps is laid over the finished picture.
-    input: Option<Arc<InputImage>>,
+    controls: Vec<ActiveControl>,
+    /// The pictures of the request. The part of the first one that a mask keeps is laid over the finished picture.
+    images: Arc<InputImages>,
     enlarged_to: Option<ImageSize>,
     /// The latest stages, the newest first.
     past: VecDeque<Moment>,
@@ -101,12 +104,10 @@ impl Pipeline for InferencePipeline {
             adapters: applied.denoiser.as_ref(),
         };
         let context = self.networks.denoiser.context(&conditions)?;
-        let unguided = demand.has_steps_of_prompt_alone().then(|| {
-            let of_prompt = |x: &Tensor| x.narrow(0, 1, 1);
-            let (text, pooled) = (of_prompt(&encoded.embeddings)?, encoded.pooled.as_ref().map(of_prompt).transpose()?);
-            self.networks.denoiser.context(&Conditions { text: &text, pooled: pooled.as_ref(), ..conditions })
-        });
-        let unguided = unguided.transpose()?;
+        let (text, pooled) = encoded.without_first(usize::from(demand.is_guided()))?;
+        let of_prompt = Conditions { text: &text, pooled: pooled.as_ref(), ..conditions };
+        let unguided = demand.has_steps_of_prompt_alone().then(|| self.networks.denoiser.context(&of_prompt)).transpose()?;
+        let controls = self.controls(&request.order, Sides { all: &conditions, prompt: &of_prompt, demand }, interrupt)?;
         let EncodedPrompts { embeddings: text_embeddings, mut warnings, .. } = encoded;
         warnings.extend_from_slice(&adapters.warnings);
         let enlarged_to = request.order.output.enlarged_to;
@@ -130,7 +131,8 @@ impl Pipeline for InferencePipeline {
             latents,
             kept,
             condition,
-            input: request.order.input.clone(),
+            controls,
+            images: Arc::clone(&request.order.images),
             enlarged_to,
             past: VecDeque::new(),
             rng,
@@ -171,7 +173,9 @@ impl Generation for Diffusion {
         let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
         let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
         let timesteps: Vec<f64> = generations.iter().map(|generation| generation.stage().timestep).collect();
-        let output = pipeline.networks.denoiser.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context, interrupt)?;
+        let residuals = generations.iter().map(|generation| generation.residuals(interrupt)).collect::<Result<Vec<_>, _>>()?;
+        let residuals = Residuals::join(&residuals, generations[0].kind().samples)?;
+        let output = pipeline.networks.denoiser.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context, &residuals, interrupt)?;
         Ok(output.to_dtype(DType::F32)?.chunk(generations.len(), 0)?)
     }
 
@@ -201,11 +205,11 @@ impl Generation for Diffusion {
         let mut picture = self.pipeline.decode(&self.latents, interrupt)?;
         if let Some(size) = self.enlarged_to {
             // An input picture was cut to the proportions of the size; without one, nothing that was drawn is cut off.
-            let whole = if self.input.is_some() { picture } else { image_utils::extend(&picture, size) };
+            let whole = if self.images.init.is_some() { picture } else { image_utils::extend(&picture, size) };
             picture = image_utils::cut(&whole, whole.dimensions(), size);
         }
         // Latents lose detail: the part that a mask keeps is copied pixel by pixel.
-        if let Some(InputImage { image, mask: Some(mask) }) = self.input.as_deref() {
+        if let Some(InputImage { image, mask: Some(mask) }) = &self.images.init {
             image_utils::lay_over(&mut picture, image, mask);
         }
         Ok(picture)
@@ -242,11 +246,23 @@ impl Diffusion {
 
     /// The denoiser's input, `(1, in_channels, height / 8, width / 8)`.
     fn model_input(&self) -> Result<Tensor, GenerationError> {
-        let mut input = (&self.latents * self.stage().input_scale)?;
+        let mut input = self.scaled_latents()?;
         if let Some(condition) = &self.condition {
-            input = Tensor::cat(&[&input, condition], 1)?;
+            input = Tensor::cat(&[&input, &condition.to_dtype(self.pipeline.dtype)?], 1)?;
         }
-        Ok(input.to_dtype(self.pipeline.dtype)?)
+        Ok(input)
+    }
+
+    /// The latents at the scale of networks, `(1, channels, height / 8, width / 8)`.
+    fn scaled_latents(&self) -> Result<Tensor, GenerationError> {
+        Ok((&self.latents * self.stage().input_scale)?.to_dtype(self.pipeline.dtype)?)
+    }
+
+    /// What the control networks add inside of the denoiser in the next step.
+    fn residuals(&self, interrupt: Interrupt) -> Result<Residuals, GenerationError> {
+        let latents = self.scaled_latents()?;
+        let each = self.controls.iter().map(|control| control.residuals(self.steps_done, &self.demand, &latents, interrupt));
+        each.into_iter().try_fold(Residuals::default(), |sum, residuals| Ok(sum.add(residuals?)?))
     }
 
     /// Classifier-free guidance ([Ho & Salimans](https://arxiv.org/abs/2207.12598)): the predictions for all samples, f32, to one. Parts of
@@ -344,6 +360,17 @@ impl InferencePipeline {
     #[cfg(feature = "builtin-model")]
     pub(super) fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The control networks of an order, each with what it makes of its picture.
+    fn controls(&self, order: &Order, sides: Sides, interrupt: Interrupt) -> Result<Vec<ActiveControl>, GenerationError> {
+        let Some(library) = &self.info.controls else { return Ok(Vec::new()) };
+        let pictures = order.controls.iter().zip(&order.images.controls);
+        let active = pictures.map(|(chosen, picture)| {
+            let picture = image_utils::cut(picture, picture.dimensions(), order.config.size);
+            ActiveControl::begin(library, chosen, &picture, sides, (self.dtype, &self.device), interrupt)
+        });
+        active.collect()
     }
 
     /// The picture of latents in f32.

@@ -3,6 +3,7 @@
 mod architectures;
 mod checkpoint;
 mod clip_vocabulary;
+mod control_files;
 mod hub;
 pub(super) mod ldm_names;
 mod part_file;
@@ -22,6 +23,7 @@ use std::{
 use candle_core::{DType, Device};
 use serde::{Deserialize, de::DeserializeOwned};
 
+pub(super) use self::control_files::{ControlFiles, ControlKind};
 pub(super) use self::tensor_files::TensorFiles;
 pub(super) use self::textual_inversion::LearnedVectors;
 use self::textual_inversion::TextualInversion;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, families};
+use super::{AdapterLibrary, ChosenControl, ControlLibrary, families};
 use crate::{
     common::{
-        GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler, SamplingConfig, Schedule,
-        Steps, Strength,
+        ControlSettings, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler,
+        SamplingConfig, Schedule, Steps, Strength,
     },
     schedulers::{SamplingPlan, SchedulerConfig},
 };
@@ -42,6 +42,8 @@ pub struct ModelInfo {
     pub scheduler: SchedulerConfig,
     /// The adapters that requests may ask for, if the worker has any.
     pub adapters: Option<Arc<AdapterLibrary>>,
+    /// The control networks that requests may ask for, if the worker has any.
+    pub controls: Option<Arc<ControlLibrary>>,
 }
 
 impl ModelInfo {
@@ -118,6 +120,21 @@ impl ModelInfo {
     #[must_use]
     pub fn has_clip_skip(&self) -> bool {
         families::of(self.family).has_clip_skip
+    }
+
+    /// The control networks of a request, for a picture that is drawn at this size.
+    ///
+    /// # Errors
+    /// When the worker has none of a name, or the size does not fit it.
+    pub fn choose_controls(&self, asked: Vec<ControlSettings>, size: ImageSize) -> Result<Vec<ChosenControl>, InvalidValue> {
+        match (&self.controls, asked.first()) {
+            (Some(library), _) => library.choose(asked, (size.width(), size.height())),
+            (None, None) => Ok(Vec::new()),
+            (None, Some(first)) => {
+                let allowed = "left out: this worker was started without --controlnet NAME=PATH";
+                Err(InvalidValue::new("control", format_args!("\"{}\"", first.name), allowed))
+            }
+        }
     }
 
     /// The sampler and the schedule of a request. The checkpoint's own take the place of those that are left out.

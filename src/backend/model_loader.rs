@@ -6,13 +6,13 @@ use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, FewSteps, InferencePipeline, KnownWords, LatentPreview, LoadError,
-    MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
+    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, KnownWords,
+    LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::LearnedVectors,
 };
 use crate::{
-    common::{ModelFamily, NamedLora},
+    common::{ModelFamily, NamedLora, NamedPath},
     device,
     models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
     ops::{self, WeightType, Weights},
@@ -35,11 +35,17 @@ pub struct LoadOptions {
     pub adapters: Option<PathBuf>,
     /// Adapters of that folder that change the model for all requests: they are merged into its weights.
     pub merged: Vec<NamedLora>,
+    /// Control networks that requests may ask for.
+    pub controls: Vec<NamedPath>,
+    /// The most bytes of control networks that stay loaded.
+    pub max_control_bytes: usize,
 }
 
 impl LoadOptions {
     /// The default: all sizes of `OpenAI`'s API fit.
     pub const MAX_PIXELS: u64 = 2 << 20;
+    /// The default: two ControlNets of Stable Diffusion 1, or one of XL.
+    pub const MAX_CONTROL_BYTES: usize = 6 << 30;
 }
 
 impl Default for LoadOptions {
@@ -53,6 +59,8 @@ impl Default for LoadOptions {
             low_memory: false,
             adapters: None,
             merged: Vec::new(),
+            controls: Vec::new(),
+            max_control_bytes: Self::MAX_CONTROL_BYTES,
         }
     }
 }
@@ -89,6 +97,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
+    info.controls = controls(files, &configs, dtype, options)?;
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let mut builder = Builder { files, dtype, options, opened: Vec::new(), merged, adaptable: Vec::new() };
     let ModelConfigs { family, text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
@@ -112,7 +121,22 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     Ok(InferencePipeline::new(info, prompt_encoder, networks, preview, device.clone(), dtype))
 }
 
-/// What requests are checked against, without adapters.
+/// The control networks, of which nothing but headers and configurations is read here.
+fn controls(
+    files: &ModelFiles,
+    configs: &ModelConfigs,
+    dtype: DType,
+    options: &LoadOptions,
+) -> Result<Option<Arc<ControlLibrary>>, LoadError> {
+    if options.controls.is_empty() {
+        return Ok(None);
+    }
+    let (json, kept) = (files.read("unet/config.json")?, (dtype, options.weight_type, &options.device));
+    let library = ControlLibrary::open(&options.controls, &json, &configs.denoiser, kept, options.max_control_bytes)?;
+    Ok(Some(Arc::new(library)))
+}
+
+/// What requests are checked against, without adapters and control networks.
 fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learned: &[LearnedVectors]) -> ModelInfo {
     let has_clip_skip = families::of(configs.family).has_clip_skip;
     ModelInfo {
@@ -130,6 +154,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         defaults: configs.defaults,
         scheduler: configs.scheduler.clone(),
         adapters: None,
+        controls: None,
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, ChosenAdapter, Demand, ModelInfo, ParsedPrompt};
+use super::{AdapterLibrary, ChosenAdapter, ChosenControl, Demand, ModelInfo, ParsedPrompt};
 use crate::common::{
-    GuidanceScale, ImageSize, InputImage, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt, OutputConfig,
-    SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+    ControlSettings, GuidanceScale, ImageSize, InputImages, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt,
+    OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
 };
 
 /// The settings of a request, which may leave most of them out.
@@ -35,6 +35,8 @@ pub struct Settings {
     pub options: SamplingOptions,
     /// The input picture, if there is one.
     pub input: Option<InputKind>,
+    /// The control networks, each with a picture of its own.
+    pub controls: Vec<ControlSettings>,
     /// How the pictures are written. `enlarged_to` follows from the size.
     pub output: OutputConfig,
 }
@@ -66,8 +68,10 @@ pub struct Order {
     pub negative_prompt: ParsedPrompt,
     /// What changes the model for it.
     pub adapters: Arc<OrderAdapters>,
-    /// The picture that it begins with, if it does not begin with noise alone.
-    pub input: Option<Arc<InputImage>>,
+    /// The control networks that guide it.
+    pub controls: Arc<[ChosenControl]>,
+    /// The pictures that it begins with and that control networks look at.
+    pub images: Arc<InputImages>,
     /// How it is sampled.
     pub config: SamplingConfig,
     /// How it is written.
@@ -152,7 +156,8 @@ impl Order {
             options: SamplingOptions { clip_skip: given.clip_skip.filter(|_| info.has_clip_skip()), strength, ..given },
         };
         let negative_prompt = settings.negative_prompt.unwrap_or_default();
-        let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, info)?;
+        let controls = info.choose_controls(settings.controls, config.size)?;
+        let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, controls, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
             ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),
@@ -169,10 +174,16 @@ impl Order {
     /// # Errors
     /// Names the setting that the model cannot follow.
     pub fn of(prompt: &str, negative_prompt: &str, config: SamplingConfig, info: &ModelInfo) -> Result<Self, InvalidValue> {
-        Self::of_parsed(ParsedPrompt::positive(prompt)?, negative_prompt, config, info)
+        Self::of_parsed(ParsedPrompt::positive(prompt)?, negative_prompt, config, Vec::new(), info)
     }
 
-    fn of_parsed(prompt: ParsedPrompt, negative_prompt: &str, config: SamplingConfig, info: &ModelInfo) -> Result<Self, InvalidValue> {
+    fn of_parsed(
+        prompt: ParsedPrompt,
+        negative_prompt: &str,
+        config: SamplingConfig,
+        controls: Vec<ChosenControl>,
+        info: &ModelInfo,
+    ) -> Result<Self, InvalidValue> {
         let plan = info.plan(&config)?;
         // Several parts lead away from the negative prompt side by side, whatever the scale.
         let part_weights = Some(prompt.part_weights()).filter(|parts| info.is_guided(config.guidance_scale) || parts.len() > 1);
@@ -181,12 +192,14 @@ impl Order {
             part_weights: part_weights.unwrap_or_default(),
             guidance_interval: config.options.guidance_interval.filter(|interval| !interval.is_all()),
             size: config.size,
+            controls: controls.iter().map(|control| control.settings.window).collect(),
         };
         Ok(Self {
             prompt,
             negative_prompt: ParsedPrompt::negative(negative_prompt),
             adapters: Arc::default(),
-            input: None,
+            controls: controls.into(),
+            images: Arc::default(),
             config,
             output: OutputConfig::default(),
             demand: Arc::new(demand),
@@ -233,7 +246,8 @@ impl Order {
             prompt: ParsedPrompt::positive(prompt).unwrap(),
             negative_prompt: ParsedPrompt::negative(""),
             adapters: Arc::default(),
-            input: None,
+            controls: Arc::default(),
+            images: Arc::default(),
             config,
             output: OutputConfig::default(),
             demand: Arc::new(Demand::plain(size, steps, false)),

@@ -17,6 +17,7 @@ pub use serve::{OrchestratorArgs, ServeArgs};
 use super::Failure;
 use crate::{
     backend::{LoadError, LoadOptions, ModelFiles, Tiling},
+    common::NamedPath,
     device::{self, DeviceChoice},
     ops::WeightType,
 };
@@ -106,6 +107,13 @@ pub struct ModelArgs {
     /// A folder of LoRAs (.safetensors), which requests and prompts call by their file names; files may come and go while it runs
     #[arg(long, env = "SD_WORKER_LORAS", value_name = "DIR")]
     pub loras: Option<PathBuf>,
+    /// A ControlNet or a T2I-Adapter by the name that requests call it: a directory in the layout of diffusers, or a .safetensors file; may be
+    /// given several times. Each is read when it is first asked for
+    #[arg(long, env = "SD_WORKER_CONTROLNET", value_delimiter = ',', value_name = "NAME=PATH")]
+    pub controlnet: Vec<NamedPath>,
+    /// How many bytes of ControlNets stay loaded; those that were not asked for longest go first, and the latest one stays in any case
+    #[arg(long, env = "SD_WORKER_MAX_CONTROLNET_BYTES", default_value_t = LoadOptions::MAX_CONTROL_BYTES, value_name = "BYTES")]
+    pub max_controlnet_bytes: usize,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -165,6 +173,8 @@ impl ModelArgs {
             vae_tiling,
             low_memory,
             adapters: self.loras.clone(),
+            controls: self.controlnet.clone(),
+            max_control_bytes: self.max_controlnet_bytes,
             ..LoadOptions::default()
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Diffusion, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InputFiles,
-        InputKind, Interrupt, ModelInfo, Order, OrderAdapters, Pipeline, Recording, Settings,
+        self, Diffusion, Generation, GenerationError, GenerationRequest, ImageFile, ImageMetadata, InferencePipeline, InitFiles,
+        InputFiles, InputKind, Interrupt, ModelInfo, Order, OrderAdapters, Pipeline, Recording, Settings,
     },
     common::{ImageFormat, InvalidValue, OutputConfig, SamplingConfig, read_regular},
 };
@@ -46,7 +46,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let pipeline = Arc::new(backend::load(&args.model.files()?, &options)?);
     let load_time = started.elapsed();
 
-    let order = order(args, input, format, pipeline.info())?;
+    let order = order(args, &input, format, pipeline.info())?;
     for index in 0..args.count {
         let order = order.picture(index.into());
         let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = order.config;
@@ -107,28 +107,38 @@ fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-/// The pictures to begin with; only their headers are read here.
-fn input_files(args: &GenerateArgs) -> Result<Option<InputFiles>, Failure> {
+/// The pictures to begin with and to look at; only their headers are read here.
+fn input_files(args: &GenerateArgs) -> Result<InputFiles, Failure> {
     let open = |name: &'static str, path: &PathBuf| -> Result<ImageFile, Failure> {
         let bytes = read_regular(path, MAX_INPUT_BYTES).map_err(|source| Failure::Input { path: path.clone(), source })?;
-        ImageFile::open(name, bytes).map_err(|error| no_picture(args, &error))
+        ImageFile::open(name, bytes).map_err(|error| no_picture(path, &error))
     };
-    let Some(image) = &args.init_image else { return Ok(None) };
     let mask = args.mask.as_ref().map(|path| open("mask", path)).transpose()?;
-    Ok(Some(InputFiles { image: open("init-image", image)?, mask }))
+    let image = args.init_image.as_ref().map(|path| open("init-image", path)).transpose()?;
+    let controls = args.control.iter().map(|control| open("control", &control.path)).collect::<Result<_, _>>()?;
+    Ok(InputFiles { init: image.map(|image| InitFiles { image, mask }), controls })
 }
 
-/// The failure for a picture to begin with.
-fn no_picture(args: &GenerateArgs, error: &InvalidValue) -> Failure {
-    let path = if error.name == "mask" { &args.mask } else { &args.init_image };
-    Failure::Input { path: path.clone().unwrap_or_default(), source: io::Error::other(format!("it {error}")) }
+/// The failure for a file that is no picture.
+fn no_picture(path: &Path, error: &InvalidValue) -> Failure {
+    Failure::Input { path: path.to_owned(), source: io::Error::other(format!("it {error}")) }
 }
 
-fn order(args: &GenerateArgs, input: Option<InputFiles>, format: ImageFormat, info: &ModelInfo) -> Result<Order, Failure> {
+/// The failure for files whose headers were read.
+fn no_pixels(args: &GenerateArgs, error: &InvalidValue) -> Failure {
+    let path = match error.name {
+        "mask" => args.mask.as_ref(),
+        "control" => args.control.first().map(|control| &control.path),
+        _ => args.init_image.as_ref(),
+    };
+    no_picture(path.map_or(Path::new(""), PathBuf::as_path), error)
+}
+
+fn order(args: &GenerateArgs, input: &InputFiles, format: ImageFormat, info: &ModelInfo) -> Result<Order, Failure> {
     let settings = Settings {
-        input: input.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
+        input: input.init.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
         output: OutputConfig { format, ..OutputConfig::default() },
-        ..args.settings(info.default_size(input.as_ref().map(|files| files.image.size())))?
+        ..args.settings(info.default_size(input.leading_size()))?
     };
     // The settings are validated before the pictures are decoded.
     let adapters = OrderAdapters::choose(info.adapters.as_deref(), &settings.prompt, args.lora.clone())?;
@@ -136,12 +146,11 @@ fn order(args: &GenerateArgs, input: Option<InputFiles>, format: ImageFormat, in
     for name in without_effect {
         stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));
     }
-    let input = input.map(|files| files.decode(order.size())).transpose();
-    let input = input.map_err(|error| match error {
-        GenerationError::Unsupported(error) => no_picture(args, &error),
+    let images = input.decode(order.size()).map_err(|error| match error {
+        GenerationError::Unsupported(error) => no_pixels(args, &error),
         other => other.into(),
     })?;
-    Ok(Order { input: input.map(Arc::new), ..order })
+    Ok(Order { images: Arc::new(images), ..order })
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {

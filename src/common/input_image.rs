@@ -1,9 +1,18 @@
-//! The picture that a generation begins with, if it does not begin with noise alone.
+//! The pictures of a request: one to begin with, and others to look at.
 
 use image::{GrayImage, RgbImage};
 use serde::Serialize;
 
-/// A picture to begin with. It has the size of the result.
+/// The pictures of a request. Each has the size of the result.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct InputImages {
+    /// The picture to begin with, if the generation does not begin with noise alone.
+    pub init: Option<InputImage>,
+    /// Those that control networks look at, in the order of the request.
+    pub controls: Vec<RgbImage>,
+}
+
+/// A picture to begin with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InputImage {
     /// The picture.

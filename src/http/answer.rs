@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::run::Run;
 use crate::{
-    backend::{ChosenAdapter, Timings},
+    backend::{ChosenAdapter, ChosenControl, Timings},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule,
         Seed, Steps, Strength,
@@ -78,6 +78,33 @@ pub(super) struct Parameters {
     /// The LoRAs that the request lists or its prompt names. Only where there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     loras: Vec<UsedLora>,
+    /// The control networks, without their pictures. Only where there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    control: Vec<UsedControl>,
+}
+
+/// A control network that guided the picture.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct UsedControl {
+    name: String,
+    scale: f64,
+    start: f64,
+    end: f64,
+    guess_mode: bool,
+    preprocess: &'static str,
+}
+
+impl From<&ChosenControl> for UsedControl {
+    fn from(ChosenControl { settings, .. }: &ChosenControl) -> Self {
+        Self {
+            name: settings.name.clone(),
+            scale: settings.scale.get(),
+            start: settings.window.start(),
+            end: settings.window.end(),
+            guess_mode: settings.guess_mode,
+            preprocess: settings.preprocess.name(),
+        }
+    }
 }
 
 /// A LoRA that changed the model.
@@ -130,6 +157,7 @@ impl Parameters {
             drawn_size: enlarged_to.map(|_| drawn.to_string()),
             upscaler: enlarged_to.map(|_| "lanczos"),
             loras: run.order.picture.adapters.chosen.iter().map(UsedLora::from).collect(),
+            control: run.order.picture.controls.iter().map(UsedControl::from).collect(),
         }
     }
 }

@@ -26,7 +26,17 @@ pub(super) struct Capabilities {
     output_formats: [&'static str; 3],
     /// Words that prompts may use beyond those of the model's own vocabulary.
     embeddings: Vec<String>,
+    /// The networks that requests may name in `control`.
+    controls: Vec<Control>,
     limits: Limits,
+}
+
+/// A network that looks at a picture.
+#[derive(Debug, Serialize, ToSchema)]
+struct Control {
+    name: String,
+    /// `controlnet` or `t2i_adapter`.
+    kind: &'static str,
 }
 
 /// A sampler with the schedules that go with it.
@@ -71,6 +81,8 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
     let info = state.model()?;
     let schedules = |sampler: Sampler| sampler.schedules().iter().map(|schedule| schedule.name()).collect();
     let samplers = Sampler::ALL.map(|sampler| SamplerSchedules { name: sampler.name(), schedules: schedules(sampler) });
+    let controls = info.controls.iter().flat_map(|library| library.entries());
+    let controls = controls.map(|entry| Control { name: entry.name().to_owned(), kind: entry.kind() });
     Ok(Json(Capabilities {
         model: info.id.clone(),
         tasks: ["text-to-image", "image-to-image", "inpainting"],
@@ -78,6 +90,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         input_formats: ["png", "jpeg", "webp"],
         output_formats: ["png", "jpeg", "webp"],
         embeddings: info.embeddings.clone(),
+        controls: controls.collect(),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,
             max_side: ImageSize::MAX_SIDE,

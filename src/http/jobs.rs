@@ -79,11 +79,9 @@ async fn submit(
     let accepted = async {
         let JsonBody(ParsedBody { value: JobBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
-        let mut order = request.into_images_request()?.into_order(&info, files.as_ref()).await?;
-        if let Some(files) = files {
-            let input = uploads::decode(files, order.picture.size()).await?;
-            order = order.beginning_with(input);
-        }
+        let order = request.into_images_request()?.into_order(&info, &files).await?;
+        let images = uploads::decode(files, order.picture.size()).await?;
+        let order = order.with_images(images);
         drop(budget);
         let start = || start_run(&state, &id, order, info.id.clone(), client.request_timeout, Patience::Forever);
         state.runs.join_or_start(client.retry_key, fingerprint, start)

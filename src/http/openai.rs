@@ -22,6 +22,6 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(models::list))
         .routes(routes!(models::show))
-        .routes(routes!(generations::generations))
+        .routes(routes!(generations::generations).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(edits::edits).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
 }

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     backend::Order,
-    common::{InputImage, MaskMeaning},
+    common::{InputImages, MaskMeaning},
 };
 
 /// A validated request for pictures.
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct ImagesOrder {
     /// The first picture. The others have the seeds that follow.
     pub(super) picture: Order,
-    /// Whether the pictures begin with an input picture. The picture itself goes with the requests to the engine.
+    /// Whether the pictures begin with an input picture. The input pictures themselves go with the requests to the engine.
     pub(super) is_edit: bool,
     /// How its mask marks the part to be repainted, if it has one.
     pub(super) mask: Option<MaskMeaning>,
@@ -29,10 +29,10 @@ pub(super) struct ImagesOrder {
 }
 
 impl ImagesOrder {
-    /// The same order, with an input picture.
-    pub(super) fn beginning_with(self, input: Arc<InputImage>) -> Self {
-        let mask = input.mask.as_ref().map(|mask| mask.meaning);
-        Self { picture: Order { input: Some(input), ..self.picture }, is_edit: true, mask, ..self }
+    /// The same order, with its input pictures.
+    pub(super) fn with_images(self, images: Arc<InputImages>) -> Self {
+        let mask = images.init.as_ref().and_then(|init| init.mask.as_ref()).map(|mask| mask.meaning);
+        Self { is_edit: images.init.is_some(), mask, picture: Order { images, ..self.picture }, ..self }
     }
 }
 

@@ -158,9 +158,10 @@ impl Run {
 
     /// The memory of its order and its log, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let Order { prompt, negative_prompt, adapters, demand, .. } = &self.order.picture;
+        let Order { prompt, negative_prompt, adapters, controls, demand, .. } = &self.order.picture;
         let ignored: usize = self.order.ignored.iter().map(String::len).sum();
-        prompt.bytes() + negative_prompt.bytes() + adapters.bytes() + demand.bytes() + ignored + self.log.borrow().bytes()
+        let controls = size_of_val(&**controls) + controls.iter().map(|control| control.settings.name.len()).sum::<usize>();
+        prompt.bytes() + negative_prompt.bytes() + adapters.bytes() + controls + demand.bytes() + ignored + self.log.borrow().bytes()
     }
 
     /// How long ago the run ended, if it has.

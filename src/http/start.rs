@@ -61,12 +61,12 @@ pub(super) fn start_run(
     let latest_start = deadline.and_then(|deadline| accepted_at.checked_add(deadline.saturating_add(grace)));
     let cancellation = state.stop.child_token();
     let mut answers = Answers { pictures: VecDeque::new(), permit, latest_start, stop: state.stop.clone() };
-    let input = order.picture.input.take();
+    let images = std::mem::take(&mut order.picture.images);
     for index in 0..order.count {
         let (response_tx, response_rx) = mpsc::unbounded_channel();
         let request = GenerationRequest {
             request_id: id.clone(),
-            order: Order { input: input.clone(), ..order.picture.picture(index) },
+            order: Order { images: Arc::clone(&images), ..order.picture.picture(index) },
             cancellation: cancellation.clone(),
             accepted_at,
             // Only the first picture has a deadline: the run has begun with it.

@@ -6,14 +6,18 @@ use base64::{
     DecodeSliceError, Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type, schema::SchemaType},
+};
 
 use super::{api_error::ApiError, off_thread::in_turn};
 use crate::{
     backend::InputFiles,
-    common::{ImageSize, InputImage},
+    common::{ImageSize, InputImages},
 };
 
 /// At most two pictures are decoded at a time, which bounds their memory.
@@ -36,6 +40,24 @@ struct Linked<'a> {
     #[serde(borrow, alias = "b64_json")]
     image_url: Option<&'a RawValue>,
 }
+
+/// A picture in a request, which has been taken out of it before its other fields are read: pictures are large.
+#[derive(Debug, Default)]
+pub(super) struct TakenPicture;
+
+impl<'de> Deserialize<'de> for TakenPicture {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+impl PartialSchema for TakenPicture {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null])).into()
+    }
+}
+
+impl ToSchema for TakenPicture {}
 
 /// Reads a picture from a JSON string, or from an object that holds one.
 pub(super) fn from_json(param: &str, value: &RawValue) -> Result<Vec<u8>, ApiError> {
@@ -120,7 +142,10 @@ fn decode_base64(param: &str, encoded: &str) -> Result<Vec<u8>, ApiError> {
 }
 
 /// Decodes pictures whose headers have been checked, on another thread.
-pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<InputImage>, ApiError> {
+pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<InputImages>, ApiError> {
+    if files.is_empty() {
+        return Ok(Arc::default());
+    }
     let decoded = in_turn(&DECODERS, move || files.decode(size)).await;
     Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))
 }

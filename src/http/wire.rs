@@ -13,6 +13,7 @@ use super::{
     fields::Fields,
     off_thread,
     order::{ImagesOrder, OnDisconnect},
+    wire_controls::WireControls,
     wire_loras::WireLoras,
 };
 use crate::{
@@ -105,6 +106,11 @@ pub(super) struct ImagesRequest {
     pub(super) progress: Option<bool>,
     /// What becomes of the work when the client goes away.
     pub(super) on_disconnect: Option<OnDisconnect>,
+    /// ControlNets and T2I-Adapters of `--controlnet`, by their names, each with the picture that it looks at. With `preprocess`, the picture is
+    /// turned into what the network looks at.
+    #[serde(default)]
+    #[schema(inline, required = false)]
+    pub(super) control: WireControls,
 
     /// Steps where the request leaves them out, if not the model's own.
     #[serde(skip)]
@@ -168,7 +174,7 @@ impl ToSchema for WireSeed {}
 impl ImagesRequest {
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
-    pub(super) async fn into_order(self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImagesOrder, ApiError> {
+    pub(super) async fn into_order(self, info: &ModelInfo, files: &InputFiles) -> Result<ImagesOrder, ApiError> {
         if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
             return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
         }
@@ -202,7 +208,8 @@ impl ImagesRequest {
                 clip_skip: self.clip_skip,
                 strength: self.strength,
             },
-            input: files.map(|files| InputKind { has_mask: files.mask.is_some() }),
+            input: files.init.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
+            controls: self.control.0,
             output: OutputConfig {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),
@@ -230,9 +237,9 @@ impl ImagesRequest {
     }
 
     /// The size that the request names, that of its input picture, or the model's own.
-    fn image_size(&self, info: &ModelInfo, files: Option<&InputFiles>) -> Result<ImageSize, ApiError> {
+    fn image_size(&self, info: &ModelInfo, files: &InputFiles) -> Result<ImageSize, ApiError> {
         let size = match self.size.as_deref() {
-            None | Some("auto") => info.default_size(files.map(|files| files.image.size())),
+            None | Some("auto") => info.default_size(files.leading_size()),
             Some(text) => text.parse()?,
         };
         let side = |given: Option<Bounded<0, MAX_SIDE>>, otherwise| given.map_or(otherwise, |side| side.0 as u32);

@@ -6,6 +6,7 @@ use super::{
     ConfigError,
     conditions::Conditions,
     pass::Interrupt,
+    residuals::Residuals,
     unet::{UNet2DConditionConfig, UNet2DConditionModel, UNetContext},
 };
 use crate::ops::{LayerNames, Weights};
@@ -127,13 +128,21 @@ impl Denoiser {
     }
 
     /// Noisy latents `(batch, in_channels, height, width)` to the prediction, `(batch, out_channels, height, width)`, with one timestep for
-    /// each generation of the context. The prediction for a generation does not depend on the others: on a CPU, to the last bit.
+    /// each generation of the context, and with what other networks add. The prediction for a generation does not depend on the others: on a
+    /// CPU, to the last bit.
     ///
     /// # Errors
     /// When a shape does not fit, the device fails, or the pass is interrupted.
-    pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &DenoiserContext, interrupt: Interrupt) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &DenoiserContext,
+        residuals: &Residuals,
+        interrupt: Interrupt,
+    ) -> Result<Tensor> {
         match (self, context) {
-            (Self::UNet(unet), DenoiserContext::UNet(context)) => unet.forward(latents, timesteps, context, interrupt),
+            (Self::UNet(unet), DenoiserContext::UNet(context)) => unet.forward(latents, timesteps, context, residuals, interrupt),
         }
     }
 }

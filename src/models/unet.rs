@@ -4,19 +4,22 @@
 mod blocks;
 mod config;
 mod embeddings;
+mod encoder;
 mod transformer;
 
-use blocks::{DownBlock, MidBlock, ResnetAttention, UpBlock};
+use blocks::UpBlock;
 use candle_core::{Result, Tensor};
 pub use config::UNet2DConditionConfig;
-use embeddings::{AddEmbedding, TimeEmbedding};
+use embeddings::AddEmbedding;
+pub(super) use encoder::{Encoded, Encoder};
 
 use super::{
     conditions::Conditions,
     pass::{Interrupt, Pass},
+    residuals::Residuals,
     text_context::TextContext,
 };
-use crate::ops::{Adapters, Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights, for_batch};
+use crate::ops::{Adapters, Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights};
 
 /// What the network's layers make of the [`Conditions`] of one generation, or of several. It stays the same from step to step.
 #[derive(Debug, Clone)]
@@ -45,6 +48,14 @@ impl UNetContext {
         })
     }
 
+    pub(super) fn text(&self) -> &TextContext {
+        &self.text
+    }
+
+    pub(super) fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
     /// The embedding of sizes and pooled text, `(batch, time_embed_dim)`, in networks that look at them: diffusers' `aug_emb`.
     #[must_use]
     pub fn add_embedding(&self) -> Option<&Tensor> {
@@ -55,10 +66,7 @@ impl UNetContext {
 /// `UNet2DConditionModel`.
 #[derive(Debug, Clone)]
 pub struct UNet2DConditionModel {
-    conv_in: Conv2d,
-    time_embedding: TimeEmbedding,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
+    encoder: Encoder,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -74,13 +82,9 @@ impl UNet2DConditionModel {
     pub fn new(config: UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
         let levels = config.block_out_channels.len();
         let finest = config.block_out_channels[0];
-        let down_block = |level: usize| DownBlock::new(&config, level, &vb.pp("down_blocks").pp(level));
         let up_block = |i: usize| UpBlock::new(&config, levels - 1 - i, &vb.pp("up_blocks").pp(i));
         Ok(Self {
-            conv_in: Conv2d::new(config.in_channels, finest, Conv2dConfig::SAME_3X3, &vb.pp("conv_in"))?,
-            time_embedding: TimeEmbedding::new(&config, vb)?,
-            down_blocks: (0..levels).map(down_block).collect::<Result<_>>()?,
-            mid_block: config.mid_block_type.map(|_| MidBlock::new(&config, &vb.pp("mid_block"))).transpose()?,
+            encoder: Encoder::new(&config, vb)?,
             up_blocks: (0..levels).map(up_block).collect::<Result<_>>()?,
             conv_norm_out: GroupNorm::new(config.norm_num_groups, finest, config.norm_eps, &vb.pp("conv_norm_out"))?,
             conv_out: Conv2d::new(finest, config.out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv_out"))?,
@@ -106,18 +110,12 @@ impl UNet2DConditionModel {
     /// # Errors
     /// When a tensor has another width, the pooled text is missing, or the device fails.
     pub fn context(&self, conditions: &Conditions) -> Result<UNetContext> {
-        let down = self.down_blocks.iter().flat_map(DownBlock::layers);
-        let up = self.up_blocks.iter().flat_map(UpBlock::layers);
-        let layers = down.chain(self.mid_block.iter().flat_map(MidBlock::layers)).chain(up);
-        let cross_attentions = layers.flat_map(ResnetAttention::cross_attentions);
-        let adapters = Adapters::new(conditions.adapters.cloned());
-        let text = TextContext::new(conditions.text, cross_attentions.map(|layer| layer.key_values(conditions.text, &adapters)))?;
-        let add_embedding = self.time_embedding.add_embedding(conditions, &adapters)?;
-        Ok(UNetContext { text, add_embedding, adapters })
+        self.encoder.context(conditions, self.up_blocks.iter().flat_map(UpBlock::layers))
     }
 
     /// Noisy latents `(batch, in_channels, height, width)` to the model's prediction, noise or velocity,
-    /// `(batch, out_channels, height, width)`. There is one timestep for each generation of the context.
+    /// `(batch, out_channels, height, width)`. There is one timestep for each generation of the context. `residuals` are what other networks
+    /// add.
     ///
     /// Latents may have one sample for each generation instead of one for each sample of its text. The samples then share all layers up
     /// to the first that looks at what they differ in: with guidance, one of the few transformers at full resolution is run once
@@ -127,26 +125,18 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// When a shape does not fit, the device fails, or the pass is interrupted.
-    pub fn forward(&self, latents: &Tensor, timesteps: &[f64], context: &UNetContext, interrupt: Interrupt) -> Result<Tensor> {
-        let (text, generations) = (&context.text, timesteps.len());
-        if !text.batch().is_multiple_of(generations) || ![generations, text.batch()].contains(&latents.dim(0)?) {
-            let (shape, batch) = (latents.shape(), text.batch());
-            candle_core::bail!("latents {shape:?} of {generations} generations with the text of {batch} samples");
-        }
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &UNetContext,
+        residuals: &Residuals,
+        interrupt: Interrupt,
+    ) -> Result<Tensor> {
         let adapters = &context.adapters;
-        let temb = self.time_embedding.forward(timesteps, &context.add_embedding, adapters, latents)?;
-        let pass = &Pass { temb: Some(&temb), text: Some(text), adapters, interrupt };
-        let mut x = self.conv_in.with(adapters).forward(latents)?;
-        if temb.dim(0)? > x.dim(0)? {
-            x = for_batch(&x, temb.dim(0)?)?;
-        }
-        let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            x = block.forward(&x, pass, &mut skips)?;
-        }
-        if let Some(mid_block) = &self.mid_block {
-            x = mid_block.forward(&x, pass)?;
-        }
+        let temb = self.encoder.time_embedding(latents, timesteps, context)?;
+        let pass = &Pass { temb: Some(&temb), text: Some(&context.text), adapters, interrupt };
+        let Encoded { middle: mut x, mut skips } = self.encoder.forward(latents, None, residuals, pass)?;
         for block in &self.up_blocks {
             x = block.forward(&x, pass, &mut skips)?;
         }

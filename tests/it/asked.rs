@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use image::RgbImage;
 use sd_worker::{
     backend::{Diffusion, GenerationRequest, InferencePipeline, Interrupt, Order, ParsedPrompt, Pipeline},
-    common::{InputImage, SamplingConfig},
+    common::{ControlSettings, InputImage, InputImages, SamplingConfig},
 };
 
 /// What a test asks for, and may change before it does.
@@ -12,14 +13,18 @@ use sd_worker::{
 pub(crate) struct Asked {
     pub(crate) prompt: String,
     pub(crate) negative_prompt: String,
-    pub(crate) input: Option<Arc<InputImage>>,
+    pub(crate) input: Option<InputImage>,
+    pub(crate) controls: Vec<(ControlSettings, RgbImage)>,
     pub(crate) config: SamplingConfig,
 }
 
 impl Asked {
     pub(crate) fn request(&self, pipeline: &InferencePipeline) -> GenerationRequest {
         let order = Order::of(&self.prompt, &self.negative_prompt, self.config, pipeline.info()).unwrap();
-        GenerationRequest::unheard(Order { input: self.input.clone(), ..order })
+        let (settings, pictures) = self.controls.iter().cloned().unzip();
+        let images = InputImages { init: self.input.clone(), controls: pictures };
+        let controls = pipeline.info().choose_controls(settings, self.config.size).unwrap();
+        GenerationRequest::unheard(Order { controls: controls.into(), images: Arc::new(images), ..order })
     }
 
     pub(crate) fn begin(&self, pipeline: &Arc<InferencePipeline>) -> Diffusion {

@@ -10,7 +10,7 @@ use sd_worker::{
         ModelFiles, ParsedPrompt, RequestQueue, StepKind, TextAdapters,
     },
     common::{InputImage, Mask, MaskMeaning, OutputConfig, Sampler, Schedule},
-    models::{Conditions, DenoiserContext},
+    models::{Conditions, DenoiserContext, Residuals},
     ops::WeightType,
 };
 use serde_json::{Value, json};
@@ -66,8 +66,9 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
         let contexts: Vec<DenoiserContext> = contexts.collect();
         let samples = 1 + usize::from(with_negative);
         let latents = |i: usize| made_up::made_up(&format!("latents {i}"), &[1, denoiser.config().in_channels(), 9, 10]);
-        let alone: Vec<Vec<u32>> =
-            (0..4).map(|i| bits(&denoiser.forward(&latents(i), &timesteps[i..=i], &contexts[i], Interrupt::NEVER).unwrap())).collect();
+        let alone: Vec<Vec<u32>> = (0..4)
+            .map(|i| bits(&denoiser.forward(&latents(i), &timesteps[i..=i], &contexts[i], Residuals::NONE, Interrupt::NEVER).unwrap()))
+            .collect();
         assert_eq!(alone.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{model}: they are different");
         for company in [&[0, 1, 2, 3][..], &[3, 0], &[2], &[1, 3, 0, 2], &[0, 0, 0]] {
             let context = DenoiserContext::join(&company.iter().map(|i| &contexts[*i]).collect::<Vec<_>>()).unwrap();
@@ -75,7 +76,8 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
             // With the latents shared by a generation's samples, and with copies of them.
             for copies in [1, samples] {
                 let latents: Vec<Tensor> = company.iter().flat_map(|i| vec![latents(*i); copies]).collect();
-                let output = denoiser.forward(&Tensor::cat(&latents, 0).unwrap(), &times, &context, Interrupt::NEVER).unwrap();
+                let output =
+                    denoiser.forward(&Tensor::cat(&latents, 0).unwrap(), &times, &context, Residuals::NONE, Interrupt::NEVER).unwrap();
                 let together = output.chunk(company.len(), 0).unwrap();
                 for (i, together) in company.iter().zip(&together) {
                     assert!(bits(together) == alone[*i], "{model}: {i} in {company:?} with {samples} samples");
@@ -107,7 +109,7 @@ fn generations_that_do_not_fit_are_refused() {
     assert!(error.contains("the texts of 1 and of 2 samples"), "{error}");
     let latents = made_up::made_up("latents", &[3, 4, 8, 8]);
     for timesteps in [&[1.0, 2.0, 3.0][..], &[1.0, 2.0], &[]] {
-        let error = denoiser.forward(&latents, timesteps, &two, Interrupt::NEVER).unwrap_err().to_string();
+        let error = denoiser.forward(&latents, timesteps, &two, Residuals::NONE, Interrupt::NEVER).unwrap_err().to_string();
         assert!(error.contains(&format!("of {} generations with the text of 2 samples", timesteps.len())), "{error}");
     }
 }
@@ -221,10 +223,10 @@ fn pictures_to_begin_with_and_masks_are_ones_own() {
         let plain = member(sampler, 0, &json!({ "prompt": "a fox", "seed": 1, "steps": 4 }));
         let mut changed = member(Sampler::EulerAncestral, 0, &json!({ "prompt": "an owl", "seed": 2, "steps": 4, "guidance_scale": 6 }));
         changed.asked.config.options.strength = Some(0.8.try_into().unwrap());
-        changed.asked.input = Some(Arc::new(InputImage { image: image.clone(), mask: None }));
+        changed.asked.input = Some(InputImage { image: image.clone(), mask: None });
         let mut masked = member(Sampler::Dpmpp2m, 1, &json!({ "prompt": "a pizza", "seed": 3, "steps": 3, "guidance_scale": 2 }));
         masked.asked.config.options.strength = Some(0.9.try_into().unwrap());
-        masked.asked.input = Some(Arc::new(InputImage { image: image.clone(), mask: Some(mask.clone()) }));
+        masked.asked.input = Some(InputImage { image: image.clone(), mask: Some(mask.clone()) });
         compare_members(model, pipeline, &[plain, changed, masked]);
     });
 }

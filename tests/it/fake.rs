@@ -290,5 +290,6 @@ pub(crate) fn info() -> ModelInfo {
         defaults,
         scheduler: SchedulerConfig::default(),
         adapters: None,
+        controls: None,
     }
 }

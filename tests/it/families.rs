@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use sd_worker::{
     backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt, TextAdapters},
     common::{ModelFamily, ModelVariant, Sampler},
-    models::{Conditions, DenoiserContext},
+    models::{Conditions, DenoiserContext, Residuals},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -99,7 +99,7 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
         check("added", added);
     }
     let latents = (made_up::made_up("latents", &[1, denoiser.config().in_channels(), 8, 9]) * 2.0).unwrap();
-    check("unet", &denoiser.forward(&latents, &[801.0], &context, Interrupt::NEVER).unwrap());
+    check("unet", &denoiser.forward(&latents, &[801.0], &context, Residuals::NONE, Interrupt::NEVER).unwrap());
     check("encoded", &networks.vae.encode(&made_up::made_up("picture", &[1, 3, 64, 72]), Interrupt::NEVER).unwrap().mean);
     check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9]), Interrupt::NEVER).unwrap());
 }

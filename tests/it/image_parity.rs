@@ -50,7 +50,7 @@ impl Case {
             options: SamplingOptions { strength: Some(self.strength), ..SamplingOptions::default() },
         };
         let (prompt, negative_prompt) = (self.prompt.as_str().to_owned(), self.negative_prompt.as_str().to_owned());
-        Asked { prompt, negative_prompt, input: Some(Arc::new(InputImage { image, mask })), config }
+        Asked { prompt, negative_prompt, input: Some(InputImage { image, mask }), controls: Vec::new(), config }
     }
 }
 
@@ -127,7 +127,7 @@ fn an_inpainting_model_makes_pictures_from_a_prompt_or_from_a_picture_too() {
     let pipeline = Arc::new(open("sd1-inpainting"));
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/image_goldens.json").unwrap()).unwrap();
     let latents = |input: Option<InputImage>, strength: f64| {
-        let mut request = Asked { input: input.map(Arc::new), ..cases[0].request() };
+        let mut request = Asked { input, ..cases[0].request() };
         request.config.options.strength = request.input.as_ref().map(|_| Strength::try_from(strength).unwrap());
         let mut generation = request.begin(&pipeline);
         for _ in 0..generation.total_steps() {

@@ -9,7 +9,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use sd_worker::{
     backend::{self, Interrupt, LoadError, LoadOptions, ModelFiles, ParsedPrompt, TextAdapters},
-    models::Conditions,
+    models::{Conditions, Residuals},
 };
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ fn numbers(model: &Path) -> Result<Vec<f32>, LoadError> {
     let networks = pipeline.networks();
     let latents = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().sin().unwrap().reshape((1, 4, 8, 8)).unwrap();
     let context = networks.denoiser.context(&Conditions::of_text(&text.narrow(0, 0, 1).unwrap())).unwrap();
-    let output = networks.denoiser.forward(&latents, &[500.0], &context, Interrupt::NEVER).unwrap();
+    let output = networks.denoiser.forward(&latents, &[500.0], &context, Residuals::NONE, Interrupt::NEVER).unwrap();
     let picture = networks.vae.decode(&output, Interrupt::NEVER).unwrap();
     let flat = [text, output, picture].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     Ok(flat.concat())

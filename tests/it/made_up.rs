@@ -9,7 +9,8 @@ use std::{
     sync::OnceLock,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
 use serde_json::json;
 
 use crate::support::copy_folder;
@@ -32,6 +33,34 @@ pub(crate) fn model(name: &str) -> tempfile::TempDir {
         fs::write(tokenizer.join("merges.txt"), merges).unwrap();
     }
     folder
+}
+
+/// A network of `tests/parity/controls` in diffusers' layout, in a temporary folder.
+pub(crate) fn network(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(Path::new("tests/parity/controls").join(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    candle_core::safetensors::save(&network_tensors(name), folder.path().join("diffusion_pytorch_model.safetensors")).unwrap();
+    folder
+}
+
+/// Its tensors.
+pub(crate) fn network_tensors(name: &str) -> HashMap<String, Tensor> {
+    let shapes = fs::read(Path::new("tests/parity/controls").join(name).join("tensors.json")).unwrap();
+    let shapes: BTreeMap<String, Vec<usize>> = serde_json::from_slice(&shapes).unwrap();
+    let of_shape = |(tensor, shape): (String, Vec<usize>)| {
+        let made_up = made_up(&format!("{name}/{tensor}"), &shape);
+        (tensor, made_up)
+    };
+    shapes.into_iter().map(of_shape).collect()
+}
+
+/// The picture `name` of `tests/parity/make_control_goldens.py`.
+pub(crate) fn control_picture(name: &str, width: u32, height: u32) -> RgbImage {
+    let values = made_up(&format!("control {name}"), &[height as usize, width as usize, 3]);
+    let values: Vec<f64> = values.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+    let (least, greatest) = values.iter().fold((f64::MAX, f64::MIN), |(least, greatest), v| (least.min(*v), greatest.max(*v)));
+    let pixels = values.iter().map(|v| ((v - least) / (greatest - least) * 255.0).round() as u8).collect();
+    RgbImage::from_raw(width, height, pixels).unwrap()
 }
 
 /// All tensors of a model, by part and name.

@@ -9,6 +9,7 @@ mod batches;
 mod bodies;
 mod cli;
 mod connections;
+mod controls;
 mod damaged;
 mod defaults;
 mod edits;

@@ -8,7 +8,7 @@ use sd_worker::{
     backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, TextAdapters},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageSize, NegativePrompt, Prompt, Sampler, SamplingConfig,
-        SamplingOptions, Schedule, Seed, Steps,
+        SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 use serde::Deserialize;
@@ -48,6 +48,8 @@ pub(crate) struct Request {
     height: u32,
     pub(crate) steps: Steps,
     #[serde(default)]
+    strength: Option<Strength>,
+    #[serde(default)]
     eta: Option<Eta>,
     #[serde(default)]
     guidance_rescale: Option<GuidanceRescale>,
@@ -68,11 +70,12 @@ impl Request {
                 eta: self.eta,
                 guidance_rescale: self.guidance_rescale,
                 guidance_interval: self.guidance_interval,
+                strength: self.strength,
                 ..SamplingOptions::default()
             },
         };
         let (prompt, negative_prompt) = (self.prompt.as_str().to_owned(), self.negative_prompt.as_str().to_owned());
-        Asked { prompt, negative_prompt, input: None, config }
+        Asked { prompt, negative_prompt, input: None, controls: Vec::new(), config }
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use sd_worker::{
     backend::{self, EncodedPrompts, InferencePipeline, Interrupt, LoadOptions, ModelFiles, ParsedPrompt, TextAdapters},
-    models::{Conditions, DenoiserConfig},
+    models::{Conditions, DenoiserConfig, Residuals},
 };
 
 use crate::{
@@ -45,7 +45,7 @@ fn both_sides_of_guidance_may_share_their_latents() {
         let (latents, text) = inputs(&denoiser.config());
         let context = denoiser.context(&Conditions::of_text(&text)).unwrap();
         let times = |count: usize| Tensor::cat(&vec![&latents; count], 0).unwrap();
-        let forward = |count| denoiser.forward(&times(count), &[321.0], &context, Interrupt::NEVER);
+        let forward = |count| denoiser.forward(&times(count), &[321.0], &context, Residuals::NONE, Interrupt::NEVER);
         let (once, twice) = (forward(1).unwrap(), forward(2).unwrap());
         assert_eq!(once.dims(), [2, denoiser.config().out_channels(), 9, 10]);
         assert_eq!(numbers(&once), numbers(&twice), "{model}");

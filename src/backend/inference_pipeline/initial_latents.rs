@@ -62,7 +62,7 @@ impl InferencePipeline {
         interrupt: Interrupt,
     ) -> Result<InitialLatents, GenerationError> {
         let shape = self.latent_shape(order.config.size);
-        let input = order.input.as_deref().map(|input| image_utils::at_size(input, order.config.size));
+        let input = order.images.init.as_ref().map(|input| image_utils::at_size(input, order.config.size));
         let input = input.as_deref();
         let mask = input.and_then(|input| input.mask.as_ref());
         // With a mask, full strength keeps nothing of the picture under the mask. Without one, diffusers keeps a little.

@@ -62,6 +62,32 @@ pub(in crate::backend) fn unet(name: &str, exists: impl Fn(&str) -> bool) -> Str
     }
 }
 
+/// The name of a ControlNet's tensor below `control_model.`.
+pub(super) fn controlnet(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    // Each convolution of the hint is followed by an activation.
+    let hint = |convolution: usize, end: &str| format!("input_hint_block.{}.{end}", 2 * convolution);
+    match parts.as_slice() {
+        ["controlnet_cond_embedding", "conv_in", end] => hint(0, end),
+        ["controlnet_cond_embedding", "blocks", i, end] => hint(1 + number(i), end),
+        ["controlnet_cond_embedding", "conv_out", end] => hint(7, end),
+        ["controlnet_down_blocks", i, end] => format!("zero_convs.{i}.0.{end}"),
+        ["controlnet_mid_block", end] => format!("middle_block_out.0.{end}"),
+        _ => unet(name, |_| false),
+    }
+}
+
+/// The name of a T2I-Adapter's tensor in its first files, whose residual blocks are numbered through all levels, two at each.
+pub(super) fn t2i_adapter(name: &str) -> String {
+    let name = name.strip_prefix("adapter.").unwrap_or(name);
+    let parts: Vec<&str> = name.split('.').collect();
+    match parts.as_slice() {
+        ["body", level, "resnets", i, rest @ ..] => format!("body.{}.{}", 2 * number(level) + number(i), rest.join(".")),
+        ["body", level, "in_conv", end] => format!("body.{}.in_conv.{end}", 2 * number(level)),
+        _ => name.to_owned(),
+    }
+}
+
 /// The name of a VAE's tensor below `first_stage_model.`. The decoder numbers its levels from the finest.
 pub(super) fn vae(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();

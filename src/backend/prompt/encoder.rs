@@ -61,6 +61,17 @@ pub struct EncodedPrompts {
     pub warnings: Vec<String>,
 }
 
+impl EncodedPrompts {
+    /// Embeddings and pooled text without those of the first `parts`.
+    ///
+    /// # Errors
+    /// When there are not as many.
+    pub(in crate::backend) fn without_first(&self, parts: usize) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+        let rest = |x: &Tensor| x.narrow(0, parts, x.dim(0)? - parts);
+        Ok((rest(&self.embeddings)?, self.pooled.as_ref().map(rest).transpose()?))
+    }
+}
+
 impl PromptEncoder {
     /// `encoders` are one or more, with one vocabulary.
     #[must_use]

@@ -10,8 +10,8 @@ use super::{ModelArgs, one_of};
 use crate::{
     backend::{ParsedPrompt, Settings},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt,
-        OutputConfig, Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
+        ClipSkip, ControlFile, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
+        NegativePrompt, OutputConfig, Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -75,6 +75,10 @@ pub struct GenerateArgs {
     /// What of it is painted anew: white, or transparent if there is anything transparent; the rest is kept
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub mask: Option<PathBuf>,
+    /// A picture for a network of --controlnet, with how it is used: NAME=FILE, then ,scale=0.8 ,start=0 ,end=0.5 ,guess and
+    /// ,preprocess=canny (or invert, tile) in any order; may be given several times
+    #[arg(long, value_name = "NAME=FILE[,OPTION]…")]
+    pub control: Vec<ControlFile>,
     /// Also write the text embeddings and the latents after every step, for comparing with other implementations
     #[arg(long, value_name = "FILE.safetensors")]
     pub save_latents: Option<PathBuf>,
@@ -109,6 +113,7 @@ impl GenerateArgs {
                 ..SamplingOptions::default()
             },
             input: None,
+            controls: self.control.iter().map(|control| control.settings.clone()).collect(),
             output: OutputConfig::default(),
         })
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    backend::{Complete, ImageFile, InputFiles},
+    backend::{Complete, ImageFile, InitFiles, InputFiles},
     common::{
         ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NamedSampler, NamedSchedule, NegativePrompt, Prompt,
         Seed, Steps, Strength,
@@ -17,8 +17,9 @@ use crate::{
         extract::FromFields,
         fields::Fields,
         run::{Entry, Run, Status},
-        uploads,
+        uploads::{self, TakenPicture},
         wire::{Bounded, ImagesRequest, MAX_SIDE, WireSeed},
+        wire_controls::{self, WireControls, is_control},
         wire_loras::WireLoras,
     },
 };
@@ -57,26 +58,27 @@ pub(in crate::http) struct JobRequest {
     #[serde(alias = "lora")]
     #[schema(inline)]
     loras: Option<WireLoras>,
+    /// ControlNets and T2I-Adapters of `--controlnet`, by their names, each with the picture that it looks at.
+    #[serde(default)]
+    #[schema(inline, required = false)]
+    control: WireControls,
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     strength: Option<Strength>,
     /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
-    #[serde(skip)]
-    #[schema(value_type = Option<String>)]
-    #[allow(dead_code, reason = "a description")]
-    input_image: (),
+    #[serde(default, rename = "input_image")]
+    #[schema(inline, required = false)]
+    _input_image: TakenPicture,
     /// The picture that `image_inpaint` begins with. Also `input_image`.
-    #[serde(skip)]
-    #[schema(value_type = Option<String>)]
-    #[allow(dead_code, reason = "a description")]
-    init_image: (),
+    #[serde(default, rename = "init_image")]
+    #[schema(inline, required = false)]
+    _init_image: TakenPicture,
     /// What `image_inpaint` paints anew: where it is transparent, or, if it is opaque everywhere, white.
-    #[serde(skip)]
-    #[schema(value_type = Option<String>)]
-    #[allow(dead_code, reason = "a description")]
-    mask_image: (),
+    #[serde(default, rename = "mask_image")]
+    #[schema(inline, required = false)]
+    _mask_image: TakenPicture,
 
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
@@ -113,7 +115,7 @@ pub(in crate::http) struct JobRequest {
 /// A job, and files whose headers have been checked.
 pub(in crate::http) struct JobBody {
     pub(super) request: JobRequest,
-    pub(super) files: Option<InputFiles>,
+    pub(super) files: InputFiles,
 }
 
 /// What a job does.
@@ -140,6 +142,7 @@ impl FromFields for JobBody {
     fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let mut take = |name: &'static str| fields.take(|other| other == name).pop().map(|(_, value)| (name, value));
         let (input, init, mask) = (take("input_image"), take("init_image"), take("mask_image"));
+        let controls = fields.take(is_control);
         let (mut request, others): (JobRequest, _) = fields.read()?;
         request.others = others;
         // Both fields have served to route the job here.
@@ -150,17 +153,19 @@ impl FromFields for JobBody {
         let (image, unused) =
             if matches!(operation, Operation::Generation) { (None, [input, init]) } else { (input.or(init), [input.and(init), None]) };
         request.others.extend(unused.into_iter().flatten().map(|(name, _)| name.to_owned()));
-        let files = match (operation, image, mask) {
+        let init = match (operation, image, mask) {
             (Operation::Generation | Operation::Transform, _, Some(_)) => {
                 return Err(ApiError::invalid_param("mask_image", "has no effect in this operation; image_inpaint has one"));
             }
             (Operation::Generation, ..) => None,
             (_, None, _) => return Err(ApiError::missing_param(operation.image_name())),
-            (Operation::Transform, Some(image), None) => Some(InputFiles { image: open(image)?, mask: None }),
+            (Operation::Transform, Some(image), None) => Some(InitFiles { image: open(image)?, mask: None }),
             (Operation::Inpaint, _, None) => return Err(ApiError::missing_param("mask_image")),
-            (Operation::Inpaint, Some(image), Some(mask)) => Some(InputFiles { image: open(image)?, mask: Some(open(mask)?) }),
+            (Operation::Inpaint, Some(image), Some(mask)) => Some(InitFiles { image: open(image)?, mask: Some(open(mask)?) }),
         };
-        Ok(Self { request, files })
+        let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), Vec::new())?;
+        request.control = WireControls(settings);
+        Ok(Self { request, files: InputFiles { init, controls } })
     }
 }
 
@@ -181,6 +186,7 @@ impl JobRequest {
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
             loras: self.loras,
+            control: self.control,
             seed: self.seed,
             num_inference_steps: self.steps,
             default_steps: Steps::try_from(STEPS).ok(),

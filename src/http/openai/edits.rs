@@ -33,7 +33,7 @@ use super::{
     images_response::{self, ImagesResponse},
 };
 use crate::{
-    backend::{ImageFile, InputFiles},
+    backend::{ImageFile, InitFiles},
     common::{Prompt, RequestId, Strength},
     http::{
         api_error::{self, ApiError},
@@ -43,10 +43,11 @@ use crate::{
         extract::{self, FromFields, JsonBody},
         fields::{self, Fields},
         hosts,
+        images_body::ImagesBody,
         openapi::{Forbidden, IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
         start::start,
         uploads,
-        wire::ImagesRequest,
+        wire_controls::WireControls,
     },
 };
 
@@ -62,18 +63,8 @@ const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_
 /// An edit from a form or from JSON.
 pub(super) struct EditsBody(ParsedBody<Edit>);
 
-/// Settings, and files whose headers have been checked.
-struct Edit {
-    request: ImagesRequest,
-    files: InputFiles,
-}
-
-/// The pictures of a form or of an object.
-#[derive(Default)]
-struct Pictures {
-    images: Vec<Vec<u8>>,
-    masks: Vec<Vec<u8>>,
-}
+/// A body with a picture to begin with.
+struct Edit(ImagesBody);
 
 /// A field of a form.
 #[derive(Hash)]
@@ -97,6 +88,9 @@ pub(super) struct EditsRequest {
     prompt: Prompt,
     /// How much of the picture is changed; 0.8 where it is left out, with a mask 1.
     strength: Option<Strength>,
+    /// ControlNets and T2I-Adapters; in a form as text, with their pictures as files in `control_image[]`.
+    #[schema(inline)]
+    control: Option<WireControls>,
 }
 
 /// Pictures from a picture, as one JSON answer or as a stream of events.
@@ -124,13 +118,12 @@ pub(super) async fn edits(
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let EditsBody(ParsedBody { value: Edit { request, files }, fingerprint, budget }) = body?;
+        let EditsBody(ParsedBody { value: Edit(ImagesBody { request, files }), fingerprint, budget }) = body?;
         let info = state.model()?;
-        let order = request.into_order(&info, Some(&files)).await?;
-        let input = uploads::decode(files, order.picture.size()).await?;
-        let order = order.beginning_with(input);
+        let order = request.into_order(&info, &files).await?;
+        let images = uploads::decode(files, order.picture.size()).await?;
         drop(budget);
-        start(&state, &id, client, order, fingerprint, &info)
+        start(&state, &id, client, order.with_images(images), fingerprint, &info)
     };
     images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
@@ -157,12 +150,11 @@ impl FromRequest<AppState> for EditsBody {
 impl FromFields for Edit {
     fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let (images, masks) = (fields.take(is_image), fields.take(is_mask));
-        let request = ImagesRequest::from_fields(fields)?;
         let read = |param, values: Vec<(Cow<str>, &RawValue)>| -> Result<Vec<_>, ApiError> {
             let values = values.into_iter().map(|(_, value)| fields::entries(value)).collect::<Result<Vec<_>, _>>()?;
             values.into_iter().flatten().map(|value| uploads::from_json(param, value)).collect()
         };
-        Self::new(request, Pictures { images: read("image", images)?, masks: read("mask", masks)? })
+        ImagesBody::new(fields, Vec::new(), || init(read("image", images)?, read("mask", masks)?)).map(Self)
     }
 }
 
@@ -209,11 +201,13 @@ async fn from_form(request: Request, state: &AppState) -> Result<ParsedBody<Edit
 
 impl Edit {
     fn from_form(fields: Vec<FormField>) -> Result<Self, ApiError> {
-        let (mut pictures, mut settings, mut length) = (Pictures::default(), Vec::new(), 0);
+        let (mut images, mut masks, mut controls) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut settings, mut length) = (Vec::new(), 0);
         for field in fields {
             match &*field.name {
-                name if is_image(name) => pictures.images.push(field.picture("image")?),
-                name if is_mask(name) => pictures.masks.push(field.picture("mask")?),
+                name if is_image(name) => images.push(field.picture("image")?),
+                name if is_mask(name) => masks.push(field.picture("mask")?),
+                name if is_control_image(name) => controls.push(field.picture("control_image")?),
                 _ => {
                     length += field.bytes.len();
                     if length > MAX_BODY_BYTES {
@@ -224,15 +218,16 @@ impl Edit {
             }
         }
         let settings = settings.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
-        Self::new(ImagesRequest::from_fields(settings)?, pictures)
+        ImagesBody::new(settings, controls, || init(images, masks)).map(Self)
     }
+}
 
-    fn new(request: ImagesRequest, Pictures { images, masks }: Pictures) -> Result<Self, ApiError> {
-        let image = one("image", images)?.ok_or_else(|| ApiError::missing_param("image"))?;
-        let mask = one("mask", masks)?;
-        let mask = mask.map(|bytes| ImageFile::open("mask", bytes)).transpose()?;
-        Ok(Self { request, files: InputFiles { image: ImageFile::open("image", image)?, mask } })
-    }
+/// The files of the picture to begin with.
+fn init(images: Vec<Vec<u8>>, masks: Vec<Vec<u8>>) -> Result<Option<InitFiles>, ApiError> {
+    let image = one("image", images)?.ok_or_else(|| ApiError::missing_param("image"))?;
+    let mask = one("mask", masks)?;
+    let mask = mask.map(|bytes| ImageFile::open("mask", bytes)).transpose()?;
+    Ok(Some(InitFiles { image: ImageFile::open("image", image)?, mask }))
 }
 
 /// `image`, `image[]`, `image[0]`, `images`, and so on.
@@ -243,6 +238,11 @@ fn is_image(name: &str) -> bool {
 /// `mask`, `mask[]`, `mask[0]`.
 fn is_mask(name: &str) -> bool {
     list_name(name) == "mask"
+}
+
+/// `control_image`, `control_image[]`, `control_image[0]`: the pictures of a form for the entries of `control` that have none.
+fn is_control_image(name: &str) -> bool {
+    matches!(list_name(name), "control_image" | "control_images")
 }
 
 /// A field's name without a final `[]` or `[0]`.

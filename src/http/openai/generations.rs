@@ -9,10 +9,13 @@ use crate::{
     http::{
         api_error::ApiError,
         app_state::AppState,
+        body_bytes::{MAX_UPLOAD_BYTES, ParsedBody},
         client_headers::{ClientHeaders, WaitHeaders},
         extract::JsonBody,
+        images_body::ImagesBody,
         openapi::{IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
         start::start,
+        uploads,
         wire::ImagesRequest,
     },
 };
@@ -36,12 +39,15 @@ pub(super) async fn generations(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
     client: ClientHeaders,
-    body: Result<JsonBody<ImagesRequest>, ApiError>,
+    body: Result<JsonBody<ImagesBody, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let (JsonBody(body), info) = (body?, state.model()?);
-        let order = body.value.into_order(&info, None).await?;
-        start(&state, &id, client, order, body.fingerprint, &info)
+        let JsonBody(ParsedBody { value: ImagesBody { request, files }, fingerprint, budget }) = body?;
+        let info = state.model()?;
+        let order = request.into_order(&info, &files).await?;
+        let images = uploads::decode(files, order.picture.size()).await?;
+        drop(budget);
+        start(&state, &id, client, order.with_images(images), fingerprint, &info)
     };
     images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }

@@ -9,7 +9,7 @@ use crate::{
         pass::Pass,
         resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D},
     },
-    ops::{Weights, concat_channels, for_batch},
+    ops::{Weights, add_images, concat_channels, for_batch},
 };
 
 impl UNet2DConditionConfig {
@@ -20,7 +20,7 @@ impl UNet2DConditionConfig {
 
 /// A residual block and, on levels that look at the text, the transformer after it.
 #[derive(Debug, Clone)]
-pub(super) struct ResnetAttention {
+pub(in crate::models) struct ResnetAttention {
     resnet: ResnetBlock2D,
     attention: Option<Transformer2DModel>,
 }
@@ -63,18 +63,27 @@ impl DownBlock {
         &self.layers
     }
 
-    /// Pushes the output of each layer onto `skips`, for the way up.
-    pub(super) fn forward(&self, x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    /// Pushes the output of each layer onto `skips`, for the way up. `added` is added to the output of the last layer with attention, or,
+    /// where none has, to that of the whole block: diffusers' two ways with T2I-Adapters.
+    pub(super) fn forward(&self, x: &Tensor, added: Option<&Tensor>, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        let has_attention = self.layers.iter().any(|layer| layer.attention.is_some());
+        let outputs = self.layers.len() + usize::from(self.downsampler.is_some() && !has_attention);
+        let mut keep = |x: Tensor, layer: usize| -> Result<Tensor> {
+            let x = match added {
+                Some(added) if layer + 1 == outputs => add_images(&x, added)?,
+                _ => x,
+            };
+            skips.push(x.clone());
+            Ok(x)
+        };
         let mut x = x.clone();
-        for layer in &self.layers {
-            x = layer.forward(&x, pass)?;
-            skips.push(x.clone());
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = keep(layer.forward(&x, pass)?, i)?;
         }
-        if let Some(downsampler) = &self.downsampler {
-            x = downsampler.forward(&x, pass)?;
-            skips.push(x.clone());
+        match &self.downsampler {
+            Some(downsampler) => keep(downsampler.forward(&x, pass)?, self.layers.len()),
+            None => Ok(x),
         }
-        Ok(x)
     }
 }
 

@@ -1,0 +1,227 @@
+//! The control networks that a worker offers. Each is read when a request first asks for it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Device};
+use tracing::info;
+
+use crate::{
+    backend::{
+        GenerationError, LoadError,
+        model_files::{ControlFiles, ControlKind},
+    },
+    common::{ControlSettings, InvalidValue, NamedPath},
+    models::{ControlNetConfig, ControlNetModel, DenoiserConfig, T2IAdapter, T2IAdapterConfig},
+    ops::{self, WeightType, Weights},
+};
+
+/// The most control networks of one request: each costs time in every step.
+const MAX_CONTROLS: usize = 8;
+
+/// The control networks of a worker.
+#[derive(Debug)]
+pub struct ControlLibrary {
+    entries: Vec<Arc<ControlEntry>>,
+    dtype: DType,
+    weight_type: WeightType,
+    device: Device,
+    /// The most bytes of networks that stay loaded. The latest one stays in any case.
+    most_bytes: usize,
+    /// The latest first.
+    loaded: Mutex<VecDeque<(Arc<ControlEntry>, Arc<ControlNetwork>)>>,
+}
+
+/// A control network under its name.
+#[derive(Debug)]
+pub struct ControlEntry {
+    name: String,
+    files: ControlFiles,
+    config: Config,
+}
+
+/// A control network's configuration.
+#[derive(Debug, Clone)]
+enum Config {
+    ControlNet(ControlNetConfig),
+    T2IAdapter(T2IAdapterConfig),
+}
+
+/// A control network.
+#[derive(Debug)]
+pub enum ControlNetwork {
+    /// Looks at latents, text and picture in every step.
+    ControlNet(Box<ControlNetModel>),
+    /// Looks at the picture once.
+    T2IAdapter(T2IAdapter),
+}
+
+/// A control network of a request.
+#[derive(Debug, Clone)]
+pub struct ChosenControl {
+    entry: Arc<ControlEntry>,
+    /// How it is used.
+    pub settings: ControlSettings,
+}
+
+impl ControlEntry {
+    /// Opens the files of a network and checks their configuration against the denoiser, whose `config.json` is `json`.
+    fn open(NamedPath { name, path }: &NamedPath, json: &[u8], denoiser: &DenoiserConfig) -> Result<Self, LoadError> {
+        let files = ControlFiles::open(path)?;
+        let DenoiserConfig::UNet(unet) = denoiser;
+        let bad = |reason: String| LoadError::BadConfig { path: files.path().to_owned(), reason };
+        let read = || -> Result<Config, String> {
+            let config = files.config(json);
+            Ok(match files.kind() {
+                ControlKind::ControlNet => {
+                    let config = ControlNetConfig::from_json(&config).map_err(|error| error.to_string())?;
+                    config.check_fits(unet).map_err(|why| format!("this ControlNet does not fit the model: {why}"))?;
+                    Config::ControlNet(config)
+                }
+                ControlKind::T2IAdapter => {
+                    let config = T2IAdapterConfig::from_json(&config).map_err(|error| error.to_string())?;
+                    config.check_fits(unet).map_err(|why| format!("this T2I-Adapter does not fit the model: {why}"))?;
+                    Config::T2IAdapter(config)
+                }
+            })
+        };
+        let config = read().map_err(bad)?;
+        Ok(Self { name: name.clone(), files, config })
+    }
+
+    /// What requests call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `controlnet` or `t2i_adapter`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.config {
+            Config::ControlNet(_) => "controlnet",
+            Config::T2IAdapter(_) => "t2i_adapter",
+        }
+    }
+
+    /// Sides of pictures must be multiples of this.
+    fn size_multiple(&self) -> u32 {
+        match &self.config {
+            Config::ControlNet(_) => 1,
+            Config::T2IAdapter(config) => config.downscale_factor as u32,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.files.elements().0.saturating_mul(size_of::<f32>())
+    }
+}
+
+impl ChosenControl {
+    /// The network's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.entry.name
+    }
+
+    pub(super) fn entry(&self) -> &Arc<ControlEntry> {
+        &self.entry
+    }
+}
+
+impl ControlLibrary {
+    /// The networks of these files for a model whose denoiser's `config.json` is `json`.
+    ///
+    /// # Errors
+    /// When a file is no such network or does not fit the model, or two have one name.
+    pub(in crate::backend) fn open(
+        networks: &[NamedPath],
+        json: &[u8],
+        denoiser: &DenoiserConfig,
+        (dtype, weight_type, device): (DType, WeightType, &Device),
+        most_bytes: usize,
+    ) -> Result<Self, LoadError> {
+        let mut entries: Vec<Arc<ControlEntry>> = Vec::new();
+        for network in networks {
+            if entries.iter().any(|entry| entry.name == network.name) {
+                return Err(LoadError::Unsupported(format!("--controlnet {0} is given twice; each needs a name of its own", network.name)));
+            }
+            entries.push(Arc::new(ControlEntry::open(network, json, denoiser)?));
+        }
+        Ok(Self { entries, dtype, weight_type, device: device.clone(), most_bytes, loaded: Mutex::default() })
+    }
+
+    /// All of them.
+    pub fn entries(&self) -> impl Iterator<Item = &ControlEntry> {
+        self.entries.iter().map(|entry| &**entry)
+    }
+
+    /// The networks that a request asks for, for a picture of these sides.
+    ///
+    /// # Errors
+    /// When there is none of a name, the picture's sides do not fit it, or there are too many.
+    pub fn choose(&self, asked: Vec<ControlSettings>, (width, height): (u32, u32)) -> Result<Vec<ChosenControl>, InvalidValue> {
+        if asked.len() > MAX_CONTROLS {
+            return Err(InvalidValue::new("control", asked.len(), format!("at most {MAX_CONTROLS} of them")));
+        }
+        let choose = |settings: ControlSettings| {
+            let Some(entry) = self.entries.iter().find(|entry| entry.name == settings.name) else {
+                let names: Vec<String> = self.entries().map(|entry| format!("\"{}\"", entry.name)).collect();
+                let allowed = format!("one of {}", names.join(", "));
+                return Err(InvalidValue::new("control", format_args!("\"{}\"", settings.name), allowed));
+            };
+            let multiple = entry.size_multiple();
+            if !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple) {
+                let allowed = format!("multiples of {multiple} with \"{}\"", entry.name);
+                return Err(InvalidValue::new("size", format_args!("{width}x{height}"), allowed));
+            }
+            Ok(ChosenControl { entry: Arc::clone(entry), settings })
+        };
+        asked.into_iter().map(choose).collect()
+    }
+
+    /// A network, read if it is not loaded. Those that were not asked for longest go first where there is no room for it.
+    ///
+    /// # Errors
+    /// When its files cannot be read, tensors are missing or have other shapes, or there is no memory for it.
+    pub(super) fn get(&self, entry: &Arc<ControlEntry>) -> Result<Arc<ControlNetwork>, GenerationError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = loaded.iter().position(|(other, _)| Arc::ptr_eq(other, entry))
+            && let Some(found) = loaded.remove(place)
+        {
+            let network = Arc::clone(&found.1);
+            loaded.push_front(found);
+            return Ok(network);
+        }
+        let mut bytes = entry.bytes();
+        loaded.retain(|(other, _)| {
+            bytes = bytes.saturating_add(other.bytes());
+            bytes <= self.most_bytes
+        });
+        let network = Arc::new(self.load(entry)?);
+        loaded.push_front((Arc::clone(entry), Arc::clone(&network)));
+        Ok(network)
+    }
+
+    fn load(&self, entry: &ControlEntry) -> Result<ControlNetwork, GenerationError> {
+        let started = std::time::Instant::now();
+        let weights = entry.files.weights(self.dtype, &self.device);
+        let build = |vb: &Weights| match &entry.config {
+            Config::ControlNet(config) => {
+                ControlNetModel::new(config.clone(), vb).map(|network| ControlNetwork::ControlNet(Box::new(network)))
+            }
+            Config::T2IAdapter(config) => T2IAdapter::new(config.clone(), vb).map(ControlNetwork::T2IAdapter),
+        };
+        // candle ends the process where it gets no memory: a tensor as it is stored, and in the network's type.
+        let room = (entry.files.elements().1 as u64).saturating_mul(2 * size_of::<f32>() as u64);
+        let network = ops::with_room(room, || build(&Weights::new(weights.vb.clone(), self.weight_type)))?;
+        let network = network.map_err(|source| match GenerationError::from(source) {
+            GenerationError::Model(source) => GenerationError::Control(Box::new(weights.failure(source, build))),
+            other => other,
+        })?;
+        info!(name = entry.name, load_ms = started.elapsed().as_millis(), "control network loaded");
+        Ok(network)
+    }
+}

@@ -1,0 +1,257 @@
+//! What is asked of a ControlNet or a T2I-Adapter, without the picture that it looks at.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::InvalidValue;
+
+/// How a control network is used for a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlSettings {
+    /// The network's name on this worker.
+    pub name: String,
+    /// How strongly it counts.
+    pub scale: ControlScale,
+    /// The steps in which it counts.
+    pub window: ControlWindow,
+    /// Whether it guides by the picture alone: only the prompt's side of guidance sees it, and it counts less for finer layers.
+    pub guess_mode: bool,
+    /// What is done to the picture first.
+    pub preprocess: Preprocess,
+}
+
+impl ControlSettings {
+    /// The defaults for a network.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), scale: ControlScale(1.0), window: ControlWindow::ALL, guess_mode: false, preprocess: Preprocess::None }
+    }
+}
+
+/// How strongly a control network or a reference picture counts, 0 to 10: 1 as in training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct ControlScale(f64);
+
+impl ControlScale {
+    /// As in training.
+    pub const ONE: Self = Self(1.0);
+    /// The largest scale.
+    pub const MAX: f64 = 10.0;
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for ControlScale {
+    type Error = InvalidValue;
+
+    fn try_from(scale: f64) -> Result<Self, InvalidValue> {
+        if (0.0..=Self::MAX).contains(&scale) {
+            Ok(Self(scale))
+        } else {
+            Err(InvalidValue::new("scale", scale, format!("a number from 0 to {}", Self::MAX)))
+        }
+    }
+}
+
+/// The shares of the steps at which a control network begins and ends to count, each 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ControlWindow {
+    start: f64,
+    end: f64,
+}
+
+impl ControlWindow {
+    /// All steps.
+    pub const ALL: Self = Self { start: 0.0, end: 1.0 };
+
+    /// From one share of the steps to another.
+    ///
+    /// # Errors
+    /// When they are no shares, or the second is smaller than the first.
+    pub fn new(start: f64, end: f64) -> Result<Self, InvalidValue> {
+        if 0.0 <= start && start <= end && end <= 1.0 {
+            Ok(Self { start, end })
+        } else {
+            let allowed = "two numbers from 0 to 1, the second no less than the first";
+            Err(InvalidValue::new("start and end", format_args!("{start} and {end}"), allowed))
+        }
+    }
+
+    /// The share at which it begins.
+    #[must_use]
+    pub fn start(self) -> f64 {
+        self.start
+    }
+
+    /// The share at which it ends.
+    #[must_use]
+    pub fn end(self) -> f64 {
+        self.end
+    }
+
+    /// Whether step `step` of `steps`, counted from 0, is inside. As in diffusers, the whole step must be.
+    #[must_use]
+    pub fn contains(self, step: usize, steps: usize) -> bool {
+        step as f64 / steps as f64 >= self.start && (step + 1) as f64 / steps as f64 <= self.end
+    }
+}
+
+/// What is done to a picture before a control network looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preprocess {
+    /// Nothing: it is what the network looks at.
+    #[default]
+    None,
+    /// Its edges, white on black ([Canny](https://doi.org/10.1109/TPAMI.1986.4767851)).
+    Canny,
+    /// Its colours are inverted: lines on paper become white on black.
+    Invert,
+    /// Its details are blurred, for networks that add them.
+    Tile,
+}
+
+impl Preprocess {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::None, Self::Canny, Self::Invert, Self::Tile];
+
+    /// The name in requests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Canny => "canny",
+            Self::Invert => "invert",
+            Self::Tile => "tile",
+        }
+    }
+}
+
+impl FromStr for Preprocess {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|one| one.name() == text);
+        found.ok_or_else(|| InvalidValue::new("preprocess", format_args!("\"{text}\""), format!("one of {names}")))
+    }
+}
+
+/// A file or a directory under a name: `NAME=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPath {
+    /// The name.
+    pub name: String,
+    /// The path.
+    pub path: PathBuf,
+}
+
+impl FromStr for NamedPath {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.trim().is_empty() && !path.is_empty() => {
+                Ok(Self { name: name.trim().to_owned(), path: path.into() })
+            }
+            _ => Err(InvalidValue::new("controlnet", format_args!("\"{text}\""), "NAME=PATH")),
+        }
+    }
+}
+
+/// A picture for a control network, as the command line has it: `NAME=FILE`, then `,scale=0.8`, `,start=0`, `,end=0.5`, `,guess` and
+/// `,preprocess=canny` in any order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlFile {
+    /// How the network is used.
+    pub settings: ControlSettings,
+    /// The file of the picture.
+    pub path: PathBuf,
+}
+
+impl FromStr for ControlFile {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let number = |text: &str, name| text.parse::<f64>().map_err(|_| InvalidValue::new(name, format_args!("\"{text}\""), "a number"));
+        let mut rest = text;
+        let (mut start, mut end) = (0.0, 1.0);
+        let mut settings = ControlSettings::new("");
+        // From the end: the name of a file may have commas in it.
+        while let Some((before, option)) = rest.rsplit_once(',') {
+            match option.split_once('=') {
+                Some(("scale", value)) => settings.scale = number(value, "scale")?.try_into()?,
+                Some(("start", value)) => start = number(value, "start")?,
+                Some(("end", value)) => end = number(value, "end")?,
+                Some(("preprocess", value)) => settings.preprocess = value.parse()?,
+                None if option == "guess" => settings.guess_mode = true,
+                _ => break,
+            }
+            rest = before;
+        }
+        settings.window = ControlWindow::new(start, end)?;
+        let NamedPath { name, path } =
+            rest.parse().map_err(|_| InvalidValue::new("control", format_args!("\"{text}\""), "NAME=FILE[,scale=0.8][,end=0.5]…"))?;
+        settings.name = name;
+        Ok(Self { settings, path })
+    }
+}
+
+impl fmt::Display for Preprocess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers are those of diffusers' `controlnet_keep`.
+    #[test]
+    fn only_whole_steps_are_inside_of_a_window() {
+        let inside = |start, end, steps| {
+            let window = ControlWindow::new(start, end).unwrap();
+            (0..steps).filter(|step| window.contains(*step, steps)).collect::<Vec<_>>()
+        };
+        assert_eq!(inside(0.2, 0.8, 10), [2, 3, 4, 5, 6, 7]);
+        assert_eq!(inside(0.0, 1.0, 3), [0, 1, 2]);
+        assert_eq!(inside(0.0, 0.5, 3), [0]);
+        assert_eq!(inside(0.4, 0.6, 2), [0usize; 0]);
+        for (start, end) in [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5), (f64::NAN, 1.0), (0.0, f64::NAN)] {
+            assert!(ControlWindow::new(start, end).is_err(), "{start} {end}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_asked_for_with_its_options() {
+        let read = |text: &str| text.parse::<ControlFile>();
+        let plain = read("pose=a,b=c.png").unwrap();
+        assert_eq!((plain.settings, plain.path), (ControlSettings::new("pose"), "a,b=c.png".into()));
+        let all = read("edges=x.png,scale=0.5,start=0.1,end=0.6,guess,preprocess=canny").unwrap();
+        let expected = ControlSettings {
+            scale: ControlScale(0.5),
+            window: ControlWindow { start: 0.1, end: 0.6 },
+            guess_mode: true,
+            preprocess: Preprocess::Canny,
+            ..ControlSettings::new("edges")
+        };
+        assert_eq!((all.settings, all.path), (expected, "x.png".into()));
+        for (text, reason) in [
+            ("x.png", "NAME=FILE"),
+            ("a=x.png,scale=11", "a number from 0 to 10"),
+            ("a=x.png,scale=x", "a number"),
+            ("a=x.png,preprocess=pose", "one of none, canny, invert, tile"),
+            ("a=x.png,start=0.9,end=0.1", "the second no less than the first"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+}
