@@ -284,6 +284,15 @@ mod tests {
     }
 
     #[test]
+    fn the_picture_to_begin_with_gives_the_size_and_then_the_first_other_one() {
+        let picture = |width| open(RgbImage::new(width, 64));
+        let init = || Some(InitFiles { image: picture(64), mask: None });
+        assert_eq!(InputFiles::default().leading_size(), None);
+        assert_eq!(InputFiles { init: None, controls: vec![picture(72), picture(80)] }.leading_size(), Some((72, 64)));
+        assert_eq!(InputFiles { init: init(), controls: vec![picture(72)] }.leading_size(), Some((64, 64)));
+    }
+
+    #[test]
     fn the_middle_is_kept_in_the_proportions_asked_for() {
         // Thirds of red, green and blue; a square of it is green.
         let flag = RgbImage::from_fn(192, 64, |x, _| Rgb([[255, 0, 0], [0, 255, 0], [0, 0, 255]][x as usize / 64]));

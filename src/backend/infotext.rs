@@ -1,8 +1,8 @@
 //! The parameters of a picture as text in its PNG file, in the form of
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
-use super::{Order, OrderAdapters};
-use crate::common::{ImageSize, NamedLora, SamplingConfig, Schedule};
+use super::{ChosenControl, Order, OrderAdapters};
+use crate::common::{ControlSettings, ImageSize, NamedLora, SamplingConfig, Schedule};
 
 /// The parameters of one picture.
 #[derive(Debug, Clone)]
@@ -12,6 +12,7 @@ pub struct ImageMetadata<'a> {
     negative_prompt: &'a str,
     config: SamplingConfig,
     enlarged_to: Option<ImageSize>,
+    controls: &'a [ChosenControl],
     model_id: &'a str,
 }
 
@@ -25,6 +26,7 @@ impl<'a> ImageMetadata<'a> {
             negative_prompt: order.negative_prompt.as_str(),
             config: order.config,
             enlarged_to: order.output.enlarged_to,
+            controls: &order.controls,
             model_id,
         }
     }
@@ -36,6 +38,7 @@ impl<'a> ImageMetadata<'a> {
         let values = self.values().into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(&value?))));
         let mut values: Vec<String> = values.collect();
         values.extend(self.lora_hashes());
+        values.extend(self.controls.iter().enumerate().map(|(i, control)| format!("ControlNet {i}: {}", quoted(&unit(&control.settings)))));
         format!("{}{}\n{negative}{}", self.prompt, self.lora_tags(), values.join(", "))
     }
 
@@ -81,6 +84,18 @@ impl<'a> ImageMetadata<'a> {
             ("Version", Some(concat!("sd-worker ", env!("CARGO_PKG_VERSION")).to_owned())),
         ]
     }
+}
+
+/// A control network in the words of A1111's extension for them.
+fn unit(settings: &ControlSettings) -> String {
+    let ControlSettings { name, scale, window, guess_mode, preprocess } = settings;
+    let mode = if *guess_mode { "ControlNet is more important" } else { "Balanced" };
+    format!(
+        "Module: {preprocess}, Model: {name}, Weight: {}, Resize Mode: Crop and Resize, Guidance Start: {}, Guidance End: {}, Control Mode: {mode}",
+        scale.get(),
+        window.start(),
+        window.end()
+    )
 }
 
 /// A value that reads as one value: as it is, or quoted as a JSON string. Commas and colons are escaped too, since not every reader knows
@@ -135,8 +150,16 @@ mod tests {
             options: SamplingOptions { eta: Some("0.5".parse().unwrap()), ..SamplingOptions::default() },
         };
         let adapters = &OrderAdapters::default();
-        ImageMetadata { prompt: "a fox: red,\nold", adapters, negative_prompt: "Seed: 5, dogs", config, enlarged_to: None, model_id }
-            .to_a1111()
+        ImageMetadata {
+            prompt: "a fox: red,\nold",
+            adapters,
+            negative_prompt: "Seed: 5, dogs",
+            config,
+            enlarged_to: None,
+            controls: &[],
+            model_id,
+        }
+        .to_a1111()
     }
 
     fn check(model: &str) {

@@ -9,6 +9,8 @@ mod batches;
 mod bodies;
 mod cli;
 mod connections;
+mod control_files;
+mod control_requests;
 mod controls;
 mod damaged;
 mod defaults;

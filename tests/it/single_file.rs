@@ -50,7 +50,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(to, from)| ((*to).to_owned(), (*from).to_owned())).collect()
 }
 
-fn unet(tensors: Tensors) -> Tensors {
+pub(crate) fn unet(tensors: Tensors) -> Tensors {
     let whole = pairs(&[
         ("time_embed.0.", "time_embedding.linear_1."),
         ("time_embed.2.", "time_embedding.linear_2."),

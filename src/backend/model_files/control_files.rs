@@ -207,7 +207,11 @@ impl ControlFiles {
             768 => (3, 16),
             _ => (3, 8),
         };
-        let blocks = (0..).take_while(|i| self.shape(&format!("adapter.body.0.resnets.{i}.block1.weight")).is_some()).count();
+        let blocks = match self.names {
+            // Without the levels in the names, their number is that of all such files.
+            Names::Numbered => ldm_names::T2I_BLOCKS,
+            _ => (0..).take_while(|i| self.shape(&format!("adapter.body.0.resnets.{i}.block1.weight")).is_some()).count(),
+        };
         let kind = match (is_light, factor) {
             (true, _) => "light_adapter",
             (false, 16) => "full_adapter_xl",

@@ -77,13 +77,16 @@ pub(super) fn controlnet(name: &str) -> String {
     }
 }
 
-/// The name of a T2I-Adapter's tensor in its first files, whose residual blocks are numbered through all levels, two at each.
+/// Residual blocks at each level of a T2I-Adapter whose blocks are numbered through all levels.
+pub(super) const T2I_BLOCKS: usize = 2;
+
+/// The name of a T2I-Adapter's tensor in its first files, whose residual blocks are numbered through all levels.
 pub(super) fn t2i_adapter(name: &str) -> String {
     let name = name.strip_prefix("adapter.").unwrap_or(name);
     let parts: Vec<&str> = name.split('.').collect();
     match parts.as_slice() {
-        ["body", level, "resnets", i, rest @ ..] => format!("body.{}.{}", 2 * number(level) + number(i), rest.join(".")),
-        ["body", level, "in_conv", end] => format!("body.{}.in_conv.{end}", 2 * number(level)),
+        ["body", level, "resnets", i, rest @ ..] => format!("body.{}.{}", T2I_BLOCKS * number(level) + number(i), rest.join(".")),
+        ["body", level, "in_conv", end] => format!("body.{}.in_conv.{end}", T2I_BLOCKS * number(level)),
         _ => name.to_owned(),
     }
 }

@@ -1,0 +1,321 @@
+//! ControlNets and T2I-Adapters by request: what the server and the command line make of them.
+
+use std::{fs, path::Path, sync::Arc};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use reqwest::multipart::{Form, Part};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{failure, run},
+    made_up,
+    support::{Worker, bytes},
+};
+
+/// A small model and networks for it, in a folder: `first`, `second`, `pooled` and `adapter`.
+struct Files {
+    model: tempfile::TempDir,
+    networks: Vec<tempfile::TempDir>,
+}
+
+const NETWORKS: [(&str, &str); 4] =
+    [("first", "controlnet-sd1"), ("second", "controlnet-sd1-b"), ("pooled", "controlnet-sd1-pooled"), ("adapter", "t2i-sd1")];
+
+fn files() -> Files {
+    Files { model: made_up::model("sd1"), networks: NETWORKS.map(|(_, network)| made_up::network(network)).into() }
+}
+
+impl Files {
+    fn arguments(&self) -> Vec<String> {
+        let mut all = vec!["--model".to_owned(), self.model.path().to_str().unwrap().to_owned()];
+        for ((name, _), folder) in NETWORKS.iter().zip(&self.networks) {
+            all.extend(["--controlnet".to_owned(), format!("{name}={}", folder.path().display())]);
+        }
+        all
+    }
+
+    fn worker(&self, more: &[&str]) -> Worker {
+        let arguments = self.arguments();
+        Worker::ready(&[&arguments.iter().map(String::as_str).collect::<Vec<_>>()[..], more].concat())
+    }
+}
+
+/// A made-up picture of 72 x 64 as a PNG file.
+fn png(name: &str) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    made_up::control_picture(name, 72, 64).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn control(name: &str, picture: &str, more: &Value) -> Value {
+    let mut control = json!({ "name": name, "image": BASE64_STANDARD.encode(png(picture)) });
+    control.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    control
+}
+
+fn request(control: &Value) -> Value {
+    json!({ "prompt": "a fox", "seed": 3, "steps": 3, "size": "72x64", "guidance_scale": 4, "sampler": "euler", "control": control })
+}
+
+async fn drawn(worker: &Worker, control: &Value) -> Vec<u8> {
+    bytes(&worker.generate(&request(control)).await["data"][0])
+}
+
+#[tokio::test]
+async fn a_picture_is_guided_by_those_that_a_request_brings() {
+    let files = files();
+    let worker = files.worker(&[]);
+    let plain = drawn(&worker, &Value::Null).await;
+    let mut pictures = vec![plain.clone()];
+    for controls in [
+        json!([control("first", "a", &json!({}))]),
+        json!([control("first", "b", &json!({}))]),
+        json!([control("first", "a", &json!({ "scale": 0.3 }))]),
+        json!([control("first", "a", &json!({ "guess_mode": true }))]),
+        json!([control("first", "a", &json!({ "end": 0.5 }))]),
+        json!([control("first", "a", &json!({ "preprocess": "canny" }))]),
+        json!([control("first", "a", &json!({ "preprocess": "invert" }))]),
+        json!([control("first", "a", &json!({ "preprocess": "tile" }))]),
+        json!([control("second", "a", &json!({}))]),
+        json!([control("pooled", "a", &json!({}))]),
+        json!([control("adapter", "a", &json!({}))]),
+        json!([control("first", "a", &json!({})), control("adapter", "b", &json!({ "scale": 0.5 }))]),
+    ] {
+        pictures.push(drawn(&worker, &controls).await);
+    }
+    for (i, picture) in pictures.iter().enumerate() {
+        assert!(!pictures[..i].contains(picture), "picture {i} is one of those before it");
+    }
+    // A single entry, other spellings, and what has no effect.
+    let spelled = json!({ "model": "first", "image": { "image_url": format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png("a"))) }, "weight": 0.3 });
+    assert!(drawn(&worker, &spelled).await == pictures[3]);
+    for nothing in [
+        json!([]),
+        json!([control("first", "a", &json!({ "scale": 0 }))]),
+        json!([control("adapter", "a", &json!({ "start": 0.5, "end": 0.6 }))]),
+    ] {
+        assert!(same_pixels(&drawn(&worker, &nothing).await, &plain), "{nothing}");
+    }
+}
+
+/// PNG files also have the settings in them.
+fn same_pixels(one: &[u8], other: &[u8]) -> bool {
+    image::load_from_memory(one).unwrap() == image::load_from_memory(other).unwrap()
+}
+
+#[tokio::test]
+async fn every_route_takes_them_and_says_what_it_used() {
+    let files = files();
+    let worker = files.worker(&[]);
+    let controls = json!([control("first", "a", &json!({ "scale": 0.5, "start": 0.25, "preprocess": "canny" }))]);
+    let used = json!([{ "name": "first", "scale": 0.5, "start": 0.25, "end": 1.0, "guess_mode": false, "preprocess": "canny" }]);
+    let answer = worker.generate(&request(&controls)).await;
+    assert_eq!((&answer["parameters"]["control"], &answer["ignored"]), (&used, &json!([])));
+    let file = bytes(&answer["data"][0]);
+    let text = String::from_utf8_lossy(&file).into_owned();
+    assert!(text.contains(r#"ControlNet 0: "Module\u003a canny\u002c Model\u003a first\u002c Weight\u003a 0.5"#), "{text}");
+
+    // A job makes the same picture.
+    let client = reqwest::Client::new();
+    let mut job = request(&controls);
+    (job["operation"], job["width"], job["height"]) = ("image_generation".into(), 72.into(), 64.into());
+    let job: Value = client.post(worker.url("/v1/jobs")).json(&job).send().await.unwrap().json().await.unwrap();
+    let id = job["job_id"].as_str().unwrap_or_else(|| panic!("{job}"));
+    let stream = client.get(worker.url(&format!("/v1/jobs/{id}/stream"))).send().await.unwrap().text().await.unwrap();
+    assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
+    let result: Value = worker.get(&format!("/v1/jobs/{id}/result")).await.json().await.unwrap();
+    assert!(same_pixels(&bytes(&result["data"][0]), &file));
+
+    // An edit in JSON, and in a form, with the picture in the text or as a file.
+    let mut edit = request(&controls);
+    edit["image"] = BASE64_STANDARD.encode(png("b")).into();
+    let edits = worker.url("/v1/images/edits");
+    let in_json: Value = client.post(&edits).json(&edit).send().await.unwrap().json().await.unwrap();
+    assert_eq!(in_json["parameters"]["control"], used, "{in_json}");
+    let file = |bytes: Vec<u8>| Part::bytes(bytes).file_name("x.png");
+    let without = json!([{ "name": "first", "scale": 0.5, "start": 0.25, "preprocess": "canny" }]).to_string();
+    for (text, control_image) in [(controls.to_string(), None), (without, Some(png("a")))] {
+        let mut form = Form::new().part("image", file(png("b"))).text("control", text);
+        for (name, value) in
+            [("prompt", "a fox"), ("seed", "3"), ("steps", "3"), ("size", "72x64"), ("guidance_scale", "4"), ("sampler", "euler")]
+        {
+            form = form.text(name, value);
+        }
+        if let Some(bytes) = control_image {
+            form = form.part("control_image[]", file(bytes));
+        }
+        let in_form: Value = client.post(&edits).multipart(form).send().await.unwrap().json().await.unwrap();
+        assert!(in_form["data"].is_array(), "{in_form}");
+        assert_eq!((&in_form["data"], &in_form["parameters"]), (&in_json["data"], &in_json["parameters"]));
+    }
+    assert!(!same_pixels(&bytes(&in_json["data"][0]), &bytes(&answer["data"][0])));
+
+    let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
+    let kinds = NETWORKS.map(|(name, _)| json!({ "name": name, "kind": if name == "adapter" { "t2i_adapter" } else { "controlnet" } }));
+    assert_eq!(capabilities["controls"], json!(kinds));
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused_with_the_reason() {
+    let files = files();
+    let worker = files.worker(&[]);
+    let many: Vec<Value> = (0..9).map(|_| control("first", "a", &json!({}))).collect();
+    for (controls, reason) in [
+        (json!([control("third", "a", &json!({}))]), "must be one of \"first\", \"second\", \"pooled\", \"adapter\", not \"third\""),
+        (json!([{ "name": "first" }]), "must have an `image` for \"first\""),
+        (json!([{ "name": "first", "image": "R0lGODlh" }]), "must be a PNG, JPEG or WebP file"),
+        (json!([control("first", "a", &json!({ "scale": -1 }))]), "a number from 0 to 10, not -1"),
+        (json!([control("first", "a", &json!({ "strength": 1 }))]), "unknown field `strength`"),
+        (json!(many), "must be at most 8 of them, not 9"),
+        (json!("first"), "must be a list such as"),
+    ] {
+        let response = worker.post(&request(&controls)).await;
+        let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+        assert_eq!((status.as_u16(), &answer["error"]["param"]), (400, &json!("control")), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{answer}");
+    }
+    // A file that ends early is found when it is decoded.
+    let broken = json!([{ "name": "first", "image": BASE64_STANDARD.encode(&png("a")[..2000]) }]);
+    let answer: Value = worker.post(&request(&broken)).await.json().await.unwrap();
+    assert!(answer["error"]["message"].as_str().unwrap().contains("one that is broken"), "{answer}");
+
+    let plain = Worker::ready(&[]);
+    let answer: Value = plain.post(&request(&json!([control("first", "a", &json!({}))]))).await.json().await.unwrap();
+    assert!(answer["error"]["message"].as_str().unwrap().contains("without --controlnet NAME=PATH, not \"first\""), "{answer}");
+}
+
+/// Requests with and without control networks take their steps together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guided_picture_does_not_depend_on_its_batch() {
+    let files = files();
+    let (single, worker) = (files.worker(&[]), Arc::new(files.worker(&["--max-batch", "4"])));
+    let requests: Vec<Value> = [
+        json!([]),
+        json!([control("first", "a", &json!({}))]),
+        json!([control("first", "b", &json!({ "guess_mode": true })), control("second", "a", &json!({ "start": 0.3 }))]),
+        json!([control("adapter", "a", &json!({}))]),
+        json!([control("pooled", "b", &json!({ "end": 0.7 })), control("adapter", "b", &json!({ "scale": 0.4 }))]),
+    ]
+    .iter()
+    .cycle()
+    .take(10)
+    .enumerate()
+    .map(|(i, controls)| {
+        let mut request = request(controls);
+        (request["seed"], request["steps"]) = (i.into(), 20.into());
+        request
+    })
+    .collect();
+    let clients: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let (worker, request) = (Arc::clone(&worker), request.clone());
+            tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
+        })
+        .collect();
+    for (i, (client, request)) in clients.into_iter().zip(&requests).enumerate() {
+        assert!(client.await.unwrap() == single.generate(request).await["data"], "picture {i}");
+    }
+    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
+    assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
+}
+
+#[tokio::test]
+async fn networks_are_read_when_they_are_asked_for_and_stay_as_long_as_there_is_room() {
+    let files = files();
+    let turns = ["first", "second", "first", "second"];
+    let mut pictures = Vec::new();
+    for (limit, reads) in [("100000000", 2), ("1", 4)] {
+        let mut worker = files.worker(&["--max-controlnet-bytes", limit]);
+        for name in turns {
+            pictures.push(drawn(&worker, &json!([control(name, "a", &json!({}))])).await);
+        }
+        let log = worker.stderr();
+        assert_eq!(log.matches("control network loaded").count(), reads, "{log}");
+    }
+    assert!(pictures[..4] == pictures[4..] && pictures[0] == pictures[2] && pictures[0] != pictures[1]);
+}
+
+#[tokio::test]
+async fn a_network_that_cannot_be_read_any_more_fails_its_own_requests_alone() {
+    let files = files();
+    let worker = files.worker(&[]);
+    let weights = files.networks[0].path().join("diffusion_pytorch_model.safetensors");
+    let length = fs::metadata(&weights).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(length / 2).unwrap();
+    let response = worker.post(&request(&json!([control("first", "a", &json!({}))]))).await;
+    let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (500, &json!("control_failed")), "{answer}");
+    drawn(&worker, &json!([control("second", "a", &json!({}))])).await;
+}
+
+#[test]
+fn what_is_no_network_for_the_model_ends_the_start() {
+    let (files, other) = (files(), tempfile::tempdir().unwrap());
+    let model = files.model.path().to_str().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(other.path().join(name), bytes).unwrap();
+    write("x.pth", b"PK");
+    write("cut.safetensors", b"\xff\0\0\0\0\0\0\0{");
+    let tensors = |name: &str, tensors: &[&str]| {
+        let all = tensors.iter().map(|tensor| ((*tensor).to_owned(), made_up::made_up(tensor, &[2, 2])));
+        candle_core::safetensors::save(&all.collect(), other.path().join(name)).unwrap();
+    };
+    tensors("lora.safetensors", &["lora_unet_a.lora_down.weight"]);
+    tensors("unknown.safetensors", &["a.weight"]);
+    let xl = made_up::network("controlnet-sdxl");
+    let of_model = Path::new(model).join("unet");
+    let first = files.networks[0].path().display();
+    for (argument, reason) in [
+        (format!("x={}", other.path().join("none").display()), "there is no ControlNet"),
+        (format!("x={}", other.path().join("x.pth").display()), "pickled weights are not read"),
+        (format!("x={}", other.path().join("cut.safetensors").display()), "is no whole safetensors file"),
+        (format!("x={}", other.path().join("lora.safetensors").display()), "this is a LoRA, which is for --loras"),
+        (
+            format!("x={}", other.path().join("unknown.safetensors").display()),
+            "no ControlNet and no T2I-Adapter that is known here: its tensors are a.weight",
+        ),
+        (format!("x={}", of_model.display()), "it is of a UNet2DConditionModel, and not of a ControlNetModel or a T2IAdapter"),
+        (
+            format!("x={}", xl.path().display()),
+            "this ControlNet does not fit the model: its levels have [64, 128] channels, the model's [32, 64, 64]",
+        ),
+        (format!("x={first},x={first}"), "--controlnet x is given twice"),
+    ] {
+        let (_, stderr) = failure(&["generate", "a fox", "--model", model, "--controlnet", &argument]);
+        assert!(stderr.contains(reason), "{argument}: {stderr}");
+    }
+    let (_, stderr) = failure(&["generate", "a fox", "--controlnet", "no-path"]);
+    assert!(stderr.contains("NAME=PATH"), "{stderr}");
+}
+
+#[tokio::test]
+async fn the_command_line_makes_the_same_picture() {
+    let files = files();
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("lines, all.png"), folder.path().join("out.png"));
+    fs::write(&input, png("a")).unwrap();
+    let control_argument = format!("first={},scale=0.5,end=0.7,preprocess=invert", input.display());
+    let mut arguments: Vec<String> = [
+        "generate",
+        "a fox",
+        "--seed=3",
+        "--steps=3",
+        "--size=72x64",
+        "--guidance-scale=4",
+        "--sampler=euler",
+        "-o",
+        output.to_str().unwrap(),
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.extend(["--control".to_owned(), control_argument]);
+    arguments.extend(files.arguments());
+    assert!(run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).status.success());
+    let worker = files.worker(&[]);
+    let by_server = drawn(&worker, &json!([control("first", "a", &json!({ "scale": 0.5, "end": 0.7, "preprocess": "invert" }))])).await;
+    assert!(fs::read(&output).unwrap() == by_server);
+
+    fs::write(&input, b"no picture").unwrap();
+    let (_, stderr) = failure(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(stderr.contains("lines, all.png") && stderr.contains("must be a PNG, JPEG or WebP file"), "{stderr}");
+}
