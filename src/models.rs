@@ -19,7 +19,7 @@ mod vae;
 pub use clip::{ClipTextConfig, ClipTextModel};
 pub use conditions::Conditions;
 pub use config_error::ConfigError;
-pub use controlnet::{ControlNetConfig, ControlNetModel};
+pub use controlnet::{ControlNetConfig, ControlNetModel, Hint, UnionConfig};
 pub use denoiser::{Denoiser, DenoiserConfig, DenoiserContext};
 pub use pass::Interrupt;
 pub use residuals::Residuals;

@@ -365,12 +365,8 @@ impl InferencePipeline {
     /// The control networks of an order, each with what it makes of its picture.
     fn controls(&self, order: &Order, sides: Sides, interrupt: Interrupt) -> Result<Vec<ActiveControl>, GenerationError> {
         let Some(library) = &self.info.controls else { return Ok(Vec::new()) };
-        let pictures = order.controls.iter().zip(&order.images.controls);
-        let active = pictures.map(|(chosen, picture)| {
-            let picture = image_utils::cut(picture, picture.dimensions(), order.config.size);
-            ActiveControl::begin(library, chosen, &picture, sides, (self.dtype, &self.device), interrupt)
-        });
-        active.collect()
+        let pictures = order.images.controls.iter().map(|picture| image_utils::cut(picture, picture.dimensions(), order.config.size));
+        ActiveControl::begin(library, &order.controls, pictures, sides, (self.dtype, &self.device), interrupt)
     }
 
     /// The picture of latents in f32.

@@ -88,10 +88,11 @@ impl<'a> ImageMetadata<'a> {
 
 /// A control network in the words of A1111's extension for them.
 fn unit(settings: &ControlSettings) -> String {
-    let ControlSettings { name, scale, window, guess_mode, preprocess } = settings;
+    let ControlSettings { name, scale, window, guess_mode, preprocess, kind } = settings;
     let mode = if *guess_mode { "ControlNet is more important" } else { "Balanced" };
+    let kind = kind.map_or(String::new(), |kind| format!(", Union Control Type: {}", kind.name()));
     format!(
-        "Module: {preprocess}, Model: {name}, Weight: {}, Resize Mode: Crop and Resize, Guidance Start: {}, Guidance End: {}, Control Mode: {mode}",
+        "Module: {preprocess}, Model: {name}, Weight: {}, Resize Mode: Crop and Resize, Guidance Start: {}, Guidance End: {}, Control Mode: {mode}{kind}",
         scale.get(),
         window.start(),
         window.end()

@@ -23,7 +23,7 @@ use std::{
 use candle_core::{DType, Device};
 use serde::{Deserialize, de::DeserializeOwned};
 
-pub(super) use self::control_files::{ControlFiles, ControlKind};
+pub(super) use self::control_files::{ControlFiles, ControlNetworkKind};
 pub(super) use self::tensor_files::TensorFiles;
 pub(super) use self::textual_inversion::LearnedVectors;
 use self::textual_inversion::TextualInversion;

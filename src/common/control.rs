@@ -19,13 +19,22 @@ pub struct ControlSettings {
     pub guess_mode: bool,
     /// What is done to the picture first.
     pub preprocess: Preprocess,
+    /// The kind of the picture, for networks that know several.
+    pub kind: Option<ControlKind>,
 }
 
 impl ControlSettings {
     /// The defaults for a network.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), scale: ControlScale(1.0), window: ControlWindow::ALL, guess_mode: false, preprocess: Preprocess::None }
+        Self {
+            name: name.into(),
+            scale: ControlScale(1.0),
+            window: ControlWindow::ALL,
+            guess_mode: false,
+            preprocess: Preprocess::None,
+            kind: None,
+        }
     }
 }
 
@@ -143,6 +152,65 @@ impl FromStr for Preprocess {
     }
 }
 
+/// A kind of picture, by the numbers of `ControlNet++`, with the names of the detectors that make such pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ControlKind {
+    /// A skeleton of a person.
+    OpenPose,
+    /// Nearer is brighter.
+    Depth,
+    /// Soft edges, or a drawing.
+    #[serde(alias = "hed", alias = "pidi", alias = "ted", alias = "softedge")]
+    Scribble,
+    /// Sharp edges or lines.
+    #[serde(alias = "lineart", alias = "anime_lineart", alias = "mlsd")]
+    Canny,
+    /// The directions of surfaces.
+    Normal,
+    /// What is where.
+    #[serde(alias = "segmentation", alias = "seg")]
+    Segment,
+    /// The picture itself, with more detail.
+    Tile,
+    /// The picture itself, with a part that is black.
+    #[serde(alias = "inpaint")]
+    Repaint,
+}
+
+impl ControlKind {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 8] =
+        [Self::OpenPose, Self::Depth, Self::Scribble, Self::Canny, Self::Normal, Self::Segment, Self::Tile, Self::Repaint];
+
+    /// The name in requests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OpenPose => "openpose",
+            Self::Depth => "depth",
+            Self::Scribble => "scribble",
+            Self::Canny => "canny",
+            Self::Normal => "normal",
+            Self::Segment => "segment",
+            Self::Tile => "tile",
+            Self::Repaint => "repaint",
+        }
+    }
+}
+
+impl Preprocess {
+    /// The kind of the pictures that it makes, where that is clear.
+    #[must_use]
+    pub fn kind(self) -> Option<ControlKind> {
+        match self {
+            Self::Canny => Some(ControlKind::Canny),
+            Self::Tile => Some(ControlKind::Tile),
+            Self::None | Self::Invert => None,
+        }
+    }
+}
+
 /// A file or a directory under a name: `NAME=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedPath {
@@ -190,6 +258,7 @@ impl FromStr for ControlFile {
                 Some(("start", value)) => start = number(value, "start")?,
                 Some(("end", value)) => end = number(value, "end")?,
                 Some(("preprocess", value)) => settings.preprocess = value.parse()?,
+                Some(("type", value)) => settings.kind = Some(value.parse()?),
                 None if option == "guess" => settings.guess_mode = true,
                 _ => break,
             }
@@ -200,6 +269,15 @@ impl FromStr for ControlFile {
             rest.parse().map_err(|_| InvalidValue::new("control", format_args!("\"{text}\""), "NAME=FILE[,scale=0.8][,end=0.5]…"))?;
         settings.name = name;
         Ok(Self { settings, path })
+    }
+}
+
+impl FromStr for ControlKind {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let read = serde_json::from_value(text.into());
+        read.map_err(|_| InvalidValue::new("type", format_args!("\"{text}\""), format!("one of {}", Self::ALL.map(Self::name).join(", "))))
     }
 }
 

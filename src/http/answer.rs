@@ -10,8 +10,8 @@ use super::run::Run;
 use crate::{
     backend::{ChosenAdapter, ChosenControl, Timings},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig, SamplingOptions, Schedule,
-        Seed, Steps, Strength,
+        ClipSkip, ControlKind, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig,
+        SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -92,6 +92,9 @@ struct UsedControl {
     end: f64,
     guess_mode: bool,
     preprocess: &'static str,
+    /// The kind of its picture. Only of networks that know several.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
 }
 
 impl From<&ChosenControl> for UsedControl {
@@ -103,6 +106,7 @@ impl From<&ChosenControl> for UsedControl {
             end: settings.window.end(),
             guess_mode: settings.guess_mode,
             preprocess: settings.preprocess.name(),
+            kind: settings.kind.map(ControlKind::name),
         }
     }
 }

@@ -10,14 +10,14 @@ use utoipa::{
 use super::{api_error::ApiError, fields, uploads};
 use crate::{
     backend::ImageFile,
-    common::{ControlScale, ControlSettings, ControlWindow, Preprocess},
+    common::{ControlKind, ControlScale, ControlSettings, ControlWindow, Preprocess},
 };
 
 /// The field's name, also in errors.
 const CONTROL: &str = "control";
 /// Why a value of another form is refused.
 const EXPECTED: &str = "must be a list such as [{\"name\": \"canny\", \"image\": \"data:image/png;base64,…\", \"scale\": 0.8, \"start\": 0, \"end\": 1, \
-                        \"guess_mode\": false, \"preprocess\": \"none\"}], with no other fields";
+                        \"guess_mode\": false, \"preprocess\": \"none\", \"type\": \"canny\"}], with no other fields";
 /// The most of them: the worker's own limit is lower.
 const MOST: usize = 64;
 
@@ -42,6 +42,8 @@ struct WireControl<'a> {
     guess_mode: Option<bool>,
     #[serde(alias = "module")]
     preprocess: Option<Preprocess>,
+    #[serde(rename = "type", alias = "control_type")]
+    kind: Option<ControlKind>,
 }
 
 /// Whether a field has control networks.
@@ -99,6 +101,7 @@ impl WireControl<'_> {
             window: ControlWindow::new(self.start.unwrap_or(0.0), self.end.unwrap_or(1.0))?,
             guess_mode: self.guess_mode.unwrap_or(false),
             preprocess: self.preprocess.unwrap_or_default(),
+            kind: self.kind,
         })
     }
 }
@@ -122,6 +125,7 @@ impl PartialSchema for WireControls {
             .property("end", number(1.0))
             .property("guess_mode", ObjectBuilder::new().schema_type(Type::Boolean))
             .property("preprocess", text().enum_values(Some(Preprocess::ALL.map(Preprocess::name))))
+            .property("type", text().enum_values(Some(ControlKind::ALL.map(ControlKind::name))))
             .required("name")
             .additional_properties(Some(AdditionalProperties::FreeForm(false)));
         ArrayBuilder::new().items(control).into()

@@ -2,9 +2,12 @@
 //! ([Zhang et al.](https://arxiv.org/abs/2302.05543)). After diffusers' `controlnet.py`.
 
 mod config;
+mod union;
 
 use candle_core::{Result, Tensor};
 pub use config::ControlNetConfig;
+use union::Union;
+pub use union::{Hint, UnionConfig};
 
 use super::{
     conditions::Conditions,
@@ -12,7 +15,7 @@ use super::{
     residuals::Residuals,
     unet::{Encoded, Encoder, UNetContext},
 };
-use crate::ops::{Conv2d, Conv2dConfig, Weights, silu_image};
+use crate::ops::{Conv2d, Conv2dConfig, Weights, add_images, silu_image};
 
 /// `ControlNetModel`.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub struct ControlNetModel {
     /// After each layer on the way down, 1 x 1.
     down_outputs: Vec<Conv2d>,
     mid_output: Conv2d,
+    /// In networks that know several kinds of pictures.
+    union: Option<Union>,
     config: ControlNetConfig,
 }
 
@@ -41,6 +46,7 @@ impl ControlNetModel {
             hint: ConditioningEmbedding::new(&config, &vb.pp("controlnet_cond_embedding"))?,
             down_outputs: outputs.collect::<Result<_>>()?,
             mid_output: pointwise(coarsest, &vb.pp("controlnet_mid_block"))?,
+            union: config.union.map(|union| Union::new(union, unet, vb)).transpose()?,
             config,
         })
     }
@@ -64,13 +70,14 @@ impl ControlNetModel {
     ///
     /// # Errors
     /// When the device fails, or the pass is interrupted.
-    pub fn hint(&self, picture: &Tensor, interrupt: Interrupt) -> Result<Tensor> {
+    pub fn embed(&self, picture: &Tensor, interrupt: Interrupt) -> Result<Tensor> {
         let picture = if self.config.is_bgr() { picture.flip(&[1])? } else { picture.clone() };
         self.hint.forward(&picture, interrupt)
     }
 
-    /// Noisy latents `(samples, in_channels, height, width)` of one generation, with its hint, to what is added inside of the UNet, not scaled.
-    /// Of one sample for several of the text, as in [`UNet2DConditionModel::forward`](super::UNet2DConditionModel::forward).
+    /// Noisy latents `(samples, in_channels, height, width)` of one generation, with its pictures, to what is added inside of the UNet. A
+    /// network that knows several kinds may have several pictures, and scales those; else the result is not scaled. The latents may be of one
+    /// sample for several of the text, as in [`UNet2DConditionModel::forward`](super::UNet2DConditionModel::forward).
     ///
     /// # Errors
     /// When a shape does not fit, the device fails, or the pass is interrupted.
@@ -78,13 +85,26 @@ impl ControlNetModel {
         &self,
         latents: &Tensor,
         timestep: f64,
-        hint: &Tensor,
+        hints: &[Hint],
         context: &UNetContext,
         interrupt: Interrupt,
     ) -> Result<Residuals> {
+        let of_kinds: UNetContext;
+        let context = match &self.union {
+            Some(union) => {
+                of_kinds = context.with_added(&union.embed_kinds(hints)?)?;
+                &of_kinds
+            }
+            None => context,
+        };
         let temb = self.encoder.time_embedding(latents, &[timestep], context)?;
         let pass = &Pass { temb: Some(&temb), text: Some(context.text()), adapters: context.adapters(), interrupt };
-        let Encoded { middle, skips } = self.encoder.forward(latents, Some(hint), Residuals::NONE, pass)?;
+        let hint = match (&self.union, hints) {
+            (Some(union), _) => union.join(hints)?,
+            (None, [only]) => only.embedding.clone(),
+            (None, _) => candle_core::bail!("a ControlNet of one kind sees one picture, not {}", hints.len()),
+        };
+        let Encoded { middle, skips } = self.encoder.forward(latents, Some(&hint), Residuals::NONE, pass)?;
         let mut outputs = self.down_outputs.iter().zip(&skips).map(|(conv, skip)| conv.forward(skip)).collect::<Result<Vec<_>>>()?;
         outputs.push(self.mid_output.forward(&middle)?);
         let residuals = Residuals::after(outputs);

@@ -11,6 +11,7 @@ use blocks::UpBlock;
 use candle_core::{Result, Tensor};
 pub use config::UNet2DConditionConfig;
 use embeddings::AddEmbedding;
+pub(super) use embeddings::{TimestepEmbedding, Timesteps};
 pub(super) use encoder::{Encoded, Encoder};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
     residuals::Residuals,
     text_context::TextContext,
 };
-use crate::ops::{Adapters, Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights};
+use crate::ops::{Adapters, Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, Weights, for_batch};
 
 /// What the network's layers make of the [`Conditions`] of one generation, or of several. It stays the same from step to step.
 #[derive(Debug, Clone)]
@@ -46,6 +47,12 @@ impl UNetContext {
             add_embedding: AddEmbedding::join(&add_embeddings)?,
             adapters: Adapters::join(&adapters),
         })
+    }
+
+    /// The same with an embedding `(1, time_embed_dim)` added to every sample's time embedding.
+    pub(super) fn with_added(&self, embedding: &Tensor) -> Result<Self> {
+        let embedding = for_batch(embedding, self.text.batch())?;
+        Ok(Self { add_embedding: self.add_embedding.clone().with_added(embedding)?, ..self.clone() })
     }
 
     pub(super) fn text(&self) -> &TextContext {

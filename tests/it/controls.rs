@@ -11,8 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use sd_worker::{
     backend::{self, Generation, InferencePipeline, Interrupt, LoadOptions, ModelFiles, TextAdapters},
-    common::{ControlScale, ControlSettings, ControlWindow, InputImage, Mask, MaskMeaning, NamedPath},
-    models::{Conditions, ControlNetConfig, ControlNetModel, Residuals, T2IAdapter, T2IAdapterConfig},
+    common::{ControlKind, ControlScale, ControlSettings, ControlWindow, InputImage, Mask, MaskMeaning, NamedPath},
+    models::{Conditions, ControlNetConfig, ControlNetModel, Hint, Residuals, T2IAdapter, T2IAdapterConfig},
     ops::{WeightType, Weights},
 };
 use serde::Deserialize;
@@ -45,6 +45,8 @@ struct Control {
     start: f64,
     end: f64,
     guess_mode: bool,
+    /// The number of its kind, for networks that know several.
+    mode: Option<usize>,
     /// At which evaluations diffusers uses it.
     on: Option<Vec<usize>>,
 }
@@ -62,6 +64,7 @@ impl Case {
                 scale: control.scale,
                 window: ControlWindow::new(control.start, control.end).unwrap(),
                 guess_mode: control.guess_mode,
+                kind: control.mode.map(|mode| ControlKind::ALL[mode]),
                 ..ControlSettings::new(&control.net)
             };
             (settings, made_up::control_picture(&control.picture, asked.config.size.width(), asked.config.size.height()))
@@ -111,9 +114,13 @@ fn networks_by_themselves_agree_with_diffusers() {
         assert!(error < NETWORK_LIMIT, "{what} is off by {error}");
         worst = worst.max(error);
     };
-    for (net, model) in
-        [("controlnet-sd1", "sd1"), ("controlnet-sd2", "sd2"), ("controlnet-sdxl", "sdxl"), ("controlnet-sd1-pooled", "sd1")]
-    {
+    for (net, model) in [
+        ("controlnet-sd1", "sd1"),
+        ("controlnet-sd2", "sd2"),
+        ("controlnet-sdxl", "sdxl"),
+        ("controlnet-sd1-pooled", "sd1"),
+        ("controlnet-union", "sdxl"),
+    ] {
         let pipeline = load(made_up::model(model).path(), &BTreeMap::new());
         let prompts = [&backend::ParsedPrompt::negative("red, blurry"), &positive("An owl's PIZZA, ünder 3 🍓 skies!")];
         let encoded = pipeline.prompt_encoder().encode(&prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap();
@@ -122,8 +129,9 @@ fn networks_by_themselves_agree_with_diffusers() {
         let network = ControlNetModel::new(ControlNetConfig::from_json(&config(net)).unwrap(), &weights(net)).unwrap();
         let context = network.context(&conditions).unwrap();
         let latents = (made_up::made_up("latents", &[1, 4, 8, 9]) * 2.0).unwrap();
-        let hint = network.hint(&pixels(72, 64), Interrupt::NEVER).unwrap();
-        let residuals = network.forward(&latents, 801.0, &hint, &context, Interrupt::NEVER).unwrap();
+        let embedding = &network.embed(&pixels(72, 64), Interrupt::NEVER).unwrap();
+        let hint = Hint { embedding, kind: 2, scale: 1.0 };
+        let residuals = network.forward(&latents, 801.0, &[hint], &context, Interrupt::NEVER).unwrap();
         let (after, _) = residuals.tensors();
         let (middle, down) = after.split_last().unwrap();
         for (i, ours) in down.iter().chain([middle]).enumerate() {
@@ -152,7 +160,7 @@ fn networks_by_themselves_agree_with_diffusers() {
 fn pictures_are_guided_as_in_diffusers() {
     let goldens = goldens();
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/controls.json").unwrap()).unwrap();
-    let is_ours = |case: &&Case| case.reference.is_empty() && case.control.iter().all(|control| control.net != "controlnet-union");
+    let is_ours = |case: &&Case| case.reference.is_empty();
     let (mut models, mut seen) = (BTreeMap::new(), 0);
     for case in cases.iter().filter(is_ours) {
         let folder = models.entry(&case.model).or_insert_with(|| made_up::model(&case.model));
@@ -161,7 +169,7 @@ fn pictures_are_guided_as_in_diffusers() {
         compare(case, &load(folder.path(), &networks), &goldens);
         seen += 1;
     }
-    assert_eq!(seen, 19);
+    assert_eq!(seen, 21);
 }
 
 fn compare(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<String, Tensor>) {

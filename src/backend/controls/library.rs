@@ -11,9 +11,9 @@ use tracing::info;
 use crate::{
     backend::{
         GenerationError, LoadError,
-        model_files::{ControlFiles, ControlKind},
+        model_files::{ControlFiles, ControlNetworkKind},
     },
-    common::{ControlSettings, InvalidValue, NamedPath},
+    common::{ControlKind, ControlSettings, InvalidValue, NamedPath},
     models::{ControlNetConfig, ControlNetModel, DenoiserConfig, T2IAdapter, T2IAdapterConfig},
     ops::{self, WeightType, Weights},
 };
@@ -31,7 +31,7 @@ pub struct ControlLibrary {
     /// The most bytes of networks that stay loaded. The latest one stays in any case.
     most_bytes: usize,
     /// The latest first.
-    loaded: Mutex<VecDeque<(Arc<ControlEntry>, Arc<ControlNetwork>)>>,
+    loaded: Mutex<VecDeque<(Arc<ControlEntry>, ControlNetwork)>>,
 }
 
 /// A control network under its name.
@@ -49,13 +49,13 @@ enum Config {
     T2IAdapter(T2IAdapterConfig),
 }
 
-/// A control network.
-#[derive(Debug)]
+/// A control network. Clones share it.
+#[derive(Debug, Clone)]
 pub enum ControlNetwork {
     /// Looks at latents, text and picture in every step.
-    ControlNet(Box<ControlNetModel>),
+    ControlNet(Arc<ControlNetModel>),
     /// Looks at the picture once.
-    T2IAdapter(T2IAdapter),
+    T2IAdapter(Arc<T2IAdapter>),
 }
 
 /// A control network of a request.
@@ -75,12 +75,12 @@ impl ControlEntry {
         let read = || -> Result<Config, String> {
             let config = files.config(json);
             Ok(match files.kind() {
-                ControlKind::ControlNet => {
+                ControlNetworkKind::ControlNet => {
                     let config = ControlNetConfig::from_json(&config).map_err(|error| error.to_string())?;
                     config.check_fits(unet).map_err(|why| format!("this ControlNet does not fit the model: {why}"))?;
                     Config::ControlNet(config)
                 }
-                ControlKind::T2IAdapter => {
+                ControlNetworkKind::T2IAdapter => {
                     let config = T2IAdapterConfig::from_json(&config).map_err(|error| error.to_string())?;
                     config.check_fits(unet).map_err(|why| format!("this T2I-Adapter does not fit the model: {why}"))?;
                     Config::T2IAdapter(config)
@@ -111,6 +111,24 @@ impl ControlEntry {
         match &self.config {
             Config::ControlNet(_) => 1,
             Config::T2IAdapter(config) => config.downscale_factor as u32,
+        }
+    }
+
+    /// The kind of a picture for this network, if it knows several.
+    fn kind_of(&self, settings: &ControlSettings) -> Result<Option<ControlKind>, InvalidValue> {
+        let Config::ControlNet(ControlNetConfig { union: Some(union), .. }) = &self.config else {
+            let Some(kind) = settings.kind else { return Ok(None) };
+            let allowed = format!("left out for \"{}\", which knows one kind of picture", self.name);
+            return Err(InvalidValue::new("control", format_args!("of the type {}", kind.name()), allowed));
+        };
+        let known = &ControlKind::ALL[..union.num_control_type.min(ControlKind::ALL.len())];
+        match settings.kind.or(settings.preprocess.kind()) {
+            Some(kind) if known.contains(&kind) => Ok(Some(kind)),
+            other => {
+                let names: Vec<&str> = known.iter().map(|kind| kind.name()).collect();
+                let found = other.map_or("left out", ControlKind::name);
+                Err(InvalidValue::new("control", found, format!("given with a type for \"{}\": one of {}", self.name, names.join(", "))))
+            }
         }
     }
 
@@ -177,7 +195,8 @@ impl ControlLibrary {
                 let allowed = format!("multiples of {multiple} with \"{}\"", entry.name);
                 return Err(InvalidValue::new("size", format_args!("{width}x{height}"), allowed));
             }
-            Ok(ChosenControl { entry: Arc::clone(entry), settings })
+            let kind = entry.kind_of(&settings)?;
+            Ok(ChosenControl { entry: Arc::clone(entry), settings: ControlSettings { kind, ..settings } })
         };
         asked.into_iter().map(choose).collect()
     }
@@ -186,12 +205,12 @@ impl ControlLibrary {
     ///
     /// # Errors
     /// When its files cannot be read, tensors are missing or have other shapes, or there is no memory for it.
-    pub(super) fn get(&self, entry: &Arc<ControlEntry>) -> Result<Arc<ControlNetwork>, GenerationError> {
+    pub(super) fn get(&self, entry: &Arc<ControlEntry>) -> Result<ControlNetwork, GenerationError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = loaded.iter().position(|(other, _)| Arc::ptr_eq(other, entry))
             && let Some(found) = loaded.remove(place)
         {
-            let network = Arc::clone(&found.1);
+            let network = found.1.clone();
             loaded.push_front(found);
             return Ok(network);
         }
@@ -200,8 +219,8 @@ impl ControlLibrary {
             bytes = bytes.saturating_add(other.bytes());
             bytes <= self.most_bytes
         });
-        let network = Arc::new(self.load(entry)?);
-        loaded.push_front((Arc::clone(entry), Arc::clone(&network)));
+        let network = self.load(entry)?;
+        loaded.push_front((Arc::clone(entry), network.clone()));
         Ok(network)
     }
 
@@ -210,9 +229,9 @@ impl ControlLibrary {
         let weights = entry.files.weights(self.dtype, &self.device);
         let build = |vb: &Weights| match &entry.config {
             Config::ControlNet(config) => {
-                ControlNetModel::new(config.clone(), vb).map(|network| ControlNetwork::ControlNet(Box::new(network)))
+                ControlNetModel::new(config.clone(), vb).map(|network| ControlNetwork::ControlNet(Arc::new(network)))
             }
-            Config::T2IAdapter(config) => T2IAdapter::new(config.clone(), vb).map(ControlNetwork::T2IAdapter),
+            Config::T2IAdapter(config) => T2IAdapter::new(config.clone(), vb).map(|adapter| ControlNetwork::T2IAdapter(Arc::new(adapter))),
         };
         // candle ends the process where it gets no memory: a tensor as it is stored, and in the network's type.
         let room = (entry.files.elements().1 as u64).saturating_mul(2 * size_of::<f32>() as u64);

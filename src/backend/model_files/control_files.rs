@@ -21,7 +21,7 @@ use crate::backend::LoadError;
 
 /// The network of these files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::backend) enum ControlKind {
+pub(in crate::backend) enum ControlNetworkKind {
     ControlNet,
     T2IAdapter,
 }
@@ -31,7 +31,7 @@ pub(in crate::backend) enum ControlKind {
 pub(in crate::backend) struct ControlFiles {
     path: PathBuf,
     files: Arc<TensorFiles>,
-    kind: ControlKind,
+    kind: ControlNetworkKind,
     names: Names,
     /// `config.json`, if there is one.
     config: Option<Vec<u8>>,
@@ -48,13 +48,12 @@ enum Names {
 }
 
 /// Files that are no such network, by a part of the names of their tensors.
-const REFUSED: [(&str, &str); 6] = [
+const REFUSED: [(&str, &str); 5] = [
     ("lora_controlnet", "a Control-LoRA, which is not supported"),
     ("lllite_", "a ControlNet-LLLite, which is not supported"),
     ("ip_adapter.", "an IP-Adapter, which is for --ip-adapter"),
     ("lora_", "a LoRA, which is for --loras"),
     ("controlnet_x_embedder", "a ControlNet of another family than Stable Diffusion"),
-    ("task_embedding", "a union of several ControlNets, which is not supported"),
 ];
 /// The prefix of a ControlNet's tensors in its first files, which may have a whole model beside it.
 const CONTROL_MODEL: &str = "control_model.";
@@ -95,8 +94,8 @@ impl ControlFiles {
         let config = directory.read(&name)?.into_owned();
         let ClassName { class_name } = directory.json(&name)?;
         let kind = match class_name.as_str() {
-            "ControlNetModel" => ControlKind::ControlNet,
-            "T2IAdapter" => ControlKind::T2IAdapter,
+            "ControlNetModel" | "ControlNetUnionModel" => ControlNetworkKind::ControlNet,
+            "T2IAdapter" => ControlNetworkKind::T2IAdapter,
             other => {
                 let reason = format!("it is of a {other}, and not of a ControlNetModel or a T2IAdapter");
                 return Err(LoadError::BadConfig { path: directory.path(&name), reason });
@@ -111,7 +110,7 @@ impl ControlFiles {
         &self.path
     }
 
-    pub(in crate::backend) fn kind(&self) -> ControlKind {
+    pub(in crate::backend) fn kind(&self) -> ControlNetworkKind {
         self.kind
     }
 
@@ -126,8 +125,8 @@ impl ControlFiles {
     pub(in crate::backend) fn config(&self, unet: &[u8]) -> Vec<u8> {
         let made = match (&self.config, self.kind) {
             (Some(config), _) => return config.clone(),
-            (None, ControlKind::ControlNet) => self.controlnet(serde_json::from_slice(unet).unwrap_or_default()),
-            (None, ControlKind::T2IAdapter) => self.t2i_adapter(),
+            (None, ControlNetworkKind::ControlNet) => self.controlnet(serde_json::from_slice(unet).unwrap_or_default()),
+            (None, ControlNetworkKind::T2IAdapter) => self.t2i_adapter(),
         };
         Value::Object(made).to_string().into_bytes()
     }
@@ -185,6 +184,16 @@ impl ControlFiles {
             .chain([first(&format!("{hint}.conv_out.weight"), 1)]);
         config.insert("conditioning_embedding_out_channels".to_owned(), json!(channels.flatten().collect::<Vec<_>>()));
         config.insert("conditioning_channels".to_owned(), json!(first(&format!("{hint}.conv_in.weight"), 1)));
+        if let Some([kinds, channels]) = self.shape("task_embedding").as_deref() {
+            let layers = (0..).take_while(|i| self.shape(&format!("transformer_layes.{i}.ln_1.weight")).is_some()).count();
+            let union = [
+                ("num_control_type", *kinds),
+                ("num_trans_channel", *channels),
+                ("num_trans_layer", layers),
+                ("num_proj_channel", first("spatial_ch_projs.weight", 0).unwrap_or_default()),
+            ];
+            config.extend(union.map(|(name, value)| (name.to_owned(), json!(value))));
+        }
         config
     }
 
@@ -225,23 +234,23 @@ impl ControlFiles {
 }
 
 /// The network of a file, and the naming of its tensors.
-fn recognise(files: &TensorFiles) -> Result<(ControlKind, Names), String> {
+fn recognise(files: &TensorFiles) -> Result<(ControlNetworkKind, Names), String> {
     let names: BTreeSet<String> = files.names().collect();
     if let Some((_, what)) = REFUSED.iter().find(|(part, _)| names.iter().any(|name| name.contains(part))) {
         return Err(format!("this is {what}"));
     }
     let has = |name: &str| names.contains(name);
     if has("controlnet_cond_embedding.conv_in.weight") {
-        return Ok((ControlKind::ControlNet, Names::Diffusers));
+        return Ok((ControlNetworkKind::ControlNet, Names::Diffusers));
     }
     if let Some(prefix) = [CONTROL_MODEL, ""].into_iter().find(|prefix| has(&format!("{prefix}input_hint_block.0.weight"))) {
-        return Ok((ControlKind::ControlNet, Names::Ldm(prefix)));
+        return Ok((ControlNetworkKind::ControlNet, Names::Ldm(prefix)));
     }
     if ["adapter.conv_in.weight", "adapter.body.0.in_conv.weight"].into_iter().any(has) {
-        return Ok((ControlKind::T2IAdapter, Names::Diffusers));
+        return Ok((ControlNetworkKind::T2IAdapter, Names::Diffusers));
     }
     if has("conv_in.weight") && has("body.0.block1.weight") {
-        return Ok((ControlKind::T2IAdapter, Names::Numbered));
+        return Ok((ControlNetworkKind::T2IAdapter, Names::Numbered));
     }
     let first: Vec<&str> = names.iter().take(3).map(String::as_str).collect();
     Err(format!("this is no ControlNet and no T2I-Adapter that is known here: its tensors are {}, …", first.join(", ")))

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::UnionConfig;
 use crate::models::{ConfigError, UNet2DConditionConfig};
 
 /// The configuration of a ControlNet: that of the UNet that it is a copy of, and its own fields.
@@ -14,6 +15,8 @@ pub struct ControlNetConfig {
     pub conditioning_channels: usize,
     /// Channels on the picture's way to the resolution of latents, one entry for each halving and one more.
     pub conditioning_embedding_out_channels: Vec<usize>,
+    /// Of networks that know several kinds of pictures.
+    pub union: Option<UnionConfig>,
     channel_order: ChannelOrder,
     global_pool_conditions: bool,
 }
@@ -56,6 +59,8 @@ impl ControlNetConfig {
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
         let mut raw = ConfigError::read_fields(json, &["mid_block_type"])?;
         let own: Own = ConfigError::read(Value::Object(raw.clone()))?;
+        let is_union = raw.contains_key("num_control_type");
+        let union: Option<UnionConfig> = is_union.then(|| ConfigError::read(Value::Object(raw.clone()))).transpose()?;
         // The way up mirrors the way down, and nothing is built of it.
         if let Some(Value::Array(down)) = raw.get("down_block_types") {
             let up = down.iter().rev().map(|kind| kind.as_str().unwrap_or_default().replace("Down", "Up")).collect::<Vec<_>>();
@@ -71,11 +76,15 @@ impl ControlNetConfig {
                 "conditioning_embedding_out_channels must have 4 entries, one for each halving of the picture's side and one more, not {channels:?}"
             )
         })?;
+        if let Some(union) = union {
+            check_union(union, &unet)?;
+        }
         ConfigError::unless(unet.mid_block_type.is_some(), || "a ControlNet without a middle block is not supported".to_owned())?;
         Ok(Self {
             unet,
             conditioning_channels,
             conditioning_embedding_out_channels,
+            union,
             channel_order: controlnet_conditioning_channel_order,
             global_pool_conditions: own.global_pool_conditions,
         })
@@ -127,6 +136,21 @@ impl ControlNetConfig {
     }
 }
 
+fn check_union(union: UnionConfig, unet: &UNet2DConditionConfig) -> Result<(), ConfigError> {
+    let UnionConfig { num_control_type, num_trans_channel: channels, num_trans_layer, num_proj_channel } = union;
+    let finest = unet.block_out_channels[0];
+    ConfigError::unless((1..=64).contains(&num_control_type), || format!("num_control_type must be 1 to 64, not {num_control_type}"))?;
+    ConfigError::unless(num_trans_layer <= 64, || format!("num_trans_layer must be at most 64, not {num_trans_layer}"))?;
+    ConfigError::unless(channels == finest && num_proj_channel == finest, || {
+        format!(
+            "num_trans_channel and num_proj_channel must be {finest}, as the first of block_out_channels, not {channels} and {num_proj_channel}"
+        )
+    })?;
+    ConfigError::unless(unet.addition_time_embed_dim.is_some_and(|dim| dim > 2), || {
+        "a union of ControlNets needs addition_time_embed_dim".to_owned()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +158,8 @@ mod tests {
     const VALID: &str = r#"{"_class_name":"ControlNetModel","block_out_channels":[64,128],"layers_per_block":2,
         "down_block_types":["DownBlock2D","CrossAttnDownBlock2D"],"transformer_layers_per_block":[1,2],
         "attention_head_dim":[4,8],"cross_attention_dim":64,"conditioning_embedding_out_channels":[16,32,96,256]}"#;
+
+    const UNION: &str = r#""num_control_type":6,"num_trans_channel":64,"num_trans_layer":1,"num_proj_channel":64"#;
 
     #[test]
     fn skips_are_those_of_the_unet() {
@@ -156,6 +182,8 @@ mod tests {
             ("\"layers_per_block\":2", "\"layers_per_block\":2,\"addition_embed_type\":\"text\"", "addition_embed_type = \"text\""),
             ("\"layers_per_block\":2", "\"layers_per_block\":2,\"mid_block_type\":null", "without a middle block"),
             ("\"DownBlock2D\",", "", "down_block_types has 1 entries"),
+            ("\"layers_per_block\":2", UNION, "needs addition_time_embed_dim"),
+            ("\"layers_per_block\":2", "\"layers_per_block\":2,\"num_control_type\":6", "missing field `num_trans_channel`"),
         ] {
             let json = VALID.replace(from, to);
             assert_ne!(json, VALID);

@@ -16,13 +16,18 @@ const GUIDANCE_SCALING: f64 = 1000.0;
 
 /// `Timesteps`: a number as sines and cosines of it.
 #[derive(Debug, Clone, Copy)]
-struct Timesteps {
+pub(in crate::models) struct Timesteps {
     channels: usize,
     flip_sin_to_cos: bool,
     freq_shift: f64,
 }
 
 impl Timesteps {
+    /// Of so many channels, with the frequencies of a UNet's.
+    pub(in crate::models) fn new(channels: usize, config: &UNet2DConditionConfig) -> Self {
+        Self { channels, flip_sin_to_cos: config.flip_sin_to_cos, freq_shift: config.freq_shift }
+    }
+
     /// `channels` numbers from -1 to 1.
     fn phases(&self, number: f64) -> Vec<f32> {
         // In f64 whatever the network's type: in f16, the phases of t = 900 are off by whole turns.
@@ -34,7 +39,7 @@ impl Timesteps {
     }
 
     /// Those of several numbers, `(numbers, channels)`, with the type and on the device of `like`.
-    fn forward(&self, numbers: &[f64], like: &Tensor) -> Result<Tensor> {
+    pub(in crate::models) fn forward(&self, numbers: &[f64], like: &Tensor) -> Result<Tensor> {
         let phases: Vec<f32> = numbers.iter().flat_map(|number| self.phases(*number)).collect();
         Tensor::from_vec(phases, (numbers.len(), self.channels), &Device::Cpu)?.to_device(like.device())?.to_dtype(like.dtype())
     }
@@ -42,17 +47,17 @@ impl Timesteps {
 
 /// `TimestepEmbedding`.
 #[derive(Debug, Clone)]
-struct TimestepEmbedding {
+pub(in crate::models) struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,
 }
 
 impl TimestepEmbedding {
-    fn new(channels: usize, width: usize, vb: &Weights) -> Result<Self> {
+    pub(in crate::models) fn new(channels: usize, width: usize, vb: &Weights) -> Result<Self> {
         Ok(Self { linear_1: Linear::new(channels, width, &vb.pp("linear_1"))?, linear_2: Linear::new(width, width, &vb.pp("linear_2"))? })
     }
 
-    fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
+    pub(in crate::models) fn forward(&self, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
         self.linear_2.with(adapters).forward(&self.linear_1.with(adapters).forward(x)?.silu()?)
     }
 }
@@ -89,10 +94,21 @@ impl AddEmbedding {
     }
 }
 
+impl AddEmbedding {
+    /// The same with an embedding `(batch, time_embed_dim)` added.
+    pub(super) fn with_added(self, embedding: Tensor) -> Result<Self> {
+        let text_time = match &self.text_time {
+            Some(text_time) => (text_time + embedding)?,
+            None => embedding,
+        };
+        Ok(Self { text_time: Some(text_time), ..self })
+    }
+}
+
 impl TimeEmbedding {
     pub(super) fn new(config: &UNet2DConditionConfig, vb: &Weights) -> Result<Self> {
         let (channels, width) = (config.block_out_channels[0], config.time_embed_dim());
-        let time_proj = Timesteps { channels, flip_sin_to_cos: config.flip_sin_to_cos, freq_shift: config.freq_shift };
+        let time_proj = Timesteps::new(channels, config);
         let cond_proj = config.time_cond_proj_dim.map(|dim| -> Result<_> {
             let numbers = Timesteps { channels: dim, flip_sin_to_cos: false, freq_shift: 1.0 };
             Ok((numbers, Linear::no_bias(dim, channels, &vb.pp("time_embedding.cond_proj"))?))

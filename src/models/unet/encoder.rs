@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     models::{conditions::Conditions, pass::Pass, residuals::Residuals, text_context::TextContext},
-    ops::{Adapters, Added, Conv2d, Conv2dConfig, Weights, for_batch},
+    ops::{Adapters, Conv2d, Conv2dConfig, Weights, add_images, for_batch},
 };
 
 /// From latents to the middle of a UNet.
@@ -77,7 +77,10 @@ impl Encoder {
         residuals: &Residuals,
         pass: &Pass,
     ) -> Result<Encoded> {
-        let mut x = self.conv_in.with(pass.adapters).forward_add(latents, Added { sample_bias: None, residual: hint })?;
+        let mut x = self.conv_in.with(pass.adapters).forward(latents)?;
+        if let Some(hint) = hint {
+            x = add_images(&x, hint)?;
+        }
         let batch = pass.temb.map_or(Ok(0), |temb| temb.dim(0))?;
         if batch > x.dim(0)? {
             x = for_batch(&x, batch)?;

@@ -19,15 +19,7 @@ impl Adapted<'_, Conv2d> {
     /// # Errors
     /// As [`Conv2d::forward`], and when the samples do not fall into the pass's requests.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_add(x, Added::default())
-    }
-
-    /// [`Conv2d::forward_add`].
-    ///
-    /// # Errors
-    /// As [`Conv2d::forward_add`], and when the samples do not fall into the pass's requests.
-    pub fn forward_add(&self, x: &Tensor, added: Added) -> Result<Tensor> {
-        self.in_parts(x, added, Conv2d::forward_add)
+        self.in_parts(x, Added::default(), Conv2d::forward_add)
     }
 
     /// [`Conv2d::forward_enlarged`] with nothing added.
