@@ -3,6 +3,7 @@
 
 mod attention;
 mod clip;
+mod clip_vision;
 mod conditions;
 mod config_error;
 mod denoiser;
@@ -14,6 +15,7 @@ mod unet;
 mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
+pub use clip_vision::{ClipVisionConfig, ClipVisionModel, ImageEmbeds};
 pub use conditions::Conditions;
 pub use config_error::ConfigError;
 pub use denoiser::{Denoiser, DenoiserConfig, DenoiserContext};
