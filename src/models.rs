@@ -3,10 +3,12 @@
 
 mod attention;
 mod clip;
+mod clip_vision;
 mod conditions;
 mod config_error;
 mod controlnet;
 mod denoiser;
+mod image_projection;
 mod pass;
 mod residuals;
 mod resnet;
@@ -17,10 +19,12 @@ mod unet;
 mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
+pub use clip_vision::{ClipVisionConfig, ClipVisionModel, ImageEmbeds};
 pub use conditions::Conditions;
 pub use config_error::ConfigError;
 pub use controlnet::{ControlNetConfig, ControlNetModel, Hint, UnionConfig};
 pub use denoiser::{Denoiser, DenoiserConfig, DenoiserContext};
+pub use image_projection::{ImageProjection, ImageProjectionConfig, ImageProjectionKind, ResamplerConfig};
 pub use pass::Interrupt;
 pub use residuals::Residuals;
 pub use t2i_adapter::{T2IAdapter, T2IAdapterConfig, T2IAdapterType};

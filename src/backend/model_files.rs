@@ -74,7 +74,7 @@ const PICKLE_ENDINGS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// The text encoder that gives the pooled text.
 pub(super) const POOLING: &str = "text_encoder_2";
-const NO_PICKLES: &str = "pickled weights are not read, since reading them runs code; convert them to safetensors";
+pub(super) const NO_PICKLES: &str = "pickled weights are not read, since reading them runs code; convert them to safetensors";
 
 impl ModelFiles {
     /// `builtin`, a directory, a checkpoint in one file, or the name of a repository on the Hugging Face Hub, which is downloaded.
@@ -329,7 +329,8 @@ fn name_of(path: &Path) -> String {
     end(path).or_else(|| end(&path.canonicalize().ok()?)).unwrap_or_else(|| "model".to_owned())
 }
 
-fn is_pickle(path: &Path) -> bool {
+/// Whether a file is pickled, by its name.
+pub(super) fn is_pickle(path: &Path) -> bool {
     path.extension().is_some_and(|end| PICKLE_ENDINGS.iter().any(|pickle| end.eq_ignore_ascii_case(pickle)))
 }
 

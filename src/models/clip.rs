@@ -64,6 +64,34 @@ impl ClipTextConfig {
         ConfigError::unless(config.max_position_embeddings >= 3, || "max_position_embeddings must be at least 3".to_owned())?;
         Ok(config)
     }
+
+    fn layer(&self) -> ClipLayerConfig {
+        ClipLayerConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            layer_norm_eps: self.layer_norm_eps,
+            is_causal: true,
+        }
+    }
+}
+
+/// A layer of CLIP's text encoder or of its image encoder.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClipLayerConfig {
+    /// Width of the embeddings.
+    pub(super) hidden_size: usize,
+    /// Width between the two layers of the MLP.
+    pub(super) intermediate_size: usize,
+    /// Heads of the attention.
+    pub(super) heads: usize,
+    /// Activation of the MLP.
+    pub(super) activation: Activation,
+    /// Epsilon of the layer norms.
+    pub(super) layer_norm_eps: f64,
+    /// Whether a token sees itself and those before it alone, as in a text.
+    pub(super) is_causal: bool,
 }
 
 /// `CLIPTextModel`, or `CLIPTextModelWithProjection`.
@@ -89,14 +117,10 @@ impl ClipTextModel {
         let prefixed = beginnings.iter().any(|name| vb.contains_tensor(name));
         let vb = &if prefixed { vb.pp("text_model") } else { vb.clone() };
         let embeddings = vb.pp("embeddings");
-        let layer = |i: usize| {
-            let config = config.clone();
-            OnDemand::new(vb.pp("encoder.layers").pp(i), move |vb| ClipEncoderLayer::new(&config, vb))
-        };
         Ok(Self {
             token_embedding: Embedding::new(config.vocab_size, config.hidden_size, &embeddings.pp("token_embedding"))?,
             position_embedding: embeddings.get((config.max_position_embeddings, config.hidden_size), "position_embedding.weight")?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            layers: encoder_layers(config.layer(), config.num_hidden_layers, &vb.pp("encoder.layers"))?,
             final_layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
             text_projection: text_projection.transpose()?,
             layer_names: vb.layer_names(),
@@ -163,15 +187,22 @@ impl ClipTextModel {
     }
 }
 
-fn run(layers: &[OnDemand<ClipEncoderLayer>], x: Tensor, pass: &Pass) -> Result<Tensor> {
+/// The layers of an encoder. `vb` has them by their numbers.
+pub(super) fn encoder_layers(config: ClipLayerConfig, count: usize, vb: &Weights) -> Result<Vec<OnDemand<ClipEncoderLayer>>> {
+    (0..count).map(|i| OnDemand::new(vb.pp(i), move |vb| ClipEncoderLayer::new(config, vb))).collect()
+}
+
+/// `x` `(batch, tokens, hidden_size)` through several layers.
+pub(super) fn run(layers: &[OnDemand<ClipEncoderLayer>], x: Tensor, pass: &Pass) -> Result<Tensor> {
     layers.iter().try_fold(x, |x, layer| {
         pass.check()?;
         layer.with(|layer| layer.forward(&x, pass.adapters))
     })
 }
 
+/// transformers' `CLIPEncoderLayer`.
 #[derive(Debug, Clone)]
-struct ClipEncoderLayer {
+pub(super) struct ClipEncoderLayer {
     layer_norm1: LayerNorm,
     self_attn: ClipAttention,
     layer_norm2: LayerNorm,
@@ -179,7 +210,7 @@ struct ClipEncoderLayer {
 }
 
 impl ClipEncoderLayer {
-    fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
+    fn new(config: ClipLayerConfig, vb: &Weights) -> Result<Self> {
         Ok(Self {
             layer_norm1: LayerNorm::new(config.hidden_size, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
             self_attn: ClipAttention::new(config, &vb.pp("self_attn"))?,
@@ -201,25 +232,26 @@ struct ClipAttention {
     v_proj: Linear,
     out_proj: Linear,
     heads: usize,
+    is_causal: bool,
 }
 
 impl ClipAttention {
-    fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
+    fn new(config: ClipLayerConfig, vb: &Weights) -> Result<Self> {
         let projection = |name: &str| Linear::new(config.hidden_size, config.hidden_size, &vb.pp(name));
         Ok(Self {
             q_proj: projection("q_proj")?,
             k_proj: projection("k_proj")?,
             v_proj: projection("v_proj")?,
             out_proj: projection("out_proj")?,
-            heads: config.num_attention_heads,
+            heads: config.heads,
+            is_causal: config.is_causal,
         })
     }
 
-    /// Causal: a token sees itself and those before it.
     fn forward(&self, x: &Tensor, residual: &Tensor, adapters: &Adapters) -> Result<Tensor> {
         let project = |projection: &Linear| projection.with(adapters).forward(x);
         let (q, k, v) = (project(&self.q_proj)?, project(&self.k_proj)?, project(&self.v_proj)?);
-        self.out_proj.with(adapters).forward_add(&attention(&q, &k, &v, self.heads, true)?, residual)
+        self.out_proj.with(adapters).forward_add(&attention(&q, &k, &v, self.heads, self.is_causal)?, residual)
     }
 }
 
@@ -231,11 +263,11 @@ struct ClipMlp {
 }
 
 impl ClipMlp {
-    fn new(config: &ClipTextConfig, vb: &Weights) -> Result<Self> {
+    fn new(config: ClipLayerConfig, vb: &Weights) -> Result<Self> {
         Ok(Self {
             fc1: Linear::new(config.hidden_size, config.intermediate_size, &vb.pp("fc1"))?,
             fc2: Linear::new(config.intermediate_size, config.hidden_size, &vb.pp("fc2"))?,
-            activation: config.hidden_act,
+            activation: config.activation,
         })
     }
 

@@ -1,5 +1,5 @@
 //! Promises to the outside, one module for each. The tests run the binary as users do; only `batches`, `damaged`, `families`,
-//! `family_samplers`, `layouts`, `loras`, `made_lora`, `parity`, `parts`, `sharing` and `single_file` look inside.
+//! `family_samplers`, `layouts`, `loras`, `made_lora`, `parity`, `parts`, `references`, `sharing` and `single_file` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -40,6 +40,7 @@ mod parity;
 mod parts;
 mod probes;
 mod proxies;
+mod references;
 mod refusals;
 mod sharing;
 mod single_file;

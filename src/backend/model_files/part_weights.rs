@@ -1,6 +1,9 @@
 //! The weights of one part of a model, and reports of missing and unread ones.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device, Error, Result};
 use candle_nn::VarBuilder;
@@ -59,17 +62,33 @@ const NEEDLESS_ENDS: [&str; 8] = [
 ];
 
 impl PartWeights {
+    /// The tensors of files, under their own names. `owner` is what they belong to, for messages.
+    pub(in crate::backend) fn of_files(path: &Path, files: &Arc<TensorFiles>, owner: &'static str, dtype: DType, device: &Device) -> Self {
+        let locate: Locate = Arc::new(|name| name.to_owned().into());
+        let vb = files.reader(dtype, device, Arc::clone(&locate));
+        Self { path: path.to_owned(), vb, files: Arc::clone(files), locate, owner, needless: Vec::new() }
+    }
+
+    /// Looks for all tensors of the network that `new` builds, without reading them.
+    ///
+    /// # Errors
+    /// Lists those that are missing or have another shape.
+    pub(in crate::backend) fn check<T>(&self, new: impl Fn(&Weights) -> Result<T>) -> std::result::Result<(), LoadError> {
+        self.wrong(new).map_or(Ok(()), Err)
+    }
+
     /// Why a network could not be built of these weights. `new` builds it once more, of nothing but shapes, to list all tensors that are
     /// missing or have another shape.
     pub(in crate::backend) fn failure<T>(&self, source: Error, new: impl Fn(&Weights) -> Result<T>) -> LoadError {
+        self.wrong(new).unwrap_or(LoadError::WrongWeights { path: self.path.clone(), source })
+    }
+
+    fn wrong<T>(&self, new: impl Fn(&Weights) -> Result<T>) -> Option<LoadError> {
         let survey = Survey::new(Arc::clone(&self.files), Arc::clone(&self.locate));
         // No kernel packs f64, so nothing but shapes is in memory.
         let vb = VarBuilder::from_backend(Box::new(survey.clone()), DType::F64, Device::Cpu);
         let _ = new(&Weights::new(vb, WeightType::F32));
-        match survey.wrong() {
-            Some(wrong) => LoadError::MissingWeights { path: self.path.clone(), owner: self.owner, wrong },
-            None => LoadError::WrongWeights { path: self.path.clone(), source },
-        }
+        survey.wrong().map(|wrong| LoadError::MissingWeights { path: self.path.clone(), owner: self.owner, wrong })
     }
 
     /// The names, in order, of tensors that look like a network's and that no network read.
