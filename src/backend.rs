@@ -44,7 +44,7 @@ pub use image_file::{ImageFile, InitFiles, InputFiles, MAX_INPUT_PIXELS};
 pub use image_utils::encode;
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use infotext::ImageMetadata;
-pub use ip_adapter::{CrossAttentionLayer, IpAdapterFile, preprocess};
+pub use ip_adapter::{CrossAttentionLayer, IpAdapter, IpAdapterFile, preprocess};
 pub use latent_preview::LatentPreview;
 pub use model_files::{ModelFiles, PartWeights, dequantized};
 pub use model_info::{ModelDefaults, ModelInfo};

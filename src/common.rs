@@ -20,7 +20,7 @@ mod sampling_config;
 mod torch_rng;
 mod whole_number;
 
-pub use control::{ControlFile, ControlKind, ControlScale, ControlSettings, ControlWindow, NamedPath, Preprocess};
+pub use control::{ControlFile, ControlKind, ControlScale, ControlSettings, ControlWindow, NamedPath, Preprocess, ReferenceFile};
 pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};

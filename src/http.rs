@@ -43,6 +43,7 @@ mod uploads;
 mod wire;
 mod wire_controls;
 mod wire_loras;
+mod wire_references;
 
 use std::sync::Arc;
 

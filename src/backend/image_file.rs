@@ -4,6 +4,7 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage, metadata::Orien
 
 use super::{
     GenerationError, image_utils,
+    ip_adapter::reduce,
     picture_decoder::{self, Broken},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub struct InputFiles {
     pub init: Option<InitFiles>,
     /// Those that control networks look at.
     pub controls: Vec<ImageFile>,
+    /// Those that the denoiser looks at beside the text.
+    pub references: Vec<ImageFile>,
 }
 
 /// The files of a picture to begin with.
@@ -108,7 +111,7 @@ impl InputFiles {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.init.is_none() && self.controls.is_empty()
+        self.init.is_none() && self.controls.is_empty() && self.references.is_empty()
     }
 
     /// Width and height of the picture that decides the size of a request that names none: the one to begin with, or the first that a control
@@ -119,14 +122,18 @@ impl InputFiles {
     }
 
     /// Decodes the files and brings them to the size of the picture to make: what exceeds its proportions is cut off evenly on both sides,
-    /// and the rest is scaled.
+    /// and the rest is scaled. References become squares of `reference_side` pixels.
     ///
     /// # Errors
     /// When a file is broken, the mask marks nothing, or there is no memory for the pixels.
-    pub fn decode(&self, size: ImageSize) -> Result<InputImages, GenerationError> {
+    pub fn decode(&self, size: ImageSize, reference_side: u32) -> Result<InputImages, GenerationError> {
         let init = self.init.as_ref().map(|files| files.decode(size)).transpose()?;
         let controls = self.controls.iter().map(|file| file.decode_to(size)).collect::<Result<_, _>>()?;
-        Ok(InputImages { init, controls })
+        let reduce = |file: &ImageFile| -> Result<RgbImage, GenerationError> {
+            let reduced = || Ok::<_, InvalidValue>(reduce(&flatten(&file.decode()?), reference_side));
+            Ok(ops::with_room(file.room(size), reduced)??)
+        };
+        Ok(InputImages { init, controls, references: self.references.iter().map(reduce).collect::<Result<_, _>>()? })
     }
 }
 
@@ -288,8 +295,11 @@ mod tests {
         let picture = |width| open(RgbImage::new(width, 64));
         let init = || Some(InitFiles { image: picture(64), mask: None });
         assert_eq!(InputFiles::default().leading_size(), None);
-        assert_eq!(InputFiles { init: None, controls: vec![picture(72), picture(80)] }.leading_size(), Some((72, 64)));
-        assert_eq!(InputFiles { init: init(), controls: vec![picture(72)] }.leading_size(), Some((64, 64)));
+        assert_eq!(
+            InputFiles { init: None, controls: vec![picture(72), picture(80)], ..InputFiles::default() }.leading_size(),
+            Some((72, 64))
+        );
+        assert_eq!(InputFiles { init: init(), controls: vec![picture(72)], ..InputFiles::default() }.leading_size(), Some((64, 64)));
     }
 
     #[test]

@@ -1,23 +1,23 @@
 //! Stable Diffusion, stage by stage. After diffusers' `pipeline_stable_diffusion.py`.
 
+mod conditioning;
 mod initial_latents;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
+use conditioning::Conditioning;
 use image::RgbImage;
 use initial_latents::{InitialLatents, KeptLatents};
 use tracing::{debug_span, warn};
 
 use super::{
-    Demand, EncodedPrompts, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
-    StepKind, WideVae,
-    controls::{ActiveControl, Sides},
-    image_utils,
+    Demand, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder, StepKind, WideVae,
+    controls::ActiveControl, image_utils,
 };
 use crate::{
     common::{GuidanceRescale, ImageSize, InputImage, InputImages, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
-    models::{AutoencoderKl, Conditions, Denoiser, DenoiserContext, Interrupt, Residuals},
+    models::{AutoencoderKl, Denoiser, DenoiserContext, Interrupt, Residuals},
     schedulers::{Stage, Term},
 };
 
@@ -88,30 +88,11 @@ impl Pipeline for InferencePipeline {
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Diffusion, GenerationError> {
         // 1. Inputs were checked, and timesteps prepared, when the order was made.
-        let Order { prompt, negative_prompt, adapters, config, demand, .. } = &request.order;
+        let Order { config, demand, .. } = &request.order;
 
-        // 2. Encode the prompt, with guidance after the negative one.
+        // 2. Encode the prompt.
         let span = debug_span!("text_encode").entered();
-        let prompts = [negative_prompt, prompt];
-        let prompts = if demand.is_guided() { &prompts[..] } else { &prompts[1..] };
-        let applied = self.info.adapters.as_ref().map(|library| library.apply(&adapters.chosen)).transpose()?.unwrap_or_default();
-        let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, &applied.text, interrupt)?;
-        let conditions = Conditions {
-            text: &encoded.embeddings,
-            pooled: encoded.pooled.as_ref(),
-            size: (config.size.height() as usize, config.size.width() as usize),
-            guidance_scale: config.guidance_scale.get(),
-            adapters: applied.denoiser.as_ref(),
-        };
-        let context = self.networks.denoiser.context(&conditions)?;
-        let (text, pooled) = encoded.without_first(usize::from(demand.is_guided()))?;
-        let of_prompt = Conditions { text: &text, pooled: pooled.as_ref(), ..conditions };
-        let unguided = demand.has_steps_of_prompt_alone().then(|| self.networks.denoiser.context(&of_prompt)).transpose()?;
-        let controls = self.controls(&request.order, Sides { all: &conditions, prompt: &of_prompt, demand }, interrupt)?;
-        let EncodedPrompts { embeddings: text_embeddings, mut warnings, .. } = encoded;
-        warnings.extend_from_slice(&adapters.warnings);
-        let enlarged_to = request.order.output.enlarged_to;
-        warnings.extend(self.info.size_warning(config.size, enlarged_to));
+        let Conditioning { text_embeddings, context, unguided, controls, warnings } = self.conditioning(&request.order, interrupt)?;
         drop(span);
 
         // 3. Prepare latents.
@@ -133,7 +114,7 @@ impl Pipeline for InferencePipeline {
             condition,
             controls,
             images: Arc::clone(&request.order.images),
-            enlarged_to,
+            enlarged_to: request.order.output.enlarged_to,
             past: VecDeque::new(),
             rng,
             steps_done: 0,
@@ -360,13 +341,6 @@ impl InferencePipeline {
     #[cfg(feature = "builtin-model")]
     pub(super) fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// The control networks of an order, each with what it makes of its picture.
-    fn controls(&self, order: &Order, sides: Sides, interrupt: Interrupt) -> Result<Vec<ActiveControl>, GenerationError> {
-        let Some(library) = &self.info.controls else { return Ok(Vec::new()) };
-        let pictures = order.images.controls.iter().map(|picture| image_utils::cut(picture, picture.dimensions(), order.config.size));
-        ActiveControl::begin(library, &order.controls, pictures, sides, (self.dtype, &self.device), interrupt)
     }
 
     /// The picture of latents in f32.

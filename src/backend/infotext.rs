@@ -2,7 +2,7 @@
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
 use super::{ChosenControl, Order, OrderAdapters};
-use crate::common::{ControlSettings, ImageSize, NamedLora, SamplingConfig, Schedule};
+use crate::common::{ControlScale, ControlSettings, ImageSize, NamedLora, SamplingConfig, Schedule};
 
 /// The parameters of one picture.
 #[derive(Debug, Clone)]
@@ -13,6 +13,7 @@ pub struct ImageMetadata<'a> {
     config: SamplingConfig,
     enlarged_to: Option<ImageSize>,
     controls: &'a [ChosenControl],
+    references: &'a [ControlScale],
     model_id: &'a str,
 }
 
@@ -27,6 +28,7 @@ impl<'a> ImageMetadata<'a> {
             config: order.config,
             enlarged_to: order.output.enlarged_to,
             controls: &order.controls,
+            references: &order.references,
             model_id,
         }
     }
@@ -39,6 +41,8 @@ impl<'a> ImageMetadata<'a> {
         let mut values: Vec<String> = values.collect();
         values.extend(self.lora_hashes());
         values.extend(self.controls.iter().enumerate().map(|(i, control)| format!("ControlNet {i}: {}", quoted(&unit(&control.settings)))));
+        let scales: Vec<String> = self.references.iter().map(|scale| scale.get().to_string()).collect();
+        values.extend((!scales.is_empty()).then(|| format!("IP-Adapter scale: {}", quoted(&scales.join(", ")))));
         format!("{}{}\n{negative}{}", self.prompt, self.lora_tags(), values.join(", "))
     }
 
@@ -158,6 +162,7 @@ mod tests {
             config,
             enlarged_to: None,
             controls: &[],
+            references: &[],
             model_id,
         }
         .to_a1111()

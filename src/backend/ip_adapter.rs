@@ -2,6 +2,7 @@
 //! tokens. With the names of the published files.
 
 mod layers;
+mod network;
 mod preprocess;
 
 use std::{
@@ -12,7 +13,10 @@ use std::{
 
 use candle_core::{DType, Device, Error};
 pub use layers::CrossAttentionLayer;
+pub use network::IpAdapter;
+pub(super) use network::{MAX_REFERENCES, ReferenceTokens};
 pub use preprocess::preprocess;
+pub(super) use preprocess::reduce;
 
 use super::{
     LoadError,
@@ -109,6 +113,11 @@ impl IpAdapterFile {
     pub fn load_projection(&self, dtype: DType, device: &Device, weight_type: WeightType) -> Result<ImageProjection, LoadError> {
         let new = |vb: &Weights| ImageProjection::new(self.projection, vb);
         new(&self.weights(dtype, device, weight_type)).map_err(|source| self.part(dtype, device).failure(source, new))
+    }
+
+    /// Number of elements of the largest tensor.
+    fn largest(&self) -> usize {
+        self.files.largest()
     }
 
     fn part(&self, dtype: DType, device: &Device) -> PartWeights {

@@ -124,6 +124,11 @@ impl ModelFiles {
         Self { id, source, elsewhere: BTreeMap::new(), embeddings: Vec::new() }
     }
 
+    /// A part's own directory, by itself.
+    pub(super) fn of_part(directory: &Path) -> Self {
+        Self::new(name_of(directory), Source::PartDirectory(directory.to_owned()))
+    }
+
     /// The same model under another name.
     #[must_use]
     pub fn with_id(self, id: &str) -> Self {

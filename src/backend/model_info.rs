@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, ChosenControl, ControlLibrary, families};
+use super::{AdapterLibrary, ChosenControl, ControlLibrary, IpAdapter, families, ip_adapter::MAX_REFERENCES};
 use crate::{
     common::{
-        ControlSettings, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule, Sampler,
-        SamplingConfig, Schedule, Steps, Strength,
+        ControlScale, ControlSettings, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule,
+        Sampler, SamplingConfig, Schedule, Steps, Strength,
     },
     schedulers::{SamplingPlan, SchedulerConfig},
 };
@@ -44,6 +44,8 @@ pub struct ModelInfo {
     pub adapters: Option<Arc<AdapterLibrary>>,
     /// The control networks that requests may ask for, if the worker has any.
     pub controls: Option<Arc<ControlLibrary>>,
+    /// What looks at pictures that requests bring as a prompt, if the worker has it.
+    pub ip_adapter: Option<Arc<IpAdapter>>,
 }
 
 impl ModelInfo {
@@ -135,6 +137,26 @@ impl ModelInfo {
                 Err(InvalidValue::new("control", format_args!("\"{}\"", first.name), allowed))
             }
         }
+    }
+
+    /// The pictures of a request that the denoiser looks at, by their scales.
+    ///
+    /// # Errors
+    /// When the worker has no IP-Adapter, or there are too many.
+    pub fn check_references(&self, scales: &[ControlScale]) -> Result<(), InvalidValue> {
+        let there = |allowed: String| Err(InvalidValue::new("reference", format_args!("{} of them", scales.len()), allowed));
+        match &self.ip_adapter {
+            _ if scales.is_empty() => Ok(()),
+            None => there("left out: this worker was started without --ip-adapter FILE".to_owned()),
+            Some(_) if scales.len() > MAX_REFERENCES => there(format!("at most {MAX_REFERENCES} pictures")),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The side of the squares that [`InputImages::references`](crate::common::InputImages::references) are.
+    #[must_use]
+    pub fn reference_side(&self) -> u32 {
+        self.ip_adapter.as_ref().map_or(0, |adapter| adapter.side())
     }
 
     /// The sampler and the schedule of a request. The checkpoint's own take the place of those that are left out.

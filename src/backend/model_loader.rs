@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use tracing::warn;
 
 use super::{
-    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, KnownWords,
+    AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, IpAdapter, KnownWords,
     LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::LearnedVectors,
@@ -39,6 +39,10 @@ pub struct LoadOptions {
     pub controls: Vec<NamedPath>,
     /// The most bytes of control networks that stay loaded.
     pub max_control_bytes: usize,
+    /// An IP-Adapter, for pictures as a prompt.
+    pub ip_adapter: Option<PathBuf>,
+    /// The folder of its image encoder, if that is not beside it.
+    pub image_encoder: Option<PathBuf>,
 }
 
 impl LoadOptions {
@@ -61,6 +65,8 @@ impl Default for LoadOptions {
             merged: Vec::new(),
             controls: Vec::new(),
             max_control_bytes: Self::MAX_CONTROL_BYTES,
+            ip_adapter: None,
+            image_encoder: None,
         }
     }
 }
@@ -115,6 +121,12 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let vae = builder.build("vae", |vb| AutoencoderKl::new(vae.clone(), vb))?.with_tiling(options.vae_tiling);
     builder.warn_of_unread();
     info.adapters = adapters.map(|folder| builder.library(folder, family)).transpose()?;
+    let kept = (dtype, weight_type, device);
+    let ip_adapter = options
+        .ip_adapter
+        .as_deref()
+        .map(|file| IpAdapter::open(file, options.image_encoder.as_deref(), &denoiser, kept, options.low_memory));
+    info.ip_adapter = ip_adapter.transpose()?.map(Arc::new);
     let networks = Networks { denoiser, vae, wide_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
@@ -155,6 +167,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         scheduler: configs.scheduler.clone(),
         adapters: None,
         controls: None,
+        ip_adapter: None,
     }
 }
 

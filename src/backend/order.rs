@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{AdapterLibrary, ChosenAdapter, ChosenControl, Demand, ModelInfo, ParsedPrompt};
 use crate::common::{
-    ControlSettings, GuidanceScale, ImageSize, InputImages, InvalidValue, NamedLora, NamedSampler, NamedSchedule, NegativePrompt,
-    OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+    ControlScale, ControlSettings, GuidanceScale, ImageSize, InputImages, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
+    NegativePrompt, OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
 };
 
 /// The settings of a request, which may leave most of them out.
@@ -37,6 +37,8 @@ pub struct Settings {
     pub input: Option<InputKind>,
     /// The control networks, each with a picture of its own.
     pub controls: Vec<ControlSettings>,
+    /// How strongly each picture counts that the denoiser looks at beside the text.
+    pub references: Vec<ControlScale>,
     /// How the pictures are written. `enlarged_to` follows from the size.
     pub output: OutputConfig,
 }
@@ -70,7 +72,9 @@ pub struct Order {
     pub adapters: Arc<OrderAdapters>,
     /// The control networks that guide it.
     pub controls: Arc<[ChosenControl]>,
-    /// The pictures that it begins with and that control networks look at.
+    /// How strongly each picture counts that the denoiser looks at beside the text.
+    pub references: Arc<[ControlScale]>,
+    /// The pictures that it begins with and that networks look at.
     pub images: Arc<InputImages>,
     /// How it is sampled.
     pub config: SamplingConfig,
@@ -157,6 +161,7 @@ impl Order {
         };
         let negative_prompt = settings.negative_prompt.unwrap_or_default();
         let controls = info.choose_controls(settings.controls, config.size)?;
+        info.check_references(&settings.references)?;
         let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, controls, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
@@ -166,7 +171,7 @@ impl Order {
         let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();
         let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
-        Ok((Self { output, adapters: Arc::new(adapters), ..order }, without_effect))
+        Ok((Self { output, adapters: Arc::new(adapters), references: settings.references.into(), ..order }, without_effect))
     }
 
     /// An order whose settings are all known: a PNG file from noise alone, without adapters.
@@ -199,6 +204,7 @@ impl Order {
             negative_prompt: ParsedPrompt::negative(negative_prompt),
             adapters: Arc::default(),
             controls: controls.into(),
+            references: Arc::default(),
             images: Arc::default(),
             config,
             output: OutputConfig::default(),
@@ -247,6 +253,7 @@ impl Order {
             negative_prompt: ParsedPrompt::negative(""),
             adapters: Arc::default(),
             controls: Arc::default(),
+            references: Arc::default(),
             images: Arc::default(),
             config,
             output: OutputConfig::default(),

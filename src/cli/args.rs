@@ -114,6 +114,12 @@ pub struct ModelArgs {
     /// How many bytes of ControlNets stay loaded; those that were not asked for longest go first, and the latest one stays in any case
     #[arg(long, env = "SD_WORKER_MAX_CONTROLNET_BYTES", default_value_t = LoadOptions::MAX_CONTROL_BYTES, value_name = "BYTES")]
     pub max_controlnet_bytes: usize,
+    /// An IP-Adapter (.safetensors), with which requests may bring pictures as a prompt; it is read when one first does
+    #[arg(long, env = "SD_WORKER_IP_ADAPTER", value_name = "FILE")]
+    pub ip_adapter: Option<PathBuf>,
+    /// The folder of the image encoder of --ip-adapter, a CLIPVisionModelWithProjection [default: image_encoder beside the file]
+    #[arg(long, env = "SD_WORKER_IMAGE_ENCODER", value_name = "DIR", requires = "ip_adapter")]
+    pub image_encoder: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -175,6 +181,8 @@ impl ModelArgs {
             adapters: self.loras.clone(),
             controls: self.controlnet.clone(),
             max_control_bytes: self.max_controlnet_bytes,
+            ip_adapter: self.ip_adapter.clone(),
+            image_encoder: self.image_encoder.clone(),
             ..LoadOptions::default()
         })
     }

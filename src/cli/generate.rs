@@ -116,7 +116,8 @@ fn input_files(args: &GenerateArgs) -> Result<InputFiles, Failure> {
     let mask = args.mask.as_ref().map(|path| open("mask", path)).transpose()?;
     let image = args.init_image.as_ref().map(|path| open("init-image", path)).transpose()?;
     let controls = args.control.iter().map(|control| open("control", &control.path)).collect::<Result<_, _>>()?;
-    Ok(InputFiles { init: image.map(|image| InitFiles { image, mask }), controls })
+    let references = args.reference.iter().map(|reference| open("reference", &reference.path)).collect::<Result<_, _>>()?;
+    Ok(InputFiles { init: image.map(|image| InitFiles { image, mask }), controls, references })
 }
 
 /// The failure for a file that is no picture.
@@ -129,6 +130,7 @@ fn no_pixels(args: &GenerateArgs, error: &InvalidValue) -> Failure {
     let path = match error.name {
         "mask" => args.mask.as_ref(),
         "control" => args.control.first().map(|control| &control.path),
+        "reference" => args.reference.first().map(|reference| &reference.path),
         _ => args.init_image.as_ref(),
     };
     no_picture(path.map_or(Path::new(""), PathBuf::as_path), error)
@@ -146,7 +148,7 @@ fn order(args: &GenerateArgs, input: &InputFiles, format: ImageFormat, info: &Mo
     for name in without_effect {
         stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));
     }
-    let images = input.decode(order.size()).map_err(|error| match error {
+    let images = input.decode(order.size(), info.reference_side()).map_err(|error| match error {
         GenerationError::Unsupported(error) => no_pixels(args, &error),
         other => other.into(),
     })?;

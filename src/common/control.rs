@@ -243,11 +243,38 @@ pub struct ControlFile {
     pub path: PathBuf,
 }
 
+/// A picture that the denoiser looks at beside the text, as the command line has it: `FILE` or `FILE,scale=0.6`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReferenceFile {
+    /// How strongly it counts.
+    pub scale: ControlScale,
+    /// The file of the picture.
+    pub path: PathBuf,
+}
+
+impl FromStr for ReferenceFile {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let (path, scale) = match text.rsplit_once(",scale=") {
+            Some((path, scale)) => (path, number(scale, "scale")?.try_into()?),
+            None => (text, ControlScale::ONE),
+        };
+        if path.is_empty() {
+            return Err(InvalidValue::new("reference", "an empty name", "FILE or FILE,scale=0.6"));
+        }
+        Ok(Self { scale, path: path.into() })
+    }
+}
+
+fn number(text: &str, name: &'static str) -> Result<f64, InvalidValue> {
+    text.parse().map_err(|_| InvalidValue::new(name, format_args!("\"{text}\""), "a number"))
+}
+
 impl FromStr for ControlFile {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let number = |text: &str, name| text.parse::<f64>().map_err(|_| InvalidValue::new(name, format_args!("\"{text}\""), "a number"));
         let mut rest = text;
         let (mut start, mut end) = (0.0, 1.0);
         let mut settings = ControlSettings::new("");
@@ -321,6 +348,10 @@ mod tests {
             ..ControlSettings::new("edges")
         };
         assert_eq!((all.settings, all.path), (expected, "x.png".into()));
+        let reference = |text: &str| text.parse::<ReferenceFile>();
+        assert_eq!(reference("a,b.png").unwrap(), ReferenceFile { scale: ControlScale::ONE, path: "a,b.png".into() });
+        assert_eq!(reference("a.png,scale=0.5").unwrap(), ReferenceFile { scale: ControlScale(0.5), path: "a.png".into() });
+        assert!(reference("").is_err() && reference("a.png,scale=11").is_err() && reference("a.png,scale=x").is_err());
         for (text, reason) in [
             ("x.png", "NAME=FILE"),
             ("a=x.png,scale=11", "a number from 0 to 10"),

@@ -3,13 +3,15 @@
 use image::{GrayImage, RgbImage};
 use serde::Serialize;
 
-/// The pictures of a request. Each has the size of the result.
+/// The pictures of a request. Those to begin with and those of control networks have the size of the result.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct InputImages {
     /// The picture to begin with, if the generation does not begin with noise alone.
     pub init: Option<InputImage>,
     /// Those that control networks look at, in the order of the request.
     pub controls: Vec<RgbImage>,
+    /// Those that the denoiser looks at beside the text, in the order of the request: squares of the size that the image encoder takes.
+    pub references: Vec<RgbImage>,
 }
 
 /// A picture to begin with.

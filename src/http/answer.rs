@@ -81,6 +81,15 @@ pub(super) struct Parameters {
     /// The control networks, without their pictures. Only where there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     control: Vec<UsedControl>,
+    /// The pictures that the model looked at beside the prompt, without themselves. Only where there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reference: Vec<UsedReference>,
+}
+
+/// A picture that the model looked at.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct UsedReference {
+    scale: f64,
 }
 
 /// A control network that guided the picture.
@@ -162,6 +171,7 @@ impl Parameters {
             upscaler: enlarged_to.map(|_| "lanczos"),
             loras: run.order.picture.adapters.chosen.iter().map(UsedLora::from).collect(),
             control: run.order.picture.controls.iter().map(UsedControl::from).collect(),
+            reference: run.order.picture.references.iter().map(|scale| UsedReference { scale: scale.get() }).collect(),
         }
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Capabilities {
     embeddings: Vec<String>,
     /// The networks that requests may name in `control`.
     controls: Vec<Control>,
+    /// Whether requests may bring pictures in `reference`.
+    references: bool,
     limits: Limits,
 }
 
@@ -91,6 +93,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         output_formats: ["png", "jpeg", "webp"],
         embeddings: info.embeddings.clone(),
         controls: controls.collect(),
+        references: info.ip_adapter.is_some(),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,
             max_side: ImageSize::MAX_SIDE,

@@ -109,6 +109,34 @@ pub(super) fn entries(value: &RawValue) -> Result<Vec<&RawValue>, ApiError> {
     Ok(entries.0)
 }
 
+/// An entry of a list that a client may write in several ways.
+pub(super) enum Listed<'a> {
+    /// Text that is no list in itself.
+    Text(&'a str),
+    /// Anything else.
+    Value(&'a RawValue),
+}
+
+/// Calls `read` with each entry of a list, with a single entry, or, as forms have them, with those of a list in text. Empty text has none.
+///
+/// # Errors
+/// When a list has too many entries, and what `read` finds.
+pub(super) fn each_entry(value: &RawValue, mut read: impl FnMut(Listed) -> Result<(), ApiError>) -> Result<(), ApiError> {
+    for entry in entries(value)? {
+        let Ok(text) = serde_json::from_str::<Cow<str>>(entry.get()) else {
+            read(Listed::Value(entry))?;
+            continue;
+        };
+        let text = text.trim();
+        match serde_json::from_str::<&RawValue>(text).ok().filter(|_| text.starts_with(['[', '{'])) {
+            Some(listed) => entries(listed)?.into_iter().try_for_each(|entry| read(Listed::Value(entry)))?,
+            None if text.is_empty() => {}
+            None => read(Listed::Text(text))?,
+        }
+    }
+    Ok(())
+}
+
 /// Rejects text whose parsing would need more memory than the text itself: the parser keeps a note of each open bracket and a copy of a
 /// name. The check itself allocates nothing.
 fn check(text: &[u8]) -> Result<(), ApiError> {

@@ -6,6 +6,7 @@ use super::{
     fields::Fields,
     wire::ImagesRequest,
     wire_controls::{self, WireControls, is_control},
+    wire_references::{self, WireReferences, is_reference},
 };
 use crate::backend::{InitFiles, InputFiles};
 
@@ -15,23 +16,32 @@ pub(super) struct ImagesBody {
     pub(super) files: InputFiles,
 }
 
+/// The files of a form for entries of `control` and `reference` that have no picture in them.
+#[derive(Default)]
+pub(super) struct FormPictures {
+    pub(super) controls: Vec<Vec<u8>>,
+    pub(super) references: Vec<Vec<u8>>,
+}
+
 impl ImagesBody {
-    /// Reads the fields. `init` is the picture to begin with, and `control_images` are the files of a form, for control networks.
+    /// Reads the fields. `init` is the picture to begin with.
     pub(super) fn new(
         mut fields: Fields,
-        control_images: Vec<Vec<u8>>,
+        FormPictures { controls: control_images, references: reference_images }: FormPictures,
         init: impl FnOnce() -> Result<Option<InitFiles>, ApiError>,
     ) -> Result<Self, ApiError> {
-        let controls = fields.take(is_control);
+        let (controls, references) = (fields.take(is_control), fields.take(is_reference));
         let request = ImagesRequest::from_fields(fields)?;
         let init = init()?;
         let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), control_images)?;
-        Ok(Self { request: ImagesRequest { control: WireControls(settings), ..request }, files: InputFiles { init, controls } })
+        let (scales, references) = wire_references::read(references.into_iter().map(|(_, value)| value), reference_images)?;
+        let request = ImagesRequest { control: WireControls(settings), reference: WireReferences(scales), ..request };
+        Ok(Self { request, files: InputFiles { init, controls, references } })
     }
 }
 
 impl FromFields for ImagesBody {
     fn from_fields(fields: Fields) -> Result<Self, ApiError> {
-        Self::new(fields, Vec::new(), || Ok(None))
+        Self::new(fields, FormPictures::default(), || Ok(None))
     }
 }

@@ -80,7 +80,7 @@ async fn submit(
         let JsonBody(ParsedBody { value: JobBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
         let order = request.into_images_request()?.into_order(&info, &files).await?;
-        let images = uploads::decode(files, order.picture.size()).await?;
+        let images = uploads::decode(files, order.picture.size(), info.reference_side()).await?;
         let order = order.with_images(images);
         drop(budget);
         let start = || start_run(&state, &id, order, info.id.clone(), client.request_timeout, Patience::Forever);

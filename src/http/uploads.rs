@@ -142,11 +142,11 @@ fn decode_base64(param: &str, encoded: &str) -> Result<Vec<u8>, ApiError> {
 }
 
 /// Decodes pictures whose headers have been checked, on another thread.
-pub(super) async fn decode(files: InputFiles, size: ImageSize) -> Result<Arc<InputImages>, ApiError> {
+pub(super) async fn decode(files: InputFiles, size: ImageSize, reference_side: u32) -> Result<Arc<InputImages>, ApiError> {
     if files.is_empty() {
         return Ok(Arc::default());
     }
-    let decoded = in_turn(&DECODERS, move || files.decode(size)).await;
+    let decoded = in_turn(&DECODERS, move || files.decode(size, reference_side)).await;
     Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))
 }
 

@@ -15,6 +15,7 @@ use super::{
     order::{ImagesOrder, OnDisconnect},
     wire_controls::WireControls,
     wire_loras::WireLoras,
+    wire_references::WireReferences,
 };
 use crate::{
     backend::{GenerationError, InputFiles, InputKind, ModelInfo, Order, OrderAdapters, ParsedPrompt, Settings},
@@ -111,6 +112,10 @@ pub(super) struct ImagesRequest {
     #[serde(default)]
     #[schema(inline, required = false)]
     pub(super) control: WireControls,
+    /// Pictures that the model looks at beside the prompt, through `--ip-adapter`.
+    #[serde(default)]
+    #[schema(inline, required = false)]
+    pub(super) reference: WireReferences,
 
     /// Steps where the request leaves them out, if not the model's own.
     #[serde(skip)]
@@ -210,6 +215,7 @@ impl ImagesRequest {
             },
             input: files.init.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
             controls: self.control.0,
+            references: self.reference.0,
             output: OutputConfig {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),

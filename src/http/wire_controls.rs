@@ -7,7 +7,11 @@ use utoipa::{
     openapi::{ArrayBuilder, ObjectBuilder, RefOr, Schema, Type, schema::AdditionalProperties},
 };
 
-use super::{api_error::ApiError, fields, uploads};
+use super::{
+    api_error::{self, ApiError},
+    fields::{self, Listed},
+    uploads,
+};
 use crate::{
     backend::ImageFile,
     common::{ControlKind, ControlScale, ControlSettings, ControlWindow, Preprocess},
@@ -59,19 +63,8 @@ pub(super) fn read<'a>(
 ) -> Result<(Vec<ControlSettings>, Vec<ImageFile>), ApiError> {
     let (mut all, mut pictures, mut files) = (Vec::new(), Vec::new(), files.into_iter());
     for value in values {
-        let text: String;
-        let list = match serde_json::from_str::<String>(value.get()) {
-            Ok(quoted) => {
-                text = quoted;
-                if text.trim().is_empty() {
-                    continue;
-                }
-                let parsed: &RawValue = serde_json::from_str(&text).map_err(|_| ApiError::invalid_param(CONTROL, EXPECTED))?;
-                fields::entries(parsed)?
-            }
-            Err(_) => fields::entries(value)?,
-        };
-        for entry in list {
+        fields::each_entry(value, |entry| {
+            let Listed::Value(entry) = entry else { return Err(ApiError::invalid_param(CONTROL, EXPECTED)) };
             if all.len() == MOST {
                 return Err(ApiError::invalid_param(CONTROL, &format!("must have at most {MOST} entries")));
             }
@@ -80,12 +73,13 @@ pub(super) fn read<'a>(
             let bytes = match control.image.map(|image| uploads::from_json(CONTROL, image)).transpose()? {
                 Some(bytes) => bytes,
                 None => files.next().ok_or_else(|| {
-                    ApiError::invalid_param(CONTROL, &format!("must have an `image` for \"{}\"", super::api_error::clip(&control.name)))
+                    ApiError::invalid_param(CONTROL, &format!("must have an `image` for \"{}\"", api_error::clip(&control.name)))
                 })?,
             };
             pictures.push(ImageFile::open(CONTROL, bytes)?);
             all.push(control.settings()?);
-        }
+            Ok(())
+        })?;
     }
     if files.next().is_some() {
         return Err(ApiError::invalid_param("control_image", "must have one entry of `control` without an `image` for each file"));

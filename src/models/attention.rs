@@ -8,6 +8,22 @@ use crate::ops::{Adapters, LayerIndex, Linear, Weights, attention, for_batch};
 /// The most queries times keys between two checks of the interrupt. A layer of a very large picture takes minutes.
 const MAX_PAIRS: usize = 1 << 32;
 
+/// What the queries of a layer are compared with.
+#[derive(Debug)]
+pub(super) struct Seen<'a> {
+    /// Keys and values of the batch, in one or several parts.
+    pub(super) parts: Vec<&'a KeyValues>,
+    /// Those of pictures, each with its scale, by request: looked at beside the others, and added. Nothing where no request has any.
+    pub(super) images: Vec<Vec<(&'a KeyValues, f64)>>,
+}
+
+impl<'a> Seen<'a> {
+    /// Keys and values without pictures.
+    pub(super) fn of(parts: &[&'a KeyValues]) -> Self {
+        Self { parts: parts.to_vec(), images: Vec::new() }
+    }
+}
+
 /// diffusers' `Attention` without its many options: self-attention or cross-attention.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
@@ -43,36 +59,56 @@ impl Attention {
         Ok(KeyValues { keys: self.to_k.with(adapters).forward(context)?, values: self.to_v.with(adapters).forward(context)? })
     }
 
-    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of fewer samples that stand for the batch as
-    /// in [`for_batch`]. `key_values` are those of the batch, in one or several parts.
-    pub(super) fn forward(&self, x: &Tensor, key_values: &[&KeyValues], residual: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let keys = key_values.iter().map(|part| part.keys.dim(1)).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
-        self.forward_by((MAX_PAIRS / keys.max(1)).max(1), x, key_values, residual, pass)
+    /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of fewer samples that stand for the batch as in
+    /// [`for_batch`].
+    pub(super) fn forward(&self, x: &Tensor, seen: &Seen, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let keys = seen.parts.iter().map(|part| part.keys.dim(1)).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+        self.forward_by((MAX_PAIRS / keys.max(1)).max(1), x, seen, residual, pass)
     }
 
     /// `at_once` queries at a time.
-    fn forward_by(&self, at_once: usize, x: &Tensor, key_values: &[&KeyValues], residual: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward_by(&self, at_once: usize, x: &Tensor, seen: &Seen, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
         let tokens = x.dim(1)?;
         if tokens > at_once {
             let part = |start: usize| {
                 let count = at_once.min(tokens - start);
-                self.forward_by(at_once, &x.narrow(1, start, count)?, key_values, &residual.narrow(1, start, count)?, pass)
+                self.forward_by(at_once, &x.narrow(1, start, count)?, seen, &residual.narrow(1, start, count)?, pass)
             };
             return Tensor::cat(&(0..tokens).step_by(at_once).map(part).collect::<Result<Vec<_>>>()?, 1);
         }
         pass.check()?;
-        let attended = self.attend(&self.to_q.with(pass.adapters).forward(x)?, key_values)?;
+        let attended = self.attend(&self.to_q.with(pass.adapters).forward(x)?, seen)?;
         pass.check()?;
         self.to_out.with(pass.adapters).forward_add(&attended, &for_batch(residual, attended.dim(0)?)?)
     }
 
     /// Self-attention.
     pub(super) fn forward_self(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
-        self.forward(x, &[&self.key_values(x, pass.adapters)?], residual, pass)
+        self.forward(x, &Seen::of(&[&self.key_values(x, pass.adapters)?]), residual, pass)
     }
 
     /// The values, weighted by how well their keys fit the queries.
-    fn attend(&self, queries: &Tensor, key_values: &[&KeyValues]) -> Result<Tensor> {
+    fn attend(&self, queries: &Tensor, seen: &Seen) -> Result<Tensor> {
+        let attended = self.attend_parts(queries, &seen.parts)?;
+        if seen.images.is_empty() {
+            return Ok(attended);
+        }
+        // Each request has as many samples as the others.
+        let requests = seen.images.len();
+        let of_request = |x: &Tensor, i: usize| x.narrow(0, i * x.dim(0)? / requests, x.dim(0)? / requests);
+        let with_images = |(i, images): (usize, &Vec<(&KeyValues, f64)>)| {
+            let mut sum = of_request(&attended, i)?;
+            for (image, scale) in images {
+                let found = attention(&of_request(queries, i)?, &image.keys, &image.values, self.heads, false)?;
+                sum = (sum + (found * *scale)?)?;
+            }
+            Ok(sum)
+        };
+        let each = seen.images.iter().enumerate().map(with_images).collect::<Result<Vec<_>>>()?;
+        if let [only] = &*each { Ok(only.clone()) } else { Tensor::cat(&each, 0) }
+    }
+
+    fn attend_parts(&self, queries: &Tensor, key_values: &[&KeyValues]) -> Result<Tensor> {
         let attend = |queries: &Tensor, part: &KeyValues| attention(queries, &part.keys, &part.values, self.heads, false);
         if let [all] = key_values {
             return attend(queries, all);
@@ -112,7 +148,8 @@ impl CrossAttention {
     /// `x` and `residual`, which is added to the result, are `(batch, tokens, channels)`, or of one sample a generation.
     pub(super) fn forward(&self, x: &Tensor, residual: &Tensor, pass: &Pass) -> Result<Tensor> {
         let Some(text) = pass.text else { candle_core::bail!("a layer looks at the text, and the pass brings none") };
-        self.attention.forward(x, &text.of_layer(self.index)?, residual, pass)
+        let seen = Seen { parts: text.of_layer(self.index)?, images: pass.images.of_layer(self.index) };
+        self.attention.forward(x, &seen, residual, pass)
     }
 }
 
@@ -123,11 +160,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        models::{Interrupt, text_context::TextContext},
+        models::{Interrupt, image_prompt::ImageContext, text_context::TextContext},
         ops::{WeightType, concat_channels, to_image},
     };
 
-    const PASS: Pass = Pass { temb: None, text: None, adapters: Adapters::NONE, interrupt: Interrupt::NEVER };
+    const PASS: Pass = Pass { temb: None, text: None, images: ImageContext::NONE, adapters: Adapters::NONE, interrupt: Interrupt::NEVER };
 
     fn made_up(dtype: DType, shape: &[usize], scale: f64) -> Tensor {
         let count = shape.iter().product::<usize>() as f64;
@@ -158,12 +195,12 @@ mod tests {
             let seen = attention.key_values(&made_up(&[2, 5, 6], 0.7), Adapters::NONE).unwrap();
 
             let (x, residual) = (made_up(&[1, 20, 6], 0.3), made_up(&[1, 20, 6], 0.4));
-            let found = attention.forward(&x, &[&seen], &residual, &PASS).unwrap();
+            let found = attention.forward(&x, &Seen::of(&[&seen]), &residual, &PASS).unwrap();
             assert_eq!(found.dims(), [2, 20, 6]);
             assert_ne!(numbers(&found.get(0).unwrap()), numbers(&found.get(1).unwrap()), "they look at different things");
-            assert_eq!(numbers(&found), numbers(&attention.forward(&twice(&x), &[&seen], &twice(&residual), &PASS).unwrap()));
+            assert_eq!(numbers(&found), numbers(&attention.forward(&twice(&x), &Seen::of(&[&seen]), &twice(&residual), &PASS).unwrap()));
 
-            let in_parts = attention.forward_by(7, &x, &[&seen], &residual, &PASS).unwrap();
+            let in_parts = attention.forward_by(7, &x, &Seen::of(&[&seen]), &residual, &PASS).unwrap();
             assert!(numbers(&found).iter().zip(numbers(&in_parts)).all(|(whole, part)| (whole - part).abs() < 1e-6), "{dtype:?}");
 
             let (image, skip) = (to_image(&found, &made_up(&[1, 6, 4, 5], 1.0)).unwrap(), made_up(&[1, 3, 4, 5], 0.6));
@@ -189,9 +226,10 @@ mod tests {
                     (&[&one, &same_length], [&one, &same_length]),
                     (&[&joined], [&one, &same_length]),
                 ] {
-                    let together = numbers(&attention.forward(&x, together, &residual, &PASS).unwrap());
+                    let together = numbers(&attention.forward(&x, &Seen::of(together), &residual, &PASS).unwrap());
                     let of = |x: &Tensor, i: usize| x.narrow(0, i * each, each).unwrap();
-                    let alone = |i: usize| numbers(&attention.forward(&of(&x, i), &alone[i..=i], &of(&residual, i), &PASS).unwrap());
+                    let alone =
+                        |i: usize| numbers(&attention.forward(&of(&x, i), &Seen::of(&alone[i..=i]), &of(&residual, i), &PASS).unwrap());
                     let alone = [alone(0), alone(1)].concat();
                     assert_eq!(together.len(), alone.len());
                     let off = together.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -220,7 +258,7 @@ mod tests {
         let context = TextContext::new(&text, [&two, &one].into_iter().map(|layer| layer.key_values(&text, Adapters::NONE))).unwrap();
         for layer in [&one, &two] {
             let own = layer.attention.key_values(&text, Adapters::NONE).unwrap();
-            let directly = layer.attention.forward(&x, &[&own], &x, &PASS).unwrap();
+            let directly = layer.attention.forward(&x, &Seen::of(&[&own]), &x, &PASS).unwrap();
             let found = layer.forward(&x, &x, &Pass { text: Some(&context), ..PASS }).unwrap();
             assert_eq!(numbers(&found), numbers(&directly));
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::image_prompt::ImagePrompt;
 use crate::ops::AdaptedLayers;
 
 /// The conditions of one generation.
@@ -17,6 +18,8 @@ pub struct Conditions<'a> {
     pub size: (usize, usize),
     /// The guidance scale. Networks that are distilled for it look at it.
     pub guidance_scale: f64,
+    /// Pictures that the network looks at beside the text.
+    pub images: &'a [ImagePrompt<'a>],
     /// What the request's adapters make of the network's layers, if it has any.
     pub adapters: Option<&'a Arc<AdaptedLayers>>,
 }
@@ -25,6 +28,6 @@ impl<'a> Conditions<'a> {
     /// The conditions of a network that looks at the text alone, without adapters.
     #[must_use]
     pub fn of_text(text: &'a Tensor) -> Self {
-        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0, adapters: None }
+        Self { text, pooled: None, size: (0, 0), guidance_scale: 1.0, images: &[], adapters: None }
     }
 }

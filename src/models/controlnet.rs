@@ -11,11 +11,11 @@ pub use union::{Hint, UnionConfig};
 
 use super::{
     conditions::Conditions,
-    pass::{Interrupt, Pass},
+    pass::Interrupt,
     residuals::Residuals,
     unet::{Encoded, Encoder, UNetContext},
 };
-use crate::ops::{Conv2d, Conv2dConfig, Weights, add_images, silu_image};
+use crate::ops::{Conv2d, Conv2dConfig, Weights, silu_image};
 
 /// `ControlNetModel`.
 #[derive(Debug, Clone)]
@@ -57,12 +57,13 @@ impl ControlNetModel {
         &self.config
     }
 
-    /// What the network makes of the conditions of one generation, once for all steps. Adapters of the denoiser do not change it.
+    /// What the network makes of the conditions of one generation, once for all steps. Adapters of the denoiser and pictures that the denoiser
+    /// looks at are not for it.
     ///
     /// # Errors
     /// When a tensor has another width, the pooled text is missing, or the device fails.
     pub fn context(&self, conditions: &Conditions) -> Result<UNetContext> {
-        self.encoder.context(&Conditions { adapters: None, ..*conditions }, std::iter::empty())
+        self.encoder.context(&Conditions { images: &[], adapters: None, ..*conditions }, std::iter::empty())
     }
 
     /// A picture `(1, 3, height, width)` in [0, 1] to what is added to the first layer, `(1, channels, height / 8, width / 8)`, once for all
@@ -98,7 +99,7 @@ impl ControlNetModel {
             None => context,
         };
         let temb = self.encoder.time_embedding(latents, &[timestep], context)?;
-        let pass = &Pass { temb: Some(&temb), text: Some(context.text()), adapters: context.adapters(), interrupt };
+        let pass = &context.pass(&temb, interrupt);
         let hint = match (&self.union, hints) {
             (Some(union), _) => union.join(hints)?,
             (None, [only]) => only.embedding.clone(),

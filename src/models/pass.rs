@@ -4,7 +4,7 @@ use std::fmt;
 
 use candle_core::{Error, Result, Tensor};
 
-use super::text_context::TextContext;
+use super::{image_prompt::ImageContext, text_context::TextContext};
 use crate::ops::Adapters;
 
 /// Tells a network that nobody waits for its result any more. Layers ask between two long operations.
@@ -48,6 +48,8 @@ pub(super) struct Pass<'a> {
     pub(super) temb: Option<&'a Tensor>,
     /// What cross-attention looks at. Only a UNet has it.
     pub(super) text: Option<&'a TextContext>,
+    /// What cross-attention looks at beside the text.
+    pub(super) images: &'a ImageContext,
     /// Those of each request in the batch.
     pub(super) adapters: &'a Adapters,
     pub(super) interrupt: Interrupt<'a>,
@@ -56,7 +58,7 @@ pub(super) struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A pass through a network that looks at nothing but its input: a VAE, or a text encoder without adapters.
     pub(super) fn of_input(interrupt: Interrupt<'a>) -> Self {
-        Self { temb: None, text: None, adapters: Adapters::NONE, interrupt }
+        Self { temb: None, text: None, images: ImageContext::NONE, adapters: Adapters::NONE, interrupt }
     }
 
     /// # Errors

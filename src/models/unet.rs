@@ -16,6 +16,7 @@ pub(super) use encoder::{Encoded, Encoder};
 
 use super::{
     conditions::Conditions,
+    image_prompt::ImageContext,
     pass::{Interrupt, Pass},
     residuals::Residuals,
     text_context::TextContext,
@@ -26,6 +27,7 @@ use crate::ops::{Adapters, Added, Conv2d, Conv2dConfig, GroupNorm, LayerNames, W
 #[derive(Debug, Clone)]
 pub struct UNetContext {
     text: TextContext,
+    images: ImageContext,
     add_embedding: AddEmbedding,
     adapters: Adapters,
 }
@@ -44,6 +46,7 @@ impl UNetContext {
         let adapters: Vec<&Adapters> = all.iter().map(|one| &one.adapters).collect();
         Ok(Self {
             text: TextContext::join(&texts)?,
+            images: ImageContext::join(&all.iter().map(|one| &one.images).collect::<Vec<_>>()),
             add_embedding: AddEmbedding::join(&add_embeddings)?,
             adapters: Adapters::join(&adapters),
         })
@@ -55,12 +58,9 @@ impl UNetContext {
         Ok(Self { add_embedding: self.add_embedding.clone().with_added(embedding)?, ..self.clone() })
     }
 
-    pub(super) fn text(&self) -> &TextContext {
-        &self.text
-    }
-
-    pub(super) fn adapters(&self) -> &Adapters {
-        &self.adapters
+    /// A pass with this context.
+    pub(super) fn pass<'a>(&'a self, temb: &'a Tensor, interrupt: Interrupt<'a>) -> Pass<'a> {
+        Pass { temb: Some(temb), text: Some(&self.text), images: &self.images, adapters: &self.adapters, interrupt }
     }
 
     /// The embedding of sizes and pooled text, `(batch, time_embed_dim)`, in networks that look at them: diffusers' `aug_emb`.
@@ -142,7 +142,7 @@ impl UNet2DConditionModel {
     ) -> Result<Tensor> {
         let adapters = &context.adapters;
         let temb = self.encoder.time_embedding(latents, timesteps, context)?;
-        let pass = &Pass { temb: Some(&temb), text: Some(&context.text), adapters, interrupt };
+        let pass = &context.pass(&temb, interrupt);
         let Encoded { middle: mut x, mut skips } = self.encoder.forward(latents, None, residuals, pass)?;
         for block in &self.up_blocks {
             x = block.forward(&x, pass, &mut skips)?;

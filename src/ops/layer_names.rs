@@ -87,6 +87,12 @@ impl LayerNames {
         self.names().get(name).map(|entry| entry.index)
     }
 
+    /// The number of the layer of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<LayerIndex> {
+        self.names().get(name).map(|entry| entry.index)
+    }
+
     /// All layers that have a weight, in the order of their numbers.
     #[must_use]
     pub fn with_weights(&self) -> Vec<WeightLayer> {

@@ -59,8 +59,14 @@ fn compare_passes(model: &str, pipeline: &InferencePipeline) {
                 .prompt_encoder()
                 .encode(&prompts[usize::from(!with_negative)..], None, &TextAdapters::default(), Interrupt::NEVER)
                 .unwrap();
-            let conditions =
-                Conditions { text: &encoded.embeddings, pooled: encoded.pooled.as_ref(), size: (72, 80), guidance_scale, adapters: None };
+            let conditions = Conditions {
+                text: &encoded.embeddings,
+                pooled: encoded.pooled.as_ref(),
+                size: (72, 80),
+                guidance_scale,
+                images: &[],
+                adapters: None,
+            };
             denoiser.context(&conditions).unwrap()
         });
         let contexts: Vec<DenoiserContext> = contexts.collect();

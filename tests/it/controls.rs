@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    path::Path,
     sync::Arc,
 };
 
@@ -17,6 +18,7 @@ use sd_worker::{
 };
 use serde::Deserialize;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::{
     asked::{Asked, positive},
@@ -31,7 +33,7 @@ struct Case {
     scheduler: Value,
     mask: bool,
     control: Vec<Control>,
-    reference: Vec<Value>,
+    reference: Vec<Reference>,
     evaluations: usize,
     #[serde(flatten)]
     request: Request,
@@ -49,6 +51,13 @@ struct Control {
     mode: Option<usize>,
     /// At which evaluations diffusers uses it.
     on: Option<Vec<usize>>,
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    adapter: String,
+    picture: String,
+    scale: ControlScale,
 }
 
 impl Case {
@@ -70,7 +79,9 @@ impl Case {
             (settings, made_up::control_picture(&control.picture, asked.config.size.width(), asked.config.size.height()))
         };
         let controls = self.control.iter().map(control).collect();
-        Asked { input, controls, ..asked }
+        // Squares of the encoder's size.
+        let reference = |reference: &Reference| (reference.scale, made_up::control_picture(&reference.picture, 56, 56));
+        Asked { input, controls, references: self.reference.iter().map(reference).collect(), ..asked }
     }
 }
 
@@ -78,10 +89,11 @@ fn goldens() -> HashMap<String, Tensor> {
     candle_core::safetensors::load("tests/parity/controls.safetensors", &Device::Cpu).unwrap()
 }
 
-/// A model with some of the networks.
-fn load(model: &std::path::Path, networks: &BTreeMap<&str, tempfile::TempDir>) -> Arc<InferencePipeline> {
+/// A model with some of the networks, in their folders.
+fn load(model: &Path, networks: &BTreeMap<&str, TempDir>, ip_adapter: Option<&TempDir>) -> Arc<InferencePipeline> {
     let controls = networks.iter().map(|(name, folder)| NamedPath { name: (*name).to_owned(), path: folder.path().to_owned() });
-    let options = LoadOptions { controls: controls.collect(), ..LoadOptions::default() };
+    let ip_adapter = ip_adapter.map(|folder| folder.path().join("ip-adapter.safetensors"));
+    let options = LoadOptions { controls: controls.collect(), ip_adapter, ..LoadOptions::default() };
     Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
 }
 
@@ -121,11 +133,11 @@ fn networks_by_themselves_agree_with_diffusers() {
         ("controlnet-sd1-pooled", "sd1"),
         ("controlnet-union", "sdxl"),
     ] {
-        let pipeline = load(made_up::model(model).path(), &BTreeMap::new());
+        let pipeline = load(made_up::model(model).path(), &BTreeMap::new(), None);
         let prompts = [&backend::ParsedPrompt::negative("red, blurry"), &positive("An owl's PIZZA, ünder 3 🍓 skies!")];
         let encoded = pipeline.prompt_encoder().encode(&prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap();
         let (text, pooled) = (&encoded.embeddings, encoded.pooled.as_ref());
-        let conditions = Conditions { text, pooled, size: (64, 72), guidance_scale: 7.5, adapters: None };
+        let conditions = Conditions { text, pooled, size: (64, 72), guidance_scale: 7.5, images: &[], adapters: None };
         let network = ControlNetModel::new(ControlNetConfig::from_json(&config(net)).unwrap(), &weights(net)).unwrap();
         let context = network.context(&conditions).unwrap();
         let latents = (made_up::made_up("latents", &[1, 4, 8, 9]) * 2.0).unwrap();
@@ -160,16 +172,16 @@ fn networks_by_themselves_agree_with_diffusers() {
 fn pictures_are_guided_as_in_diffusers() {
     let goldens = goldens();
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/controls.json").unwrap()).unwrap();
-    let is_ours = |case: &&Case| case.reference.is_empty();
     let (mut models, mut seen) = (BTreeMap::new(), 0);
-    for case in cases.iter().filter(is_ours) {
+    for case in &cases {
         let folder = models.entry(&case.model).or_insert_with(|| made_up::model(&case.model));
         fs::write(folder.path().join("scheduler/scheduler_config.json"), case.scheduler.to_string()).unwrap();
         let networks = case.control.iter().map(|control| (control.net.as_str(), made_up::network(&control.net))).collect();
-        compare(case, &load(folder.path(), &networks), &goldens);
+        let ip_adapter = case.reference.first().map(|reference| made_up::ip_adapter(&reference.adapter));
+        compare(case, &load(folder.path(), &networks, ip_adapter.as_ref()), &goldens);
         seen += 1;
     }
-    assert_eq!(seen, 21);
+    assert_eq!(seen, 26);
 }
 
 fn compare(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<String, Tensor>) {
@@ -195,5 +207,6 @@ fn compare(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
     }
     let pixels = largest_pixel_error(&generation.finish(Interrupt::NEVER).unwrap(), &goldens[&format!("{}.image", case.name)]);
     assert!(pixels <= PIXEL_LIMIT, "{what}: a pixel is off by {pixels}");
-    println!("{what}: latents {worst:.1e}, pixels {pixels}");
+    let references = case.reference.len();
+    println!("{what}, {references} references: latents {worst:.1e}, pixels {pixels}");
 }

@@ -291,5 +291,6 @@ pub(crate) fn info() -> ModelInfo {
         scheduler: SchedulerConfig::default(),
         adapters: None,
         controls: None,
+        ip_adapter: None,
     }
 }

@@ -90,8 +90,9 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
     let networks = pipeline.networks();
     let denoiser = &networks.denoiser;
     let pooled = encoded.pooled.as_ref();
-    let context =
-        denoiser.context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5, adapters: None }).unwrap();
+    let context = denoiser
+        .context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5, images: &[], adapters: None })
+        .unwrap();
     let DenoiserContext::UNet(of_unet) = &context;
     assert_eq!((pooled.is_some(), of_unet.add_embedding().is_some()), (is_xl, is_xl));
     if let (Some(pooled), Some(added)) = (pooled, of_unet.add_embedding()) {

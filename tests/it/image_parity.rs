@@ -50,7 +50,7 @@ impl Case {
             options: SamplingOptions { strength: Some(self.strength), ..SamplingOptions::default() },
         };
         let (prompt, negative_prompt) = (self.prompt.as_str().to_owned(), self.negative_prompt.as_str().to_owned());
-        Asked { prompt, negative_prompt, input: Some(InputImage { image, mask }), controls: Vec::new(), config }
+        Asked { prompt, negative_prompt, input: Some(InputImage { image, mask }), controls: Vec::new(), references: Vec::new(), config }
     }
 }
 

@@ -43,6 +43,16 @@ pub(crate) fn network(name: &str) -> tempfile::TempDir {
     folder
 }
 
+/// An IP-Adapter of `tests/parity/controls`, with its image encoder beside it.
+pub(crate) fn ip_adapter(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    candle_core::safetensors::save(&network_tensors(name), folder.path().join("ip-adapter.safetensors")).unwrap();
+    let (encoder, beside) = (network("image-encoder"), folder.path().join("image_encoder"));
+    copy_folder(encoder.path(), &beside);
+    fs::rename(beside.join("diffusion_pytorch_model.safetensors"), beside.join("model.safetensors")).unwrap();
+    folder
+}
+
 /// Its tensors.
 pub(crate) fn network_tensors(name: &str) -> HashMap<String, Tensor> {
     let shapes = fs::read(Path::new("tests/parity/controls").join(name).join("tensors.json")).unwrap();

@@ -75,7 +75,7 @@ impl Request {
             },
         };
         let (prompt, negative_prompt) = (self.prompt.as_str().to_owned(), self.negative_prompt.as_str().to_owned());
-        Asked { prompt, negative_prompt, input: None, controls: Vec::new(), config }
+        Asked { prompt, negative_prompt, input: None, controls: Vec::new(), references: Vec::new(), config }
     }
 }
 

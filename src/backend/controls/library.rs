@@ -133,7 +133,7 @@ impl ControlEntry {
     }
 
     fn bytes(&self) -> usize {
-        self.files.elements().0.saturating_mul(size_of::<f32>())
+        self.files.elements().saturating_mul(size_of::<f32>())
     }
 }
 
@@ -234,7 +234,7 @@ impl ControlLibrary {
             Config::T2IAdapter(config) => T2IAdapter::new(config.clone(), vb).map(|adapter| ControlNetwork::T2IAdapter(Arc::new(adapter))),
         };
         // candle ends the process where it gets no memory: a tensor as it is stored, and in the network's type.
-        let room = (entry.files.elements().1 as u64).saturating_mul(2 * size_of::<f32>() as u64);
+        let room = (weights.largest() as u64).saturating_mul(2 * size_of::<f32>() as u64);
         let network = ops::with_room(room, || build(&Weights::new(weights.vb.clone(), self.weight_type)))?;
         let network = network.map_err(|source| match GenerationError::from(source) {
             GenerationError::Model(source) => GenerationError::Control(Box::new(weights.failure(source, build))),

@@ -28,6 +28,12 @@ pub fn preprocess(picture: &RgbImage, side: usize, device: &Device) -> Result<Te
     Tensor::from_vec(normed.collect::<Vec<f32>>(), (1, side, side, 3), device)?.permute((0, 3, 1, 2))?.contiguous()
 }
 
+/// The middle of a picture, whose shortest side is scaled to `size`. A picture of no pixels, or of that size, is what it was.
+pub(in crate::backend) fn reduce(picture: &RgbImage, size: u32) -> RgbImage {
+    let is_empty = size == 0 || picture.width() == 0 || picture.height() == 0;
+    if is_empty { picture.clone() } else { scaled_middle(picture, size) }
+}
+
 fn scaled_middle(picture: &RgbImage, size: u32) -> RgbImage {
     let (width, height) = picture.dimensions();
     let most = width.min(height).saturating_mul(MAX_PROPORTION);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    ModelFiles, NO_PICKLES, PartWeights, Source,
+    ModelFiles, NO_PICKLES, PartWeights,
     architectures::LAYERS_PER_BLOCK,
     is_pickle, ldm_names,
     tensor_files::{Locate, TensorFiles},
@@ -89,7 +89,7 @@ impl ControlFiles {
 
     fn of_directory(path: &Path) -> Result<Self, LoadError> {
         const PART: &str = "controlnet";
-        let directory = ModelFiles::new(String::new(), Source::PartDirectory(path.to_owned()));
+        let directory = ModelFiles::of_part(path);
         let name = format!("{PART}/config.json");
         let config = directory.read(&name)?.into_owned();
         let ClassName { class_name } = directory.json(&name)?;
@@ -114,10 +114,9 @@ impl ControlFiles {
         self.kind
     }
 
-    /// Number of all tensors' elements, and of the largest one's.
-    pub(in crate::backend) fn elements(&self) -> (usize, usize) {
-        let sizes = self.files.names().filter_map(|name| Some(self.files.shape(&name)?.iter().product()));
-        sizes.fold((0, 0), |(sum, largest): (usize, usize), size: usize| (sum.saturating_add(size), largest.max(size)))
+    /// Number of all tensors' elements.
+    pub(in crate::backend) fn elements(&self) -> usize {
+        self.files.names().filter_map(|name| Some(self.files.shape(&name)?.iter().product::<usize>())).sum()
     }
 
     /// `config.json`. A file alone has none: it follows from the shapes of its tensors, and from `unet`, the configuration of the model that

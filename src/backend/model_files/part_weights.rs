@@ -91,6 +91,11 @@ impl PartWeights {
         survey.wrong().map(|wrong| LoadError::MissingWeights { path: self.path.clone(), owner: self.owner, wrong })
     }
 
+    /// Number of elements of the largest tensor in its files.
+    pub(in crate::backend) fn largest(&self) -> usize {
+        self.files.largest()
+    }
+
     /// The names, in order, of tensors that look like a network's and that no network read.
     pub(in crate::backend) fn unread(&self) -> Vec<String> {
         let begins =

@@ -137,6 +137,12 @@ impl TensorFiles {
         self.files.iter().flat_map(|file| file.header.offset_keys())
     }
 
+    /// Number of elements of the largest tensor.
+    pub(in crate::backend) fn largest(&self) -> usize {
+        let sizes = self.names().filter_map(|name| Some(self.shape(&name)?.iter().product()));
+        sizes.max().unwrap_or_default()
+    }
+
     /// The shape of a tensor, if there is one of that name.
     pub(in crate::backend) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.find(name).ok().map(|(_, info)| info.shape.as_slice())

@@ -11,7 +11,7 @@ use crate::{
     backend::{ParsedPrompt, Settings},
     common::{
         ClipSkip, ControlFile, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
-        NegativePrompt, OutputConfig, Prompt, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
+        NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -79,6 +79,9 @@ pub struct GenerateArgs {
     /// ,preprocess=canny (or invert, tile) in any order; may be given several times
     #[arg(long, value_name = "NAME=FILE[,OPTION]…")]
     pub control: Vec<ControlFile>,
+    /// A picture that the model looks at beside the prompt, with --ip-adapter: FILE, or FILE,scale=0.6; may be given several times
+    #[arg(long, value_name = "FILE[,scale=SCALE]")]
+    pub reference: Vec<ReferenceFile>,
     /// Also write the text embeddings and the latents after every step, for comparing with other implementations
     #[arg(long, value_name = "FILE.safetensors")]
     pub save_latents: Option<PathBuf>,
@@ -114,6 +117,7 @@ impl GenerateArgs {
             },
             input: None,
             controls: self.control.iter().map(|control| control.settings.clone()).collect(),
+            references: self.reference.iter().map(|reference| reference.scale).collect(),
             output: OutputConfig::default(),
         })
     }

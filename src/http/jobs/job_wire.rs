@@ -21,6 +21,7 @@ use crate::{
         wire::{Bounded, ImagesRequest, MAX_SIDE, WireSeed},
         wire_controls::{self, WireControls, is_control},
         wire_loras::WireLoras,
+        wire_references::{self, WireReferences, is_reference},
     },
 };
 
@@ -62,6 +63,10 @@ pub(in crate::http) struct JobRequest {
     #[serde(default)]
     #[schema(inline, required = false)]
     control: WireControls,
+    /// Pictures that the model looks at beside the prompt, through `--ip-adapter`.
+    #[serde(default)]
+    #[schema(inline, required = false)]
+    reference: WireReferences,
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
@@ -142,7 +147,7 @@ impl FromFields for JobBody {
     fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let mut take = |name: &'static str| fields.take(|other| other == name).pop().map(|(_, value)| (name, value));
         let (input, init, mask) = (take("input_image"), take("init_image"), take("mask_image"));
-        let controls = fields.take(is_control);
+        let (controls, references) = (fields.take(is_control), fields.take(is_reference));
         let (mut request, others): (JobRequest, _) = fields.read()?;
         request.others = others;
         // Both fields have served to route the job here.
@@ -164,8 +169,9 @@ impl FromFields for JobBody {
             (Operation::Inpaint, Some(image), Some(mask)) => Some(InitFiles { image: open(image)?, mask: Some(open(mask)?) }),
         };
         let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), Vec::new())?;
-        request.control = WireControls(settings);
-        Ok(Self { request, files: InputFiles { init, controls } })
+        let (scales, references) = wire_references::read(references.into_iter().map(|(_, value)| value), Vec::new())?;
+        (request.control, request.reference) = (WireControls(settings), WireReferences(scales));
+        Ok(Self { request, files: InputFiles { init, controls, references } })
     }
 }
 
@@ -187,6 +193,7 @@ impl JobRequest {
             negative_prompt: self.negative_prompt,
             loras: self.loras,
             control: self.control,
+            reference: self.reference,
             seed: self.seed,
             num_inference_steps: self.steps,
             default_steps: Steps::try_from(STEPS).ok(),

@@ -43,11 +43,12 @@ use crate::{
         extract::{self, FromFields, JsonBody},
         fields::{self, Fields},
         hosts,
-        images_body::ImagesBody,
+        images_body::{FormPictures, ImagesBody},
         openapi::{Forbidden, IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
         start::start,
         uploads,
         wire_controls::WireControls,
+        wire_references::WireReferences,
     },
 };
 
@@ -91,6 +92,9 @@ pub(super) struct EditsRequest {
     /// ControlNets and T2I-Adapters; in a form as text, with their pictures as files in `control_image[]`.
     #[schema(inline)]
     control: Option<WireControls>,
+    /// Pictures that the model looks at beside the prompt; in a form as files in `reference_image[]`.
+    #[schema(inline)]
+    reference: Option<WireReferences>,
 }
 
 /// Pictures from a picture, as one JSON answer or as a stream of events.
@@ -121,7 +125,7 @@ pub(super) async fn edits(
         let EditsBody(ParsedBody { value: Edit(ImagesBody { request, files }), fingerprint, budget }) = body?;
         let info = state.model()?;
         let order = request.into_order(&info, &files).await?;
-        let images = uploads::decode(files, order.picture.size()).await?;
+        let images = uploads::decode(files, order.picture.size(), info.reference_side()).await?;
         drop(budget);
         start(&state, &id, client, order.with_images(images), fingerprint, &info)
     };
@@ -154,7 +158,7 @@ impl FromFields for Edit {
             let values = values.into_iter().map(|(_, value)| fields::entries(value)).collect::<Result<Vec<_>, _>>()?;
             values.into_iter().flatten().map(|value| uploads::from_json(param, value)).collect()
         };
-        ImagesBody::new(fields, Vec::new(), || init(read("image", images)?, read("mask", masks)?)).map(Self)
+        ImagesBody::new(fields, FormPictures::default(), || init(read("image", images)?, read("mask", masks)?)).map(Self)
     }
 }
 
@@ -201,13 +205,14 @@ async fn from_form(request: Request, state: &AppState) -> Result<ParsedBody<Edit
 
 impl Edit {
     fn from_form(fields: Vec<FormField>) -> Result<Self, ApiError> {
-        let (mut images, mut masks, mut controls) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut images, mut masks, mut pictures) = (Vec::new(), Vec::new(), FormPictures::default());
         let (mut settings, mut length) = (Vec::new(), 0);
         for field in fields {
             match &*field.name {
                 name if is_image(name) => images.push(field.picture("image")?),
                 name if is_mask(name) => masks.push(field.picture("mask")?),
-                name if is_control_image(name) => controls.push(field.picture("control_image")?),
+                name if is_control_image(name) => pictures.controls.push(field.picture("control_image")?),
+                name if is_reference_image(name) => pictures.references.push(field.picture("reference_image")?),
                 _ => {
                     length += field.bytes.len();
                     if length > MAX_BODY_BYTES {
@@ -218,7 +223,7 @@ impl Edit {
             }
         }
         let settings = settings.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
-        ImagesBody::new(settings, controls, || init(images, masks)).map(Self)
+        ImagesBody::new(settings, pictures, || init(images, masks)).map(Self)
     }
 }
 
@@ -243,6 +248,11 @@ fn is_mask(name: &str) -> bool {
 /// `control_image`, `control_image[]`, `control_image[0]`: the pictures of a form for the entries of `control` that have none.
 fn is_control_image(name: &str) -> bool {
     matches!(list_name(name), "control_image" | "control_images")
+}
+
+/// `reference_image`, `reference_image[]`, `reference_image[0]`: the same for those of `reference`, and further ones.
+fn is_reference_image(name: &str) -> bool {
+    matches!(list_name(name), "reference_image" | "reference_images")
 }
 
 /// A field's name without a final `[]` or `[0]`.

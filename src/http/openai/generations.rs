@@ -45,7 +45,7 @@ pub(super) async fn generations(
         let JsonBody(ParsedBody { value: ImagesBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
         let order = request.into_order(&info, &files).await?;
-        let images = uploads::decode(files, order.picture.size()).await?;
+        let images = uploads::decode(files, order.picture.size(), info.reference_side()).await?;
         drop(budget);
         start(&state, &id, client, order.with_images(images), fingerprint, &info)
     };

@@ -8,7 +8,7 @@ use super::{
     embeddings::TimeEmbedding,
 };
 use crate::{
-    models::{conditions::Conditions, pass::Pass, residuals::Residuals, text_context::TextContext},
+    models::{conditions::Conditions, image_prompt::ImageContext, pass::Pass, residuals::Residuals, text_context::TextContext},
     ops::{Adapters, Conv2d, Conv2dConfig, Weights, add_images, for_batch},
 };
 
@@ -54,7 +54,7 @@ impl Encoder {
         let adapters = Adapters::new(conditions.adapters.cloned());
         let text = TextContext::new(conditions.text, cross_attentions.map(|layer| layer.key_values(conditions.text, &adapters)))?;
         let add_embedding = self.time_embedding.add_embedding(conditions, &adapters)?;
-        Ok(UNetContext { text, add_embedding, adapters })
+        Ok(UNetContext { text, images: ImageContext::new(conditions.images)?, add_embedding, adapters })
     }
 
     /// The time embedding of these timesteps, one for each generation of the context.

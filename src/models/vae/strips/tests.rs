@@ -9,7 +9,13 @@ use crate::{
     ops::{WeightType, Weights, has_exact_products},
 };
 
-const PASS: Pass = Pass { temb: None, text: None, adapters: crate::ops::Adapters::NONE, interrupt: Interrupt::NEVER };
+const PASS: Pass = Pass {
+    temb: None,
+    text: None,
+    images: crate::models::image_prompt::ImageContext::NONE,
+    adapters: crate::ops::Adapters::NONE,
+    interrupt: Interrupt::NEVER,
+};
 
 fn tiny(dtype: DType) -> AutoencoderKl {
     load("tests/parity/tiny/vae", dtype)
