@@ -40,6 +40,7 @@ mod parity;
 mod parts;
 mod probes;
 mod proxies;
+mod reference_requests;
 mod references;
 mod refusals;
 mod sharing;
