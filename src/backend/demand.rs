@@ -77,8 +77,8 @@ impl Demand {
     #[must_use]
     pub fn work(&self) -> u64 {
         let controls = |step: usize| self.controls.iter().filter(|window| window.contains(step, self.steps())).count() as u64;
-        let with_controls = |step: usize| self.kind(step).work() * (CONTROL_COST.1 + CONTROL_COST.0 * controls(step)) / CONTROL_COST.1;
-        (0..self.steps()).map(with_controls).sum()
+        let (share, whole) = CONTROL_COST;
+        (0..self.steps()).map(|step| self.kind(step).work() * (whole + share * controls(step))).sum::<u64>() / whole
     }
 
     /// The memory that it takes, in bytes.

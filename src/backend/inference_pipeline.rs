@@ -243,7 +243,7 @@ impl Diffusion {
     fn residuals(&self, interrupt: Interrupt) -> Result<Residuals, GenerationError> {
         let latents = self.scaled_latents()?;
         let each = self.controls.iter().map(|control| control.residuals(self.steps_done, &self.demand, &latents, interrupt));
-        each.into_iter().try_fold(Residuals::default(), |sum, residuals| Ok(sum.add(residuals?)?))
+        each.into_iter().try_fold(Residuals::default(), |sum, residuals| Ok(sum.plus(residuals?)?))
     }
 
     /// Classifier-free guidance ([Ho & Salimans](https://arxiv.org/abs/2207.12598)): the predictions for all samples, f32, to one. Parts of

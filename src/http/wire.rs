@@ -180,9 +180,7 @@ impl ImagesRequest {
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
     pub(super) async fn into_order(self, info: &ModelInfo, files: &InputFiles) -> Result<ImagesOrder, ApiError> {
-        if let Some(format) = self.response_format.as_deref().filter(|format| *format != "b64_json") {
-            return Err(InvalidValue::new("response_format", format_args!("\"{format}\""), ONLY_FILES_IN_ANSWERS).into());
-        }
+        self.check_response_format()?;
         let size = self.image_size(info, files)?;
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
@@ -240,6 +238,13 @@ impl ImagesRequest {
             on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
         })
+    }
+
+    fn check_response_format(&self) -> Result<(), InvalidValue> {
+        match self.response_format.as_deref() {
+            None | Some("b64_json") => Ok(()),
+            Some(other) => Err(InvalidValue::new("response_format", format_args!("\"{other}\""), ONLY_FILES_IN_ANSWERS)),
+        }
     }
 
     /// The size that the request names, that of its input picture, or the model's own.

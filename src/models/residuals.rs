@@ -6,7 +6,7 @@ use super::unet::Encoded;
 use crate::ops::{add_images, for_batch, join_images, scale_image};
 
 /// What is added inside of a UNet, for each sample of a batch, or for fewer samples that stand for the batch as in
-/// [`for_batch`](crate::ops::for_batch).
+/// [`for_batch`].
 #[derive(Debug, Clone, Default)]
 pub struct Residuals {
     /// To the output of each layer on the way down once the middle has seen it, and last to that of the middle: those of ControlNets, or none.
@@ -76,7 +76,7 @@ impl Residuals {
     ///
     /// # Errors
     /// When both have tensors of different numbers or shapes, or the device fails.
-    pub fn add(self, other: Self) -> Result<Self> {
+    pub fn plus(self, other: Self) -> Result<Self> {
         let add = |one: Vec<Tensor>, other: Vec<Tensor>| match (one.len(), other.len()) {
             (_, 0) => Ok(one),
             (0, _) => Ok(other),

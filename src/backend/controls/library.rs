@@ -45,7 +45,7 @@ pub struct ControlEntry {
 /// A control network's configuration.
 #[derive(Debug, Clone)]
 enum Config {
-    ControlNet(ControlNetConfig),
+    ControlNet(Box<ControlNetConfig>),
     T2IAdapter(T2IAdapterConfig),
 }
 
@@ -78,7 +78,7 @@ impl ControlEntry {
                 ControlNetworkKind::ControlNet => {
                     let config = ControlNetConfig::from_json(&config).map_err(|error| error.to_string())?;
                     config.check_fits(unet).map_err(|why| format!("this ControlNet does not fit the model: {why}"))?;
-                    Config::ControlNet(config)
+                    Config::ControlNet(Box::new(config))
                 }
                 ControlNetworkKind::T2IAdapter => {
                     let config = T2IAdapterConfig::from_json(&config).map_err(|error| error.to_string())?;
@@ -116,7 +116,11 @@ impl ControlEntry {
 
     /// The kind of a picture for this network, if it knows several.
     fn kind_of(&self, settings: &ControlSettings) -> Result<Option<ControlKind>, InvalidValue> {
-        let Config::ControlNet(ControlNetConfig { union: Some(union), .. }) = &self.config else {
+        let union = match &self.config {
+            Config::ControlNet(config) => config.union,
+            Config::T2IAdapter(_) => None,
+        };
+        let Some(union) = union else {
             let Some(kind) = settings.kind else { return Ok(None) };
             let allowed = format!("left out for \"{}\", which knows one kind of picture", self.name);
             return Err(InvalidValue::new("control", format_args!("of the type {}", kind.name()), allowed));
@@ -229,7 +233,7 @@ impl ControlLibrary {
         let weights = entry.files.weights(self.dtype, &self.device);
         let build = |vb: &Weights| match &entry.config {
             Config::ControlNet(config) => {
-                ControlNetModel::new(config.clone(), vb).map(|network| ControlNetwork::ControlNet(Arc::new(network)))
+                ControlNetModel::new((**config).clone(), vb).map(|network| ControlNetwork::ControlNet(Arc::new(network)))
             }
             Config::T2IAdapter(config) => T2IAdapter::new(config.clone(), vb).map(|adapter| ControlNetwork::T2IAdapter(Arc::new(adapter))),
         };

@@ -57,6 +57,8 @@ const REFUSED: [(&str, &str); 5] = [
 ];
 /// The prefix of a ControlNet's tensors in its first files, which may have a whole model beside it.
 const CONTROL_MODEL: &str = "control_model.";
+/// More layers than any network has.
+const MAX_LAYERS: usize = 256;
 /// The halvings on a picture's way to the resolution of latents.
 const HALVINGS: usize = 3;
 
@@ -155,10 +157,14 @@ impl ControlFiles {
         self.files.shape(&self.locate()(name).name).map(<[usize]>::to_vec)
     }
 
+    /// The number of the tensors that have these names, from 0 on.
+    fn count(&self, name: impl Fn(usize) -> String) -> usize {
+        (0..MAX_LAYERS).take_while(|i| self.shape(&name(*i)).is_some()).count()
+    }
+
     fn controlnet(&self, mut config: Map<String, Value>) -> Map<String, Value> {
         let first = |name: &str, dim: usize| self.shape(name).and_then(|shape| shape.get(dim).copied());
-        let depth =
-            |prefix: String| (0..).take_while(|k| self.shape(&format!("{prefix}.transformer_blocks.{k}.norm1.weight")).is_some()).count();
+        let depth = |prefix: String| self.count(|k| format!("{prefix}.transformer_blocks.{k}.norm1.weight"));
         let levels = config.get("down_block_types").and_then(Value::as_array).map_or(0, Vec::len);
         let layers = |level: usize| (0..LAYERS_PER_BLOCK).map(move |layer| format!("down_blocks.{level}.attentions.{layer}"));
         let mut depths: Vec<Vec<usize>> = (0..levels).map(|level| layers(level).map(depth).collect()).collect();
@@ -184,7 +190,7 @@ impl ControlFiles {
         config.insert("conditioning_embedding_out_channels".to_owned(), json!(channels.flatten().collect::<Vec<_>>()));
         config.insert("conditioning_channels".to_owned(), json!(first(&format!("{hint}.conv_in.weight"), 1)));
         if let Some([kinds, channels]) = self.shape("task_embedding").as_deref() {
-            let layers = (0..).take_while(|i| self.shape(&format!("transformer_layes.{i}.ln_1.weight")).is_some()).count();
+            let layers = self.count(|i| format!("transformer_layes.{i}.ln_1.weight"));
             let union = [
                 ("num_control_type", *kinds),
                 ("num_trans_channel", *channels),
@@ -203,7 +209,7 @@ impl ControlFiles {
             let (layer, side) = if is_light { ("out_conv", 0) } else { ("resnets.0.block1", 0) };
             dim(format!("adapter.body.{level}.{layer}.weight"), side)
         };
-        let mut channels: Vec<usize> = (0..).map_while(output).collect();
+        let mut channels: Vec<usize> = (0..MAX_LAYERS).map_while(output).collect();
         if is_light {
             // The last level has the channels of the one before.
             channels.pop();
@@ -218,7 +224,7 @@ impl ControlFiles {
         let blocks = match self.names {
             // Without the levels in the names, their number is that of all such files.
             Names::Numbered => ldm_names::T2I_BLOCKS,
-            _ => (0..).take_while(|i| self.shape(&format!("adapter.body.0.resnets.{i}.block1.weight")).is_some()).count(),
+            _ => self.count(|i| format!("adapter.body.0.resnets.{i}.block1.weight")),
         };
         let kind = match (is_light, factor) {
             (true, _) => "light_adapter",
