@@ -35,7 +35,7 @@ impl ImagesBody {
         let init = init()?;
         let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), control_images)?;
         let (scales, references) = wire_references::read(references.into_iter().map(|(_, value)| value), reference_images)?;
-        let request = ImagesRequest { control: WireControls(settings), reference: WireReferences(scales), ..request };
+        let request = ImagesRequest { control: Some(WireControls(settings)), reference: Some(WireReferences(scales)), ..request };
         Ok(Self { request, files: InputFiles { init, controls, references } })
     }
 }

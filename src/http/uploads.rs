@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, Type, schema::SchemaType},
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 
 use super::{api_error::ApiError, off_thread::in_turn};
@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for TakenPicture {
 
 impl PartialSchema for TakenPicture {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null])).into()
+        ObjectBuilder::new().schema_type(Type::String).into()
     }
 }
 

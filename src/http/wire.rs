@@ -109,13 +109,11 @@ pub(super) struct ImagesRequest {
     pub(super) on_disconnect: Option<OnDisconnect>,
     /// ControlNets and T2I-Adapters of `--controlnet`, by their names, each with the picture that it looks at. With `preprocess`, the picture is
     /// turned into what the network looks at.
-    #[serde(default)]
-    #[schema(inline, required = false)]
-    pub(super) control: WireControls,
+    #[schema(inline)]
+    pub(super) control: Option<WireControls>,
     /// Pictures that the model looks at beside the prompt, through `--ip-adapter`.
-    #[serde(default)]
-    #[schema(inline, required = false)]
-    pub(super) reference: WireReferences,
+    #[schema(inline)]
+    pub(super) reference: Option<WireReferences>,
 
     /// Steps where the request leaves them out, if not the model's own.
     #[serde(skip)]
@@ -212,8 +210,8 @@ impl ImagesRequest {
                 strength: self.strength,
             },
             input: files.init.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
-            controls: self.control.0,
-            references: self.reference.0,
+            controls: self.control.unwrap_or_default().0,
+            references: self.reference.unwrap_or_default().0,
             output: OutputConfig {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),

@@ -2,7 +2,6 @@
 
 use candle_core::{Result, Tensor};
 
-use super::unet::Encoded;
 use crate::ops::{add_images, for_batch, join_images, scale_image};
 
 /// What is added inside of a UNet, for each sample of a batch, or for fewer samples that stand for the batch as in
@@ -115,18 +114,18 @@ impl Residuals {
     }
 
     /// Adds what comes after a way down of so many levels.
-    pub(super) fn add_to(&self, Encoded { middle, skips }: Encoded, levels: usize) -> Result<Encoded> {
+    pub(super) fn add_to(&self, middle: Tensor, skips: Vec<Tensor>, levels: usize) -> Result<(Tensor, Vec<Tensor>)> {
         // A T2I-Adapter may have one more tensor than there are levels. As in diffusers, it goes here if it fits.
         let middle = match self.within.get(levels).filter(|more| more.dims()[1..] == middle.dims()[1..]) {
             Some(more) => add_images(&middle, more)?,
             None => middle,
         };
-        let Some((last, rest)) = self.after.split_last() else { return Ok(Encoded { middle, skips }) };
+        let Some((last, rest)) = self.after.split_last() else { return Ok((middle, skips)) };
         if rest.len() != skips.len() {
             candle_core::bail!("residuals for {} layers cannot be added to {}", rest.len(), skips.len());
         }
         let skips = skips.iter().zip(rest).map(|(skip, residual)| add_images(skip, residual)).collect::<Result<_>>()?;
-        Ok(Encoded { middle: add_images(&middle, last)?, skips })
+        Ok((add_images(&middle, last)?, skips))
     }
 }
 

@@ -188,8 +188,8 @@ fn refused(worker: &Worker, length: usize) -> TcpStream {
 #[tokio::test]
 async fn a_refused_body_is_read_and_forgotten() {
     let worker = Worker::ready(&[]);
-    let mut socket = refused(&worker, 8 << 20);
-    for _ in 0..8 {
+    let mut socket = refused(&worker, 60 << 20);
+    for _ in 0..60 {
         socket.write_all(&vec![b' '; 1 << 20]).unwrap();
     }
     socket.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
@@ -200,7 +200,7 @@ async fn a_refused_body_is_read_and_forgotten() {
 #[tokio::test]
 async fn a_refused_body_is_not_waited_for_as_long_as_the_client_likes() {
     let worker = Worker::ready(&["--client-timeout", "1"]);
-    let mut socket = refused(&worker, 8 << 20);
+    let mut socket = refused(&worker, 60 << 20);
     // The client never pauses for long.
     let started = Instant::now();
     while socket.write_all(b" ").is_ok() {

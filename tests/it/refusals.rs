@@ -143,15 +143,15 @@ async fn a_body_with_a_mark_is_read_and_one_that_is_encoded_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_body_of_20_mb_is_refused_before_it_is_sent() {
+async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
     let worker = Worker::ready(&[]);
-    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 20971520\r\n\r\n";
+    let head = "POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 60000000\r\n\r\n";
     let mut socket = tokio::net::TcpStream::connect(worker.address()).await.unwrap();
     socket.write_all(head.as_bytes()).await.unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
-    assert!(answer.ends_with("{\"error\":{\"message\":\"the body must be at most 1048576 bytes\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"body_too_large\"}}"), "{answer}");
+    assert!(answer.ends_with("{\"error\":{\"message\":\"the body must be at most 52428800 bytes\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"body_too_large\"}}"), "{answer}");
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::attempt;
 use crate::{
     backend::{
         Complete, Generation, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, Pipeline, Progress, Pulse, Timings,
-        image_utils,
+        picture_encoder,
     },
     common::{ImageSize, error_chain},
     models::Interrupt,
@@ -88,7 +88,7 @@ impl Turn {
 
         let started = Instant::now();
         let metadata = ImageMetadata::new(&self.request.order, model_id);
-        let image = image_utils::encode(&picture, self.request.order.output, Some(&metadata))?;
+        let image = picture_encoder::encode(&picture, self.request.order.output, Some(&metadata))?;
         timings.encode = started.elapsed();
         Ok(Complete { image, config: self.request.order.config, timings, warnings })
     }
@@ -187,7 +187,7 @@ impl<G: Generation> Picture<G> {
         let due = step * (usize::from(output.previews) + 1) / total;
         while usize::from(self.previews.start) < due && step < total {
             let Some(index) = self.previews.next() else { break };
-            let render = |_: Interrupt| image_utils::encode(&enlarge(&self.generation.preview()?, size), output, None);
+            let render = |_: Interrupt| picture_encoder::encode(&enlarge(&self.generation.preview()?, size), output, None);
             match attempt(&[&self.turn], pulse, render) {
                 Ok(image) => self.turn.respond(GenerationResponse::Preview { index, image }),
                 Err(error) => {

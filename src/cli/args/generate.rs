@@ -75,8 +75,8 @@ pub struct GenerateArgs {
     /// What of it is painted anew: white, or transparent if there is anything transparent; the rest is kept
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub mask: Option<PathBuf>,
-    /// A picture for a network of --controlnet, with how it is used: NAME=FILE, then ,scale=0.8 ,start=0 ,end=0.5 ,guess and
-    /// ,preprocess=canny (or invert, tile) in any order; may be given several times
+    /// A picture for a network of --controlnet, with how it is used: NAME=FILE, then ,scale=0.8 ,start=0 ,end=0.5 ,guess
+    /// ,preprocess=canny (or invert, tile) and, for networks that know several kinds, ,type=depth in any order; may be given several times
     #[arg(long, value_name = "NAME=FILE[,OPTION]…")]
     pub control: Vec<ControlFile>,
     /// A picture that the model looks at beside the prompt, with --ip-adapter: FILE, or FILE,scale=0.6; may be given several times

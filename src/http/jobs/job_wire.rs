@@ -60,30 +60,28 @@ pub(in crate::http) struct JobRequest {
     #[schema(inline)]
     loras: Option<WireLoras>,
     /// ControlNets and T2I-Adapters of `--controlnet`, by their names, each with the picture that it looks at.
-    #[serde(default)]
-    #[schema(inline, required = false)]
-    control: WireControls,
+    #[schema(inline)]
+    control: Option<WireControls>,
     /// Pictures that the model looks at beside the prompt, through `--ip-adapter`.
-    #[serde(default)]
-    #[schema(inline, required = false)]
-    reference: WireReferences,
+    #[schema(inline)]
+    reference: Option<WireReferences>,
     /// A worker has one model; another name is named in `ignored`.
     model: Option<String>,
 
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     strength: Option<Strength>,
     /// The picture that `image_transform` begins with, in base64 or a `data:` URL. Also `init_image`.
-    #[serde(default, rename = "input_image")]
-    #[schema(inline, required = false)]
-    _input_image: TakenPicture,
+    #[serde(rename = "input_image")]
+    #[schema(inline)]
+    _input_image: Option<TakenPicture>,
     /// The picture that `image_inpaint` begins with. Also `input_image`.
-    #[serde(default, rename = "init_image")]
-    #[schema(inline, required = false)]
-    _init_image: TakenPicture,
+    #[serde(rename = "init_image")]
+    #[schema(inline)]
+    _init_image: Option<TakenPicture>,
     /// What `image_inpaint` paints anew: where it is transparent, or, if it is opaque everywhere, white.
-    #[serde(default, rename = "mask_image")]
-    #[schema(inline, required = false)]
-    _mask_image: TakenPicture,
+    #[serde(rename = "mask_image")]
+    #[schema(inline)]
+    _mask_image: Option<TakenPicture>,
 
     /// The solver. Also `sample_method` or `sampler_name`.
     #[serde(alias = "sample_method", alias = "sampler_name")]
@@ -170,7 +168,7 @@ impl FromFields for JobBody {
         };
         let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), Vec::new())?;
         let (scales, references) = wire_references::read(references.into_iter().map(|(_, value)| value), Vec::new())?;
-        (request.control, request.reference) = (WireControls(settings), WireReferences(scales));
+        (request.control, request.reference) = (Some(WireControls(settings)), Some(WireReferences(scales)));
         Ok(Self { request, files: InputFiles { init, controls, references } })
     }
 }

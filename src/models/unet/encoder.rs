@@ -92,6 +92,7 @@ impl Encoder {
         if let Some(mid_block) = &self.mid_block {
             x = mid_block.forward(&x, pass)?;
         }
-        residuals.add_to(Encoded { middle: x, skips }, self.down_blocks.len())
+        let (middle, skips) = residuals.add_to(x, skips, self.down_blocks.len())?;
+        Ok(Encoded { middle, skips })
     }
 }

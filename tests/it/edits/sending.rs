@@ -21,6 +21,7 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
     for (path, kind) in [
         ("/v1/images/edits", "multipart/form-data; boundary=x"),
         ("/v1/images/edits", "application/json"),
+        ("/v1/images/generations", "application/json"),
         ("/v1/jobs", "application/json"),
     ] {
         let head = format!(
@@ -37,9 +38,11 @@ async fn a_body_of_60_mb_is_refused_before_it_is_sent() {
     let endless = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
     let request = Client::new().post(worker.url("/v1/images/edits")).header("content-type", "application/json").body(endless);
     assert_eq!(request.send().await.unwrap().status(), 413);
-    // Other routes keep their smaller limit.
+    // What is no picture has a smaller limit.
     let long = "x".repeat(2 << 20);
-    assert_eq!(worker.post(&json!({ "prompt": long })).await.status(), 413);
+    let refused = worker.post(&json!({ "prompt": long })).await;
+    assert_eq!(refused.status(), 400);
+    assert_eq!(refused.json::<Value>().await.unwrap()["error"]["message"], "prompt must be at most 1048576 bytes");
 }
 
 #[tokio::test]
