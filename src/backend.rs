@@ -36,7 +36,7 @@ pub use adapters::{
     AdaptableNetwork, AdapterEntry, AdapterFile, AdapterFolder, AdapterInfo, AdapterLibrary, AppliedAdapters, ChosenAdapter, FewSteps, Fit,
     Layer, LowRank, MergedAdapters, Module, ModuleKind,
 };
-pub use controls::{ChosenControl, ControlEntry, ControlLibrary, ControlNetwork};
+pub use controls::{ChosenControl, ControlEntry, ControlLibrary, ControlNetwork, MAX_CONTROLS};
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};
 pub use generation::{Generation, Pipeline};
@@ -44,7 +44,7 @@ pub use generation_engine::GenerationEngine;
 pub use image_file::{ImageFile, InitFiles, InputFiles, MAX_INPUT_PIXELS};
 pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
 pub use infotext::ImageMetadata;
-pub use ip_adapter::{CrossAttentionLayer, IpAdapter, IpAdapterFile, preprocess};
+pub use ip_adapter::{CrossAttentionLayer, IpAdapter, IpAdapterFile, MAX_REFERENCES, preprocess};
 pub use latent_preview::LatentPreview;
 pub use model_files::{ModelFiles, PartWeights, dequantized};
 pub use model_info::{ModelDefaults, ModelInfo};

@@ -5,4 +5,4 @@ mod library;
 mod preprocess;
 
 pub(super) use active::{ActiveControl, Sides};
-pub use library::{ChosenControl, ControlEntry, ControlLibrary, ControlNetwork};
+pub use library::{ChosenControl, ControlEntry, ControlLibrary, ControlNetwork, MAX_CONTROLS};

@@ -19,7 +19,7 @@ pub enum GenerationError {
     #[error("a LoRA of the request cannot be used: {}", error_chain(.0))]
     Adapter(AdapterError),
     /// A control network cannot be used.
-    #[error("a control network of the request cannot be used: {}", error_chain(.0))]
+    #[error("a network that looks at a picture of the request cannot be used: {}", error_chain(.0))]
     Control(Box<LoadError>),
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
@@ -43,7 +43,7 @@ pub enum GenerationError {
     #[error("the model failed")]
     Model(#[source] candle_core::Error),
     /// The device has not enough memory.
-    #[error("the device ran out of memory; ask for a smaller picture")]
+    #[error("the device ran out of memory; ask for a smaller picture, or for fewer networks beside the model's own")]
     OutOfMemory(#[source] candle_core::Error),
     /// The picture could not be written.
     #[error("the picture could not be encoded: {0}")]

@@ -81,9 +81,9 @@ impl ImageFile {
         self.size
     }
 
-    /// The pixels, cut and scaled to a size. The memory is asked for first: a decoder without memory ends the process.
-    fn decode_to(&self, size: ImageSize) -> Result<RgbImage, GenerationError> {
-        let cut = || Ok::<_, InvalidValue>(image_utils::cut(&flatten(&self.decode()?), self.size, size));
+    /// The pixels, made opaque, cut and scaled to a size. The memory is asked for first: a decoder without memory ends the process.
+    fn decode_to(&self, size: ImageSize, opaque: impl Fn(&DynamicImage) -> RgbImage) -> Result<RgbImage, GenerationError> {
+        let cut = || Ok::<_, InvalidValue>(image_utils::cut(&opaque(&self.decode()?), self.size, size));
         Ok(ops::with_room(self.room(size), cut)??)
     }
 
@@ -128,9 +128,10 @@ impl InputFiles {
     /// When a file is broken, the mask marks nothing, or there is no memory for the pixels.
     pub fn decode(&self, size: ImageSize, reference_side: u32) -> Result<InputImages, GenerationError> {
         let init = self.init.as_ref().map(|files| files.decode(size)).transpose()?;
-        let controls = self.controls.iter().map(|file| file.decode_to(size)).collect::<Result<_, _>>()?;
+        // White lines on a transparent ground stay lines: as in diffusers, the colours below the transparency count.
+        let controls = self.controls.iter().map(|file| file.decode_to(size, DynamicImage::to_rgb8)).collect::<Result<_, _>>()?;
         let reduce = |file: &ImageFile| -> Result<RgbImage, GenerationError> {
-            let reduced = || Ok::<_, InvalidValue>(reduce(&flatten(&file.decode()?), reference_side));
+            let reduced = || Ok::<_, InvalidValue>(reduce(&file.decode()?.to_rgb8(), reference_side));
             Ok(ops::with_room(file.room(size), reduced)??)
         };
         Ok(InputImages { init, controls, references: self.references.iter().map(reduce).collect::<Result<_, _>>()? })
@@ -140,7 +141,7 @@ impl InputFiles {
 impl InitFiles {
     /// A mask of another size than the picture is stretched over that first.
     fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
-        let image = self.image.decode_to(size)?;
+        let image = self.image.decode_to(size, flatten)?;
         let Some(file) = &self.mask else { return Ok(InputImage { image, mask: None }) };
         let mask = ops::with_room(file.room(size), || read_mask(file, self.image.size, size))??;
         Ok(InputImage { image, mask: Some(mask) })

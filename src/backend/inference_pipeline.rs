@@ -186,7 +186,8 @@ impl Generation for Diffusion {
         let mut picture = self.pipeline.decode(&self.latents, interrupt)?;
         if let Some(size) = self.enlarged_to {
             // An input picture was cut to the proportions of the size; without one, nothing that was drawn is cut off.
-            let whole = if self.images.init.is_some() { picture } else { image_utils::extend(&picture, size) };
+            let follows_picture = self.images.init.is_some() || !self.images.controls.is_empty();
+            let whole = if follows_picture { picture } else { image_utils::extend(&picture, size) };
             picture = image_utils::cut(&whole, whole.dimensions(), size);
         }
         // Latents lose detail: the part that a mask keeps is copied pixel by pixel.

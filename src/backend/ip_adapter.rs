@@ -13,8 +13,8 @@ use std::{
 
 use candle_core::{DType, Device, Error};
 pub use layers::CrossAttentionLayer;
-pub use network::IpAdapter;
-pub(super) use network::{MAX_REFERENCES, ReferenceTokens};
+pub(super) use network::ReferenceTokens;
+pub use network::{IpAdapter, MAX_REFERENCES};
 pub use preprocess::preprocess;
 pub(super) use preprocess::reduce;
 

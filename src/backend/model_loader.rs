@@ -71,9 +71,6 @@ impl Default for LoadOptions {
     }
 }
 
-/// The most tensors that a warning names.
-const NAMED: usize = 5;
-
 /// Loads a model: reads and checks every configuration first, then the weights.
 ///
 /// # Errors
@@ -228,18 +225,16 @@ impl Builder<'_> {
         Ok(Arc::new(library))
     }
 
-    /// Tensors that no network read are a sign of a wrong configuration.
     fn warn_of_unread(&self) {
         let mut seen: Vec<&PathBuf> = Vec::new();
         for weights in &self.opened {
-            let (path, unread) = (&weights.path, weights.unread());
-            if seen.contains(&path) || unread.is_empty() {
+            if seen.contains(&&weights.path) {
                 continue;
             }
-            seen.push(path);
-            let some = unread[..unread.len().min(NAMED)].join(", ");
-            let more = if unread.len() > NAMED { ", …" } else { "" };
-            warn!("{}: {} of its tensors belong to no part of the model and were not read: {some}{more}", path.display(), unread.len());
+            seen.push(&weights.path);
+            if let Some(warning) = weights.unread_warning() {
+                warn!("{warning}");
+            }
         }
     }
 }

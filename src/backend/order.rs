@@ -151,7 +151,8 @@ impl Order {
         let edit = settings.input.map(|input| (given.strength, input.has_mask));
         let (steps, strength) = info.steps(sampler, settings.steps, settings.default_steps.unwrap_or(info.defaults.steps), edit);
         let config = SamplingConfig {
-            size: info.drawing_size(asked, has_input),
+            // What is drawn after a picture has its proportions.
+            size: info.drawing_size(asked, has_input || !settings.controls.is_empty()),
             steps,
             guidance_scale: settings.guidance_scale.or(settings.default_guidance_scale).unwrap_or(info.defaults.guidance_scale),
             seed: settings.seed.unwrap_or_else(Seed::random),
@@ -197,7 +198,7 @@ impl Order {
             part_weights: part_weights.unwrap_or_default(),
             guidance_interval: config.options.guidance_interval.filter(|interval| !interval.is_all()),
             size: config.size,
-            controls: controls.iter().map(|control| control.settings.window).collect(),
+            controls: controls.iter().filter(|control| control.works_in_every_step()).map(|control| control.settings.window).collect(),
         };
         Ok(Self {
             prompt,

@@ -75,8 +75,8 @@ impl Failure {
     pub fn of_panic(panic: &(dyn Any + Send)) -> (&'static str, u8) {
         let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         match text {
-            // The messages of std and of tokio.
-            Some(text) if ["failed to spawn thread", "OS can't spawn"].iter().any(|words| text.contains(words)) => {
+            // The messages of std, of tokio and of tracing-appender.
+            Some(text) if ["failed to spawn", "OS can't spawn"].iter().any(|words| text.contains(words)) => {
                 ("the system starts no more threads", Self::OUT_OF_MEMORY)
             }
             _ => ("this is a bug in sd-worker", 70),

@@ -38,6 +38,16 @@ impl ControlSettings {
     }
 }
 
+impl ControlSettings {
+    /// A warning if no step of so many is inside of the window.
+    #[must_use]
+    pub fn window_warning(&self, steps: usize) -> Option<String> {
+        let ControlWindow { start, end } = self.window;
+        let is_empty = !(0..steps).any(|step| self.window.contains(step, steps));
+        is_empty.then(|| format!("control \"{}\" has no effect: none of {steps} steps is between start {start} and end {end}", self.name))
+    }
+}
+
 /// How strongly a control network or a reference picture counts, 0 to 10: 1 as in training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64")]
@@ -112,8 +122,8 @@ impl ControlWindow {
 }
 
 /// What is done to a picture before a control network looks at it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Preprocess {
     /// Nothing: it is what the network looks at.
     #[default]
@@ -147,34 +157,30 @@ impl FromStr for Preprocess {
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let names = Self::ALL.map(Self::name).join(", ");
-        let found = Self::ALL.into_iter().find(|one| one.name() == text);
+        let found = Self::ALL.into_iter().find(|one| one.name().eq_ignore_ascii_case(text));
         found.ok_or_else(|| InvalidValue::new("preprocess", format_args!("\"{text}\""), format!("one of {names}")))
     }
 }
 
-/// A kind of picture, by the numbers of `ControlNet++`, with the names of the detectors that make such pictures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// A kind of picture, by the numbers of `ControlNet++`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum ControlKind {
     /// A skeleton of a person.
     OpenPose,
     /// Nearer is brighter.
     Depth,
     /// Soft edges, or a drawing.
-    #[serde(alias = "hed", alias = "pidi", alias = "ted", alias = "softedge")]
     Scribble,
     /// Sharp edges or lines.
-    #[serde(alias = "lineart", alias = "anime_lineart", alias = "mlsd")]
     Canny,
     /// The directions of surfaces.
     Normal,
     /// What is where.
-    #[serde(alias = "segmentation", alias = "seg")]
     Segment,
     /// The picture itself, with more detail.
     Tile,
     /// The picture itself, with a part that is black.
-    #[serde(alias = "inpaint")]
     Repaint,
 }
 
@@ -195,6 +201,17 @@ impl ControlKind {
             Self::Segment => "segment",
             Self::Tile => "tile",
             Self::Repaint => "repaint",
+        }
+    }
+
+    /// Other names, those of the detectors that make such pictures.
+    fn other_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Scribble => &["hed", "pidi", "ted", "softedge"],
+            Self::Canny => &["lineart", "anime_lineart", "mlsd"],
+            Self::Segment => &["segmentation", "seg"],
+            Self::Repaint => &["inpaint"],
+            Self::OpenPose | Self::Depth | Self::Normal | Self::Tile => &[],
         }
     }
 }
@@ -299,12 +316,31 @@ impl FromStr for ControlFile {
     }
 }
 
+impl TryFrom<String> for Preprocess {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        text.parse()
+    }
+}
+
 impl FromStr for ControlKind {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let read = serde_json::from_value(text.into());
-        read.map_err(|_| InvalidValue::new("type", format_args!("\"{text}\""), format!("one of {}", Self::ALL.map(Self::name).join(", "))))
+        let name = text.to_ascii_lowercase();
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == name || kind.other_names().contains(&name.as_str()));
+        found.ok_or_else(|| {
+            InvalidValue::new("type", format_args!("\"{text}\""), format!("one of {}", Self::ALL.map(Self::name).join(", ")))
+        })
+    }
+}
+
+impl TryFrom<String> for ControlKind {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        text.parse()
     }
 }
 

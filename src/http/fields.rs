@@ -22,6 +22,9 @@ const MOST: usize = 256;
 const MAX_DEPTH: usize = 128;
 /// Why a mask under an unknown name is refused.
 const NO_MASK: &str = "is not where a mask is looked for: that is `mask` in /v1/images/edits, and `mask_image` in an image_inpaint job";
+/// Why a picture that guides is refused under an unknown name.
+const NO_GUIDE: &str = "is not where pictures that guide are looked for: that is `control` or `reference`, a list of objects; in a form, the list as text in \
+                        one field, with the pictures in it or as files in `control_image[]` or `reference_image[]`";
 /// The longest name of a field; every name with a meaning is shorter.
 const MAX_NAME_BYTES: usize = 1024;
 
@@ -50,6 +53,18 @@ impl<'a> Fields<'a> {
         self.0.extract_if(.., |(name, value)| is_one(name) && value.get() != "null").collect()
     }
 
+    /// The same of a field that may be there once.
+    ///
+    /// # Errors
+    /// When there are several.
+    pub(super) fn take_one(&mut self, is_one: impl Fn(&str) -> bool) -> Result<Option<&'a RawValue>, ApiError> {
+        match &*self.take(is_one) {
+            [] => Ok(None),
+            [(_, value)] => Ok(Some(value)),
+            [_, (twice, _), ..] => Err(ApiError::invalid_param(api_error::clip(twice), "must be given once")),
+        }
+    }
+
     /// Deserializes `T`, and returns the names of fields that `T` does not have and that would mean something.
     ///
     /// # Errors
@@ -69,6 +84,9 @@ impl<'a> Fields<'a> {
         let others = self.0.iter().filter(|(name, value)| has_meaning(name, value.get()) && unknown.iter().any(|other| other == name));
         if let Some((name, _)) = others.clone().find(|(name, value)| is_like_mask(name, value.get())) {
             return Err(ApiError::invalid_param(api_error::clip(name), NO_MASK));
+        }
+        if let Some((name, _)) = others.clone().find(|(name, _)| is_like_guide(name)) {
+            return Err(ApiError::invalid_param(api_error::clip(name), NO_GUIDE));
         }
         let mut others: Vec<String> = others.map(|(name, _)| name.to_string()).collect();
         others.sort();
@@ -97,6 +115,14 @@ fn is_like_mask(name: &str, value: &str) -> bool {
     name.to_ascii_lowercase().contains("mask") && (value.starts_with('{') || value.starts_with(['"', '[']) && value.len() > SHORT)
 }
 
+/// Whether a name is that of a picture that guides, in a spelling that is not read: ignoring it would change the result.
+fn is_like_guide(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["control[", "controls[", "controlnet", "control_image", "reference[", "references[", "reference_image"]
+        .iter()
+        .any(|start| name.starts_with(start))
+}
+
 /// The entries of a list. Any other value is its own single entry.
 ///
 /// # Errors
@@ -115,6 +141,27 @@ pub(super) enum Listed<'a> {
     Text(&'a str),
     /// Anything else.
     Value(&'a RawValue),
+}
+
+/// Deserializes an entry of a list.
+///
+/// # Errors
+/// Says which field is wrong.
+pub(super) fn entry<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, String> {
+    let read = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(value.get()));
+    read.map_err(|error| {
+        let (path, text) = (error.path().to_string(), error.inner().to_string());
+        // Its line and column help no one.
+        let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+        let text = text.replace("expected f64", "expected a number");
+        let text = text.split_once(", expected struct ").map_or(text.as_str(), |(text, _)| text);
+        match path.as_str() {
+            "." => text.to_owned(),
+            path if text.starts_with("must ") => format!("{path} {text}"),
+            path if text.starts_with("unknown field") => text.replace(", expected one of", &format!(" ({path}); known are")),
+            path => format!("{path}: {text}"),
+        }
+    })
 }
 
 /// Calls `read` with each entry of a list, with a single entry, or, as forms have them, with those of a list in text. Empty text has none.

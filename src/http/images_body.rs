@@ -30,11 +30,11 @@ impl ImagesBody {
         FormPictures { controls: control_images, references: reference_images }: FormPictures,
         init: impl FnOnce() -> Result<Option<InitFiles>, ApiError>,
     ) -> Result<Self, ApiError> {
-        let (controls, references) = (fields.take(is_control), fields.take(is_reference));
+        let (controls, references) = (fields.take_one(is_control)?, fields.take_one(is_reference)?);
         let request = ImagesRequest::from_fields(fields)?;
         let init = init()?;
-        let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), control_images)?;
-        let (scales, references) = wire_references::read(references.into_iter().map(|(_, value)| value), reference_images)?;
+        let (settings, controls) = wire_controls::read(controls, control_images)?;
+        let (scales, references) = wire_references::read(references, reference_images)?;
         let request = ImagesRequest { control: Some(WireControls(settings)), reference: Some(WireReferences(scales)), ..request };
         Ok(Self { request, files: InputFiles { init, controls, references } })
     }

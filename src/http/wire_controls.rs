@@ -13,17 +13,15 @@ use super::{
     uploads,
 };
 use crate::{
-    backend::ImageFile,
-    common::{ControlKind, ControlScale, ControlSettings, ControlWindow, Preprocess},
+    backend::{ImageFile, MAX_CONTROLS},
+    common::{ControlKind, ControlScale, ControlSettings, ControlWindow, InvalidValue, Preprocess},
 };
 
 /// The field's name, also in errors.
 const CONTROL: &str = "control";
 /// Why a value of another form is refused.
-const EXPECTED: &str = "must be a list such as [{\"name\": \"canny\", \"image\": \"data:image/png;base64,…\", \"scale\": 0.8, \"start\": 0, \"end\": 1, \
-                        \"guess_mode\": false, \"preprocess\": \"none\", \"type\": \"canny\"}], with no other fields";
-/// The most of them: the worker's own limit is lower.
-const MOST: usize = 64;
+const EXPECTED: &str = "It must be a list such as [{\"name\": \"canny\", \"image\": \"data:image/png;base64,…\", \"scale\": 0.8, \"start\": 0, \
+                        \"end\": 1, \"guess_mode\": false, \"preprocess\": \"none\"}]";
 
 /// The field in a request. [`read`] has taken the field itself out of it before: its pictures are large.
 #[derive(Debug, Default)]
@@ -65,19 +63,17 @@ pub(super) fn read<'a>(
     for value in values {
         fields::each_entry(value, |entry| {
             let Listed::Value(entry) = entry else { return Err(ApiError::invalid_param(CONTROL, EXPECTED)) };
-            if all.len() == MOST {
-                return Err(ApiError::invalid_param(CONTROL, &format!("must have at most {MOST} entries")));
+            if all.len() == MAX_CONTROLS {
+                return Err(ApiError::invalid_param(CONTROL, &format!("must have at most {MAX_CONTROLS} entries")));
             }
-            let control: WireControl =
-                serde_json::from_str(entry.get()).map_err(|error| ApiError::invalid_param(CONTROL, &format!("{EXPECTED}: {error}")))?;
+            let wrong = |reason: &str| ApiError::invalid_param(CONTROL, &format!("entry {}: {reason}", all.len() + 1));
+            let control: WireControl = fields::entry(entry).map_err(|reason| wrong(&format!("{reason}. {EXPECTED}")))?;
             let bytes = match control.image.map(|image| uploads::from_json(CONTROL, image)).transpose()? {
                 Some(bytes) => bytes,
-                None => files.next().ok_or_else(|| {
-                    ApiError::invalid_param(CONTROL, &format!("must have an `image` for \"{}\"", api_error::clip(&control.name)))
-                })?,
+                None => files.next().ok_or_else(|| wrong(&format!("\"{}\" has no image", api_error::clip(&control.name))))?,
             };
-            pictures.push(ImageFile::open(CONTROL, bytes)?);
-            all.push(control.settings()?);
+            pictures.push(ImageFile::open(CONTROL, bytes).map_err(|error| wrong(&format!("image {error}")))?);
+            all.push(control.settings().map_err(|error| wrong(&format!("start and end {error}")))?);
             Ok(())
         })?;
     }
@@ -88,7 +84,7 @@ pub(super) fn read<'a>(
 }
 
 impl WireControl<'_> {
-    fn settings(self) -> Result<ControlSettings, ApiError> {
+    fn settings(self) -> Result<ControlSettings, InvalidValue> {
         Ok(ControlSettings {
             name: self.name,
             scale: self.scale.unwrap_or(ControlScale::ONE),
@@ -108,21 +104,30 @@ impl<'de> Deserialize<'de> for WireControls {
 
 impl PartialSchema for WireControls {
     fn schema() -> RefOr<Schema> {
-        let text = || ObjectBuilder::new().schema_type(Type::String);
-        let number = |most: f64| ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(most));
+        let text = |what: &str| ObjectBuilder::new().schema_type(Type::String).description(Some(what));
+        let number = |most: f64, what: &str| {
+            ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(most)).description(Some(what))
+        };
+        let guess_mode = "Whether the picture says more than the prompt: only the prompt's side of guidance sees it.";
         let control = ObjectBuilder::new()
             .schema_type(Type::Object)
-            .property("name", text())
-            .property("image", text().description(Some("A PNG, JPEG or WebP file in base64, or a `data:` URL with one.")))
-            .property("scale", number(ControlScale::MAX))
-            .property("start", number(1.0))
-            .property("end", number(1.0))
-            .property("guess_mode", ObjectBuilder::new().schema_type(Type::Boolean))
-            .property("preprocess", text().enum_values(Some(Preprocess::ALL.map(Preprocess::name))))
-            .property("type", text().enum_values(Some(ControlKind::ALL.map(ControlKind::name))))
+            .property("name", text("One of the names in `controls` of `/v1/capabilities`. Also `model`."))
+            .property("image", text("A PNG, JPEG or WebP file in base64, or a `data:` URL with one."))
+            .property("scale", number(ControlScale::MAX, "How strongly it counts; 1 where it is left out. Also `weight`."))
+            .property("start", number(1.0, "The share of the steps at which it begins to count. Also `guidance_start`."))
+            .property("end", number(1.0, "The share of the steps at which it ends to count. Also `guidance_end`."))
+            .property("guess_mode", ObjectBuilder::new().schema_type(Type::Boolean).description(Some(guess_mode)))
+            .property(
+                "preprocess",
+                text("What is done to the picture first. Also `module`.").enum_values(Some(Preprocess::ALL.map(Preprocess::name))),
+            )
+            .property(
+                "type",
+                text("The kind of the picture, for networks that know several.").enum_values(Some(ControlKind::ALL.map(ControlKind::name))),
+            )
             .required("name")
             .additional_properties(Some(AdditionalProperties::FreeForm(false)));
-        ArrayBuilder::new().items(control).into()
+        ArrayBuilder::new().items(control).max_items(Some(MAX_CONTROLS)).into()
     }
 }
 
@@ -176,12 +181,17 @@ mod tests {
         for (json, files, reason) in [
             ("7".to_owned(), 0, "must be a list such as"),
             (r#""{""#.to_owned(), 0, "must be a list such as"),
-            (r#"{"name":"a"}"#.to_owned(), 0, "must have an `image` for \"a\""),
+            (r#"{"name":"a"}"#.to_owned(), 0, "entry 1: \"a\" has no image"),
             (r#"{"name":"a"}"#.to_owned(), 2, "one entry of `control` without an `image` for each file"),
             (r#"{"image":"x"}"#.to_owned(), 0, "missing field `name`"),
             (entry(r#","sclae":1"#), 0, "unknown field `sclae`"),
-            (entry(r#","scale":11"#), 0, "must be a number from 0 to 10, not 11"),
-            (entry(r#","start":0.8,"end":0.2"#), 0, "the second no less than the first, not 0.8 and 0.2"),
+            (entry(r#","scale":11"#), 0, "entry 1: scale must be a number from 0 to 10, not 11. It must"),
+            (entry(r#","guess_mode":1"#), 0, "entry 1: guess_mode: invalid type: integer `1`, expected a boolean. It must"),
+            (
+                entry(r#","start":0.8,"end":0.2"#),
+                0,
+                "entry 1: start and end must be two numbers from 0 to 1, the second no less than the first, not 0.8 and 0.2",
+            ),
             (entry(r#","preprocess":"depth""#), 0, "unknown variant `depth`"),
             (r#"{"name":"a","image":"http://example.com/x.png"}"#.to_owned(), 0, "this worker opens no links"),
             (r#"{"name":"a","image":"R0lGODlh"}"#.to_owned(), 0, "must be a PNG, JPEG or WebP file"),
@@ -189,7 +199,7 @@ mod tests {
             let error = read_json(&json, files).unwrap_err();
             assert!(error.contains(reason), "{json}: {error}");
         }
-        let many = vec![entry(""); MOST + 1].join(",");
-        assert!(read_json(&format!("[{many}]"), 0).unwrap_err().contains("at most 64"));
+        let many = vec![entry(""); MAX_CONTROLS + 1].join(",");
+        assert!(read_json(&format!("[{many}]"), 0).unwrap_err().contains("at most 8"));
     }
 }

@@ -12,12 +12,15 @@ use super::{
     fields::{self, Listed},
     uploads,
 };
-use crate::{backend::ImageFile, common::ControlScale};
+use crate::{
+    backend::{ImageFile, MAX_REFERENCES},
+    common::ControlScale,
+};
 
 /// The field's name, also in errors.
 const REFERENCE: &str = "reference";
 /// Why a value of another form is refused.
-const EXPECTED: &str = "must be a list such as [{\"image\": \"data:image/png;base64,…\", \"scale\": 0.6}], with no other fields";
+const EXPECTED: &str = "It must be a list such as [{\"image\": \"data:image/png;base64,…\", \"scale\": 0.6}]";
 
 /// The field in a request. [`read`] has taken the field itself out of it before: its pictures are large.
 #[derive(Debug, Default)]
@@ -47,18 +50,20 @@ pub(super) fn read<'a>(
     let (mut scales, mut pictures, mut files) = (Vec::new(), Vec::new(), files.into_iter());
     for value in values {
         fields::each_entry(value, |entry| {
+            check_count(pictures.len() + 1)?;
+            let wrong = |reason: &str| ApiError::invalid_param(REFERENCE, &format!("entry {}: {reason}", pictures.len() + 1));
             let reference = match entry {
                 Listed::Text(text) => {
                     pictures.push(uploads::from_text(REFERENCE, text)?);
                     scales.push(ControlScale::ONE);
                     return Ok(());
                 }
-                Listed::Value(value) => serde_json::from_str::<WireReference>(value.get()),
+                Listed::Value(value) => fields::entry::<WireReference>(value),
             };
-            let reference = reference.map_err(|error| ApiError::invalid_param(REFERENCE, &format!("{EXPECTED}: {error}")))?;
+            let reference = reference.map_err(|reason| wrong(&format!("{reason}. {EXPECTED}")))?;
             let bytes = match reference.image.map(|image| uploads::from_json(REFERENCE, image)).transpose()? {
                 Some(bytes) => bytes,
-                None => files.next().ok_or_else(|| ApiError::invalid_param(REFERENCE, "must have an `image` in each entry"))?,
+                None => files.next().ok_or_else(|| wrong("it has no image, here or among the files in reference_image[]"))?,
             };
             pictures.push(bytes);
             scales.push(reference.scale.unwrap_or(ControlScale::ONE));
@@ -66,9 +71,15 @@ pub(super) fn read<'a>(
         })?;
     }
     pictures.extend(files);
+    check_count(pictures.len())?;
     scales.resize(pictures.len(), ControlScale::ONE);
     let pictures = pictures.into_iter().map(|bytes| ImageFile::open(REFERENCE, bytes)).collect::<Result<_, _>>()?;
     Ok((scales, pictures))
+}
+
+fn check_count(count: usize) -> Result<(), ApiError> {
+    let is_few = count <= MAX_REFERENCES;
+    if is_few { Ok(()) } else { Err(ApiError::invalid_param(REFERENCE, &format!("must have at most {MAX_REFERENCES} entries"))) }
 }
 
 impl<'de> Deserialize<'de> for WireReferences {
@@ -85,7 +96,7 @@ impl PartialSchema for WireReferences {
             .property("image", image.description(Some("A PNG, JPEG or WebP file in base64, or a `data:` URL with one.")))
             .property("scale", ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(ControlScale::MAX)))
             .additional_properties(Some(AdditionalProperties::FreeForm(false)));
-        ArrayBuilder::new().items(reference).into()
+        ArrayBuilder::new().items(reference).max_items(Some(MAX_REFERENCES)).into()
     }
 }
 
@@ -125,8 +136,9 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (json, reason) in [
             ("7", "must be a list such as"),
-            ("[{}]", "must have an `image` in each entry"),
-            (r#"[{"scale":11}]"#, "a number from 0 to 10, not 11"),
+            ("[{}]", "entry 1: it has no image, here or among"),
+            (r#"[{"scale":11}]"#, "entry 1: scale must be a number from 0 to 10, not 11. It must"),
+            (r#"["AAEC","AAEC","AAEC","AAEC","AAEC","AAEC","AAEC","AAEC","AAEC"]"#, "at most 8 entries"),
             (r#"[{"image":"x","sclae":1}]"#, "unknown field `sclae`"),
             (r#"["http://example.com/x.png"]"#, "this worker opens no links"),
             (r#"["R0lGODlh"]"#, "must be a PNG, JPEG or WebP file"),

@@ -34,12 +34,6 @@ impl Residuals {
         (&self.after, &self.within)
     }
 
-    /// Whether nothing is added.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.after.is_empty() && self.within.is_empty()
-    }
-
     /// Those of this network times the factor that `factor` gives for each tensor, by its place and the number of all.
     ///
     /// # Errors
@@ -50,12 +44,12 @@ impl Residuals {
         Ok(Self { after: scaled(&self.after)?, within: scaled(&self.within)? })
     }
 
-    /// The same for `samples` more samples, which come first and to which nothing is added.
+    /// Those of `samples` samples, after zeros for `more` samples, to which nothing is added.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn after_zeros(&self, samples: usize) -> Result<Self> {
-        self.map(|tensor| join_images(&[&zeros_like(tensor, samples)?, tensor]))
+    /// When there are others than for `samples` samples or for fewer that stand for them, or the device fails.
+    pub fn after_zeros(&self, more: usize, samples: usize) -> Result<Self> {
+        self.map(|tensor| join_images(&[&zeros_like(tensor, more)?, &for_batch(tensor, samples)?]))
     }
 
     /// For each sample and channel, the mean over all pixels in place of each.

@@ -48,6 +48,11 @@ impl Default for T2IAdapterConfig {
     }
 }
 
+/// More channels than any network has.
+const MAX_CHANNELS: usize = 1 << 16;
+/// The pixels of a picture along each side of a latent.
+const LATENT: usize = 8;
+
 /// One level: its input's channels, its output's, and whether it halves the resolution.
 type Level = (usize, usize, bool);
 
@@ -59,9 +64,10 @@ impl T2IAdapterConfig {
     pub fn from_json(json: &[u8]) -> std::result::Result<Self, ConfigError> {
         let config: Self = ConfigError::read(Value::Object(ConfigError::read_fields(json, &[])?))?;
         let Self { in_channels, channels, num_res_blocks, downscale_factor, .. } = &config;
-        ConfigError::unless((1..=8).contains(&channels.len()) && channels.iter().all(|channels| *channels >= 4), || {
-            format!("channels must be 1 to 8 numbers of at least 4, not {channels:?}")
-        })?;
+        ConfigError::unless(
+            (1..=8).contains(&channels.len()) && channels.iter().all(|channels| (4..=MAX_CHANNELS).contains(channels)),
+            || format!("channels must be 1 to 8 numbers from 4 to {MAX_CHANNELS}, not {channels:?}"),
+        )?;
         ConfigError::unless([1, 3].contains(in_channels), || format!("in_channels must be 1 or 3, not {in_channels}"))?;
         ConfigError::unless((1..=16).contains(num_res_blocks), || format!("num_res_blocks must be 1 to 16, not {num_res_blocks}"))?;
         ConfigError::unless([8, 16].contains(downscale_factor), || format!("downscale_factor must be 8 or 16, not {downscale_factor}"))?;
@@ -90,7 +96,22 @@ impl T2IAdapterConfig {
     pub fn check_fits(&self, unet: &UNet2DConditionConfig) -> std::result::Result<(), String> {
         let (own, levels) = (self.levels(), &unet.block_out_channels);
         let fits = own.len() >= levels.len() && own.iter().zip(levels).all(|((_, own, _), channels)| own == channels);
-        if fits { Ok(()) } else { Err(format!("its levels have {:?} channels, the model's {levels:?}", self.channels)) }
+        if !fits {
+            return Err(format!("its levels have {:?} channels, the model's {levels:?}", self.channels));
+        }
+        let mut side = self.downscale_factor;
+        for (level, (_, _, halves)) in own.iter().take(levels.len()).enumerate() {
+            side *= if *halves { 2 } else { 1 };
+            // Without attention, a level is added to after its resolution is halved.
+            let is_halved = unet.down_depth(level, 0).is_none() && level + 1 < levels.len();
+            let expected = LATENT << (level + usize::from(is_halved));
+            if side != expected {
+                return Err(format!(
+                    "at level {level} a pixel of it stands for {side} of the picture, and one of the model for {expected}"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -212,6 +233,7 @@ mod tests {
         light.check_fits(&UNet2DConditionConfig::default()).unwrap();
         for (json, reason) in [
             (r#"{"channels":[]}"#, "1 to 8 numbers"),
+            (r#"{"channels":[320,1000000000000]}"#, "1 to 8 numbers from 4 to 65536"),
             (r#"{"in_channels":2}"#, "in_channels must be 1 or 3, not 2"),
             (r#"{"downscale_factor":0}"#, "downscale_factor must be 8 or 16, not 0"),
             (r#"{"num_res_blocks":0}"#, "num_res_blocks must be 1 to 16"),

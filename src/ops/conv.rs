@@ -58,7 +58,7 @@ impl Conv2d {
             let packed = cpu::Rows::new(&weight)?.with(|weight| Ok(pack(dtype, weight, bias)))?;
             Implementation::Packed(Box::new(packed))
         } else {
-            Implementation::Candle { weight, bias: bias.reshape((1, out_channels, 1, 1))? }
+            Implementation::Candle { weight, bias: bias.unsqueeze(0)?.unsqueeze(2)?.unsqueeze(3)? }
         };
         Ok(Self { implementation, config, index })
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{failure, run},
     made_up,
-    support::{Worker, bytes},
+    support::{Worker, bytes, edit},
 };
 
 /// A small model and networks for it, in a folder: `first`, `second`, `pooled` and `adapter`.
@@ -162,11 +162,11 @@ async fn what_cannot_be_done_is_refused_with_the_reason() {
     let many: Vec<Value> = (0..9).map(|_| control("first", "a", &json!({}))).collect();
     for (controls, reason) in [
         (json!([control("third", "a", &json!({}))]), "must be one of \"first\", \"second\", \"pooled\", \"adapter\", not \"third\""),
-        (json!([{ "name": "first" }]), "must have an `image` for \"first\""),
+        (json!([{ "name": "first" }]), "entry 1: \"first\" has no image"),
         (json!([{ "name": "first", "image": "R0lGODlh" }]), "must be a PNG, JPEG or WebP file"),
         (json!([control("first", "a", &json!({ "scale": -1 }))]), "a number from 0 to 10, not -1"),
         (json!([control("first", "a", &json!({ "strength": 1 }))]), "unknown field `strength`"),
-        (json!(many), "must be at most 8 of them, not 9"),
+        (json!(many), "must have at most 8 entries"),
         (json!("first"), "must be a list such as"),
     ] {
         let response = worker.post(&request(&controls)).await;
@@ -318,4 +318,85 @@ async fn the_command_line_makes_the_same_picture() {
     fs::write(&input, b"no picture").unwrap();
     let (_, stderr) = failure(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(stderr.contains("lines, all.png") && stderr.contains("must be a PNG, JPEG or WebP file"), "{stderr}");
+}
+
+#[tokio::test]
+async fn what_would_be_lost_is_said() {
+    let files = files();
+    let worker = files.worker(&[]);
+    // A window without a step.
+    let answer = worker.generate(&request(&json!([control("first", "a", &json!({ "end": 0.2 }))]))).await;
+    assert!(
+        answer["warnings"].to_string().contains("control \\\"first\\\" has no effect: none of 3 steps is between start 0 and end 0.2"),
+        "{answer}"
+    );
+    // Fields that are not read, and fields that are there twice.
+    let own = control("first", "a", &json!({}));
+    for (name, value, reason) in [
+        ("controls", json!([own]), "must be given once"),
+        ("controlnet", json!([own]), "is not where pictures that guide are looked for"),
+        ("control_image", json!("x"), "is not where pictures that guide are looked for"),
+        ("reference_image", json!("x"), "is not where pictures that guide are looked for"),
+    ] {
+        let mut asked = request(&json!([own]));
+        asked[name] = value;
+        let response = worker.post(&asked).await;
+        assert_eq!(response.status(), 400, "{name}");
+        let answer: Value = response.json().await.unwrap();
+        assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{answer}");
+    }
+    // As OpenAI's Python client sends a list of objects in a form.
+    let form = Form::new().part("image", Part::bytes(png("b")).file_name("x.png")).text("prompt", "a fox");
+    let form = form.text("control[][name]", "first").text("control[][image]", BASE64_STANDARD.encode(png("a")));
+    let response = reqwest::Client::new().post(worker.url("/v1/images/edits")).multipart(form).send().await.unwrap();
+    let answer: Value = response.json().await.unwrap();
+    assert!(answer["error"]["message"].as_str().unwrap().contains("in a form, the list as text in one field"), "{answer}");
+}
+
+#[test]
+fn a_network_of_impossible_numbers_or_without_all_tensors_ends_the_start() {
+    let files = files();
+    let model = files.model.path().to_str().unwrap();
+    let refused = |network: &str, change: &dyn Fn(&mut Value), reason: &str| {
+        let folder = made_up::network(network);
+        edit(&folder.path().join("config.json"), change);
+        let (_, stderr) = failure(&["generate", "a fox", "--model", model, "--controlnet", &format!("x={}", folder.path().display())]);
+        assert!(stderr.contains(reason), "{stderr}");
+    };
+    let (net, adapter) = ("controlnet-sd1", "t2i-sd1");
+    refused(
+        net,
+        &|json| json["conditioning_embedding_out_channels"][3] = 10_000_000_000_u64.into(),
+        "config.json: conditioning_embedding_out",
+    );
+    refused(net, &|json| json["norm_num_groups"] = 0.into(), "norm_num_groups = 0 does not divide");
+    refused(net, &|json| json["norm_eps"] = (-1).into(), "norm_eps must be more than 0");
+    refused(net, &|json| json["in_channels"] = 9.into(), "conv_in.weight is [32, 4, 3, 3] and should be [32, 9, 3, 3]");
+    refused(net, &|json| json["time_cond_proj_dim"] = 256.into(), "time_embedding.cond_proj.weight");
+    refused(net, &|json| json["transformer_layers_per_block"] = 1_000_000_000_000_u64.into(), "or more are missing");
+    refused(adapter, &|json| json["channels"][2] = 1_000_000_000_000_u64.into(), "channels must be 1 to 8 numbers from 4 to 65536");
+    refused(adapter, &|json| json["adapter_type"] = "full_adapter_xl".into(), "at level 1 a pixel of it stands for 8 of the picture");
+}
+
+/// Of one request, networks stay even where there is no room.
+#[tokio::test]
+async fn networks_of_one_request_are_read_once() {
+    let files = files();
+    let mut worker = files.worker(&["--max-controlnet-bytes", "1"]);
+    let mut asked = request(&json!([control("first", "a", &json!({})), control("second", "a", &json!({}))]));
+    asked["n"] = 3.into();
+    worker.generate(&asked).await;
+    let log = worker.stderr();
+    assert_eq!(log.matches("control network loaded").count(), 2, "{log}");
+}
+
+/// As in A1111, a file for shuffled pictures is known by its name.
+#[tokio::test]
+async fn a_file_for_shuffled_pictures_is_used_as_its_directory_is() {
+    let (files, folder) = (files(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("control_v11e_sd15_shuffle.safetensors");
+    fs::copy(files.networks[2].path().join("diffusion_pytorch_model.safetensors"), &file).unwrap();
+    let worker = files.worker(&["--controlnet", &format!("shuffle={}", file.display())]);
+    let of_directory = drawn(&worker, &json!([control("pooled", "a", &json!({}))])).await;
+    assert!(same_pixels(&drawn(&worker, &json!([control("shuffle", "a", &json!({}))])).await, &of_directory));
 }

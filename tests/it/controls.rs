@@ -210,3 +210,29 @@ fn compare(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<Str
     let references = case.reference.len();
     println!("{what}, {references} references: latents {worst:.1e}, pixels {pixels}");
 }
+
+/// Parts of a prompt that say the same lead where the whole does, also where a network sees the prompt's side alone.
+#[test]
+fn parts_of_a_prompt_are_guided_as_the_whole_is() {
+    let model = made_up::model("sd1");
+    let networks = ["controlnet-sd1", "controlnet-sd1-pooled"].into_iter().map(|net| (net, made_up::network(net))).collect();
+    let pipeline = load(model.path(), &networks, None);
+    let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/controls.json").unwrap()).unwrap();
+    let asked = cases.iter().find(|case| case.control.iter().any(|control| control.guess_mode)).unwrap().asked(&pipeline);
+    for (net, guess_mode) in [("controlnet-sd1", true), ("controlnet-sd1", false), ("controlnet-sd1-pooled", false)] {
+        let latents = |prompt: &str| {
+            let settings = ControlSettings { guess_mode, ..ControlSettings::new(net) };
+            let controls = vec![(settings, made_up::control_picture("a", 72, 64))];
+            let mut generation = Asked { prompt: prompt.to_owned(), controls, ..asked.clone() }.begin(&pipeline);
+            generation.step().unwrap();
+            generation.step().unwrap();
+            generation.latents().clone()
+        };
+        let whole = latents("a fox");
+        for parts in ["a fox :0.5 AND a fox :0.5", "a fox :0.5 AND a fox :0.25 AND a fox :0.25"] {
+            let error = relative_error(&latents(parts), &whole);
+            assert!(error < 1e-5, "{net}, guess mode {guess_mode}: {parts} is off by {error}");
+        }
+        assert!(relative_error(&latents("a fox AND an owl"), &whole) > 1e-3);
+    }
+}

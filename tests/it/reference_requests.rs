@@ -178,9 +178,9 @@ async fn what_cannot_be_done_is_refused_with_the_reason() {
     let many: Vec<Value> = (0..9).map(|_| reference("a", 1.0)).collect();
     for (references, reason) in [
         (json!([{ "image": "R0lGODlh" }]), "must be a PNG, JPEG or WebP file"),
-        (json!([{ "scale": 1 }]), "must have an `image` in each entry"),
+        (json!([{ "scale": 1 }]), "entry 1: it has no image"),
         (json!([reference("a", 10.5)]), "a number from 0 to 10, not 10.5"),
-        (json!(many), "must be at most 8 pictures, not 9 of them"),
+        (json!(many), "must have at most 8 entries"),
     ] {
         let response = worker.post(&request(&references)).await;
         let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());

@@ -59,11 +59,11 @@ impl ActiveControl {
         interrupt: Interrupt,
     ) -> Result<Vec<Self>, GenerationError> {
         let mut active: Vec<Self> = Vec::with_capacity(chosen.len());
-        for (chosen, picture) in chosen.iter().zip(pictures) {
-            let settings = chosen.settings.clone();
+        for (control, picture) in chosen.iter().zip(pictures) {
+            let settings = control.settings.clone();
             let picture = preprocess(&picture, settings.preprocess);
             let picture = image_utils::to_unit_tensor(&picture, device)?.to_dtype(dtype)?;
-            match library.get(chosen.entry())? {
+            match library.get(control, chosen)? {
                 ControlNetwork::ControlNet(network) => {
                     let hint = network.embed(&picture, interrupt)?;
                     let same = active.iter_mut().find_map(|other| other.of_same_pass(&network, &settings));
@@ -128,7 +128,8 @@ impl ActiveControlNet {
             scale: settings.scale.get(),
         });
         let hints: Vec<Hint> = hints.collect();
-        let has_negative = demand.kind(step).samples > 1;
+        let samples = demand.kind(step).samples;
+        let has_negative = samples > 1;
         let context = if has_negative { self.all.as_ref().or(self.prompt.as_ref()) } else { self.prompt.as_ref().or(self.all.as_ref()) };
         let (Some(context), [first, others @ ..]) = (context, &*hints) else { return Ok(Residuals::default()) };
         let residuals = self.network.forward(latents, demand.plan.stages[step].timestep, &hints, context, interrupt)?;
@@ -138,6 +139,6 @@ impl ActiveControlNet {
         // From a tenth at the finest layer to all in the middle, evenly in their logarithms.
         let share = |i: usize, count: usize| 10f64.powf(i as f64 / (count - 1).max(1) as f64 - 1.0);
         let residuals = residuals.scaled(|i, count| if guesses { scale * share(i, count) } else { scale })?;
-        Ok(if has_negative && self.all.is_none() { residuals.after_zeros(1)? } else { residuals })
+        Ok(if has_negative && self.all.is_none() { residuals.after_zeros(1, samples - 1)? } else { residuals })
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     backend::{
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The most control networks of one request: each costs time in every step.
-const MAX_CONTROLS: usize = 8;
+pub const MAX_CONTROLS: usize = 8;
 
 /// The control networks of a worker.
 #[derive(Debug)]
@@ -49,6 +49,15 @@ enum Config {
     T2IAdapter(T2IAdapterConfig),
 }
 
+impl Config {
+    fn build(&self, vb: &Weights) -> candle_core::Result<ControlNetwork> {
+        Ok(match self {
+            Self::ControlNet(config) => ControlNetwork::ControlNet(Arc::new(ControlNetModel::new((**config).clone(), vb)?)),
+            Self::T2IAdapter(config) => ControlNetwork::T2IAdapter(Arc::new(T2IAdapter::new(config.clone(), vb)?)),
+        })
+    }
+}
+
 /// A control network. Clones share it.
 #[derive(Debug, Clone)]
 pub enum ControlNetwork {
@@ -71,7 +80,7 @@ impl ControlEntry {
     fn open(NamedPath { name, path }: &NamedPath, json: &[u8], denoiser: &DenoiserConfig) -> Result<Self, LoadError> {
         let files = ControlFiles::open(path)?;
         let DenoiserConfig::UNet(unet) = denoiser;
-        let bad = |reason: String| LoadError::BadConfig { path: files.path().to_owned(), reason };
+        let bad = |reason: String| LoadError::BadConfig { path: files.config_path().to_owned(), reason };
         let read = || -> Result<Config, String> {
             let config = files.config(json);
             Ok(match files.kind() {
@@ -88,6 +97,8 @@ impl ControlEntry {
             })
         };
         let config = read().map_err(bad)?;
+        // What is missing is found before a request asks for it.
+        files.weights(DType::F32, &Device::Cpu).check(|vb| config.build(vb))?;
         Ok(Self { name: name.clone(), files, config })
     }
 
@@ -136,8 +147,9 @@ impl ControlEntry {
         }
     }
 
-    fn bytes(&self) -> usize {
-        self.files.elements().saturating_mul(size_of::<f32>())
+    /// About the memory that its weights take.
+    fn bytes(&self, weight_type: WeightType) -> usize {
+        self.files.elements().saturating_mul(if weight_type == WeightType::F32 { 4 } else { 2 })
     }
 }
 
@@ -148,8 +160,10 @@ impl ChosenControl {
         &self.entry.name
     }
 
-    pub(super) fn entry(&self) -> &Arc<ControlEntry> {
-        &self.entry
+    /// Whether the network works in every step, as a ControlNet does.
+    #[must_use]
+    pub fn works_in_every_step(&self) -> bool {
+        matches!(self.entry.config, Config::ControlNet(_))
     }
 }
 
@@ -205,11 +219,13 @@ impl ControlLibrary {
         asked.into_iter().map(choose).collect()
     }
 
-    /// A network, read if it is not loaded. Those that were not asked for longest go first where there is no room for it.
+    /// A network of a request, read if it is not loaded. Those that were not asked for longest go first where there is no room for it, but for
+    /// those of the request itself.
     ///
     /// # Errors
-    /// When its files cannot be read, tensors are missing or have other shapes, or there is no memory for it.
-    pub(super) fn get(&self, entry: &Arc<ControlEntry>) -> Result<ControlNetwork, GenerationError> {
+    /// When its files cannot be read, or there is no memory for it.
+    pub(super) fn get(&self, control: &ChosenControl, of_request: &[ChosenControl]) -> Result<ControlNetwork, GenerationError> {
+        let entry = &control.entry;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = loaded.iter().position(|(other, _)| Arc::ptr_eq(other, entry))
             && let Some(found) = loaded.remove(place)
@@ -218,10 +234,10 @@ impl ControlLibrary {
             loaded.push_front(found);
             return Ok(network);
         }
-        let mut bytes = entry.bytes();
+        let mut bytes = entry.bytes(self.weight_type);
         loaded.retain(|(other, _)| {
-            bytes = bytes.saturating_add(other.bytes());
-            bytes <= self.most_bytes
+            bytes = bytes.saturating_add(other.bytes(self.weight_type));
+            bytes <= self.most_bytes || of_request.iter().any(|control| Arc::ptr_eq(&control.entry, other))
         });
         let network = self.load(entry)?;
         loaded.push_front((Arc::clone(entry), network.clone()));
@@ -231,12 +247,7 @@ impl ControlLibrary {
     fn load(&self, entry: &ControlEntry) -> Result<ControlNetwork, GenerationError> {
         let started = std::time::Instant::now();
         let weights = entry.files.weights(self.dtype, &self.device);
-        let build = |vb: &Weights| match &entry.config {
-            Config::ControlNet(config) => {
-                ControlNetModel::new((**config).clone(), vb).map(|network| ControlNetwork::ControlNet(Arc::new(network)))
-            }
-            Config::T2IAdapter(config) => T2IAdapter::new(config.clone(), vb).map(|adapter| ControlNetwork::T2IAdapter(Arc::new(adapter))),
-        };
+        let build = |vb: &Weights| entry.config.build(vb);
         // candle ends the process where it gets no memory: a tensor as it is stored, and in the network's type.
         let room = (weights.largest() as u64).saturating_mul(2 * size_of::<f32>() as u64);
         let network = ops::with_room(room, || build(&Weights::new(weights.vb.clone(), self.weight_type)))?;
@@ -244,6 +255,9 @@ impl ControlLibrary {
             GenerationError::Model(source) => GenerationError::Control(Box::new(weights.failure(source, build))),
             other => other,
         })?;
+        if let Some(warning) = weights.unread_warning() {
+            warn!("{warning}");
+        }
         info!(name = entry.name, load_ms = started.elapsed().as_millis(), "control network loaded");
         Ok(network)
     }

@@ -24,7 +24,7 @@ use crate::{
 /// The folder of the image encoder, beside the files that it is for.
 const ENCODER: &str = "image_encoder";
 /// The most pictures of one request: each costs time in every step.
-pub(in crate::backend) const MAX_REFERENCES: usize = 8;
+pub const MAX_REFERENCES: usize = 8;
 
 /// An IP-Adapter and its image encoder.
 #[derive(Debug)]
@@ -110,8 +110,8 @@ impl IpAdapter {
         let name = format!("{ENCODER}/config.json");
         let encoder = ClipVisionConfig::from_json(&encoder_files.read(&name)?).map_err(LoadError::config(encoder_files.path(&name)))?;
         file.check_encoder(&encoder)?;
-        // Finds what is missing before a request does.
-        drop(encoder_files.weights(ENCODER, dtype, device)?);
+        // What is missing is found before a request brings a picture.
+        encoder_files.weights(ENCODER, dtype, device)?.check(|vb| ClipVisionModel::new(encoder.clone(), vb))?;
         let DenoiserConfig::UNet(_) = denoiser.config();
         let layers = indexed(&layers, names);
         Ok(Self {

@@ -33,8 +33,8 @@ pub(in crate::backend) struct ControlFiles {
     files: Arc<TensorFiles>,
     kind: ControlNetworkKind,
     names: Names,
-    /// `config.json`, if there is one.
-    config: Option<Vec<u8>>,
+    /// `config.json` and where it is, if there is one.
+    config: Option<(PathBuf, Vec<u8>)>,
 }
 
 /// The naming of the tensors.
@@ -104,12 +104,12 @@ impl ControlFiles {
             }
         };
         let (path, files) = directory.part_files(PART)?;
-        Ok(Self { path, files, kind, names: Names::Diffusers, config: Some(config) })
+        Ok(Self { path, files, kind, names: Names::Diffusers, config: Some((directory.path(&name), config)) })
     }
 
-    /// The file, or one of the files.
-    pub(in crate::backend) fn path(&self) -> &Path {
-        &self.path
+    /// The file that says how the network is built.
+    pub(in crate::backend) fn config_path(&self) -> &Path {
+        self.config.as_ref().map_or(&self.path, |(path, _)| path)
     }
 
     pub(in crate::backend) fn kind(&self) -> ControlNetworkKind {
@@ -125,7 +125,7 @@ impl ControlFiles {
     /// it is for.
     pub(in crate::backend) fn config(&self, unet: &[u8]) -> Vec<u8> {
         let made = match (&self.config, self.kind) {
-            (Some(config), _) => return config.clone(),
+            (Some((_, config)), _) => return config.clone(),
             (None, ControlNetworkKind::ControlNet) => self.controlnet(serde_json::from_slice(unet).unwrap_or_default()),
             (None, ControlNetworkKind::T2IAdapter) => self.t2i_adapter(),
         };
@@ -189,6 +189,9 @@ impl ControlFiles {
             .chain([first(&format!("{hint}.conv_out.weight"), 1)]);
         config.insert("conditioning_embedding_out_channels".to_owned(), json!(channels.flatten().collect::<Vec<_>>()));
         config.insert("conditioning_channels".to_owned(), json!(first(&format!("{hint}.conv_in.weight"), 1)));
+        // As in A1111, only the name tells.
+        let is_shuffle = self.path.file_stem().is_some_and(|name| name.to_string_lossy().to_lowercase().contains("shuffle"));
+        config.insert("global_pool_conditions".to_owned(), json!(is_shuffle));
         if let Some([kinds, channels]) = self.shape("task_embedding").as_deref() {
             let layers = self.count(|i| format!("transformer_layes.{i}.ln_1.weight"));
             let union = [

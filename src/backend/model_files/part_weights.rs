@@ -48,6 +48,8 @@ const NEEDLESS: [&str; 13] = [
     "scale_factor",
     "scaled_fp8",
 ];
+/// The most tensors that a warning names.
+const NAMED: usize = 5;
 /// Suffixes of such tensors: positions, the parts of CLIP that compare with pictures, a projection that is not used, and `ComfyUI`'s notes on
 /// quantization.
 const NEEDLESS_ENDS: [&str; 8] = [
@@ -96,8 +98,17 @@ impl PartWeights {
         self.files.largest()
     }
 
+    /// A warning about tensors that look like a network's and that no network read: a sign of a wrong configuration.
+    pub(in crate::backend) fn unread_warning(&self) -> Option<String> {
+        let (unread, path) = (self.unread(), self.path.display());
+        let some = unread[..unread.len().min(NAMED)].join(", ");
+        let more = if unread.len() > NAMED { ", …" } else { "" };
+        let count = unread.len();
+        (count > 0).then(|| format!("{path}: {count} of its tensors belong to no part of the model and were not read: {some}{more}"))
+    }
+
     /// The names, in order, of tensors that look like a network's and that no network read.
-    pub(in crate::backend) fn unread(&self) -> Vec<String> {
+    fn unread(&self) -> Vec<String> {
         let begins =
             |name: &str| NEEDLESS.iter().any(|start| name.starts_with(start)) || self.needless.iter().any(|start| name.starts_with(start));
         let is_needless = |name: &String| begins(name) || NEEDLESS_ENDS.iter().any(|end| name.ends_with(end));

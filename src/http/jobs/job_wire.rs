@@ -145,7 +145,7 @@ impl FromFields for JobBody {
     fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let mut take = |name: &'static str| fields.take(|other| other == name).pop().map(|(_, value)| (name, value));
         let (input, init, mask) = (take("input_image"), take("init_image"), take("mask_image"));
-        let (controls, references) = (fields.take(is_control), fields.take(is_reference));
+        let (controls, references) = (fields.take_one(is_control)?, fields.take_one(is_reference)?);
         let (mut request, others): (JobRequest, _) = fields.read()?;
         request.others = others;
         // Both fields have served to route the job here.
@@ -166,8 +166,8 @@ impl FromFields for JobBody {
             (Operation::Inpaint, _, None) => return Err(ApiError::missing_param("mask_image")),
             (Operation::Inpaint, Some(image), Some(mask)) => Some(InitFiles { image: open(image)?, mask: Some(open(mask)?) }),
         };
-        let (settings, controls) = wire_controls::read(controls.into_iter().map(|(_, value)| value), Vec::new())?;
-        let (scales, references) = wire_references::read(references.into_iter().map(|(_, value)| value), Vec::new())?;
+        let (settings, controls) = wire_controls::read(controls, Vec::new())?;
+        let (scales, references) = wire_references::read(references, Vec::new())?;
         (request.control, request.reference) = (Some(WireControls(settings)), Some(WireReferences(scales)));
         Ok(Self { request, files: InputFiles { init, controls, references } })
     }

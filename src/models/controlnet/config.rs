@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use super::UnionConfig;
 use crate::models::{ConfigError, UNet2DConditionConfig};
 
+/// More channels than any network has.
+const MAX_CHANNELS: usize = 1 << 16;
+
 /// The configuration of a ControlNet: that of the UNet that it is a copy of, and its own fields.
 #[derive(Debug, Clone)]
 pub struct ControlNetConfig {
@@ -71,11 +74,15 @@ impl ControlNetConfig {
         let Own { conditioning_channels, conditioning_embedding_out_channels, controlnet_conditioning_channel_order, .. } = own;
         ConfigError::unless(conditioning_channels == 3, || format!("conditioning_channels must be 3, not {conditioning_channels}"))?;
         let channels = &conditioning_embedding_out_channels;
-        ConfigError::unless(channels.len() == 4 && channels.iter().all(|channels| *channels > 0), || {
+        ConfigError::unless(channels.len() == 4 && channels.iter().all(|channels| (1..=MAX_CHANNELS).contains(channels)), || {
             format!(
                 "conditioning_embedding_out_channels must have 4 entries, one for each halving of the picture's side and one more, not {channels:?}"
             )
         })?;
+        let groups = unet.norm_num_groups;
+        let fall_into_groups = groups > 0 && unet.block_out_channels.iter().all(|channels| channels.is_multiple_of(groups));
+        ConfigError::unless(fall_into_groups, || format!("norm_num_groups = {groups} does not divide block_out_channels"))?;
+        ConfigError::unless(unet.norm_eps > 0.0, || format!("norm_eps must be more than 0, not {}", unet.norm_eps))?;
         if let Some(union) = union {
             check_union(union, &unet)?;
         }
