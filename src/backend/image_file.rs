@@ -81,6 +81,12 @@ impl ImageFile {
         self.size
     }
 
+    /// Whether all of the pixels can be read.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.decode().is_ok()
+    }
+
     /// The pixels, made opaque, cut and scaled to a size. The memory is asked for first: a decoder without memory ends the process.
     fn decode_to(&self, size: ImageSize, opaque: impl Fn(&DynamicImage) -> RgbImage) -> Result<RgbImage, GenerationError> {
         let cut = || Ok::<_, InvalidValue>(image_utils::cut(&opaque(&self.decode()?), self.size, size));

@@ -108,7 +108,7 @@ pub struct ModelArgs {
     #[arg(long, env = "SD_WORKER_LORAS", value_name = "DIR")]
     pub loras: Option<PathBuf>,
     /// A ControlNet or a T2I-Adapter by the name that requests call it: a directory in the layout of diffusers, or a .safetensors file; may be
-    /// given several times. Each is read when it is first asked for
+    /// given several times, or with commas between them. Each is read when it is first asked for
     #[arg(long, env = "SD_WORKER_CONTROLNET", value_delimiter = ',', value_name = "NAME=PATH")]
     pub controlnet: Vec<NamedPath>,
     /// How many bytes of ControlNets stay loaded; those that were not asked for longest go first, and the latest one stays in any case

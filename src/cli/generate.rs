@@ -126,11 +126,12 @@ fn no_picture(path: &Path, error: &InvalidValue) -> Failure {
 }
 
 /// The failure for files whose headers were read.
-fn no_pixels(args: &GenerateArgs, error: &InvalidValue) -> Failure {
+fn no_pixels(args: &GenerateArgs, input: &InputFiles, error: &InvalidValue) -> Failure {
+    let first_broken = |files: &[ImageFile]| files.iter().position(|file| !file.is_whole());
     let path = match error.name {
         "mask" => args.mask.as_ref(),
-        "control" => args.control.first().map(|control| &control.path),
-        "reference" => args.reference.first().map(|reference| &reference.path),
+        "control" => first_broken(&input.controls).map(|place| &args.control[place].path),
+        "reference" => first_broken(&input.references).map(|place| &args.reference[place].path),
         _ => args.init_image.as_ref(),
     };
     no_picture(path.map_or(Path::new(""), PathBuf::as_path), error)
@@ -149,7 +150,7 @@ fn order(args: &GenerateArgs, input: &InputFiles, format: ImageFormat, info: &Mo
         stderr().line(format!("warning: {} has no effect here", name.replace('_', "-")));
     }
     let images = input.decode(order.size(), info.reference_side()).map_err(|error| match error {
-        GenerationError::Unsupported(error) => no_pixels(args, &error),
+        GenerationError::Unsupported(error) => no_pixels(args, input, &error),
         other => other.into(),
     })?;
     Ok(Order { images: Arc::new(images), ..order })

@@ -192,7 +192,7 @@ mod tests {
                 0,
                 "entry 1: start and end must be two numbers from 0 to 1, the second no less than the first, not 0.8 and 0.2",
             ),
-            (entry(r#","preprocess":"depth""#), 0, "unknown variant `depth`"),
+            (entry(r#","preprocess":"depth""#), 0, "entry 1: preprocess must be one of none, canny, invert, tile, not \"depth\""),
             (r#"{"name":"a","image":"http://example.com/x.png"}"#.to_owned(), 0, "this worker opens no links"),
             (r#"{"name":"a","image":"R0lGODlh"}"#.to_owned(), 0, "must be a PNG, JPEG or WebP file"),
         ] {

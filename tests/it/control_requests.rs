@@ -315,6 +315,14 @@ async fn the_command_line_makes_the_same_picture() {
     let by_server = drawn(&worker, &json!([control("first", "a", &json!({ "scale": 0.5, "end": 0.7, "preprocess": "invert" }))])).await;
     assert!(fs::read(&output).unwrap() == by_server);
 
+    // Of two, the one that is broken is named.
+    let cut = folder.path().join("cut.png");
+    fs::write(&cut, &png("a")[..2000]).unwrap();
+    let second = format!("second={}", cut.display());
+    let both: Vec<&str> = arguments.iter().map(String::as_str).chain(["--control", &second]).collect();
+    let (_, stderr) = failure(&both);
+    assert!(stderr.contains("cut.png") && stderr.contains("one that is broken"), "{stderr}");
+
     fs::write(&input, b"no picture").unwrap();
     let (_, stderr) = failure(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(stderr.contains("lines, all.png") && stderr.contains("must be a PNG, JPEG or WebP file"), "{stderr}");
@@ -399,4 +407,29 @@ async fn a_file_for_shuffled_pictures_is_used_as_its_directory_is() {
     let worker = files.worker(&["--controlnet", &format!("shuffle={}", file.display())]);
     let of_directory = drawn(&worker, &json!([control("pooled", "a", &json!({}))])).await;
     assert!(same_pixels(&drawn(&worker, &json!([control("shuffle", "a", &json!({}))])).await, &of_directory));
+}
+
+/// The `ControlNet` of the built-in model: a pizza in the shape of a heart, which is a slice without it.
+#[tokio::test]
+async fn the_built_in_model_draws_along_lines() {
+    let worker = Worker::ready(&["--controlnet", "lines=src/builtin_model/model/controlnets/lines"]);
+    let heart = fs::read(".github/heart.png").unwrap();
+    let lines = image::load_from_memory(&heart).unwrap().into_luma8();
+    // A row of the drawing is inside between its outermost lines.
+    let inside = |x: u32, y: u32| {
+        let on: Vec<u32> = (0..128).filter(|x| lines.get_pixel(*x, y).0[0] > 127).collect();
+        on.first().is_some_and(|first| *first <= x) && on.last().is_some_and(|last| x <= *last)
+    };
+    let agreement = |picture: &image::RgbImage| {
+        let background = picture.get_pixel(2, 2).0;
+        let is_thing =
+            |pixel: &image::Rgb<u8>| pixel.0.iter().zip(background).map(|(a, b)| i32::from(*a).abs_diff(b.into())).sum::<u32>() > 90;
+        picture.enumerate_pixels().filter(|(x, y, pixel)| is_thing(pixel) == inside(*x, *y)).count() as f64 / 128.0 / 128.0
+    };
+    let mut asked = json!({ "prompt": "a pizza on a purple background", "seed": 1 });
+    let plain = image::load_from_memory(&bytes(&worker.generate(&asked).await["data"][0])).unwrap().into_rgb8();
+    asked["control"] = json!([{ "name": "lines", "image": BASE64_STANDARD.encode(&heart), "scale": 1.25 }]);
+    let guided = image::load_from_memory(&bytes(&worker.generate(&asked).await["data"][0])).unwrap().into_rgb8();
+    let (plain, guided) = (agreement(&plain), agreement(&guided));
+    assert!(guided > 0.95 && guided > plain + 0.05, "{guided} of the picture agree with the drawing, and {plain} without it");
 }
