@@ -12,7 +12,7 @@ use super::{
     wire::MAX_N,
 };
 use crate::{
-    backend::MAX_INPUT_PIXELS,
+    backend::{ControlEntry, MAX_INPUT_PIXELS},
     common::{ImageSize, Sampler, Steps},
 };
 
@@ -39,6 +39,9 @@ struct Control {
     name: String,
     /// `controlnet` or `t2i_adapter`.
     kind: &'static str,
+    /// What `type` may say, of a union of several kinds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    types: Vec<&'static str>,
 }
 
 /// A sampler with the schedules that go with it.
@@ -84,7 +87,8 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
     let schedules = |sampler: Sampler| sampler.schedules().iter().map(|schedule| schedule.name()).collect();
     let samplers = Sampler::ALL.map(|sampler| SamplerSchedules { name: sampler.name(), schedules: schedules(sampler) });
     let controls = info.controls.iter().flat_map(|library| library.entries());
-    let controls = controls.map(|entry| Control { name: entry.name().to_owned(), kind: entry.kind() });
+    let types = |entry: &ControlEntry| entry.kinds().iter().map(|kind| kind.name()).collect();
+    let controls = controls.map(|entry| Control { name: entry.name().to_owned(), kind: entry.kind(), types: types(entry) });
     Ok(Json(Capabilities {
         model: info.id.clone(),
         tasks: ["text-to-image", "image-to-image", "inpainting"],

@@ -1,17 +1,20 @@
-//! ControlNets and T2I-Adapters as single files: the same pictures, bit for bit, as in diffusers' layout.
+//! The files of ControlNets and T2I-Adapters: single files make the same pictures, bit for bit, as directories in diffusers' layout, and what
+//! cannot be used ends the start.
 
-use std::{path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use sd_worker::{
     backend::{self, InferencePipeline, LoadOptions, ModelFiles},
     common::{ControlSettings, NamedPath, Preprocess, Sampler, Schedule},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
+    cli::failure,
     made_up,
     parity::Request,
     single_file::{self, Tensors},
+    support::edit,
 };
 
 /// The latents of a picture that a network guides.
@@ -108,4 +111,68 @@ fn every_naming_makes_the_same_picture_bit_for_bit() {
         assert_eq!(one_file.len(), right.len(), "{network} beside a model in one file");
     }
     assert_eq!(seen, 18);
+}
+
+#[test]
+fn what_is_no_network_for_the_model_ends_the_start() {
+    let (model, network, other) = (made_up::model("sd1"), made_up::network("controlnet-sd1"), tempfile::tempdir().unwrap());
+    let model = model.path().to_str().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(other.path().join(name), bytes).unwrap();
+    write("x.pth", b"PK");
+    write("cut.safetensors", b"\xff\0\0\0\0\0\0\0{");
+    let tensors = |name: &str, tensors: &[&str]| {
+        let all = tensors.iter().map(|tensor| ((*tensor).to_owned(), made_up::made_up(tensor, &[2, 2])));
+        candle_core::safetensors::save(&all.collect(), other.path().join(name)).unwrap();
+    };
+    tensors("lora.safetensors", &["lora_unet_a.lora_down.weight"]);
+    tensors("unknown.safetensors", &["a.weight"]);
+    let xl = made_up::network("controlnet-sdxl");
+    let of_model = Path::new(model).join("unet");
+    let first = network.path().display();
+    for (argument, reason) in [
+        (format!("x={}", other.path().join("none").display()), "there is no ControlNet"),
+        (format!("x={}", other.path().join("x.pth").display()), "pickled weights are not read"),
+        (format!("x={}", other.path().join("cut.safetensors").display()), "is no whole safetensors file"),
+        (format!("x={}", other.path().join("lora.safetensors").display()), "this is a LoRA, which is for --loras"),
+        (
+            format!("x={}", other.path().join("unknown.safetensors").display()),
+            "no ControlNet and no T2I-Adapter that is known here: its tensors are a.weight",
+        ),
+        (format!("x={}", of_model.display()), "it is of a UNet2DConditionModel, and not of a ControlNetModel or a T2IAdapter"),
+        (
+            format!("x={}", xl.path().display()),
+            "this ControlNet does not fit the model: its levels have [64, 128] channels, the model's [32, 64, 64]",
+        ),
+        (format!("x={first},x={first}"), "--controlnet x is given twice"),
+    ] {
+        let (_, stderr) = failure(&["generate", "a fox", "--model", model, "--controlnet", &argument]);
+        assert!(stderr.contains(reason), "{argument}: {stderr}");
+    }
+    let (_, stderr) = failure(&["generate", "a fox", "--controlnet", "no-path"]);
+    assert!(stderr.contains("NAME=PATH"), "{stderr}");
+}
+
+#[test]
+fn a_network_of_impossible_numbers_or_without_all_tensors_ends_the_start() {
+    let model = made_up::model("sd1");
+    let model = model.path().to_str().unwrap();
+    let refused = |network: &str, change: &dyn Fn(&mut Value), reason: &str| {
+        let folder = made_up::network(network);
+        edit(&folder.path().join("config.json"), change);
+        let (_, stderr) = failure(&["generate", "a fox", "--model", model, "--controlnet", &format!("x={}", folder.path().display())]);
+        assert!(stderr.contains(reason), "{stderr}");
+    };
+    let (net, adapter) = ("controlnet-sd1", "t2i-sd1");
+    refused(
+        net,
+        &|json| json["conditioning_embedding_out_channels"][3] = 10_000_000_000_u64.into(),
+        "config.json: conditioning_embedding_out",
+    );
+    refused(net, &|json| json["norm_num_groups"] = 0.into(), "norm_num_groups = 0 does not divide");
+    refused(net, &|json| json["norm_eps"] = (-1).into(), "norm_eps must be more than 0");
+    refused(net, &|json| json["in_channels"] = 9.into(), "conv_in.weight is [32, 4, 3, 3] and should be [32, 9, 3, 3]");
+    refused(net, &|json| json["time_cond_proj_dim"] = 256.into(), "time_embedding.cond_proj.weight");
+    refused(net, &|json| json["transformer_layers_per_block"] = 1_000_000_000_000_u64.into(), "or more are missing");
+    refused(adapter, &|json| json["channels"][2] = 1_000_000_000_000_u64.into(), "channels must be 1 to 8 numbers from 4 to 65536");
+    refused(adapter, &|json| json["adapter_type"] = "full_adapter_xl".into(), "at level 1 a pixel of it stands for 8 of the picture");
 }

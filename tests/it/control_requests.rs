@@ -1,6 +1,6 @@
 //! ControlNets and T2I-Adapters by request: what the server and the command line make of them.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::multipart::{Form, Part};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{failure, run},
     made_up,
-    support::{Worker, bytes, edit},
+    support::{Worker, bytes},
 };
 
 /// A small model and networks for it, in a folder: `first`, `second`, `pooled` and `adapter`.
@@ -249,45 +249,6 @@ async fn a_network_that_cannot_be_read_any_more_fails_its_own_requests_alone() {
     drawn(&worker, &json!([control("second", "a", &json!({}))])).await;
 }
 
-#[test]
-fn what_is_no_network_for_the_model_ends_the_start() {
-    let (files, other) = (files(), tempfile::tempdir().unwrap());
-    let model = files.model.path().to_str().unwrap();
-    let write = |name: &str, bytes: &[u8]| fs::write(other.path().join(name), bytes).unwrap();
-    write("x.pth", b"PK");
-    write("cut.safetensors", b"\xff\0\0\0\0\0\0\0{");
-    let tensors = |name: &str, tensors: &[&str]| {
-        let all = tensors.iter().map(|tensor| ((*tensor).to_owned(), made_up::made_up(tensor, &[2, 2])));
-        candle_core::safetensors::save(&all.collect(), other.path().join(name)).unwrap();
-    };
-    tensors("lora.safetensors", &["lora_unet_a.lora_down.weight"]);
-    tensors("unknown.safetensors", &["a.weight"]);
-    let xl = made_up::network("controlnet-sdxl");
-    let of_model = Path::new(model).join("unet");
-    let first = files.networks[0].path().display();
-    for (argument, reason) in [
-        (format!("x={}", other.path().join("none").display()), "there is no ControlNet"),
-        (format!("x={}", other.path().join("x.pth").display()), "pickled weights are not read"),
-        (format!("x={}", other.path().join("cut.safetensors").display()), "is no whole safetensors file"),
-        (format!("x={}", other.path().join("lora.safetensors").display()), "this is a LoRA, which is for --loras"),
-        (
-            format!("x={}", other.path().join("unknown.safetensors").display()),
-            "no ControlNet and no T2I-Adapter that is known here: its tensors are a.weight",
-        ),
-        (format!("x={}", of_model.display()), "it is of a UNet2DConditionModel, and not of a ControlNetModel or a T2IAdapter"),
-        (
-            format!("x={}", xl.path().display()),
-            "this ControlNet does not fit the model: its levels have [64, 128] channels, the model's [32, 64, 64]",
-        ),
-        (format!("x={first},x={first}"), "--controlnet x is given twice"),
-    ] {
-        let (_, stderr) = failure(&["generate", "a fox", "--model", model, "--controlnet", &argument]);
-        assert!(stderr.contains(reason), "{argument}: {stderr}");
-    }
-    let (_, stderr) = failure(&["generate", "a fox", "--controlnet", "no-path"]);
-    assert!(stderr.contains("NAME=PATH"), "{stderr}");
-}
-
 #[tokio::test]
 async fn the_command_line_makes_the_same_picture() {
     let files = files();
@@ -361,31 +322,6 @@ async fn what_would_be_lost_is_said() {
     assert!(answer["error"]["message"].as_str().unwrap().contains("in a form, the list as text in one field"), "{answer}");
 }
 
-#[test]
-fn a_network_of_impossible_numbers_or_without_all_tensors_ends_the_start() {
-    let files = files();
-    let model = files.model.path().to_str().unwrap();
-    let refused = |network: &str, change: &dyn Fn(&mut Value), reason: &str| {
-        let folder = made_up::network(network);
-        edit(&folder.path().join("config.json"), change);
-        let (_, stderr) = failure(&["generate", "a fox", "--model", model, "--controlnet", &format!("x={}", folder.path().display())]);
-        assert!(stderr.contains(reason), "{stderr}");
-    };
-    let (net, adapter) = ("controlnet-sd1", "t2i-sd1");
-    refused(
-        net,
-        &|json| json["conditioning_embedding_out_channels"][3] = 10_000_000_000_u64.into(),
-        "config.json: conditioning_embedding_out",
-    );
-    refused(net, &|json| json["norm_num_groups"] = 0.into(), "norm_num_groups = 0 does not divide");
-    refused(net, &|json| json["norm_eps"] = (-1).into(), "norm_eps must be more than 0");
-    refused(net, &|json| json["in_channels"] = 9.into(), "conv_in.weight is [32, 4, 3, 3] and should be [32, 9, 3, 3]");
-    refused(net, &|json| json["time_cond_proj_dim"] = 256.into(), "time_embedding.cond_proj.weight");
-    refused(net, &|json| json["transformer_layers_per_block"] = 1_000_000_000_000_u64.into(), "or more are missing");
-    refused(adapter, &|json| json["channels"][2] = 1_000_000_000_000_u64.into(), "channels must be 1 to 8 numbers from 4 to 65536");
-    refused(adapter, &|json| json["adapter_type"] = "full_adapter_xl".into(), "at level 1 a pixel of it stands for 8 of the picture");
-}
-
 /// Of one request, networks stay even where there is no room.
 #[tokio::test]
 async fn networks_of_one_request_are_read_once() {
@@ -432,4 +368,28 @@ async fn the_built_in_model_draws_along_lines() {
     let guided = image::load_from_memory(&bytes(&worker.generate(&asked).await["data"][0])).unwrap().into_rgb8();
     let (plain, guided) = (agreement(&plain), agreement(&guided));
     assert!(guided > 0.95 && guided > plain + 0.05, "{guided} of the picture agree with the drawing, and {plain} without it");
+}
+
+#[tokio::test]
+async fn a_union_asks_for_the_kind_of_a_picture() {
+    let (model, network) = (made_up::model("sdxl"), made_up::network("controlnet-union"));
+    let argument = format!("union={}", network.path().display());
+    let worker = Worker::ready(&["--model", model.path().to_str().unwrap(), "--controlnet", &argument]);
+    let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
+    assert_eq!(capabilities["controls"][0]["types"], json!(["openpose", "depth", "scribble", "canny", "normal", "segment"]));
+    let depth = drawn(&worker, &json!([control("union", "a", &json!({ "type": "Depth" }))])).await;
+    let lines = drawn(&worker, &json!([control("union", "a", &json!({ "type": "lineart" }))])).await;
+    assert!(depth != lines);
+    let answer = worker.generate(&request(&json!([control("union", "a", &json!({ "preprocess": "canny" }))]))).await;
+    assert_eq!(answer["parameters"]["control"][0]["type"], "canny", "{answer}");
+    for (more, reason) in [
+        (json!({}), "given with a type for \"union\": one of openpose, depth, scribble, canny, normal, segment, not left out"),
+        (json!({ "type": "tile" }), "one of openpose, depth, scribble, canny, normal, segment, not tile"),
+        (json!({ "type": "cubism" }), "entry 1: type must be one of openpose"),
+    ] {
+        let response = worker.post(&request(&json!([control("union", "a", &more)]))).await;
+        assert_eq!(response.status(), 400);
+        let answer: Value = response.json().await.unwrap();
+        assert!(answer["error"]["message"].as_str().unwrap().contains(reason), "{answer}");
+    }
 }

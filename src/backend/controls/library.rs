@@ -125,18 +125,24 @@ impl ControlEntry {
         }
     }
 
+    /// The kinds of pictures that it knows, if it is a union of several.
+    #[must_use]
+    pub fn kinds(&self) -> &'static [ControlKind] {
+        let count = match &self.config {
+            Config::ControlNet(config) => config.union.map_or(0, |union| union.num_control_type),
+            Config::T2IAdapter(_) => 0,
+        };
+        &ControlKind::ALL[..count.min(ControlKind::ALL.len())]
+    }
+
     /// The kind of a picture for this network, if it knows several.
     fn kind_of(&self, settings: &ControlSettings) -> Result<Option<ControlKind>, InvalidValue> {
-        let union = match &self.config {
-            Config::ControlNet(config) => config.union,
-            Config::T2IAdapter(_) => None,
-        };
-        let Some(union) = union else {
+        let known = self.kinds();
+        if known.is_empty() {
             let Some(kind) = settings.kind else { return Ok(None) };
             let allowed = format!("left out for \"{}\", which knows one kind of picture", self.name);
             return Err(InvalidValue::new("control", format_args!("of the type {}", kind.name()), allowed));
-        };
-        let known = &ControlKind::ALL[..union.num_control_type.min(ControlKind::ALL.len())];
+        }
         match settings.kind.or(settings.preprocess.kind()) {
             Some(kind) if known.contains(&kind) => Ok(Some(kind)),
             other => {
