@@ -1,6 +1,7 @@
 //! Plain data that every room uses: settings of a generation, identifiers, torch's random numbers; and requests to other hosts.
 
 mod control;
+mod control_file;
 mod edit_defaults;
 mod error_chain;
 mod guidance_interval;
@@ -20,7 +21,8 @@ mod sampling_config;
 mod torch_rng;
 mod whole_number;
 
-pub use control::{ControlFile, ControlKind, ControlScale, ControlSettings, ControlWindow, NamedPath, Preprocess, ReferenceFile};
+pub use control::{ControlKind, ControlScale, ControlSettings, ControlWindow, Preprocess};
+pub use control_file::{ControlFile, NamedPath, ReferenceFile};
 pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};

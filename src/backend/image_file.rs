@@ -309,6 +309,19 @@ mod tests {
         assert_eq!(InputFiles { init: init(), controls: vec![picture(72)], ..InputFiles::default() }.leading_size(), Some((64, 64)));
     }
 
+    /// White lines on a transparent ground are no white picture.
+    #[test]
+    fn transparency_does_not_count_in_what_networks_look_at() {
+        let lines = RgbaImage::from_fn(64, 64, |x, _| if x == 32 { Rgba([255; 4]) } else { Rgba([0; 4]) });
+        let files = InputFiles { controls: vec![open(lines.clone())], references: vec![open(lines.clone())], init: None };
+        let images = files.decode(size(64, 64), 64).unwrap();
+        for picture in [&images.controls[0], &images.references[0]] {
+            assert_eq!([picture.get_pixel(0, 5).0, picture.get_pixel(32, 5).0], [[0; 3], [255; 3]]);
+        }
+        let init = InitFiles { image: open(lines), mask: None }.decode(size(64, 64)).unwrap();
+        assert_eq!(init.image.get_pixel(0, 5).0, [255; 3], "a picture to begin with stands on white");
+    }
+
     #[test]
     fn the_middle_is_kept_in_the_proportions_asked_for() {
         // Thirds of red, green and blue; a square of it is green.

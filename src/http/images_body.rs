@@ -4,11 +4,13 @@ use super::{
     api_error::ApiError,
     extract::FromFields,
     fields::Fields,
+    order::ImagesOrder,
+    uploads,
     wire::ImagesRequest,
     wire_controls::{self, WireControls, is_control},
     wire_references::{self, WireReferences, is_reference},
 };
-use crate::backend::{InitFiles, InputFiles};
+use crate::backend::{InitFiles, InputFiles, ModelInfo};
 
 /// Settings, and files whose headers have been checked.
 pub(super) struct ImagesBody {
@@ -37,6 +39,15 @@ impl ImagesBody {
         let (scales, references) = wire_references::read(references, reference_images)?;
         let request = ImagesRequest { control: Some(WireControls(settings)), reference: Some(WireReferences(scales)), ..request };
         Ok(Self { request, files: InputFiles { init, controls, references } })
+    }
+}
+
+impl ImagesBody {
+    /// Validates the request against the model, then decodes the pictures.
+    pub(super) async fn into_order(self, info: &ModelInfo) -> Result<ImagesOrder, ApiError> {
+        let order = self.request.into_order(info, &self.files).await?;
+        let images = uploads::decode(self.files, order.picture.size(), info.reference_side()).await?;
+        Ok(order.with_images(images))
     }
 }
 

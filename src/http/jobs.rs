@@ -25,11 +25,11 @@ use super::{
     body_bytes::{MAX_UPLOAD_BYTES, ParsedBody},
     client_headers::{ClientHeaders, WaitHeaders},
     extract::JsonBody,
+    images_body::ImagesBody,
     openai::ImagesResponse,
     openapi::{Gone, JOBS, KeyMissing, NotDone, NotFound, NotReady, Refused, TooLate, Unreadable, WentWrong},
     run::{Patience, Run, Status},
     start::start_run,
-    uploads,
 };
 use crate::common::RequestId;
 
@@ -79,9 +79,7 @@ async fn submit(
     let accepted = async {
         let JsonBody(ParsedBody { value: JobBody { request, files }, fingerprint, budget }) = body?;
         let info = state.model()?;
-        let order = request.into_images_request()?.into_order(&info, &files).await?;
-        let images = uploads::decode(files, order.picture.size(), info.reference_side()).await?;
-        let order = order.with_images(images);
+        let order = ImagesBody { request: request.into_images_request()?, files }.into_order(&info).await?;
         drop(budget);
         let start = || start_run(&state, &id, order, info.id.clone(), client.request_timeout, Patience::Forever);
         state.runs.join_or_start(client.retry_key, fingerprint, start)

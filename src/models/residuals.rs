@@ -65,7 +65,7 @@ impl Residuals {
         Ok(Self { after: map(&self.after)?, within: map(&self.within)? })
     }
 
-    /// The sum of these and others of the same network.
+    /// The sum of these and those of another network.
     ///
     /// # Errors
     /// When both have tensors of different numbers or shapes, or the device fails.

@@ -367,6 +367,10 @@ async fn the_built_in_model_draws_along_lines() {
     asked["control"] = json!([{ "name": "lines", "image": BASE64_STANDARD.encode(&heart), "scale": 1.25 }]);
     let guided = image::load_from_memory(&bytes(&worker.generate(&asked).await["data"][0])).unwrap().into_rgb8();
     let (plain, guided) = (agreement(&plain), agreement(&guided));
+    // A picture that is enlarged keeps the proportions of what it follows.
+    asked["size"] = "256x128".into();
+    let wide = worker.generate(&asked).await;
+    assert_eq!((&wide["size"], &wide["parameters"]["drawn_size"]), (&json!("256x128"), &json!("176x88")), "{}", wide["parameters"]);
     assert!(guided > 0.95 && guided > plain + 0.05, "{guided} of the picture agree with the drawing, and {plain} without it");
 }
 

@@ -76,6 +76,10 @@ async fn the_model_looks_at_the_pictures_that_a_request_brings() {
         }
         assert!(drawn(&worker, &json!(BASE64_STANDARD.encode(png("a")))).await == pictures[1], "a single one, without a scale");
         assert!(drawn(&worker, &json!([])).await == pictures[0]);
+        // Scales add up.
+        let halves = drawn(&worker, &json!([reference("a", 0.5), reference("a", 0.5)])).await;
+        let [halves, whole] = [&halves, &pictures[1]].map(|file| image::load_from_memory(file).unwrap().into_rgb8());
+        assert!(halves.iter().zip(whole.iter()).all(|(one, other)| one.abs_diff(*other) <= 1));
         assert!(same_pixels(&drawn(&worker, &json!([reference("a", 0.0)])).await, &pictures[0]));
         let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
         assert_eq!(capabilities["references"], true);

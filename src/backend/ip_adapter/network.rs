@@ -14,10 +14,7 @@ use super::{CrossAttentionLayer, IpAdapterFile, preprocess};
 use crate::{
     backend::{GenerationError, LoadError, ModelFiles},
     common::{ControlScale, InputImages},
-    models::{
-        ClipVisionConfig, ClipVisionModel, Denoiser, DenoiserConfig, ImageAttention, ImageAttentionLayer, ImageProjection, ImagePrompt,
-        Interrupt,
-    },
+    models::{ClipVisionConfig, ClipVisionModel, Denoiser, ImageAttention, ImageAttentionLayer, ImageProjection, ImagePrompt, Interrupt},
     ops::{self, LayerNames, WeightType, Weights},
 };
 
@@ -112,7 +109,6 @@ impl IpAdapter {
         file.check_encoder(&encoder)?;
         // What is missing is found before a request brings a picture.
         encoder_files.weights(ENCODER, dtype, device)?.check(|vb| ClipVisionModel::new(encoder.clone(), vb))?;
-        let DenoiserConfig::UNet(_) = denoiser.config();
         let layers = indexed(&layers, names);
         Ok(Self {
             file,

@@ -122,12 +122,11 @@ pub(super) async fn edits(
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let EditsBody(ParsedBody { value: Edit(ImagesBody { request, files }), fingerprint, budget }) = body?;
+        let EditsBody(ParsedBody { value: Edit(body), fingerprint, budget }) = body?;
         let info = state.model()?;
-        let order = request.into_order(&info, &files).await?;
-        let images = uploads::decode(files, order.picture.size(), info.reference_side()).await?;
+        let order = body.into_order(&info).await?;
         drop(budget);
-        start(&state, &id, client, order.with_images(images), fingerprint, &info)
+        start(&state, &id, client, order, fingerprint, &info)
     };
     images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }

@@ -15,7 +15,6 @@ use crate::{
         images_body::ImagesBody,
         openapi::{IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
         start::start,
-        uploads,
         wire::ImagesRequest,
     },
 };
@@ -42,12 +41,11 @@ pub(super) async fn generations(
     body: Result<JsonBody<ImagesBody, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let JsonBody(ParsedBody { value: ImagesBody { request, files }, fingerprint, budget }) = body?;
+        let JsonBody(ParsedBody { value: body, fingerprint, budget }) = body?;
         let info = state.model()?;
-        let order = request.into_order(&info, &files).await?;
-        let images = uploads::decode(files, order.picture.size(), info.reference_side()).await?;
+        let order = body.into_order(&info).await?;
         drop(budget);
-        start(&state, &id, client, order.with_images(images), fingerprint, &info)
+        start(&state, &id, client, order, fingerprint, &info)
     };
     images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
