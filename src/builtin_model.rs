@@ -21,5 +21,8 @@ pub static FILES: &[(&str, &[u8])] = &files!(
     "vae/diffusion_pytorch_model.safetensors",
 );
 
+/// `LoRA` files for the model.
+pub static LORAS: &[(&str, &[u8])] = &files!("loras/ink.safetensors");
+
 /// Tensors that diffusers computes on the way to a small picture, as safetensors; made by `tests/parity/make_selfcheck_goldens.py`.
 pub static GOLDENS: &[u8] = include_bytes!("builtin_model/goldens.safetensors");

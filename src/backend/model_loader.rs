@@ -1,6 +1,9 @@
 //! From files to a pipeline.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device};
 use tracing::warn;
@@ -95,7 +98,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     let facts = families::of(configs.family);
     let mut info = info(files, options, &configs, &learned);
     // Before gigabytes are read.
-    let adapters = options.adapters.as_deref().map(AdapterFolder::new).transpose()?;
+    let adapters = options.adapters.as_deref().map(adapter_folder).transpose()?;
     let merged = MergedAdapters::open(adapters.as_ref(), &options.merged)?;
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
@@ -143,6 +146,15 @@ fn controls(
     let (json, kept) = (files.read("unet/config.json")?, (dtype, options.weight_type, &options.device));
     let library = ControlLibrary::open(&options.controls, &json, &configs.denoiser, kept, options.max_control_bytes)?;
     Ok(Some(Arc::new(library)))
+}
+
+/// `builtin`, or a folder.
+fn adapter_folder(path: &Path) -> Result<AdapterFolder, LoadError> {
+    #[cfg(feature = "builtin-model")]
+    if path == Path::new("builtin") {
+        return Ok(AdapterFolder::embedded(crate::builtin_model::LORAS));
+    }
+    Ok(AdapterFolder::new(path)?)
 }
 
 /// What requests are checked against, without adapters and control networks.

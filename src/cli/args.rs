@@ -104,7 +104,8 @@ pub struct ModelArgs {
     /// A folder of textual-inversion embeddings (.safetensors), which prompts call by their file names
     #[arg(long, env = "SD_WORKER_EMBEDDINGS", value_name = "DIR")]
     pub embeddings: Option<PathBuf>,
-    /// A folder of LoRAs (.safetensors), which requests and prompts call by their file names; files may come and go while it runs
+    /// A folder of LoRAs (.safetensors), which requests and prompts call by their file names; files may come and go while it runs. "builtin"
+    /// has those for the built-in model: ink
     #[arg(long, env = "SD_WORKER_LORAS", value_name = "DIR")]
     pub loras: Option<PathBuf>,
     /// A ControlNet or a T2I-Adapter by the name that requests call it: a directory in the layout of diffusers, or a .safetensors file; may be

@@ -28,7 +28,10 @@ fn export(_: &Path) -> Result<(), Failure> {
 fn export(directory: &Path) -> Result<(), Failure> {
     use std::{borrow::Cow, fs};
 
-    use crate::backend::{LoadError, dequantized};
+    use crate::{
+        backend::{LoadError, dequantized},
+        builtin_model,
+    };
 
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -37,7 +40,7 @@ fn export(directory: &Path) -> Result<(), Failure> {
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::Configuration(format!("{} is not empty", directory.display())));
     }
-    for (name, bytes) in crate::builtin_model::FILES {
+    for (name, bytes) in builtin_model::FILES.iter().chain(builtin_model::LORAS) {
         let path = directory.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed(parent))?;

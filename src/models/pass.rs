@@ -29,7 +29,7 @@ impl<'a> Interrupt<'a> {
 
     /// # Errors
     /// When nobody waits for the result any more.
-    pub(super) fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         if self.is_asked() { Err(Error::msg("interrupted")) } else { Ok(()) }
     }
 }

@@ -1,7 +1,14 @@
 //! LoRAs by request: the pictures of diffusers with the LoRA merged by its formula, and what the server and the command line make of them.
 //! `tests/parity/make_lora_goldens.py` makes the goldens.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use candle_core::Device;
 use sd_worker::{
@@ -255,6 +262,21 @@ async fn a_picture_with_a_lora_does_not_depend_on_its_batch() {
     }
     let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
     assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
+}
+
+/// Merging the layers of a large model takes seconds. What was begun is not kept.
+#[test]
+fn merging_ends_when_nobody_waits_for_it() {
+    let folder = builtin_loras();
+    let pipeline = load(Path::new("builtin"), folder.path(), WeightType::F32);
+    let library = pipeline.info().adapters.as_ref().unwrap();
+    let chosen = library.choose(&[], &[named("merged", 1.0, 1.0)]).unwrap();
+    let asked = AtomicUsize::new(0);
+    let is_unwanted = || asked.fetch_add(1, Ordering::Relaxed) == 3;
+    assert!(library.apply(&chosen, Interrupt::when(&is_unwanted)).is_err());
+    assert_eq!(asked.into_inner(), 4, "no layer is merged after that");
+    library.apply(&chosen, Interrupt::NEVER).unwrap();
+    library.apply(&chosen, Interrupt::when(&|| true)).expect("the layers are there");
 }
 
 #[test]

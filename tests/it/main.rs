@@ -24,6 +24,7 @@ mod generate;
 mod http;
 mod hub;
 mod image_parity;
+mod ink;
 mod jobs;
 mod layouts;
 mod life;

@@ -10,9 +10,7 @@ use std::{
 use candle_core::Error;
 
 use super::{
-    AdaptedNetwork, AdapterError, AdapterInfo, Module,
-    hash::hash_of_tensors,
-    info,
+    AdaptedNetwork, AdapterError, AdapterInfo, Module, info,
     key::{Part, TensorKey, underscored},
     module::Source,
     parts::{Layout, Parts, StoredPart, Wrong},
@@ -49,7 +47,18 @@ impl AdapterFile {
     /// When the file cannot be read, is damaged, has no adapter of a known kind, or has tensors whose shapes do not go together.
     pub fn open(path: &Path) -> Result<Self, AdapterError> {
         check_header(path)?;
-        let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, error)| unopened(path, error))?;
+        Self::new(path, TensorFiles::open(&[path.to_owned()]).map_err(|(path, error)| unopened(path, error))?)
+    }
+
+    /// As [`AdapterFile::open`], of a file in memory that messages call `path`.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::open`].
+    pub(super) fn embedded(path: &Path, bytes: &'static [u8]) -> Result<Self, AdapterError> {
+        Self::new(path, TensorFiles::from_slice(bytes).map_err(|error| unopened(path.to_owned(), error))?)
+    }
+
+    fn new(path: &Path, files: Arc<TensorFiles>) -> Result<Self, AdapterError> {
         let source = Arc::new(Source { path: path.to_owned(), files });
         let mut unknown = Vec::new();
         let groups = groups(&source, &mut unknown)?;
@@ -92,18 +101,6 @@ impl AdapterFile {
     #[must_use]
     pub fn info(&self) -> &AdapterInfo {
         &self.info
-    }
-
-    /// The hash by which A1111 and Civitai call the file: 12 hexadecimal digits, from its header or, where that has none, of its tensors.
-    /// Reads all of the file in the latter case.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn short_hash(&self) -> Result<String, AdapterError> {
-        match &self.info.short_hash {
-            Some(hash) => Ok(hash.clone()),
-            None => hash_of_tensors(self.path()),
-        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, Cursor},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -14,7 +15,7 @@ use std::{
 use tracing::warn;
 
 use super::{AdapterError, AdapterFile, AdapterInfo, hash::hash_of_tensors};
-use crate::common::error_chain;
+use crate::common::{error_chain, open_regular};
 
 /// How deep subfolders are searched.
 const MAX_DEPTH: usize = 8;
@@ -41,6 +42,8 @@ pub struct AdapterEntry {
     name: String,
     path: PathBuf,
     stamp: Stamp,
+    /// The file itself, if it is in the binary.
+    embedded: Option<&'static [u8]>,
     info: Result<AdapterInfo, String>,
     hash: OnceLock<String>,
     /// A number that no other content of any file has.
@@ -48,11 +51,12 @@ pub struct AdapterEntry {
     fit: OnceLock<Result<Option<String>, String>>,
 }
 
-/// A folder of `.safetensors` files and its subfolders. A file's name is its stem; the name under which it was trained is an alias, unless
+/// A folder of `.safetensors` files and its subfolders, or files in the binary. A file's name is its stem; the name under which it was trained is an alias, unless
 /// two files have it. Names are exact, as in A1111, and never paths.
 #[derive(Debug)]
 pub struct AdapterFolder {
-    folder: PathBuf,
+    /// `None` for files in the binary.
+    folder: Option<PathBuf>,
     listing: Mutex<Listing>,
 }
 
@@ -108,9 +112,16 @@ impl AdapterEntry {
     /// # Errors
     /// As [`AdapterFile::open`], and when another file has taken its place.
     pub fn open(&self) -> Result<AdapterFile, AdapterError> {
-        let is_listed = || fs::metadata(&self.path).is_ok_and(|now| stamp(&now) == self.stamp);
-        let file = if is_listed() { Some(AdapterFile::open(&self.path)?) } else { None };
-        file.filter(|_| is_listed()).ok_or_else(|| AdapterError::Replaced { path: self.path.clone() })
+        let file = if self.is_as_listed() { Some(self.read()?) } else { None };
+        file.filter(|_| self.is_as_listed()).ok_or_else(|| AdapterError::Replaced { path: self.path.clone() })
+    }
+
+    fn is_as_listed(&self) -> bool {
+        self.embedded.is_some() || fs::metadata(&self.path).is_ok_and(|now| stamp(&now) == self.stamp)
+    }
+
+    fn read(&self) -> Result<AdapterFile, AdapterError> {
+        self.embedded.map_or_else(|| AdapterFile::open(&self.path), |bytes| AdapterFile::embedded(&self.path, bytes))
     }
 
     /// A number that no other content of any file has.
@@ -138,7 +149,8 @@ impl AdapterEntry {
         self.hash.get().is_some() || self.info.as_ref().is_ok_and(|info| info.short_hash.is_some())
     }
 
-    /// As [`AdapterFile::short_hash`]. Reads the file the first time, if its header has no hash.
+    /// The hash by which A1111 and Civitai call the file: 12 hexadecimal digits, from its header or, where that has none, of its tensors.
+    /// Reads all of the file in the latter case, the first time.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -146,13 +158,20 @@ impl AdapterEntry {
         if let Some(hash) = self.info.as_ref().ok().and_then(|info| info.short_hash.as_ref()).or_else(|| self.hash.get()) {
             return Ok(hash.clone());
         }
-        let hash = hash_of_tensors(&self.path)?;
+        let hash = match self.embedded {
+            Some(bytes) => hash_of_tensors(Cursor::new(bytes)),
+            None => open_regular(&self.path).and_then(|(file, _)| hash_of_tensors(file)),
+        };
+        let hash = hash.map_err(|source| AdapterError::Unreadable { path: self.path.clone(), source })?;
         Ok(self.hash.get_or_init(|| hash).clone())
     }
 
-    fn read(name: String, path: PathBuf, stamp: Stamp) -> Self {
-        let info = AdapterFile::open(&path).map(|file| file.info().clone()).map_err(|error| error_chain(&error));
-        Self { name, path, stamp, info, hash: OnceLock::new(), id: NEXT_ID.fetch_add(1, Ordering::Relaxed), fit: OnceLock::new() }
+    fn new(path: PathBuf, stamp: Stamp, embedded: Option<&'static [u8]>) -> Self {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let (id, info) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Err(String::new()));
+        let entry = Self { name, path, stamp, embedded, info, hash: OnceLock::new(), id, fit: OnceLock::new() };
+        let info = entry.read().map(|file| file.info().clone()).map_err(|error| error_chain(&error));
+        Self { info, ..entry }
     }
 
     fn alias(&self) -> Option<&str> {
@@ -166,9 +185,19 @@ impl AdapterFolder {
     /// # Errors
     /// When the folder cannot be read.
     pub fn new(folder: &Path) -> Result<Self, AdapterError> {
-        let folder = Self { folder: folder.to_owned(), listing: Mutex::default() };
+        let folder = Self { folder: Some(folder.to_owned()), listing: Mutex::default() };
         folder.refresh()?;
         Ok(folder)
+    }
+
+    /// Files in the binary, which messages call by these paths.
+    #[must_use]
+    pub fn embedded(files: &[(&str, &'static [u8])]) -> Self {
+        let entry = |(path, bytes): &(&str, &'static [u8])| {
+            let stamp = Stamp { len: bytes.len() as u64, ..Stamp::NONE };
+            Arc::new(AdapterEntry::new(Path::new("builtin").join(path), stamp, Some(bytes)))
+        };
+        Self { folder: None, listing: Mutex::new(Listing::new(files.iter().map(entry).collect())) }
     }
 
     /// Looks at the folder again. Files that are as they were are not read again.
@@ -191,7 +220,7 @@ impl AdapterFolder {
     pub fn get(&self, name: &str) -> Option<Arc<AdapterEntry>> {
         let mut listing = self.listing();
         let found = listing.find(name);
-        let is_current = found.as_ref().is_some_and(|entry| fs::metadata(&entry.path).is_ok_and(|now| stamp(&now) == entry.stamp));
+        let is_current = found.as_ref().is_some_and(|entry| entry.is_as_listed());
         let is_recent = listing.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN);
         if is_current || found.is_none() && is_recent {
             return found;
@@ -208,21 +237,24 @@ impl AdapterFolder {
     }
 
     fn look(&self, listing: &mut Listing) -> Result<(), AdapterError> {
+        let Some(folder) = &self.folder else { return Ok(()) };
         listing.looked = Some(Instant::now());
-        let files = files_in(&self.folder).map_err(|source| AdapterError::Unreadable { path: self.folder.clone(), source })?;
+        let files = files_in(folder).map_err(|source| AdapterError::Unreadable { path: folder.clone(), source })?;
         let known: HashMap<&Path, &Arc<AdapterEntry>> = listing.entries.iter().map(|entry| (entry.path(), entry)).collect();
         let read = |(path, stamp): (PathBuf, Stamp)| match known.get(path.as_path()) {
             Some(entry) if entry.stamp == stamp => Arc::clone(entry),
-            _ => Arc::new(AdapterEntry::read(path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path, stamp)),
+            _ => Arc::new(AdapterEntry::new(path, stamp, None)),
         };
-        let entries: Vec<Arc<AdapterEntry>> = files.into_iter().map(read).collect();
-        let places = places(&entries);
-        *listing = Listing { entries, places, looked: Some(Instant::now()) };
+        *listing = Listing::new(files.into_iter().map(read).collect());
         Ok(())
     }
 }
 
 impl Listing {
+    fn new(entries: Vec<Arc<AdapterEntry>>) -> Self {
+        Self { places: places(&entries), entries, looked: Some(Instant::now()) }
+    }
+
     fn find(&self, name: &str) -> Option<Arc<AdapterEntry>> {
         self.places.get(name).and_then(|place| self.entries.get(*place)).cloned()
     }

@@ -1,14 +1,8 @@
 //! The hash by which other programs call an adapter file.
 
-use std::{
-    io::{Read, Seek, SeekFrom},
-    path::Path,
-};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use sha2::{Digest, Sha256};
-
-use super::AdapterError;
-use crate::common::open_regular;
 
 /// Number of digits that A1111 and Civitai show.
 pub(super) const SHORT: usize = 12;
@@ -20,21 +14,17 @@ const BLOCK: usize = 1 << 20;
 ///
 /// # Errors
 /// When the file cannot be read.
-pub(super) fn hash_of_tensors(path: &Path) -> Result<String, AdapterError> {
-    let hash = || -> std::io::Result<String> {
-        let (mut file, _) = open_regular(path)?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length)?;
-        file.seek(SeekFrom::Start(u64::from_le_bytes(length).saturating_add(8)))?;
-        let (mut hash, mut block) = (Sha256::new(), vec![0; BLOCK]);
-        loop {
-            match file.read(&mut block)? {
-                0 => break,
-                count => hash.update(&block[..count]),
-            }
+pub(super) fn hash_of_tensors(mut file: impl Read + Seek) -> io::Result<String> {
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    file.seek(SeekFrom::Start(u64::from_le_bytes(length).saturating_add(8)))?;
+    let (mut hash, mut block) = (Sha256::new(), vec![0; BLOCK]);
+    loop {
+        match file.read(&mut block)? {
+            0 => break,
+            count => hash.update(&block[..count]),
         }
-        let bytes = hash.finalize();
-        Ok(bytes[..SHORT / 2].iter().fold(String::new(), |digits, byte| format!("{digits}{byte:02x}")))
-    };
-    hash().map_err(|source| AdapterError::Unreadable { path: path.to_owned(), source })
+    }
+    let bytes = hash.finalize();
+    Ok(bytes[..SHORT / 2].iter().fold(String::new(), |digits, byte| format!("{digits}{byte:02x}")))
 }

@@ -12,6 +12,7 @@ use super::{AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFold
 use crate::{
     backend::{AdapterId, TextAdapters},
     common::{InvalidValue, LoraScale, ModelFamily, NamedLora, error_chain},
+    models::Interrupt,
     ops::{self, AdaptedLayers, LayerAdapter, LayerKind, MergedLayer, WeightLayer, Weights},
 };
 
@@ -228,15 +229,15 @@ impl AdapterLibrary {
     /// What these adapters make of the model's networks. What the latest requests had is kept.
     ///
     /// # Errors
-    /// When a file cannot be read, has values that are not finite, or was replaced, or there is no memory.
-    pub fn apply(&self, chosen: &[ChosenAdapter]) -> Result<AppliedAdapters, AdapterError> {
+    /// When a file cannot be read, has values that are not finite, or was replaced, there is no memory, or the work is interrupted.
+    pub fn apply(&self, chosen: &[ChosenAdapter], interrupt: Interrupt) -> Result<AppliedAdapters, AdapterError> {
         let mut applied = AppliedAdapters::default();
         for network in &self.networks {
             let of_network = chosen.iter().map(|adapter| (adapter, adapter.id(network.network)));
             // At scale 0, a picture is the one without the adapter, to the last bit.
             let active: Vec<(&ChosenAdapter, AdapterId)> = of_network.filter(|(_, id)| id.strength != 0.0).collect();
             let ids: Vec<AdapterId> = active.iter().map(|(_, id)| *id).collect();
-            let layers = if ids.is_empty() { None } else { self.made(network, &active, &ids)? };
+            let layers = if ids.is_empty() { None } else { self.made(network, &active, &ids, interrupt)? };
             if network.network == AdaptedNetwork::Denoiser {
                 applied.denoiser = layers;
             } else {
@@ -254,6 +255,7 @@ impl AdapterLibrary {
         network: &AdaptableNetwork,
         active: &[(&ChosenAdapter, AdapterId)],
         ids: &[AdapterId],
+        interrupt: Interrupt,
     ) -> Result<Option<Arc<AdaptedLayers>>, AdapterError> {
         let mut kept = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = kept.iter().position(|made| made.network == network.network && made.ids == ids)
@@ -265,7 +267,7 @@ impl AdapterLibrary {
         }
         // Older layers go before there are new ones.
         free(&mut kept, network.network);
-        let (layers, bytes) = make(network, active)?;
+        let (layers, bytes) = make(network, active, interrupt)?;
         kept.push_front(Made { network: network.network, ids: ids.to_vec(), layers: layers.clone(), bytes });
         Ok(layers)
     }
@@ -295,7 +297,11 @@ fn free(kept: &mut VecDeque<Made>, of: AdaptedNetwork) {
 }
 
 /// The layers of a network that adapters change, and their size in bytes.
-fn make(network: &AdaptableNetwork, active: &[(&ChosenAdapter, AdapterId)]) -> Result<(Option<Arc<AdaptedLayers>>, usize), AdapterError> {
+fn make(
+    network: &AdaptableNetwork,
+    active: &[(&ChosenAdapter, AdapterId)],
+    interrupt: Interrupt,
+) -> Result<(Option<Arc<AdaptedLayers>>, usize), AdapterError> {
     let files = active.iter().map(|(adapter, id)| Ok((adapter.entry.open()?, id.strength)));
     let files = files.collect::<Result<Vec<(AdapterFile, f64)>, AdapterError>>()?;
     let layers: Vec<Layer<'_>> = network.layers().collect();
@@ -307,6 +313,7 @@ fn make(network: &AdaptableNetwork, active: &[(&ChosenAdapter, AdapterId)]) -> R
     }
     let mut adapters = Vec::with_capacity(by_layer.len());
     for (place, modules) in by_layer {
+        interrupt.check().map_err(AdapterError::Layer)?;
         let layer = &network.layers[place];
         // candle ends the process where it gets no memory.
         let made = ops::with_room(room(layer, &modules), || match low_rank(layer, &modules, &network.weights)? {

@@ -32,7 +32,8 @@ impl InferencePipeline {
         let Order { prompt, negative_prompt, adapters, references, config, demand, .. } = order;
         let negatives = usize::from(demand.is_guided());
         let prompts = &[negative_prompt, prompt][1 - negatives..];
-        let applied = self.info.adapters.as_ref().map(|library| library.apply(&adapters.chosen)).transpose()?.unwrap_or_default();
+        let applied =
+            self.info.adapters.as_ref().map(|library| library.apply(&adapters.chosen, interrupt)).transpose()?.unwrap_or_default();
         let encoded = self.prompt_encoder.encode(prompts, config.options.clip_skip, &applied.text, interrupt)?;
         let (text, pooled) = encoded.without_first(negatives)?;
         let tokens = self.reference_tokens(order, interrupt)?;

@@ -122,7 +122,7 @@ impl TensorFiles {
     ///
     /// # Errors
     /// When it is no whole safetensors file.
-    pub(super) fn from_slice(bytes: &'static [u8]) -> Result<Arc<Self>> {
+    pub(in crate::backend) fn from_slice(bytes: &'static [u8]) -> Result<Arc<Self>> {
         let file = TensorFile::new(Source::Slice(bytes), bytes.len() as u64)?;
         Ok(Arc::new(Self { files: vec![file], read: Mutex::default() }))
     }
