@@ -6,6 +6,7 @@
   pip install stable-diffusion-cpp-python                # for sdcpp-f16 and sdcpp-f32; builds C++ for this very processor
   cargo build --release && python benches/peers/peers.py --work DIR
   python benches/peers/peers.py --work DIR --builtin     # the built-in model instead, many pictures in each process
+  python benches/peers/peers.py --work DIR --lora        # what a LoRA costs, in the engines that take one by request
 
 The model is a Stable Diffusion 1.5 of random weights: DIR keeps it (4 GB), and its forms for openvino (4 GB) and sdcpp (0.5 GB), for the next time.
 Rounds alternate between the engines, since timings drift with the machine. In a round, every engine has a process of its own, with as
@@ -21,6 +22,9 @@ diffusers   StableDiffusionPipeline as it comes; f32, both prompts in one batch
 openvino    the modules of diffusers, converted for the one size, f32 demanded, both prompts in one batch; the loop around them is here
 sdcpp-f16   stable-diffusion.cpp with 16-bit weights and flash attention; it runs the UNet for one prompt after the other
 sdcpp-f32   the same with 32-bit weights asked for and plain attention
+With --lora, each process makes a second picture with a LoRA of rank 16 on all attention and feed-forward layers, and there are two more columns:
+with    a step with the LoRA
+first   what its first picture takes beside its steps and decoding, more than one without: reading the file, and applying or merging it
 On two cores a round of stable-diffusion.cpp at 512 takes 10 minutes or more; --engines leaves it out.
 """
 import argparse, importlib.util, json, os, pathlib, re, statistics, subprocess, sys, time, urllib.request, warnings
@@ -29,7 +33,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORME
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER, TOKENIZER = ROOT / "target/release/sd-worker", ROOT / "src/builtin_model/model/tokenizer"
 PROMPT = "a fox on a blue background"
-COLUMNS = ["text", "step", "decode", "total", "rss"]
+COLUMNS, LORA_COLUMNS = ["text", "step", "decode", "total", "rss"], ["step", "with", "first", "total", "rss"]
 TORCH = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate"}
 NEEDS = {"sd-worker": {}, "diffusers": TORCH, "openvino": TORCH | {"openvino": "openvino"},
          "sdcpp-f16": {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}, "sdcpp-f32": {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}}
@@ -55,6 +59,22 @@ def make_model(path):
 
 def export_builtin(path):
     subprocess.run([WORKER, "models", "export", "builtin", path], check=True)
+
+
+def make_lora(path):
+    """A LoRA of random weights by kohya's names: rank 16, alpha 8, f16."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+    with torch.device("meta"): unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    random, tensors = torch.Generator().manual_seed(0), {}
+    for name, layer in unet.named_modules():
+        if not (isinstance(layer, torch.nn.Linear) and ("attn" in name or ".ff." in name)): continue
+        (outputs, inputs), name = layer.weight.shape, "lora_unet_" + name.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = (torch.randn(16, inputs, generator=random) / inputs ** .5).half()
+        tensors[f"{name}.lora_up.weight"] = (torch.randn(outputs, 16, generator=random) * .05).half()
+        tensors[f"{name}.alpha"] = torch.tensor(8.)
+    save_file(tensors, path / "lora.safetensors")
 
 
 def convert_for_openvino(model, path):
@@ -107,13 +127,15 @@ def sd_worker(o):
     command = [WORKER, "serve", "--port", "0", "--model", "builtin" if o.builtin else o.model, "--log-level", "error"]
     if "--threads" in subprocess.run([WORKER, "serve", "--help"], capture_output=True, text=True).stdout:
         command += ["--threads", str(o.threads)]
+    if o.lora: command += ["--loras", o.work / "lora"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     port = json.loads(server.stdout.readline())["port"]
     if '"ready"' not in server.stdout.readline():
         sys.exit("sd-worker did not get ready")
 
-    def picture(steps):
+    def picture(steps, lora=False):
         body = dict(prompt=PROMPT, size=f"{o.size}x{o.size}", steps=steps, guidance_scale=o.guidance, sampler="ddim", seed=1)
+        if lora: body["loras"] = ["lora"]
         answer = urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}))
         t = {k.removesuffix("_ms"): v / 1000 for k, v in json.load(answer)["timings"].items()}
         return dict(text=t["text"], step=t["denoise"] / steps, decode=t["decode"], total=t["total"] - t["encode"])
@@ -139,9 +161,10 @@ def diffusers(o):
         setattr(module, method, wrapper)
     marked(pipe.text_encoder, "forward"); marked(pipe.vae, "decode")
 
-    def picture(steps):
+    def picture(steps, lora=False):
         marks.clear()
         start = time.perf_counter()
+        if lora: pipe.load_lora_weights(o.work / "lora/lora.safetensors")
         pipe(PROMPT, num_inference_steps=steps, guidance_scale=o.guidance, width=o.size, height=o.size, generator=torch.Generator().manual_seed(1), output_type="pt")
         total, (first, _, _, text, decode, decoded) = time.perf_counter() - start, marks
         return dict(text=text - first, step=(decode - text) / steps, decode=decoded - decode, total=total)
@@ -186,12 +209,13 @@ def stable_diffusion_cpp(o):
     log = []
     cpp.sd_set_log_callback(keep := cpp.sd_log_callback(lambda level, text, data: log.append(text.decode(errors="replace"))), ctypes.c_void_p(0))
     flash = o.only == "sdcpp-f16"
-    model = cpp.StableDiffusion(model_path=str(o.work / "sd15-sdcpp"), wtype=o.only[-3:], flash_attn=flash, diffusion_flash_attn=flash, n_threads=o.threads, vae_decode_only=True, verbose=False)
+    model = cpp.StableDiffusion(model_path=str(o.work / "sd15-sdcpp"), wtype=o.only[-3:], flash_attn=flash, diffusion_flash_attn=flash, n_threads=o.threads, vae_decode_only=True,
+                                 lora_model_dir=str(o.work / "lora"), verbose=False)
 
-    def picture(steps, keep=keep):
+    def picture(steps, lora=False, keep=keep):
         log.clear()
         start = time.perf_counter()
-        model.generate_image(PROMPT, width=o.size, height=o.size, cfg_scale=o.guidance, sample_steps=steps, sample_method="euler", seed=1)
+        model.generate_image(PROMPT + "<lora:lora:1>" * lora, width=o.size, height=o.size, cfg_scale=o.guidance, sample_steps=steps, sample_method="euler", seed=1)
         total, took = time.perf_counter() - start, dict(re.findall(r"(get_learned_condition|sampling|decode_first_stage) completed, taking ([\d.]+)s", "".join(log)))
         return dict(text=float(took["get_learned_condition"]), step=float(took["sampling"]) / steps, decode=float(took["decode_first_stage"]), total=total)
     return picture, None
@@ -206,6 +230,9 @@ def one_round(o):
     picture(1)
     pictures = [picture(o.steps) for _ in range(o.pictures)]
     result = {c: statistics.median(p[c] for p in pictures) for c in COLUMNS[:-1]}
+    if o.lora:
+        having, rest = picture(o.steps, lora=True), lambda p: p["total"] - o.steps * p["step"] - p["decode"]
+        result |= {"with": having["step"], "first": rest(having) - rest(result), "total": having["total"]}
     status = pathlib.Path(f"/proc/{process.pid if process else 'self'}/status").read_text()   # getrusage would begin from the parent's peak
     print(json.dumps(result | dict(rss=int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20)))
     if process: process.terminate()
@@ -218,18 +245,20 @@ def main():
     p.add_argument("--builtin", action="store_true", help="the built-in model, at 128, 15 steps, guidance 3 and 20 pictures unless told otherwise; stable-diffusion.cpp cannot run it")
     p.add_argument("--size", type=int, help="256, 512 (default) or 768"); p.add_argument("--steps", type=int, help="default: 4"); p.add_argument("--guidance", type=float, help="default: 7.5")
     p.add_argument("--pictures", type=int, help="in each process (default: 1)"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--only", help=argparse.SUPPRESS)
+    p.add_argument("--lora", action="store_true", help="what a LoRA costs; openvino is left out"); p.add_argument("--only", help=argparse.SUPPRESS)
     o = p.parse_args()
     for name, stable, builtin in ("size", 512, 128), ("steps", 4, 15), ("guidance", 7.5, 3.), ("pictures", 1, 20):
         if getattr(o, name) is None: setattr(o, name, builtin if o.builtin else stable)
     o.model, o.converted = o.work / ("builtin" if o.builtin else "sd15"), o.work / ("builtin-openvino" if o.builtin else "sd15-openvino")
     if o.only: return one_round(o)
 
-    engines = [e for e in o.engines.split(",") if not (o.builtin and e.startswith("sdcpp"))]
+    engines = [e for e in o.engines.split(",") if not (o.builtin and e.startswith("sdcpp") or o.lora and e == "openvino")]
+    columns = LORA_COLUMNS if o.lora else COLUMNS
     for engine in engines:
         missing = [package for module, package in (NEEDS[engine] | ({} if o.builtin or o.model.exists() else TORCH)).items() if not importlib.util.find_spec(module)]
         if missing: sys.exit(f"{engine} needs: {sys.executable} -m pip install {' '.join(missing)}   (or leave it out with --engines)")
     made(o.model, export_builtin if o.builtin else make_model)
+    if o.lora: made(o.work / "lora", make_lora)
     if "openvino" in engines: made(o.converted, lambda path: convert_for_openvino(o.model, path))
     if any(e.startswith("sdcpp") for e in engines): made(o.work / "sd15-sdcpp", lambda path: rename_for_sdcpp(o.model, path))
     rounds, environment = {e: [] for e in engines}, dict(os.environ, OMP_NUM_THREADS=str(o.threads), RAYON_NUM_THREADS=str(o.threads))
@@ -244,11 +273,12 @@ def main():
 
     rounds = {e: runs for e, runs in rounds.items() if len(runs) == o.rounds}
     print(f"{'the built-in model' if o.builtin else 'Stable Diffusion 1.5'}, {o.size} x {o.size}, {o.steps} steps with guidance, {o.threads} threads, medians of {o.rounds} rounds; seconds, GiB\n")
-    table = lambda head, rows: print("\n".join(f"| {' | '.join(row)} |" for row in [[head] + COLUMNS, ["---"] * (1 + len(COLUMNS)), *rows]) + "\n")
-    table("engine", [[e] + [f"{statistics.median(r[c] for r in runs):.{3 if o.builtin else 2}f}" for c in COLUMNS] for e, runs in rounds.items()])
+    table = lambda head, rows: print("\n".join(f"| {' | '.join(row)} |" for row in [[head] + columns, ["---"] * (1 + len(columns)), *rows]) + "\n")
+    table("engine", [[e] + [f"{statistics.median(r[c] for r in runs):.{3 if o.builtin else 2}f}" for c in columns] for e, runs in rounds.items()])
+    if o.lora: print("with / step:", ", ".join(f"{e} {statistics.median(r['with'] / r['step'] for r in runs):.3f}" for e, runs in rounds.items()) + "\n")
     if "sd-worker" in rounds:
         ratio = lambda e, c: statistics.median(a[c] / b[c] for a, b in zip(rounds["sd-worker"], rounds[e]))
-        table("sd-worker /", [[e] + [f"{ratio(e, c):.2f}" for c in COLUMNS] for e in rounds if e != "sd-worker"])
+        table("sd-worker /", [[e] + [f"{ratio(e, c):.2f}" for c in columns] for e in rounds if e != "sd-worker"])
 
 
 if __name__ == "__main__":
