@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use sd_worker::ops::{Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, WeightType, Weights, attention};
+use sd_worker::ops::{ComputeType, Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, ReusingAllocator, WeightType, Weights, attention};
 
 #[global_allocator]
 static ALLOCATOR: ReusingAllocator = ReusingAllocator::new();
@@ -155,7 +155,9 @@ fn attentions(c: &mut Criterion) {
         };
         let shape = format!("{batch}x{heads} heads of {head_dim}, {queries} queries, {keys} keys");
         group.throughput(Throughput::Elements((4 * batch * heads * head_dim * queries * keys) as u64));
-        group.bench_function(BenchmarkId::new("ours", &shape), |b| b.iter(|| attention(black_box(&q), &k, &v, heads, false).unwrap()));
+        group.bench_function(BenchmarkId::new("ours", &shape), |b| {
+            b.iter(|| attention(ComputeType::F32, black_box(&q), &k, &v, heads, false).unwrap())
+        });
         group.bench_function(BenchmarkId::new("candle", &shape), |b| b.iter(theirs));
     }
     group.finish();

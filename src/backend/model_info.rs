@@ -26,6 +26,8 @@ pub struct ModelInfo {
     pub device: String,
     /// Number format of the weights, such as `f32`.
     pub dtype: &'static str,
+    /// The type in which a CPU multiplies the denoiser's matrices; none on another device.
+    pub compute: Option<&'static str>,
     /// The largest number of pixels that a request may ask for.
     pub max_pixels: u64,
     /// Sides of pictures are multiples of this.

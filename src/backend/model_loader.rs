@@ -6,6 +6,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
 use tracing::warn;
 
 use super::{
@@ -18,7 +19,7 @@ use crate::{
     common::{ModelFamily, NamedLora, NamedPath},
     device,
     models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
-    ops::{self, WeightType, Weights},
+    ops::{self, ComputeType, WeightType, Weights},
 };
 
 /// How a model is loaded.
@@ -28,6 +29,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// The type in which its weights are kept.
     pub weight_type: WeightType,
+    /// The type in which a CPU multiplies the matrices of the denoiser and of control networks.
+    pub compute: ComputeType,
     /// The largest picture that a request may ask for.
     pub max_pixels: u64,
     /// Whether large pictures go through the VAE in strips.
@@ -61,6 +64,7 @@ impl Default for LoadOptions {
         Self {
             device: Device::Cpu,
             weight_type: WeightType::F32,
+            compute: ComputeType::F32,
             max_pixels: Self::MAX_PIXELS,
             vae_tiling: Tiling::Auto,
             low_memory: false,
@@ -80,6 +84,7 @@ impl Default for LoadOptions {
 /// Names the file that is missing, broken, or does not fit the others.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<InferencePipeline, LoadError> {
     let (device, weight_type) = (&options.device, options.weight_type);
+    check_compute(options.compute, device)?;
     match weight_type.compute_type(device) {
         Some(dtype) => load_as(dtype, files, options),
         None => Err(LoadError::Unsupported(format!("weights in {weight_type} work on a CPU only, not on {}", device::describe(device)))),
@@ -143,8 +148,9 @@ fn controls(
     if options.controls.is_empty() {
         return Ok(None);
     }
-    let (json, kept) = (files.read("unet/config.json")?, (dtype, options.weight_type, &options.device));
-    let library = ControlLibrary::open(&options.controls, &json, &configs.denoiser, kept, options.max_control_bytes)?;
+    let json = files.read("unet/config.json")?;
+    let like = Weights::new(VarBuilder::zeros(dtype, &options.device), options.weight_type).computing_in(options.compute);
+    let library = ControlLibrary::open(&options.controls, &json, &configs.denoiser, like, options.max_control_bytes)?;
     Ok(Some(Arc::new(library)))
 }
 
@@ -157,6 +163,18 @@ fn adapter_folder(path: &Path) -> Result<AdapterFolder, LoadError> {
     Ok(AdapterFolder::new(path)?)
 }
 
+fn check_compute(compute: ComputeType, device: &Device) -> Result<(), LoadError> {
+    if compute != ComputeType::F32 && !device.is_cpu() {
+        let help = "leave --compute out; the networks compute in the type of --dtype";
+        return Err(LoadError::Unsupported(format!("{compute} is for a CPU, and this is {}: {help}", device::describe(device))));
+    }
+    if !ops::computes_in(compute) {
+        let help = "give --compute f32, or auto for the fastest that there is";
+        return Err(LoadError::Unsupported(format!("this processor multiplies no {compute} faster than f32 (AVX-512-BF16 would): {help}")));
+    }
+    Ok(())
+}
+
 /// What requests are checked against, without adapters and control networks.
 fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learned: &[LearnedVectors]) -> ModelInfo {
     let has_clip_skip = families::of(configs.family).has_clip_skip;
@@ -167,6 +185,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         embeds_guidance: configs.denoiser.embeds_guidance(),
         device: device::describe(&options.device),
         dtype: options.weight_type.name(),
+        compute: options.device.is_cpu().then(|| options.compute.name()),
         max_pixels: options.max_pixels,
         size_multiple: configs.vae.scale_factor() as u32,
         max_steps: configs.scheduler.num_train_timesteps,
@@ -210,7 +229,9 @@ impl Builder<'_> {
         };
         let vb = weights.vb.clone();
         let vb = if let Some(network) = adaptable { self.merged.merge(network, vb) } else { vb };
-        let vb = Weights::new(vb, self.options.weight_type).freed_after_use(self.options.low_memory);
+        // Text encoders take little time, and what they lose is lost in every step; a VAE is mostly 3 x 3 convolutions.
+        let compute = if part == "unet" { self.options.compute } else { ComputeType::F32 };
+        let vb = Weights::new(vb, self.options.weight_type).computing_in(compute).freed_after_use(self.options.low_memory);
         let network = new(&vb).map_err(|source| weights.failure(source, &new))?;
         self.opened.push(weights);
         self.adaptable.extend(adaptable.map(|network| AdaptableNetwork::new(network, vb)));

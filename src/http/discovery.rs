@@ -78,6 +78,8 @@ pub(super) struct Info {
     model: String,
     device: String,
     dtype: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compute: Option<&'static str>,
 }
 
 /// What requests may ask for.
@@ -126,5 +128,6 @@ pub(super) async fn info(State(state): State<AppState>) -> Result<Json<Info>, Ap
         model: model.id.clone(),
         device: model.device.clone(),
         dtype: model.dtype,
+        compute: model.compute,
     }))
 }

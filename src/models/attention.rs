@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{pass::Pass, text_context::KeyValues};
-use crate::ops::{Adapters, LayerIndex, Linear, Weights, attention, for_batch};
+use crate::ops::{Adapters, ComputeType, LayerIndex, Linear, Weights, attention, for_batch};
 
 /// The most queries times keys between two checks of the interrupt. A layer of a very large picture takes minutes.
 const MAX_PAIRS: usize = 1 << 32;
@@ -32,6 +32,7 @@ pub(super) struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: usize,
+    compute: ComputeType,
 }
 
 impl Attention {
@@ -43,6 +44,7 @@ impl Attention {
             to_v: Linear::no_bias(context, channels, &vb.pp("to_v"))?,
             to_out: Linear::new(channels, channels, &vb.pp("to_out.0"))?,
             heads,
+            compute: vb.compute_type(),
         })
     }
 
@@ -51,7 +53,7 @@ impl Attention {
         let names =
             if vb.contains_tensor("query.weight") { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
         let [to_q, to_k, to_v, to_out] = names.map(|name| Linear::new(channels, channels, &vb.pp(name)));
-        Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1 })
+        Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1, compute: vb.compute_type() })
     }
 
     /// The keys and values of a sequence `(batch, tokens, context)`.
@@ -99,7 +101,7 @@ impl Attention {
         let with_images = |(i, images): (usize, &Vec<(&KeyValues, f64)>)| {
             let mut sum = of_request(&attended, i)?;
             for (image, scale) in images {
-                let found = attention(&of_request(queries, i)?, &image.keys, &image.values, self.heads, false)?;
+                let found = attention(self.compute, &of_request(queries, i)?, &image.keys, &image.values, self.heads, false)?;
                 sum = (sum + (found * *scale)?)?;
             }
             Ok(sum)
@@ -109,7 +111,7 @@ impl Attention {
     }
 
     fn attend_parts(&self, queries: &Tensor, key_values: &[&KeyValues]) -> Result<Tensor> {
-        let attend = |queries: &Tensor, part: &KeyValues| attention(queries, &part.keys, &part.values, self.heads, false);
+        let attend = |queries: &Tensor, part: &KeyValues| attention(self.compute, queries, &part.keys, &part.values, self.heads, false);
         if let [all] = key_values {
             return attend(queries, all);
         }

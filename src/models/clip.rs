@@ -8,7 +8,7 @@ use super::{
     ConfigError,
     pass::{Interrupt, Pass},
 };
-use crate::ops::{Activation, Adapters, Embedding, LayerNames, LayerNorm, Linear, OnDemand, Weights, attention};
+use crate::ops::{Activation, Adapters, ComputeType, Embedding, LayerNames, LayerNorm, Linear, OnDemand, Weights, attention};
 
 /// `text_encoder/config.json`. What it leaves out, or has as null, is as in transformers' `CLIPTextConfig`.
 #[derive(Debug, Clone, Deserialize)]
@@ -251,7 +251,7 @@ impl ClipAttention {
     fn forward(&self, x: &Tensor, residual: &Tensor, adapters: &Adapters) -> Result<Tensor> {
         let project = |projection: &Linear| projection.with(adapters).forward(x);
         let (q, k, v) = (project(&self.q_proj)?, project(&self.k_proj)?, project(&self.v_proj)?);
-        self.out_proj.with(adapters).forward_add(&attention(&q, &k, &v, self.heads, self.is_causal)?, residual)
+        self.out_proj.with(adapters).forward_add(&attention(ComputeType::F32, &q, &k, &v, self.heads, self.is_causal)?, residual)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
-use super::{cpu, for_batch};
+use super::{ComputeType, cpu, for_batch};
 
 /// On other devices than a CPU, scores are computed in blocks of so many bytes, so that memory does not grow with the square of the picture's
 /// size.
@@ -12,11 +12,11 @@ const SCORE_BYTES: usize = 64 << 20;
 ///
 /// `q` is `(batch, queries, heads * head_dim)`, or of fewer samples that stand for the batch as in [`for_batch`]; `k` and `v` are
 /// `(batch, keys, heads * head_dim)`. With `causal`, a query sees no keys after its own token. The result is
-/// `(batch, queries, heads * head_dim)`.
+/// `(batch, queries, heads * head_dim)`. A CPU multiplies in `compute`.
 ///
 /// # Errors
 /// When the shapes do not fit, or the device fails.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+pub fn attention(compute: ComputeType, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     let ((samples, queries, width), (batch, keys, key_width)) = (q.dims3()?, k.dims3()?);
     let fits = width == key_width && k.dims() == v.dims() && batch.is_multiple_of(samples);
     if heads == 0 || !width.is_multiple_of(heads) || !fits {
@@ -25,7 +25,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
     if cpu::is_fast(q) {
         let shape = cpu::Sequences { batch, heads, head_dim: width / heads, queries, keys, causal };
         let (q, k, v) = (cpu::Rows::new(q)?, cpu::Rows::new(k)?, cpu::Rows::new(v)?);
-        let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(cpu::Machine::best(), q, k, v, shape)))))?;
+        let result = q.with(|q| k.with(|k| v.with(|v| Ok(cpu::attention(cpu::Machine::of(compute), q, k, v, shape)))))?;
         return Tensor::from_vec(result, (batch, queries, width), &Device::Cpu);
     }
     let q = &for_batch(q, batch)?.contiguous()?;

@@ -37,7 +37,7 @@ impl Conv2d {
     /// When a tensor is missing or has another shape.
     pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &Weights) -> Result<Self> {
         Self::read(in_channels, out_channels, config, vb, |dtype, weight, bias| {
-            cpu::PackedConv::new(cpu::Machine::best(), dtype, weight, in_channels, bias, config)
+            cpu::PackedConv::new(vb.machine(), dtype, weight, in_channels, bias, config)
         })
     }
 
@@ -70,7 +70,7 @@ impl Conv2d {
         let implementation = if vb.are_packed() {
             let pack = |weight: &[f32]| {
                 let bias = vec![0.0; outputs];
-                Ok(cpu::PackedConv::new(cpu::Machine::best(), DenseType::F32, weight, inputs, bias, config))
+                Ok(cpu::PackedConv::new(vb.machine(), DenseType::F32, weight, inputs, bias, config))
             };
             Implementation::Packed(Box::new(cpu::Rows::new(weight)?.with(pack)?))
         } else {
@@ -87,7 +87,7 @@ impl Conv2d {
     /// As [`Conv2d::new`].
     pub fn doubling(in_channels: usize, out_channels: usize, vb: &Weights) -> Result<Self> {
         Self::read(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, |dtype, weight, bias| {
-            cpu::PackedConv::doubling(cpu::Machine::best(), dtype, weight, in_channels, bias)
+            cpu::PackedConv::doubling(vb.machine(), dtype, weight, in_channels, bias)
         })
     }
 

@@ -1,6 +1,20 @@
-//! Preparing a device.
+//! What a device needs and has.
 
 use candle_core::{Device, Result};
+
+use super::{ComputeType, cpu::Machine};
+
+/// Whether this processor has units for a type.
+#[must_use]
+pub fn computes_in(compute: ComputeType) -> bool {
+    Machine::has(compute)
+}
+
+/// The fastest type of this processor.
+#[must_use]
+pub fn fastest_compute_type() -> ComputeType {
+    if computes_in(ComputeType::Bf16) { ComputeType::Bf16 } else { ComputeType::F32 }
+}
 
 /// Prepares a device for the operations here, before there is a tensor on it. An NVIDIA GPU is slower without; other devices need nothing.
 ///

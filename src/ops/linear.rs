@@ -85,7 +85,7 @@ impl Linear {
     }
 
     fn read(in_features: usize, out_features: usize, has_bias: bool, vb: &Weights) -> Result<Self> {
-        let pack = |weight: cpu::LinearWeight, bias| cpu::PackedLinear::new(cpu::Machine::best(), weight, out_features, bias);
+        let pack = |weight: cpu::LinearWeight, bias| cpu::PackedLinear::new(vb.machine(), weight, out_features, bias);
         let implementation = Implementation::read((in_features, out_features), has_bias, vb, pack)?;
         let index = vb.weight_layer_index(LayerKind::Linear { has_bias }, &[out_features, in_features]);
         Ok(Self { implementation, index })
@@ -221,7 +221,7 @@ impl Geglu {
     /// When a tensor is missing or has another shape.
     pub fn new(in_features: usize, out_features: usize, vb: &Weights) -> Result<Self> {
         let pack = |weight: cpu::LinearWeight, bias: Option<Vec<f32>>| {
-            cpu::PackedLinear::gated(cpu::Machine::best(), weight, out_features, &bias.unwrap_or_default())
+            cpu::PackedLinear::gated(vb.machine(), weight, out_features, &bias.unwrap_or_default())
         };
         let implementation = Implementation::read((in_features, 2 * out_features), true, vb, pack)?;
         Ok(Self { implementation, index: vb.weight_layer_index(LayerKind::Geglu, &[2 * out_features, in_features]) })

@@ -33,7 +33,7 @@ impl LowRank {
             return Ok(Self(Factors::Candle { down: transposed(down)?, up: transposed(up)? }));
         }
         let (rank, up) = (down.dim(0)?, cpu::Rows::new(up)?);
-        let pack = |down: &[f32]| up.with(|up| Ok(cpu::PackedLowRank::new(cpu::Machine::best(), (down, up), rank, is_gated)));
+        let pack = |down: &[f32]| up.with(|up| Ok(cpu::PackedLowRank::new(vb.machine(), (down, up), rank, is_gated)));
         Ok(Self(Factors::Packed(Box::new(cpu::Rows::new(down)?.with(pack)?))))
     }
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    LayerIndex, LayerKind, LayerNames,
+    ComputeType, LayerIndex, LayerKind, LayerNames,
     cpu::{self, Blocks},
     weight_type::{DenseType, WeightType},
 };
@@ -25,6 +25,7 @@ pub(super) enum Matrix {
 pub struct Weights {
     vb: VarBuilder<'static>,
     weight_type: WeightType,
+    compute: ComputeType,
     freed_after_use: bool,
     layers: LayerNames,
 }
@@ -39,7 +40,13 @@ impl Weights {
     /// `vb` gives tensors of the type that the networks compute in.
     #[must_use]
     pub fn new(vb: VarBuilder<'static>, weight_type: WeightType) -> Self {
-        Self { vb, weight_type, freed_after_use: false, layers: LayerNames::default() }
+        Self { vb, weight_type, compute: ComputeType::F32, freed_after_use: false, layers: LayerNames::default() }
+    }
+
+    /// The same for a network whose matrices a CPU multiplies in `compute`.
+    #[must_use]
+    pub fn computing_in(self, compute: ComputeType) -> Self {
+        Self { compute, ..self }
     }
 
     /// The same. If `freed_after_use`, parts of networks that can be read again are in memory only while they run, see
@@ -55,8 +62,30 @@ impl Weights {
     /// When the device fails.
     pub fn of_tensors(&self, tensors: HashMap<String, Tensor>) -> Result<Self> {
         let moved = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(self.dtype())?.to_device(self.device())?)));
-        let vb = VarBuilder::from_tensors(moved.collect::<Result<_>>()?, self.dtype(), self.device());
-        Ok(Self::new(vb, self.weight_type))
+        Ok(self.of(VarBuilder::from_tensors(moved.collect::<Result<_>>()?, self.dtype(), self.device())))
+    }
+
+    /// Other weights, for a network that keeps them and computes as this one does.
+    #[must_use]
+    pub fn of(&self, vb: VarBuilder<'static>) -> Self {
+        Self::new(vb, self.weight_type).computing_in(self.compute)
+    }
+
+    /// The type in which they are kept.
+    #[must_use]
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
+    }
+
+    /// The type in which a CPU multiplies the network's matrices.
+    #[must_use]
+    pub fn compute_type(&self) -> ComputeType {
+        self.compute
+    }
+
+    /// The instructions for the network's layers.
+    pub(super) fn machine(&self) -> cpu::Machine {
+        cpu::Machine::of(self.compute)
     }
 
     pub(super) fn are_freed_after_use(&self) -> bool {

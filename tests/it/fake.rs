@@ -282,6 +282,7 @@ pub(crate) fn info() -> ModelInfo {
         embeds_guidance: false,
         device,
         dtype: "f32",
+        compute: Some("f32"),
         max_pixels: 1 << 20,
         size_multiple: 8,
         max_steps: 1000,

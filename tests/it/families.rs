@@ -87,22 +87,29 @@ fn networks(model: &str, pipeline: &InferencePipeline, goldens: &HashMap<String,
     let encoded = pipeline.prompt_encoder().encode(&prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap();
     check("text_embeddings", &encoded.embeddings);
 
-    let networks = pipeline.networks();
-    let denoiser = &networks.denoiser;
-    let pooled = encoded.pooled.as_ref();
-    let context = denoiser
-        .context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5, images: &[], adapters: None })
-        .unwrap();
+    let (networks, pooled, (context, output)) = (pipeline.networks(), encoded.pooled.as_ref(), denoised(pipeline));
     let DenoiserContext::UNet(of_unet) = &context;
     assert_eq!((pooled.is_some(), of_unet.add_embedding().is_some()), (is_xl, is_xl));
     if let (Some(pooled), Some(added)) = (pooled, of_unet.add_embedding()) {
         check("pooled", pooled);
         check("added", added);
     }
-    let latents = (made_up::made_up("latents", &[1, denoiser.config().in_channels(), 8, 9]) * 2.0).unwrap();
-    check("unet", &denoiser.forward(&latents, &[801.0], &context, Residuals::NONE, Interrupt::NEVER).unwrap());
+    check("unet", &output);
     check("encoded", &networks.vae.encode(&made_up::made_up("picture", &[1, 3, 64, 72]), Interrupt::NEVER).unwrap().mean);
     check("decoded", &networks.vae.decode(&made_up::made_up("latents", &[1, 4, 8, 9]), Interrupt::NEVER).unwrap());
+}
+
+/// What the denoiser makes of the goldens' prompts, and of their latents.
+pub(crate) fn denoised(pipeline: &InferencePipeline) -> (DenoiserContext, Tensor) {
+    let prompts = [&ParsedPrompt::negative("red, blurry"), &positive("An owl's PIZZA, ünder 3 🍓 skies!")];
+    let encoded = pipeline.prompt_encoder().encode(&prompts, None, &TextAdapters::default(), Interrupt::NEVER).unwrap();
+    let (denoiser, pooled) = (&pipeline.networks().denoiser, encoded.pooled.as_ref());
+    let context = denoiser
+        .context(&Conditions { text: &encoded.embeddings, pooled, size: (64, 72), guidance_scale: 7.5, images: &[], adapters: None })
+        .unwrap();
+    let latents = (made_up::made_up("latents", &[1, denoiser.config().in_channels(), 8, 9]) * 2.0).unwrap();
+    let output = denoiser.forward(&latents, &[801.0], &context, Residuals::NONE, Interrupt::NEVER).unwrap();
+    (context, output)
 }
 
 /// A whole run.

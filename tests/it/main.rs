@@ -6,6 +6,7 @@ mod access;
 mod architecture;
 mod asked;
 mod batches;
+mod bf16;
 mod bodies;
 mod cli;
 mod connections;

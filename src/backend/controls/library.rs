@@ -25,9 +25,8 @@ pub const MAX_CONTROLS: usize = 8;
 #[derive(Debug)]
 pub struct ControlLibrary {
     entries: Vec<Arc<ControlEntry>>,
-    dtype: DType,
-    weight_type: WeightType,
-    device: Device,
+    /// Networks keep their weights and compute as one of these would.
+    like: Weights,
     /// The most bytes of networks that stay loaded. The latest one stays in any case.
     most_bytes: usize,
     /// The latest first.
@@ -174,7 +173,7 @@ impl ChosenControl {
 }
 
 impl ControlLibrary {
-    /// The networks of these files for a model whose denoiser's `config.json` is `json`.
+    /// The networks of these files for a model whose denoiser's `config.json` is `json` and whose weights are `like` these.
     ///
     /// # Errors
     /// When a file is no such network or does not fit the model, or two have one name.
@@ -182,7 +181,7 @@ impl ControlLibrary {
         networks: &[NamedPath],
         json: &[u8],
         denoiser: &DenoiserConfig,
-        (dtype, weight_type, device): (DType, WeightType, &Device),
+        like: Weights,
         most_bytes: usize,
     ) -> Result<Self, LoadError> {
         let mut entries: Vec<Arc<ControlEntry>> = Vec::new();
@@ -192,7 +191,7 @@ impl ControlLibrary {
             }
             entries.push(Arc::new(ControlEntry::open(network, json, denoiser)?));
         }
-        Ok(Self { entries, dtype, weight_type, device: device.clone(), most_bytes, loaded: Mutex::default() })
+        Ok(Self { entries, like, most_bytes, loaded: Mutex::default() })
     }
 
     /// All of them.
@@ -240,9 +239,9 @@ impl ControlLibrary {
             loaded.push_front(found);
             return Ok(network);
         }
-        let mut bytes = entry.bytes(self.weight_type);
+        let mut bytes = entry.bytes(self.like.weight_type());
         loaded.retain(|(other, _)| {
-            bytes = bytes.saturating_add(other.bytes(self.weight_type));
+            bytes = bytes.saturating_add(other.bytes(self.like.weight_type()));
             bytes <= self.most_bytes || of_request.iter().any(|control| Arc::ptr_eq(&control.entry, other))
         });
         let network = self.load(entry)?;
@@ -252,11 +251,11 @@ impl ControlLibrary {
 
     fn load(&self, entry: &ControlEntry) -> Result<ControlNetwork, GenerationError> {
         let started = std::time::Instant::now();
-        let weights = entry.files.weights(self.dtype, &self.device);
+        let weights = entry.files.weights(self.like.dtype(), self.like.device());
         let build = |vb: &Weights| entry.config.build(vb);
         // candle ends the process where it gets no memory: a tensor as it is stored, and in the network's type.
         let room = (weights.largest() as u64).saturating_mul(2 * size_of::<f32>() as u64);
-        let network = ops::with_room(room, || build(&Weights::new(weights.vb.clone(), self.weight_type)))?;
+        let network = ops::with_room(room, || build(&self.like.of(weights.vb.clone())))?;
         let network = network.map_err(|source| match GenerationError::from(source) {
             GenerationError::Model(source) => GenerationError::Control(Box::new(weights.failure(source, build))),
             other => other,

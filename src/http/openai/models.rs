@@ -33,6 +33,9 @@ pub(super) struct ModelObject {
     device: String,
     /// Number format of the weights, such as `f32`.
     dtype: &'static str,
+    /// The type in which a CPU multiplies the denoiser's matrices, such as `f32` or `bf16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compute: Option<&'static str>,
     /// The most pixels of a requested picture.
     max_pixels: u64,
     /// Sides of pictures are multiples of this.
@@ -80,6 +83,7 @@ impl ModelObject {
             variant: info.variant,
             device: info.device.clone(),
             dtype: info.dtype,
+            compute: info.compute,
             max_pixels: info.max_pixels,
             size_multiple: info.size_multiple,
             max_steps: info.max_steps,

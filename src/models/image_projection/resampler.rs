@@ -6,7 +6,7 @@ use candle_core::{D, Result, Tensor};
 use super::{EPS, ImageProjectionConfig, ResamplerConfig};
 use crate::{
     models::pass::Interrupt,
-    ops::{Activation, LayerNorm, Linear, Weights, attention},
+    ops::{Activation, ComputeType, LayerNorm, Linear, Weights, attention},
 };
 
 /// diffusers' `IPAdapterPlusImageProjection`.
@@ -83,7 +83,7 @@ impl Layer {
         let kv = self.to_kv.forward(&Tensor::cat(&[&self.norm1.forward(x)?, &normed], 1)?)?;
         let inner = kv.dim(D::Minus1)? / 2;
         let (k, v) = (kv.narrow(D::Minus1, 0, inner)?, kv.narrow(D::Minus1, inner, inner)?);
-        let latents = self.to_out.forward_add(&attention(&q, &k, &v, self.heads, false)?, latents)?;
+        let latents = self.to_out.forward_add(&attention(ComputeType::F32, &q, &k, &v, self.heads, false)?, latents)?;
         let hidden = self.fc1.forward_activated(&self.norm.forward(&latents)?, Activation::Gelu)?;
         self.fc2.forward_add(&hidden, &latents)
     }

@@ -203,8 +203,8 @@ impl Task<'_> {
                 fma::multiply(simd, &v[start * stride..], (1, stride), self.shape.head_dim, weights, width, sums, true);
             }
             Keys::Prepared { layout, v, .. } => {
-                let packed = &mut packed[..weights.len()];
-                self.products.pack(weights, packed);
+                let packed = &mut packed[..self.products.packed_words(weights.len())];
+                self.products.pack(weights, width, packed);
                 let lines = Lines { words: &v[start / KEYS * layout.v_block..], pitch: layout.v_pitch, numbers: KEYS };
                 self.multiplier.multiply(simd, lines, layout.features, (packed, &[]), width, sums, true);
             }
@@ -226,14 +226,15 @@ impl WithSimd for Task<'_> {
         let (totals, rest) = rest.split_at_mut(panels * panel);
         let (scores, packed) = rest.split_at_mut(rows * panel);
         pack_queries(self.q, self.shape, self.count, sums, panel, square);
-        self.products.pack(sums, queries);
+        let words = self.products.packed_words(square);
+        self.products.pack(sums, panel, &mut queries[..panels * words]);
         sums.fill(0.0);
         highest.fill(f32::MIN);
         totals.fill(0.0);
         for start in (0..keys).step_by(KEYS) {
             let count = KEYS.min(keys - start);
             for p in 0..panels {
-                self.score(simd, start, count, &queries[p * square..][..square], scores);
+                self.score(simd, start, count, &queries[p * words..][..words], scores);
                 let (seen, rest) = scores.split_at_mut(count * panel);
                 if causal {
                     hide(seen, panel, start, self.first + p * panel);

@@ -64,6 +64,7 @@ impl PackedConv {
         bias: Vec<f32>,
         config: Conv2dConfig,
     ) -> Self {
+        let machine = if config == Conv2dConfig::SAME_3X3 { machine.of_3x3() } else { machine };
         let taps = config.kernel * config.kernel;
         let at = |k: usize, n: usize| weight[(n * channels + k % channels) * taps + k / channels];
         let panels = Panels::new(machine, dtype, (taps * channels, bias.len()), at);
@@ -72,7 +73,8 @@ impl PackedConv {
 
     /// Packs a 3 x 3 convolution that takes images enlarged to twice their size, and no others.
     pub(in crate::ops) fn doubling(machine: Machine, dtype: DenseType, weight: &[f32], channels: usize, bias: Vec<f32>) -> Self {
-        if machine.products.favours_winograd() || !Kernel::Doubling.takes(machine, channels, bias.len()) {
+        let machine = machine.of_3x3();
+        if machine.products.is_plain() || !Kernel::Doubling.takes(machine, channels, bias.len()) {
             return Self::new(machine, dtype, weight, channels, bias, Conv2dConfig::SAME_3X3);
         }
         let at = |output: usize, channel: usize, y: usize, x: usize| weight[((output * channels + channel) * 3 + y) * 3 + x];
@@ -142,7 +144,7 @@ impl PackedConv {
 
     /// The fastest algorithm. It follows from the size of one image: the rest of the batch must not change an image's numbers.
     fn algorithm(&self, shape: Shape) -> Algorithm {
-        let fastest = if self.panels.machine.products.favours_winograd() {
+        let fastest = if self.panels.machine.products.is_plain() {
             if winograd::pays(self.channels, shape.seen) { Algorithm::Winograd } else { Algorithm::Direct }
         } else if self.doubling || shape.width >= PADDED_WIDTH {
             Algorithm::Padded

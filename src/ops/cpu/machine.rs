@@ -3,6 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::products::{Multiplier, Products};
+use crate::ops::ComputeType;
 
 /// Instructions that the processor has.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,27 @@ impl Machine {
     /// The fastest that there are.
     pub(in crate::ops) fn best() -> Self {
         Self { vectors: Arch::new(), products: Products::best() }
+    }
+
+    /// The fastest for a type. Where the processor has no units for it, the type is f32.
+    pub(in crate::ops) fn of(compute: ComputeType) -> Self {
+        match compute {
+            ComputeType::F32 => Self::best(),
+            ComputeType::Bf16 => Products::bf16().map_or_else(Self::best, |products| Self { products, ..Self::best() }),
+        }
+    }
+
+    /// Whether the processor has units for a type.
+    pub(in crate::ops) fn has(compute: ComputeType) -> bool {
+        match compute {
+            ComputeType::F32 => true,
+            ComputeType::Bf16 => Products::bf16().is_some(),
+        }
+    }
+
+    /// The same for 3 x 3 convolutions.
+    pub(super) fn of_3x3(self) -> Self {
+        Self { products: self.products.of_3x3(), ..self }
     }
 
     /// Runs work that multiplies matrices.
@@ -66,6 +88,6 @@ impl Machine {
 
     /// Whether products of matrices are those of f32.
     pub(in crate::ops) fn has_exact_products(self) -> bool {
-        self.products.are_exact()
+        self.products.digits() == f32::MANTISSA_DIGITS
     }
 }

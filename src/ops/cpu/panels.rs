@@ -102,15 +102,16 @@ impl Panels {
     fn pack(&self, at: impl Fn(usize, usize) -> f32 + Sync) -> Vec<f32> {
         let (products, width) = (self.machine.products, self.width);
         let step = products.blocking().depth;
-        let mut packed = zeros(self.count() * self.rows() * width);
-        packed.par_chunks_exact_mut(self.rows() * width).enumerate().for_each(|(panel, packed)| {
+        let words = products.packed_words(self.rows() * width);
+        let mut packed = zeros(self.count() * words);
+        packed.par_chunks_exact_mut(words).enumerate().for_each(|(panel, packed)| {
             let mut numbers = vec![0.0; step * width];
-            for (first, packed) in (0..).step_by(step).zip(packed.chunks_exact_mut(step * width)) {
+            for (first, packed) in (0..).step_by(step).zip(packed.chunks_exact_mut(products.packed_words(step * width))) {
                 for (i, number) in numbers.iter_mut().enumerate() {
                     let (k, n) = (first + i / width, panel * width + i % width);
                     *number = if k < self.depth && n < self.columns { at(k, n) } else { 0.0 };
                 }
-                products.pack(&numbers, packed);
+                products.pack(&numbers, width, packed);
             }
         });
         packed
@@ -133,7 +134,7 @@ impl Panels {
         let products = self.machine.products;
         let part = self.part(panel, first, products.padded(count));
         let (numbers, packed) = match &self.values {
-            Values::F32(values) => return &values[part],
+            Values::F32(values) => return &values[self.words(part)],
             Values::F16(_) | Values::Bf16(_) | Values::Q8_0(..) => scratch.split_at_mut(part.len()),
         };
         match &self.values {
@@ -154,8 +155,8 @@ impl Panels {
         if products.is_plain() {
             return numbers;
         }
-        let packed = &mut packed[..numbers.len()];
-        products.pack_placed(numbers, packed);
+        let packed = &mut packed[..products.packed_words(numbers.len())];
+        products.pack_placed(numbers, self.width, packed);
         packed
     }
 
@@ -163,10 +164,16 @@ impl Panels {
     pub(super) fn stored(&self, panel: usize, first: usize, count: usize) -> &[u8] {
         let part = self.part(panel, first, count);
         match &self.values {
-            Values::F32(values) => cast_slice(&values[part]),
+            Values::F32(values) => cast_slice(&values[self.words(part)]),
             Values::F16(values) | Values::Bf16(values) => cast_slice(&values[part]),
             Values::Q8_0(values, _) => cast_slice(&values[part]),
         }
+    }
+
+    /// Where the words of packed weights are.
+    fn words(&self, part: Range<usize>) -> Range<usize> {
+        let products = self.machine.products;
+        products.packed_words(part.start)..products.packed_words(part.end)
     }
 
     /// Where rows of a panel are.

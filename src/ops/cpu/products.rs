@@ -8,6 +8,7 @@
 //!
 //! A further arithmetic is a variant here and a file in `products/`: the compiler then names every match that lacks it.
 
+mod bf16;
 pub(super) mod fma;
 mod split_bf16;
 
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
+use bf16::Bf16;
 use split_bf16::{Amx, Tiles};
 
 use super::blocks::GROUP;
@@ -26,6 +28,8 @@ pub(super) enum Products {
     Fma,
     /// Tile units for bf16. Each f32 is split into two bf16 numbers, so that products keep 16 binary digits.
     SplitBf16(Amx),
+    /// Vectors of bf16. Each f32 is rounded to one, so that products keep 8 binary digits.
+    Bf16(Bf16),
 }
 
 /// How an arithmetic wants matrices to be cut.
@@ -58,17 +62,23 @@ impl Products {
         Amx::try_new().map_or(Self::Fma, Self::SplitBf16)
     }
 
+    /// The fastest arithmetic of this processor for bf16, if it has one that is faster than for f32.
+    pub(super) fn bf16() -> Option<Self> {
+        Bf16::try_new().filter(|_| Amx::try_new().is_none()).map(Self::Bf16)
+    }
+
     pub(super) fn blocking(self) -> Blocking {
         match self {
             Self::Fma => fma::BLOCKING,
             Self::SplitBf16(_) => split_bf16::BLOCKING,
+            Self::Bf16(_) => bf16::BLOCKING,
         }
     }
 
     /// Columns of a panel of weights, in a matrix of so many columns, where vectors hold `lanes` numbers.
     pub(super) fn panel_width(self, lanes: usize, columns: usize) -> usize {
         match self {
-            Self::Fma => fma::panel_width(lanes, columns),
+            Self::Fma | Self::Bf16(_) => fma::panel_width(lanes, columns),
             Self::SplitBf16(_) => split_bf16::BLOCK,
         }
     }
@@ -77,15 +87,15 @@ impl Products {
     pub(super) fn is_plain(self) -> bool {
         match self {
             Self::Fma => true,
-            Self::SplitBf16(_) => false,
+            Self::SplitBf16(_) | Self::Bf16(_) => false,
         }
     }
 
-    /// Whether multiplications are so slow that Winograd's transforms pay.
-    pub(super) fn favours_winograd(self) -> bool {
+    /// The arithmetic for 3 x 3 convolutions. Winograd's algorithm takes a quarter of the multiplications, and needs all digits of f32.
+    pub(super) fn of_3x3(self) -> Self {
         match self {
-            Self::Fma => true,
-            Self::SplitBf16(_) => false,
+            Self::Fma | Self::Bf16(_) => Self::Fma,
+            Self::SplitBf16(_) => self,
         }
     }
 
@@ -99,6 +109,15 @@ impl Products {
         match self {
             Self::Fma => numbers,
             Self::SplitBf16(_) => self.padded(numbers),
+            Self::Bf16(_) => self.padded(numbers) / 2,
+        }
+    }
+
+    /// Words of so many packed weights.
+    pub(super) fn packed_words(self, weights: usize) -> usize {
+        match self {
+            Self::Fma | Self::SplitBf16(_) => weights,
+            Self::Bf16(_) => weights / 2,
         }
     }
 
@@ -108,6 +127,7 @@ impl Products {
         match self {
             Self::Fma => line.copy_from_slice(numbers),
             Self::SplitBf16(amx) => split_bf16::prepare(amx, numbers, line),
+            Self::Bf16(units) => bf16::prepare(units, numbers, line),
         }
     }
 
@@ -125,15 +145,17 @@ impl Products {
         match self {
             Self::Fma => fma::copy(from, line, to),
             Self::SplitBf16(_) => split_bf16::copy(from, line, to),
+            Self::Bf16(_) => bf16::copy(from, line, to),
         }
     }
 
-    /// Packs rows of a panel, `(depth, width)` with the depth padded, into as many words.
+    /// Packs rows of a panel, `(depth, width)` with the depth padded, into [`Products::packed_words`].
     #[inline(always)]
-    pub(super) fn pack(self, numbers: &[f32], packed: &mut [f32]) {
+    pub(super) fn pack(self, numbers: &[f32], width: usize, packed: &mut [f32]) {
         match self {
             Self::Fma => packed.copy_from_slice(numbers),
             Self::SplitBf16(amx) => split_bf16::pack(amx, numbers, packed),
+            Self::Bf16(units) => bf16::pack(units, numbers, width, packed),
         }
     }
 
@@ -141,7 +163,7 @@ impl Products {
     /// kept in that order.
     pub(super) fn place(self, row: usize, column: usize) -> (usize, usize) {
         match self {
-            Self::Fma => (row, column),
+            Self::Fma | Self::Bf16(_) => (row, column),
             Self::SplitBf16(_) => split_bf16::place(row, column),
         }
     }
@@ -149,17 +171,18 @@ impl Products {
     /// Rows of a panel in the order of [`Products::place`] whose numbers in one column belong to the same [`GROUP`] of the depth.
     pub(super) fn group_rows(self) -> usize {
         match self {
-            Self::Fma => GROUP,
+            Self::Fma | Self::Bf16(_) => GROUP,
             Self::SplitBf16(_) => split_bf16::GROUP_ROWS,
         }
     }
 
     /// Packs rows of a panel whose numbers are in the order of [`Products::place`].
     #[inline(always)]
-    pub(super) fn pack_placed(self, numbers: &[f32], packed: &mut [f32]) {
+    pub(super) fn pack_placed(self, numbers: &[f32], width: usize, packed: &mut [f32]) {
         match self {
             Self::Fma => packed.copy_from_slice(numbers),
             Self::SplitBf16(amx) => split_bf16::pack_placed(amx, numbers, packed),
+            Self::Bf16(units) => bf16::pack(units, numbers, width, packed),
         }
     }
 
@@ -169,6 +192,7 @@ impl Products {
         match self {
             Self::Fma => Multiplier::Fma,
             Self::SplitBf16(amx) => Multiplier::SplitBf16(amx.tiles()),
+            Self::Bf16(units) => Multiplier::Bf16(units),
         }
     }
 }
@@ -178,6 +202,7 @@ impl Products {
 pub(super) enum Multiplier {
     Fma,
     SplitBf16(Tiles),
+    Bf16(Bf16),
 }
 
 impl Multiplier {
@@ -199,6 +224,7 @@ impl Multiplier {
         match self {
             Self::Fma => fma::multiply_then(simd, lines.words, (lines.pitch, 1), rows, (weights, soon), width, sums, add),
             Self::SplitBf16(tiles) => tiles.multiply(lines, rows, weights, sums, add),
+            Self::Bf16(units) => units.multiply(lines, rows, (weights, soon), width, sums, add),
         }
     }
 }
@@ -210,14 +236,16 @@ impl Products {
         let amx = Amx::try_new().into_iter().chain(Some(Amx::emulated()));
         // A panel is two vectors.
         let amx = amx.filter(|_| 2 * lanes == split_bf16::BLOCK);
-        std::iter::once(Self::Fma).chain(amx.map(Self::SplitBf16)).collect()
+        let bf16 = Bf16::try_new().filter(|_| lanes == 16).into_iter().chain(Some(Bf16::emulated()));
+        std::iter::once(Self::Fma).chain(amx.map(Self::SplitBf16)).chain(bf16.map(Self::Bf16)).collect()
     }
 
-    /// Whether products are those of f32: with every digit, and of subnormal numbers too.
-    pub(in crate::ops) fn are_exact(self) -> bool {
+    /// The binary digits that products keep. Those of f32 have every digit, of subnormal numbers too.
+    pub(in crate::ops) fn digits(self) -> u32 {
         match self {
-            Self::Fma => true,
-            Self::SplitBf16(_) => false,
+            Self::Fma => f32::MANTISSA_DIGITS,
+            Self::SplitBf16(_) => 16,
+            Self::Bf16(_) => 8,
         }
     }
 }

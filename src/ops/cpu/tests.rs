@@ -27,14 +27,18 @@ pub(super) const fn up_to(most: usize, under_miri: usize) -> std::ops::Range<usi
 
 /// The largest error allowed of products. Those that are not exact have 16 binary digits of each number.
 pub(super) fn limit(machine: Machine, of_exact: f64) -> f64 {
-    if machine.has_exact_products() { of_exact } else { of_exact.max(6e-5) }
+    match machine.products.digits() {
+        f32::MANTISSA_DIGITS => of_exact,
+        16 => of_exact.max(6e-5),
+        digits => of_exact.max(16.0 / f64::from(1_u32 << digits)),
+    }
 }
 
 /// The algorithms that a machine has for a convolution, and the largest error of each.
 fn algorithms(machine: Machine, config: Conv2dConfig, channels: usize, shape: Shape) -> Vec<(Algorithm, f64)> {
     let same = config == Conv2dConfig::SAME_3X3;
-    let winograd = (same && machine.products.is_plain()).then_some((Algorithm::Winograd, 6e-5));
-    let padded = same && shape.seen == (shape.height, shape.width) && Kernel::Same.takes(machine, channels, 1);
+    let winograd = (same && machine.of_3x3().products.is_plain()).then_some((Algorithm::Winograd, 6e-5));
+    let padded = same && shape.seen == (shape.height, shape.width) && Kernel::Same.takes(machine.of_3x3(), channels, 1);
     let padded = padded.then_some((Algorithm::Padded, limit(machine, 1e-5)));
     [(Algorithm::Direct, limit(machine, 1e-5))].into_iter().chain(winograd).chain(padded).collect()
 }
@@ -249,7 +253,7 @@ proptest! {
         let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
         for machine in Machine::all() {
             let packed = PackedConv::doubling(machine, dtype, &weight, channels, bias.clone());
-            prop_assert_eq!(packed.is_doubling(), !machine.products.favours_winograd() && Kernel::Doubling.takes(machine, channels, outputs));
+            prop_assert_eq!(packed.is_doubling(), Kernel::Doubling.takes(machine.of_3x3(), channels, outputs));
             let ours = packed.forward(&pixels, shape, None, Epilogue::default());
             // Sums of weights are kept as weights are.
             let of_type = match kept {
@@ -280,8 +284,11 @@ proptest! {
         let right = plain_attention(&q, &k, &v, shape);
         for machine in Machine::all() {
             let ours = attention(machine, &q, &k, &v, shape);
-            // The relative error of a key's weight is the error of its score: scores are up to 40, with a relative error of 2^-17.
-            let limit = if machine.has_exact_products() { 1e-4 } else { 4e-4 };
+            // The relative error of a key's weight is the error of its score: scores are up to 40, with a relative error of 2^-17 or 2^-9.
+            let limit = match machine.products.digits() {
+                f32::MANTISSA_DIGITS => 1e-4,
+                digits => 26.0 / f64::from(1_u32 << digits),
+            };
             prop_assert!(error(&ours, &right) < limit, "{machine:?}: {}", error(&ours, &right));
         }
     }

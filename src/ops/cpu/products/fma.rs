@@ -125,7 +125,7 @@ fn multiply_runs<S: Simd, const LINES: bool, const WEIGHTS: bool>(
 
 /// Prefetches a cache line, if there is memory at this address: into the first-level cache or, for `LATER`, the second-level cache.
 #[inline(always)]
-fn prefetch<const LATER: bool, T>(at: *const T) {
+pub(super) fn prefetch<const LATER: bool, T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is a hint, which every address is allowed for.
     unsafe {

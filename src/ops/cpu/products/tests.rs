@@ -1,12 +1,13 @@
 //! What every arithmetic promises, on random numbers.
 
+use half::bf16;
 use proptest::prelude::*;
 use pulp::WithSimd;
 
 use super::*;
 use crate::ops::cpu::{
     Machine,
-    tests::{error, limit, numbers, up_to},
+    tests::{error, numbers, up_to},
 };
 
 /// A product of prepared lines and packed weights.
@@ -42,14 +43,19 @@ proptest! {
         for machine in Machine::all() {
             let products = machine.products;
             let width = machine.panel_width(2 * machine.lanes());
-            let (values, weights) = (numbers(rows * depth, seed), numbers(depth * width, seed ^ 1));
+            // What an arithmetic rounds first, it multiplies as exactly as another.
+            let rounded = |numbers: Vec<f32>| match products.digits() {
+                8 => numbers.into_iter().map(|x| bf16::from_f32(x).to_f32()).collect(),
+                _ => numbers,
+            };
+            let (values, weights) = (rounded(numbers(rows * depth, seed)), rounded(numbers(depth * width, seed ^ 1)));
             let rows = rows.next_multiple_of(products.blocking().rows);
             let pitch = products.words(depth) + spare;
             let mut words = vec![0.0; rows * pitch];
             products.prepare_rows(&values, depth, &mut words, pitch);
             let weights = padded(products, weights, width);
-            let mut packed = vec![f32::NAN; weights.len()];
-            products.pack(&weights, &mut packed);
+            let mut packed = vec![f32::NAN; products.packed_words(weights.len())];
+            products.pack(&weights, width, &mut packed);
             let before = numbers(rows * width, seed ^ 2);
             let mut sums = before.clone();
             let lines = Lines { words: &words, pitch, numbers: products.padded(depth) };
@@ -59,7 +65,7 @@ proptest! {
                 let before = if add { f64::from(before[i]) } else { 0.0 };
                 before + values.chunks_exact(depth).nth(i / width).map_or(0.0, dot)
             }).collect();
-            prop_assert!(error(&sums, &right) < limit(machine, 2e-5), "{machine:?}: {}", error(&sums, &right));
+            prop_assert!(error(&sums, &right) < 6e-5, "{machine:?}: {}", error(&sums, &right));
         }
     }
 
@@ -77,10 +83,11 @@ proptest! {
                 let (first, _) = products.place(i / width / products.group_rows() * products.group_rows(), i % width);
                 prop_assert_eq!(first / GROUP, row / GROUP, "{:?}", machine);
             }
-            let [mut packed, mut packed_placed] = [(); 2].map(|()| vec![0.0; weights.len()]);
-            products.pack(&weights, &mut packed);
-            products.pack_placed(&placed, &mut packed_placed);
-            prop_assert_eq!(&packed, &packed_placed, "{:?}", machine);
+            let [mut packed, mut packed_placed] = [(); 2].map(|()| vec![0.0; products.packed_words(weights.len())]);
+            products.pack(&weights, width, &mut packed);
+            products.pack_placed(&placed, width, &mut packed_placed);
+            // Words of halves may look like NaN.
+            prop_assert!(packed.iter().map(|x| x.to_bits()).eq(packed_placed.iter().map(|x| x.to_bits())), "{machine:?}");
         }
     }
 
@@ -113,8 +120,8 @@ fn readiness_may_be_nested() {
         let rows = machine.products.blocking().rows;
         let mut words = vec![0.0; rows * machine.products.words(32)];
         machine.products.prepare_rows(&line, 32, &mut words, machine.products.words(32));
-        let mut packed = vec![0.0; weights.len()];
-        machine.products.pack(&weights, &mut packed);
+        let mut packed = vec![0.0; machine.products.packed_words(weights.len())];
+        machine.products.pack(&weights, width, &mut packed);
         let lines = Lines { words: &words, pitch: machine.products.words(32), numbers: 32 };
         let product = |multiplier| {
             let mut sums = vec![0.0; rows * width];
