@@ -156,7 +156,7 @@ fn attentions(c: &mut Criterion) {
         let shape = format!("{batch}x{heads} heads of {head_dim}, {queries} queries, {keys} keys");
         group.throughput(Throughput::Elements((4 * batch * heads * head_dim * queries * keys) as u64));
         group.bench_function(BenchmarkId::new("ours", &shape), |b| {
-            b.iter(|| attention(ComputeType::F32, black_box(&q), &k, &v, heads, false).unwrap())
+            b.iter(|| attention(ComputeType::F32, black_box(&q), &k, &v, heads, false).unwrap());
         });
         group.bench_function(BenchmarkId::new("candle", &shape), |b| b.iter(theirs));
     }

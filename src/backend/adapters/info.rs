@@ -36,7 +36,7 @@ pub struct AdapterInfo {
     /// The program's part that trained it: `networks.lora`, `lycoris.kohya`.
     pub network_module: Option<String>,
     /// The hash of its tensors, 12 hexadecimal digits, if the header has it. See
-    /// [`AdapterFile::short_hash`](super::AdapterFile::short_hash).
+    /// [`AdapterEntry::short_hash`](super::AdapterEntry::short_hash).
     pub short_hash: Option<String>,
 }
 

@@ -66,8 +66,9 @@ impl PackedConv {
     ) -> Self {
         let machine = if config == Conv2dConfig::SAME_3X3 { machine.of_3x3() } else { machine };
         let taps = config.kernel * config.kernel;
-        let at = |k: usize, n: usize| weight[(n * channels + k % channels) * taps + k / channels];
-        let panels = Panels::new(machine, dtype, (taps * channels, bias.len()), at);
+        let column = |n: usize| Some(&weight[n * channels * taps..][..channels * taps]);
+        let offsets: Vec<usize> = (0..taps * channels).map(|k| k % channels * taps + k / channels).collect();
+        let panels = Panels::new(machine, dtype, bias.len(), column, &offsets);
         Self { panels, bias, channels, config, doubling: false }
     }
 

@@ -26,7 +26,8 @@ impl LinearWeight<'_> {
     fn pack(self, machine: Machine, columns: usize, row: impl Fn(usize) -> Option<usize> + Sync) -> Panels {
         match self {
             Self::Dense(dtype, weight, inputs) => {
-                Panels::new(machine, dtype, (inputs, columns), |k, n| row(n).map_or(0.0, |row| weight[row * inputs + k]))
+                let column = |n| row(n).map(|row| &weight[row * inputs..][..inputs]);
+                Panels::new(machine, dtype, columns, column, &(0..inputs).collect::<Vec<_>>())
             }
             Self::Blocks(blocks) => Panels::of_blocks(machine, blocks, columns, row),
         }

@@ -84,12 +84,15 @@ impl Kernel {
             (Self::Doubling, 0) => 0..1 + phase,
             (Self::Doubling, _) => 1 + phase..3,
         };
-        let at = |k: usize, n: usize| {
+        let number = |k: usize, n: usize| {
             let (tap, channel, phase, output) = (k / channels, k % channels, n / outputs, n % outputs);
             let (ys, xs) = (shared(phase / scale, tap / side), shared(phase % scale, tap % side));
             ys.flat_map(|y| xs.clone().map(move |x| (y, x))).map(|(y, x)| weight(output, channel, y, x)).sum()
         };
-        Panels::new(machine, dtype, (side * side * channels, scale * scale * outputs), at)
+        let (depth, columns) = (side * side * channels, scale * scale * outputs);
+        let numbers: Vec<f32> = (0..columns * depth).into_par_iter().map(|i| number(i % depth, i / depth)).collect();
+        let column = |n: usize| Some(&numbers[n * depth..][..depth]);
+        Panels::new(machine, dtype, columns, column, &(0..depth).collect::<Vec<_>>())
     }
 
     /// Whether it can convolve such an image: a tap's channels need no padding, and no panel has outputs of two phases.

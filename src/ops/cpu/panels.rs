@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use bytemuck::{Zeroable, cast_slice};
-use half::{bf16, f16};
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
 use rayon::prelude::*;
 
 use super::{blocks::Blocks, machine::Machine, memory::zeros};
@@ -35,18 +38,28 @@ enum Values {
 }
 
 impl Panels {
-    /// Packs the matrix whose element at `(k, n)` is `at(k, n)`.
-    pub(super) fn new(
+    /// Packs a matrix: `column(n)` has the numbers of column `n`, or is none for a column of zeros, and `offsets[k]` tells which of them is in
+    /// row `k`.
+    pub(super) fn new<'a>(
         machine: Machine,
         dtype: DenseType,
-        (depth, columns): (usize, usize),
-        at: impl Fn(usize, usize) -> f32 + Sync,
+        columns: usize,
+        column: impl Fn(usize) -> Option<&'a [f32]> + Sync,
+        offsets: &[usize],
     ) -> Self {
-        let mut panels = Self::empty(machine, depth, columns);
+        let mut panels = Self::empty(machine, offsets.len(), columns);
+        let columns_of = |panel: usize| -> Vec<&[f32]> {
+            let columns = panel * panels.width..(panel + 1) * panels.width;
+            columns.map(|n| if n < panels.columns { column(n).unwrap_or_default() } else { &[] }).collect()
+        };
         panels.values = match dtype {
-            DenseType::F32 => Values::F32(panels.pack(at)),
-            DenseType::F16 => Values::F16(panels.place(|k, n| f16::from_f32(at(k, n)).to_bits())),
-            DenseType::Bf16 => Values::Bf16(panels.place(|k, n| bf16::from_f32(at(k, n)).to_bits())),
+            DenseType::F32 => Values::F32(panels.pack(columns_of, offsets)),
+            DenseType::F16 => Values::F16(panels.place_halves(columns_of, offsets, |numbers, halves| {
+                halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers);
+            })),
+            DenseType::Bf16 => Values::Bf16(panels.place_halves(columns_of, offsets, |numbers, halves| {
+                halves.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(numbers);
+            })),
         };
         panels
     }
@@ -98,18 +111,43 @@ impl Panels {
         fill(self.count(), self.rows(), self.width, |row, column| self.element(row, column).map_or_else(T::zeroed, |(k, n)| at(k, n)))
     }
 
+    /// The same of 16 bits, which `halve` makes of a row of a panel.
+    fn place_halves<'a>(
+        &self,
+        columns_of: impl Fn(usize) -> Vec<&'a [f32]> + Sync,
+        offsets: &[usize],
+        halve: impl Fn(&[f32], &mut [u16]) + Sync,
+    ) -> Vec<u16> {
+        let (products, width) = (self.machine.products, self.width);
+        let mut values = zeros(self.count() * self.rows() * width);
+        values.par_chunks_exact_mut(self.rows() * width).enumerate().for_each(|(panel, values)| {
+            let (columns, mut numbers) = (columns_of(panel), vec![0.0; width]);
+            for (row, values) in values.chunks_exact_mut(width).enumerate() {
+                for (column, number) in numbers.iter_mut().enumerate() {
+                    // Its place is in the same panel.
+                    let (k, n) = products.place(row, column);
+                    *number = offsets.get(k).and_then(|offset| columns[n].get(*offset)).copied().unwrap_or_default();
+                }
+                halve(&numbers, values);
+            }
+        });
+        values
+    }
+
     /// Packed weights.
-    fn pack(&self, at: impl Fn(usize, usize) -> f32 + Sync) -> Vec<f32> {
+    fn pack<'a>(&self, columns_of: impl Fn(usize) -> Vec<&'a [f32]> + Sync, offsets: &[usize]) -> Vec<f32> {
         let (products, width) = (self.machine.products, self.width);
         let step = products.blocking().depth;
         let words = products.packed_words(self.rows() * width);
         let mut packed = zeros(self.count() * words);
         packed.par_chunks_exact_mut(words).enumerate().for_each(|(panel, packed)| {
-            let mut numbers = vec![0.0; step * width];
-            for (first, packed) in (0..).step_by(step).zip(packed.chunks_exact_mut(products.packed_words(step * width))) {
-                for (i, number) in numbers.iter_mut().enumerate() {
-                    let (k, n) = (first + i / width, panel * width + i % width);
-                    *number = if k < self.depth && n < self.columns { at(k, n) } else { 0.0 };
+            let (columns, mut numbers) = (columns_of(panel), vec![0.0; step * width]);
+            for (offsets, packed) in offsets.chunks(step).zip(packed.chunks_exact_mut(products.packed_words(step * width))) {
+                numbers[offsets.len() * width..].fill(0.0);
+                for (offset, row) in offsets.iter().zip(numbers.chunks_exact_mut(width)) {
+                    for (number, column) in row.iter_mut().zip(&columns) {
+                        *number = column.get(*offset).copied().unwrap_or_default();
+                    }
                 }
                 products.pack(&numbers, width, packed);
             }

@@ -1,11 +1,20 @@
 //! The types of tensors in safetensors files.
 
+use std::io;
+
+use bytemuck::cast_slice_mut;
 use candle_core::{DType, Device, Error, Result, Tensor};
-use half::f16;
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
 use safetensors::Dtype;
 
 /// The types of weights, for messages.
 const WEIGHTS: &str = "f64, f32, f16, bf16, fp8 (e4m3 or e5m2) and int8 with a weight_scale are";
+
+/// Numbers that a thread reads at a time.
+pub(super) const PART: usize = 32 << 10;
 
 /// A stored tensor in a type of candle.
 ///
@@ -42,6 +51,33 @@ pub(super) fn tensor(name: &str, stored: Dtype, bytes: &[u8], shape: &[usize]) -
         }
     };
     Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)
+}
+
+/// Bytes of a number of a type that most files have.
+pub(super) fn size_of_frequent(stored: Dtype) -> Option<usize> {
+    match stored {
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        _ => None,
+    }
+}
+
+/// Fills up to [`PART`] numbers with those of a frequent type, whose bytes `read` reads.
+///
+/// # Errors
+/// Those of `read`.
+pub(super) fn fill(stored: Dtype, numbers: &mut [f32], read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<()> {
+    if stored == Dtype::F32 {
+        return read(cast_slice_mut(numbers));
+    }
+    let mut halves = [0_u16; PART];
+    let halves = &mut halves[..numbers.len()];
+    read(cast_slice_mut(halves))?;
+    match stored {
+        Dtype::F16 => halves.reinterpret_cast::<f16>().convert_to_f32_slice(numbers),
+        _ => halves.reinterpret_cast::<bf16>().convert_to_f32_slice(numbers),
+    }
+    Ok(())
 }
 
 /// Checks that all values are finite: a single NaN spoils every picture.
