@@ -11,7 +11,7 @@ const CHANNELS: usize = 16;
 /// Numbers that are not the same anywhere.
 fn made_up(shape: &[usize], scale: f64) -> Tensor {
     let count = shape.iter().product::<usize>() as f64;
-    let numbers = (Tensor::arange(0f64, count, &Device::Cpu).unwrap() * 0.7).unwrap().sin().unwrap();
+    let numbers = (Tensor::arange(0f64, count, &Device::Cpu).unwrap().sqr().unwrap() * 0.37).unwrap().sin().unwrap();
     (numbers * scale).unwrap().to_dtype(DType::F32).unwrap().reshape(shape).unwrap()
 }
 
@@ -44,9 +44,11 @@ fn tiny(dtype: DType) -> AutoencoderTiny {
     AutoencoderTiny::new(&config, &Weights::new(vb, WeightType::F32)).unwrap()
 }
 
-fn difference(one: &Tensor, other: &Tensor) -> f64 {
-    assert_eq!(one.dims(), other.dims());
-    (one - other).unwrap().abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+/// The largest difference, of the largest value.
+fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
+    assert_eq!(ours.dims(), theirs.dims());
+    let largest = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+    largest(&(ours - theirs).unwrap()) / largest(theirs)
 }
 
 /// In f64 everything goes through candle's own operations, as it does on other devices.
@@ -58,10 +60,12 @@ fn strips_are_parts_of_the_whole() {
         let whole = tiny(dtype).with_tiling(Tiling::Off).decode(&latents, Interrupt::NEVER).unwrap();
         assert_eq!(whole.dims(), [2, 3, 52, 36]);
         let strips = tiny(dtype).with_tiling(Tiling::On).decode(&latents, Interrupt::NEVER).unwrap();
-        assert!(difference(&whole, &strips) < 1e-4, "{dtype:?}: {}", difference(&whole, &strips));
+        // Where products are not exact, strips and the whole may be summed by different kernels.
+        let limit = if dtype == DType::F64 { 1e-12 } else { 6e-5 };
+        assert!(error(&strips, &whole) < limit, "{dtype:?}: {}", error(&strips, &whole));
         // The second picture alone.
         let second = tiny(dtype).with_tiling(Tiling::Off).decode(&latents.narrow(0, 1, 1).unwrap(), Interrupt::NEVER).unwrap();
-        assert!(difference(&whole.narrow(0, 1, 1).unwrap(), &second) < 1e-12);
+        assert!(error(&whole.narrow(0, 1, 1).unwrap(), &second) < 1e-12);
     }
 }
 
