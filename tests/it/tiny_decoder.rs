@@ -188,6 +188,30 @@ async fn previews_are_decoded() {
     assert!(previews[0] == previews[1] && previews[0].iter().zip(&previews[2]).all(|(one, other)| one != other));
 }
 
+/// Numbers that overflow in the denoiser, which the decoder's first layer would bend back into range, and in the decoder.
+#[test]
+fn what_is_no_number_is_no_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = path(&folder, "x.png");
+    for is_in_denoiser in [true, false] {
+        let files = files("tiny-vae");
+        let place = if is_in_denoiser { files.model.path().join("unet") } else { files.network.path().to_owned() };
+        let file = place.join("diffusion_pytorch_model.safetensors");
+        let mut tensors: Tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+        for (_, tensor) in tensors.iter_mut().filter(|(name, _)| !is_in_denoiser || name.starts_with("conv_out.")) {
+            *tensor = tensor.affine(if is_in_denoiser { 1e38 } else { 1e20 }, 0.0).unwrap();
+        }
+        write(&file, &tensors, &[]);
+        let own = ["generate", "a fox", "--steps=1", "--size=64x64", "--decoder=tiny", "-o", &output];
+        let (code, line) = failure(&[&own[..], &files.arguments()].concat());
+        assert!(code != 0 && line.contains("values that are not numbers (NaN)"), "{line}");
+        // A server does not begin to take requests.
+        let output = run(&[&["serve", "--port", "0"], &files.arguments()[..]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains("the model loads, but does not work"), "{stderr}");
+    }
+}
+
 /// The encoder is known and not needed; what nobody knows is named.
 #[test]
 fn tensors_that_are_not_read_are_named() {
