@@ -188,7 +188,7 @@ async fn previews_are_decoded() {
     assert!(previews[0] == previews[1] && previews[0].iter().zip(&previews[2]).all(|(one, other)| one != other));
 }
 
-/// Numbers that overflow in the denoiser, which the decoder's first layer would bend back into range, and in the decoder.
+/// Numbers that overflow in the denoiser, and in the decoder.
 #[test]
 fn what_is_no_number_is_no_picture() {
     let folder = tempfile::tempdir().unwrap();
