@@ -2,6 +2,7 @@
 
 mod control;
 mod control_file;
+mod decoder;
 mod edit_defaults;
 mod error_chain;
 mod guidance_interval;
@@ -23,6 +24,7 @@ mod whole_number;
 
 pub use control::{ControlKind, ControlScale, ControlSettings, ControlWindow, Preprocess};
 pub use control_file::{ControlFile, NamedPath, ReferenceFile};
+pub use decoder::Decoder;
 pub use error_chain::error_chain;
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};

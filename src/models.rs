@@ -32,4 +32,4 @@ pub use residuals::Residuals;
 pub use t2i_adapter::{T2IAdapter, T2IAdapterConfig, T2IAdapterType};
 pub use text_network::{HiddenState, TextNetwork, TextNetworkConfig};
 pub use unet::{UNet2DConditionConfig, UNet2DConditionModel, UNetContext};
-pub use vae::{AutoencoderKl, AutoencoderKlConfig, LatentDistribution, Tiling};
+pub use vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig, LatentDistribution, Tiling};

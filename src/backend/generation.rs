@@ -72,8 +72,8 @@ pub trait Generation {
     /// A rough picture of the current latents, cheap next to a step.
     ///
     /// # Errors
-    /// When the model fails.
-    fn preview(&self) -> Result<RgbImage, GenerationError>;
+    /// When the model fails, or the pass is interrupted.
+    fn preview(&self, interrupt: Interrupt) -> Result<RgbImage, GenerationError>;
 
     /// The picture, after the last step.
     ///

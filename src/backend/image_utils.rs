@@ -14,17 +14,39 @@ use crate::common::{ImageSize, InputImage, Mask};
 /// # Errors
 /// When a value is NaN or infinite, or every pixel has the same colour.
 pub(super) fn to_rgb(picture: &Tensor) -> Result<RgbImage, GenerationError> {
-    let (_, _, height, width) = picture.dims4()?;
-    let values: Vec<f32> = picture.get(0)?.permute((1, 2, 0))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let values = values(picture)?;
     if !values.iter().all(|value| value.is_finite()) {
         return Err(GenerationError::NotANumber);
     }
-    let pixels: Vec<u8> = values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+    let pixels = pixels(&values);
     if let Some(&[first @ .., _]) = pixels.first_chunk::<4>()
         && pixels.chunks(3).all(|color| color == first)
     {
         return Err(if first == [0; 3] { GenerationError::AllBlack } else { GenerationError::OneColor(first) });
     }
+    of_pixels(picture, pixels)
+}
+
+/// The same of whatever the values are, for previews.
+///
+/// # Errors
+/// When the device fails.
+pub(super) fn to_rough_rgb(picture: &Tensor) -> Result<RgbImage, GenerationError> {
+    of_pixels(picture, pixels(&values(picture)?))
+}
+
+/// The values of the first picture, pixel by pixel.
+fn values(picture: &Tensor) -> candle_core::Result<Vec<f32>> {
+    picture.get(0)?.permute((1, 2, 0))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+fn pixels(values: &[f32]) -> Vec<u8> {
+    values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect()
+}
+
+/// The pixels of a tensor as a picture of its size.
+fn of_pixels(picture: &Tensor, pixels: Vec<u8>) -> Result<RgbImage, GenerationError> {
+    let (_, _, height, width) = picture.dims4()?;
     RgbImage::from_raw(width as u32, height as u32, pixels)
         .ok_or_else(|| GenerationError::Encoding("a picture must have 3 channels".to_owned()))
 }
@@ -152,6 +174,7 @@ mod tests {
         assert!(matches!(to_rgb(&picture(&[0., 0., 0., f32::NAN, 0., 0.])), Err(GenerationError::NotANumber)));
         assert!(matches!(to_rgb(&picture(&[0., 0., 0., f32::INFINITY, 0., 0.])), Err(GenerationError::NotANumber)));
         assert!(matches!(to_rgb(&picture(&[-1.; 6])), Err(GenerationError::AllBlack)));
+        assert_eq!(to_rough_rgb(&picture(&[f32::NAN, 1., -1., f32::INFINITY, 0., 0.])).unwrap().as_raw(), &[0, 0, 128, 255, 255, 128]);
         assert!(matches!(to_rgb(&picture(&[1., 1., 0., 0., -1., -1.])), Err(GenerationError::OneColor([255, 128, 0]))));
     }
 }

@@ -16,8 +16,10 @@ use super::{
     controls::ActiveControl, image_utils,
 };
 use crate::{
-    common::{GuidanceRescale, ImageSize, InputImage, InputImages, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng},
-    models::{AutoencoderKl, Denoiser, DenoiserContext, Interrupt, Residuals},
+    common::{
+        Decoder, GuidanceRescale, ImageSize, InputImage, InputImages, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, TorchRng,
+    },
+    models::{AutoencoderKl, AutoencoderTiny, Denoiser, DenoiserContext, Interrupt, Residuals},
     schedulers::{Stage, Term},
 };
 
@@ -30,6 +32,8 @@ pub struct Networks {
     pub vae: AutoencoderKl,
     /// The same VAE in f32, for models that work in 16 bits, where its numbers may overflow.
     pub wide_vae: Option<WideVae>,
+    /// Latents to rough pixels, for previews and for requests that ask for it.
+    pub tiny_vae: Option<AutoencoderTiny>,
 }
 
 /// A loaded model. Every generation shares it. Nothing in it changes after loading but the cache of prompts.
@@ -67,6 +71,7 @@ pub struct Diffusion {
     controls: Vec<ActiveControl>,
     /// The pictures of the request. The part of the first one that a mask keeps is laid over the finished picture.
     images: Arc<InputImages>,
+    decoder: Decoder,
     enlarged_to: Option<ImageSize>,
     /// The latest stages, the newest first.
     past: VecDeque<Moment>,
@@ -114,6 +119,7 @@ impl Pipeline for InferencePipeline {
             condition,
             controls,
             images: Arc::clone(&request.order.images),
+            decoder: request.order.decoder,
             enlarged_to: request.order.output.enlarged_to,
             past: VecDeque::new(),
             rng,
@@ -174,16 +180,19 @@ impl Generation for Diffusion {
         Ok(())
     }
 
-    fn preview(&self) -> Result<RgbImage, GenerationError> {
+    fn preview(&self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
         let picture = self.past.front().map_or(&self.latents, |moment| &moment.denoised);
         let picture = self.kept.as_ref().map_or_else(|| Ok(picture.clone()), |kept| kept.lay_over(picture, None))?;
-        Ok(self.pipeline.preview.render(&picture)?)
+        match &self.pipeline.networks.tiny_vae {
+            Some(vae) => image_utils::to_rough_rgb(&vae.decode(&picture.to_dtype(self.pipeline.dtype)?, interrupt)?),
+            None => Ok(self.pipeline.preview.render(&picture)?),
+        }
     }
 
     // 5. Decode.
     fn finish(self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
-        let mut picture = self.pipeline.decode(&self.latents, interrupt)?;
+        let mut picture = self.pipeline.decode(&self.latents, self.decoder, interrupt)?;
         if let Some(size) = self.enlarged_to {
             // An input picture was cut to the proportions of the size; without one, nothing that was drawn is cut off.
             let follows_picture = self.images.init.is_some() || !self.images.controls.is_empty();
@@ -345,9 +354,13 @@ impl InferencePipeline {
     }
 
     /// The picture of latents in f32.
-    fn decode(&self, latents: &Tensor, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
-        let Networks { vae, wide_vae, .. } = &self.networks;
-        let decoded = image_utils::to_rgb(&vae.decode(&latents.to_dtype(self.dtype)?, interrupt)?);
+    fn decode(&self, latents: &Tensor, decoder: Decoder, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
+        let Networks { vae, wide_vae, tiny_vae, .. } = &self.networks;
+        let narrow = latents.to_dtype(self.dtype)?;
+        if let (Decoder::Tiny, Some(vae)) = (decoder, tiny_vae) {
+            return image_utils::to_rgb(&vae.decode(&narrow, interrupt)?);
+        }
+        let decoded = image_utils::to_rgb(&vae.decode(&narrow, interrupt)?);
         match (decoded, wide_vae) {
             (Err(GenerationError::NotANumber | GenerationError::AllBlack | GenerationError::OneColor(_)), Some(wide)) => {
                 warn!("the picture is decoded again in f32: its numbers overflowed in {}", self.info.dtype);
@@ -375,6 +388,9 @@ impl InferencePipeline {
         let request = GenerationRequest::unheard(Order::of("a", "", config, &self.info)?);
         let mut generation = self.begin(&request, Interrupt::NEVER)?;
         generation.step()?;
+        if self.networks.tiny_vae.is_some() {
+            self.decode(&generation.latents, Decoder::Tiny, Interrupt::NEVER)?;
+        }
         generation.finish(Interrupt::NEVER).map(drop)
     }
 }

@@ -2,7 +2,7 @@
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
 use super::{ChosenControl, Order, OrderAdapters};
-use crate::common::{ControlScale, ControlSettings, ImageSize, NamedLora, SamplingConfig, Schedule};
+use crate::common::{ControlScale, ControlSettings, Decoder, ImageSize, NamedLora, SamplingConfig, Schedule};
 
 /// The parameters of one picture.
 #[derive(Debug, Clone)]
@@ -14,6 +14,7 @@ pub struct ImageMetadata<'a> {
     enlarged_to: Option<ImageSize>,
     controls: &'a [ChosenControl],
     references: &'a [ControlScale],
+    decoder: Decoder,
     model_id: &'a str,
 }
 
@@ -29,6 +30,7 @@ impl<'a> ImageMetadata<'a> {
             enlarged_to: order.output.enlarged_to,
             controls: &order.controls,
             references: &order.references,
+            decoder: order.decoder,
             model_id,
         }
     }
@@ -60,7 +62,7 @@ impl<'a> ImageMetadata<'a> {
         (!hashes.is_empty()).then(|| format!("Lora hashes: {}", serde_json::json!(hashes.join(", "))))
     }
 
-    fn values(&self) -> [(&'static str, Option<String>); 16] {
+    fn values(&self) -> [(&'static str, Option<String>); 17] {
         let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
         let interval = options.guidance_interval.map(|interval| {
             let [start, stop] = interval.into();
@@ -85,6 +87,7 @@ impl<'a> ImageMetadata<'a> {
             ("Hires resize", self.enlarged_to.map(|size| size.to_string())),
             ("Hires upscaler", self.enlarged_to.map(|_| "Lanczos".to_owned())),
             ("Model", Some(self.model_id.to_owned())),
+            ("VAE Decoder", (self.decoder == Decoder::Tiny).then(|| "TAESD".to_owned())),
             ("Version", Some(concat!("sd-worker ", env!("CARGO_PKG_VERSION")).to_owned())),
         ]
     }
@@ -163,6 +166,7 @@ mod tests {
             enlarged_to: None,
             controls: &[],
             references: &[],
+            decoder: Decoder::Full,
             model_id,
         }
         .to_a1111()

@@ -1,4 +1,4 @@
-//! Rough pictures of latents, without the decoder: a linear map from each latent to one colour.
+//! Rough pictures of latents for workers without a tiny autoencoder, and without the decoder: a linear map from each latent to one colour.
 //!
 //! Like the well-known tables of "latent RGB factors", but fitted to the VAE at hand: plain pictures in the eight corner colours of the
 //! cube go through the encoder, and least squares map their latents back to the colours. This small chart did better than gradients,

@@ -11,6 +11,7 @@ mod part_weights;
 mod survey;
 mod tensor_files;
 mod textual_inversion;
+mod tiny_vae_files;
 
 use std::{
     borrow::Cow,
@@ -27,6 +28,7 @@ pub(super) use self::control_files::{ControlFiles, ControlNetworkKind};
 pub(super) use self::tensor_files::TensorFiles;
 pub(super) use self::textual_inversion::LearnedVectors;
 use self::textual_inversion::TextualInversion;
+pub(super) use self::tiny_vae_files::TinyVaeFiles;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
 pub use self::{part_weights::PartWeights, tensor_files::dequantized};
 use crate::{backend::LoadError, common::read_regular};
@@ -230,6 +232,11 @@ impl ModelFiles {
         found.map_err(|error| LoadError::BadConfig { path: self.path(name), reason: error.to_string() })
     }
 
+    /// The class of a part's configuration.
+    fn class_name(&self, name: &str) -> Result<String, LoadError> {
+        self.json(name).map(|ClassName { class_name }| class_name)
+    }
+
     /// Whether there is such a file.
     pub(super) fn exists(&self, name: &str) -> bool {
         match self.source_of(name) {
@@ -346,6 +353,12 @@ fn part_name(part: &str) -> &str {
         "text_encoder" => "text encoder",
         _ => "second text encoder",
     }
+}
+
+#[derive(Deserialize)]
+struct ClassName {
+    #[serde(default, rename = "_class_name")]
+    class_name: String,
 }
 
 /// `….safetensors.index.json`

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{AdapterLibrary, ChosenControl, ControlLibrary, IpAdapter, families, ip_adapter::MAX_REFERENCES};
 use crate::{
     common::{
-        ControlScale, ControlSettings, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler, NamedSchedule,
-        Sampler, SamplingConfig, Schedule, Steps, Strength,
+        ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler,
+        NamedSchedule, Sampler, SamplingConfig, Schedule, Steps, Strength,
     },
     schedulers::{SamplingPlan, SchedulerConfig},
 };
@@ -48,6 +48,8 @@ pub struct ModelInfo {
     pub controls: Option<Arc<ControlLibrary>>,
     /// What looks at pictures that requests bring as a prompt, if the worker has it.
     pub ip_adapter: Option<Arc<IpAdapter>>,
+    /// Whether the worker has the decoder of a tiny autoencoder.
+    pub has_tiny_decoder: bool,
 }
 
 impl ModelInfo {
@@ -153,6 +155,22 @@ impl ModelInfo {
             Some(_) if scales.len() > MAX_REFERENCES => there(format!("at most {MAX_REFERENCES} pictures")),
             Some(_) => Ok(()),
         }
+    }
+
+    /// The decoders that requests may ask for.
+    #[must_use]
+    pub fn decoders(&self) -> &'static [Decoder] {
+        if self.has_tiny_decoder { &Decoder::ALL } else { &[Decoder::Full] }
+    }
+
+    /// # Errors
+    /// When the worker has no such decoder.
+    pub fn check_decoder(&self, decoder: Decoder) -> Result<(), InvalidValue> {
+        if self.decoders().contains(&decoder) {
+            return Ok(());
+        }
+        let allowed = "full or left out: this worker was started without --tiny-vae PATH";
+        Err(InvalidValue::new("decoder", decoder, allowed))
     }
 
     /// The side of the squares that [`InputImages::references`](crate::common::InputImages::references) are.

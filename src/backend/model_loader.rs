@@ -13,12 +13,12 @@ use super::{
     AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, IpAdapter, KnownWords,
     LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
-    model_files::LearnedVectors,
+    model_files::{LearnedVectors, TinyVaeFiles},
 };
 use crate::{
     common::{ModelFamily, NamedLora, NamedPath},
     device,
-    models::{AutoencoderKl, Denoiser, TextNetwork, Tiling},
+    models::{AutoencoderKl, AutoencoderTiny, AutoencoderTinyConfig, Denoiser, TextNetwork, Tiling},
     ops::{self, ComputeType, WeightType, Weights},
 };
 
@@ -49,6 +49,8 @@ pub struct LoadOptions {
     pub ip_adapter: Option<PathBuf>,
     /// The folder of its image encoder, if that is not beside it.
     pub image_encoder: Option<PathBuf>,
+    /// A tiny autoencoder, for requests that ask for its decoder and for previews.
+    pub tiny_vae: Option<PathBuf>,
 }
 
 impl LoadOptions {
@@ -74,6 +76,7 @@ impl Default for LoadOptions {
             max_control_bytes: Self::MAX_CONTROL_BYTES,
             ip_adapter: None,
             image_encoder: None,
+            tiny_vae: None,
         }
     }
 }
@@ -110,6 +113,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     }
     info.controls = controls(files, &configs, dtype, options)?;
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
+    let tiny_vae = options.tiny_vae.as_deref().map(|path| tiny_vae(path, &configs, dtype, options)).transpose()?;
     let mut builder = Builder { files, dtype, options, opened: Vec::new(), merged, adaptable: Vec::new() };
     let ModelConfigs { family, text, denoiser, vae, force_zeros_for_empty_prompt, .. } = configs;
     let mut encoders = Vec::with_capacity(text.len());
@@ -132,7 +136,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         .as_deref()
         .map(|file| IpAdapter::open(file, options.image_encoder.as_deref(), &denoiser, kept, options.low_memory));
     info.ip_adapter = ip_adapter.transpose()?.map(Arc::new);
-    let networks = Networks { denoiser, vae, wide_vae };
+    let networks = Networks { denoiser, vae, wide_vae, tiny_vae };
     let preview = fit_preview(&networks, dtype, device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let prompt_encoder = PromptEncoder::new(encoders, known_words, force_zeros_for_empty_prompt, device.clone());
     Ok(InferencePipeline::new(info, prompt_encoder, networks, preview, device.clone(), dtype))
@@ -152,6 +156,20 @@ fn controls(
     let like = Weights::new(VarBuilder::zeros(dtype, &options.device), options.weight_type).computing_in(options.compute);
     let library = ControlLibrary::open(&options.controls, &json, &configs.denoiser, like, options.max_control_bytes)?;
     Ok(Some(Arc::new(library)))
+}
+
+/// The tiny autoencoder's decoder for a model of these configurations.
+fn tiny_vae(path: &Path, configs: &ModelConfigs, dtype: DType, options: &LoadOptions) -> Result<AutoencoderTiny, LoadError> {
+    let files = TinyVaeFiles::open(path, configs.family)?;
+    let config = AutoencoderTinyConfig::from_json(&files.config()).and_then(|config| config.check_fits(&configs.vae).map(|()| config));
+    let config = config.map_err(LoadError::config(files.config_path().to_owned()))?;
+    let weights = files.weights(dtype, &options.device);
+    let new = |vb: &Weights| AutoencoderTiny::new(&config, vb);
+    let network = new(&Weights::new(weights.vb.clone(), options.weight_type)).map_err(|source| weights.failure(source, new))?;
+    if let Some(warning) = weights.unread_warning() {
+        warn!("{warning}");
+    }
+    Ok(network.with_tiling(options.vae_tiling))
 }
 
 /// `builtin`, or a folder.
@@ -196,6 +214,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         adapters: None,
         controls: None,
         ip_adapter: None,
+        has_tiny_decoder: options.tiny_vae.is_some(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{AdapterLibrary, ChosenAdapter, ChosenControl, Demand, ModelInfo, ParsedPrompt};
 use crate::common::{
-    ControlScale, ControlSettings, GuidanceScale, ImageSize, InputImages, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
+    ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InputImages, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
     NegativePrompt, OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
 };
 
@@ -39,6 +39,8 @@ pub struct Settings {
     pub controls: Vec<ControlSettings>,
     /// How strongly each picture counts that the denoiser looks at beside the text.
     pub references: Vec<ControlScale>,
+    /// What turns latents into pictures.
+    pub decoder: Decoder,
     /// How the pictures are written. `enlarged_to` follows from the size.
     pub output: OutputConfig,
 }
@@ -78,6 +80,8 @@ pub struct Order {
     pub images: Arc<InputImages>,
     /// How it is sampled.
     pub config: SamplingConfig,
+    /// What turns its latents into pixels.
+    pub decoder: Decoder,
     /// How it is written.
     pub output: OutputConfig,
     /// The work on it. The pictures of one order share it.
@@ -163,6 +167,7 @@ impl Order {
         let negative_prompt = settings.negative_prompt.unwrap_or_default();
         let controls = info.choose_controls(settings.controls, config.size)?;
         info.check_references(&settings.references)?;
+        info.check_decoder(settings.decoder)?;
         let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, controls, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
@@ -172,7 +177,8 @@ impl Order {
         let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();
         let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
-        Ok((Self { output, adapters: Arc::new(adapters), references: settings.references.into(), ..order }, without_effect))
+        let (adapters, references, decoder) = (Arc::new(adapters), settings.references.into(), settings.decoder);
+        Ok((Self { adapters, references, decoder, output, ..order }, without_effect))
     }
 
     /// An order whose settings are all known: a PNG file from noise alone, without adapters.
@@ -208,6 +214,7 @@ impl Order {
             references: Arc::default(),
             images: Arc::default(),
             config,
+            decoder: Decoder::default(),
             output: OutputConfig::default(),
             demand: Arc::new(demand),
         })
@@ -257,6 +264,7 @@ impl Order {
             references: Arc::default(),
             images: Arc::default(),
             config,
+            decoder: Decoder::default(),
             output: OutputConfig::default(),
             demand: Arc::new(Demand::plain(size, steps, false)),
         }

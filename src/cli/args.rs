@@ -121,6 +121,10 @@ pub struct ModelArgs {
     /// The folder of the image encoder of --ip-adapter, a CLIPVisionModelWithProjection [default: image_encoder beside the file]
     #[arg(long, env = "SD_WORKER_IMAGE_ENCODER", value_name = "DIR", requires = "ip_adapter")]
     pub image_encoder: Option<PathBuf>,
+    /// A tiny autoencoder (TAESD), with whose decoder requests may have their pictures in a fraction of the time, and which draws previews: a
+    /// directory or a .safetensors file
+    #[arg(long, env = "SD_WORKER_TINY_VAE", value_name = "PATH")]
+    pub tiny_vae: Option<PathBuf>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -189,6 +193,7 @@ impl ModelArgs {
             max_control_bytes: self.max_controlnet_bytes,
             ip_adapter: self.ip_adapter.clone(),
             image_encoder: self.image_encoder.clone(),
+            tiny_vae: self.tiny_vae.clone(),
             ..LoadOptions::default()
         })
     }

@@ -10,7 +10,7 @@ use super::run::Run;
 use crate::{
     backend::{ChosenAdapter, ChosenControl, Timings},
     common::{
-        ClipSkip, ControlKind, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig,
+        ClipSkip, ControlKind, Decoder, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig,
         SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
@@ -63,6 +63,9 @@ pub(super) struct Parameters {
     /// Which of the text encoder's layers is the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     clip_skip: Option<ClipSkip>,
+    /// What turned latents into pixels, if not the model's VAE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder: Option<Decoder>,
     /// How far the picture to begin with is changed. Only where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<Strength>,
@@ -165,6 +168,7 @@ impl Parameters {
             guidance_interval,
             zero_snr,
             clip_skip,
+            decoder: Some(run.order.picture.decoder).filter(|decoder| *decoder != Decoder::default()),
             strength,
             mask: run.order.mask,
             drawn_size: enlarged_to.map(|_| drawn.to_string()),

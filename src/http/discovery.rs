@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{ControlEntry, MAX_INPUT_PIXELS},
-    common::{ImageSize, Sampler, Steps},
+    common::{Decoder, ImageSize, Sampler, Steps},
 };
 
 /// What requests may ask for.
@@ -30,6 +30,8 @@ pub(super) struct Capabilities {
     controls: Vec<Control>,
     /// Whether requests may bring pictures in `reference`.
     references: bool,
+    /// What `decoder` may say.
+    decoders: &'static [Decoder],
     limits: Limits,
 }
 
@@ -100,6 +102,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         embeddings: info.embeddings.clone(),
         controls: controls.collect(),
         references: info.ip_adapter.is_some(),
+        decoders: info.decoders(),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,
             max_side: ImageSize::MAX_SIDE,

@@ -9,8 +9,8 @@ use utoipa::{
 };
 
 use crate::common::{
-    ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, MaskMeaning, ModelFamily, ModelVariant, NamedSampler,
-    NamedSchedule, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength,
+    ClipSkip, Decoder, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, MaskMeaning, ModelFamily, ModelVariant,
+    NamedSampler, NamedSchedule, NegativePrompt, Prompt, Sampler, Schedule, Seed, Steps, Strength,
 };
 
 macro_rules! schemas {
@@ -42,6 +42,7 @@ schemas! {
     Strength: number(1.0),
         "How much a picture to begin with is changed, 0 to 1: the share of the steps that are taken, beginning at the matching noise level ([Meng et al.](https://arxiv.org/abs/2108.01073)).";
     ImageFormat: one_of(&[Self::Png, Self::Jpeg, Self::Webp]), "File formats of the answer, named as in the `OpenAI` Images API.";
+    Decoder: one_of(&Self::ALL), "What turns latents into pixels: the model's VAE, or a tiny autoencoder.";
     MaskMeaning: one_of(&[Self::Transparent, Self::White]), "How a mask marks the part to repaint.";
     ModelFamily: one_of(&[Self::Sd1, Self::Sd2, Self::Sdxl]), "Models of one architecture.";
     ModelVariant: one_of(&[Self::Base, Self::Inpainting, Self::Lcm, Self::Turbo]), "The purpose of a model's further training.";

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     backend::{GenerationError, InputFiles, InputKind, ModelInfo, Order, OrderAdapters, ParsedPrompt, Settings},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedLora, NamedSampler,
-        NamedSchedule, NegativePrompt, OutputConfig, Prompt, SamplingOptions, Seed, Steps, Strength, WholeNumber,
+        ClipSkip, Decoder, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, ImageSize, InvalidValue, NamedLora,
+        NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, SamplingOptions, Seed, Steps, Strength, WholeNumber,
     },
 };
 
@@ -101,6 +101,8 @@ pub(super) struct ImagesRequest {
     pub(super) zero_snr: Option<bool>,
     /// Which of the text encoder's layers is the last one, counted from its end.
     pub(super) clip_skip: Option<ClipSkip>,
+    /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
+    pub(super) decoder: Option<Decoder>,
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     pub(super) strength: Option<Strength>,
     /// Whether a stream has progress as events, and not only as comments.
@@ -212,6 +214,7 @@ impl ImagesRequest {
             input: files.init.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
             controls: self.control.unwrap_or_default().0,
             references: self.reference.unwrap_or_default().0,
+            decoder: self.decoder.unwrap_or_default(),
             output: OutputConfig {
                 format,
                 quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),

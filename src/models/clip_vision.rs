@@ -270,7 +270,7 @@ mod tests {
             ("\"image_size\":56", "\"image_size\":[56,56]", "image_size: invalid type: sequence"),
             ("\"image_size\":56", "\"image_size\":56000", "image_size must be 1 to 2048"),
             ("\"num_channels\":3", "\"num_channels\":4", "num_channels must be 3, not 4"),
-            ("\"hidden_act\":\"gelu\"", "\"hidden_act\":\"relu\"", "hidden_act: unknown variant `relu`"),
+            ("\"hidden_act\":\"gelu\"", "\"hidden_act\":\"mish\"", "hidden_act: unknown variant `mish`"),
             ("\"hidden_act\":\"gelu\"", "\"hidden_act\":\"silu\"", "hidden_act must be gelu or quick_gelu"),
             ("\"layer_norm_eps\":1e-5", "\"layer_norm_eps\":-1", "layer_norm_eps must be at least 0, not -1"),
             ("clip_vision_model", "siglip_vision_model", "model_type = \"siglip_vision_model\" is not supported"),

@@ -120,7 +120,12 @@ impl Upsample2D {
 
     /// The same for images that become exactly twice as large.
     pub(super) fn doubling(channels: usize, vb: &Weights) -> Result<Self> {
-        Ok(Self { conv: Conv2d::doubling(channels, channels, &vb.pp("conv"))? })
+        Ok(Self::of(Conv2d::doubling(channels, channels, &vb.pp("conv"))?))
+    }
+
+    /// The same by a convolution that follows the enlargement.
+    pub(super) fn of(conv: Conv2d) -> Self {
+        Self { conv }
     }
 
     pub(super) fn channels(&self) -> usize {

@@ -2,6 +2,7 @@
 //! [Rombach et al.](https://arxiv.org/abs/2112.10752). After diffusers' `autoencoder_kl.py` and `vae.py`.
 
 mod strips;
+mod tiny;
 
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, de::IgnoredAny};
@@ -15,6 +16,7 @@ use super::{
 };
 use crate::ops::{Conv2d, Conv2dConfig, GroupNorm, OnDemand, Weights, to_image, to_sequence};
 use strips::{StripLayer, StripLimits};
+pub use tiny::{AutoencoderTiny, AutoencoderTinyConfig};
 
 const NORM_EPS: f64 = 1e-6;
 /// Logarithms of variances are clamped to this range.

@@ -15,6 +15,9 @@ pub enum Activation {
     /// `x * sigmoid(1.702 x)`, `OpenAI` CLIP's GELU.
     #[serde(rename = "quick_gelu")]
     QuickGelu,
+    /// `max(x, 0)`
+    #[serde(rename = "relu")]
+    Relu,
 }
 
 impl Activation {
@@ -24,6 +27,8 @@ impl Activation {
             Self::Silu => x.silu(),
             Self::Gelu => x.gelu_erf(),
             Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
+            // candle's own makes 0 of NaN.
+            Self::Relu => x.lt(0.0)?.where_cond(&x.zeros_like()?, x),
         }
     }
 }

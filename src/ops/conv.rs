@@ -4,9 +4,9 @@ use candle_core::{Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Conv2dConfig, GroupNorm, LayerIndex, LayerKind, Weights, cpu, for_batch, weight_type::DenseType};
+use super::{Activation, Conv2dConfig, GroupNorm, LayerIndex, LayerKind, Weights, cpu, for_batch, weight_type::DenseType};
 
-/// A convolution with bias.
+/// A convolution.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
     implementation: Implementation,
@@ -30,28 +30,48 @@ pub struct Added<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
+/// All that a convolution does beside itself.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    /// Comes first, with SiLU.
+    norm: Option<&'a GroupNorm>,
+    /// Height and width to which the image is enlarged.
+    size: (usize, usize),
+    added: Added<'a>,
+    /// Comes last.
+    activation: Option<Activation>,
+}
+
+impl<'a> Around<'a> {
+    /// The image keeps its size.
+    fn new(x: &Tensor, added: Added<'a>) -> Result<Self> {
+        Ok(Self { norm: None, size: (x.dim(2)?, x.dim(3)?), added, activation: None })
+    }
+}
+
 impl Conv2d {
     /// Reads `weight` `(out_channels, in_channels, kernel, kernel)` and `bias`.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &Weights) -> Result<Self> {
-        Self::read(in_channels, out_channels, config, vb, |dtype, weight, bias| {
+        let bias = || vb.get(out_channels, "bias");
+        Self::read([out_channels, in_channels], config, vb, bias, |dtype, weight, bias| {
             cpu::PackedConv::new(vb.machine(), dtype, weight, in_channels, bias, config)
         })
     }
 
     /// `pack` packs the weight for a CPU.
     fn read(
-        in_channels: usize,
-        out_channels: usize,
+        [out_channels, in_channels]: [usize; 2],
         config: Conv2dConfig,
         vb: &Weights,
+        bias: impl FnOnce() -> Result<Tensor>,
         pack: impl FnOnce(DenseType, &[f32], Vec<f32>) -> cpu::PackedConv,
     ) -> Result<Self> {
         let shape = [out_channels, in_channels, config.kernel, config.kernel];
         let weight = vb.get(&shape[..], "weight")?;
-        let bias = vb.get(out_channels, "bias")?;
+        let bias = bias()?;
         let index = vb.weight_layer_index(LayerKind::Conv2d(config), &shape);
         let implementation = if let Some(dtype) = vb.packed_type(&weight) {
             let bias = bias.to_vec1()?;
@@ -86,7 +106,19 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::new`].
     pub fn doubling(in_channels: usize, out_channels: usize, vb: &Weights) -> Result<Self> {
-        Self::read(in_channels, out_channels, Conv2dConfig::SAME_3X3, vb, |dtype, weight, bias| {
+        Self::doubling_by(in_channels, out_channels, vb, || vb.get(out_channels, "bias"))
+    }
+
+    /// [`Conv2d::doubling`] without a bias.
+    ///
+    /// # Errors
+    /// As [`Conv2d::new`].
+    pub fn doubling_without_bias(in_channels: usize, out_channels: usize, vb: &Weights) -> Result<Self> {
+        Self::doubling_by(in_channels, out_channels, vb, || Tensor::zeros(out_channels, vb.dtype(), vb.device()))
+    }
+
+    fn doubling_by(in_channels: usize, out_channels: usize, vb: &Weights, bias: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
+        Self::read([out_channels, in_channels], Conv2dConfig::SAME_3X3, vb, bias, |dtype, weight, bias| {
             cpu::PackedConv::doubling(vb.machine(), dtype, weight, in_channels, bias)
         })
     }
@@ -129,7 +161,24 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::forward`], and when the shape of what is added does not fit.
     pub fn forward_add(&self, x: &Tensor, added: Added) -> Result<Tensor> {
-        self.forward_enlarged(x, (x.dim(2)?, x.dim(3)?), added)
+        self.run(x, Around::new(x, added)?)
+    }
+
+    /// [`Conv2d::forward_add`], and then ReLU.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_add`].
+    pub fn forward_relu(&self, x: &Tensor, added: Added) -> Result<Tensor> {
+        self.run(x, Around { activation: Some(Activation::Relu), ..Around::new(x, added)? })
+    }
+
+    /// [`Conv2d::forward_relu`] of an image that nothing else uses, as [`Conv2d::forward_normed_in_place`].
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_add`].
+    pub fn forward_relu_in_place(&self, x: Tensor, added: Added) -> Result<Tensor> {
+        let around = Around { activation: Some(Activation::Relu), ..Around::new(&x, added)? };
+        self.run_in_place(x, around)
     }
 
     /// [`Conv2d::forward_add`] of the image after a group norm and SiLU.
@@ -137,10 +186,7 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::forward_add`] and [`GroupNorm::forward_silu`].
     pub fn forward_normed(&self, norm: &GroupNorm, x: &Tensor, added: Added) -> Result<Tensor> {
-        match &self.implementation {
-            Implementation::Packed(packed) => packed_forward(packed, x, Some(norm), (x.dim(2)?, x.dim(3)?), added),
-            Implementation::Candle { .. } => self.forward_add(&norm.forward_silu(x)?, added),
-        }
+        self.run(x, Around { norm: Some(norm), ..Around::new(x, added)? })
     }
 
     /// [`Conv2d::forward_normed`] of an image that nothing else uses: the result may take its memory. Tensors that share that memory see the
@@ -148,11 +194,15 @@ impl Conv2d {
     ///
     /// # Errors
     /// As [`Conv2d::forward_normed`].
-    #[allow(clippy::needless_pass_by_value, reason = "the image is given up")]
     pub fn forward_normed_in_place(&self, norm: &GroupNorm, x: Tensor, added: Added) -> Result<Tensor> {
-        let Implementation::Packed(packed) = &self.implementation else { return self.forward_normed(norm, &x, added) };
-        let size = (x.dim(2)?, x.dim(3)?);
-        packed_forward_by(packed, &x, Some(norm), size, added, |image, shape, norm, epilogue| {
+        let around = Around { norm: Some(norm), ..Around::new(&x, added)? };
+        self.run_in_place(x, around)
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "the image is given up")]
+    fn run_in_place(&self, x: Tensor, around: Around) -> Result<Tensor> {
+        let Implementation::Packed(packed) = &self.implementation else { return self.run(&x, around) };
+        packed_forward_by(packed, &x, around, |image, shape, norm, epilogue| {
             if !packed.works_in_place(shape) {
                 return new_image(packed, &image, shape, norm, epilogue);
             }
@@ -175,7 +225,7 @@ impl Conv2d {
             candle_core::bail!("a convolution of {:?} cannot be added to {:?}", x.shape(), onto.shape());
         }
         let onto = cpu::Image::new(&onto)?;
-        packed_forward_by(packed, x, None, (x.dim(2)?, x.dim(3)?), Added::default(), |image, shape, _, _| {
+        packed_forward_by(packed, x, Around::new(x, Added::default())?, |image, shape, _, _| {
             image.with(|pixels| onto.with_mut(|onto| packed.forward_onto(pixels, shape, onto)))
         })
     }
@@ -185,29 +235,38 @@ impl Conv2d {
     /// # Errors
     /// As [`Conv2d::forward_add`].
     pub fn forward_enlarged(&self, x: &Tensor, size: (usize, usize), added: Added) -> Result<Tensor> {
+        self.run(x, Around { size, ..Around::new(x, added)? })
+    }
+
+    fn run(&self, x: &Tensor, around: Around) -> Result<Tensor> {
         match &self.implementation {
-            Implementation::Packed(packed) => packed_forward(packed, x, None, size, added),
-            Implementation::Candle { weight, bias } => {
-                let same = size == (x.dim(2)?, x.dim(3)?);
-                let x = if same { x.clone() } else { x.upsample_nearest2d(size.0, size.1)? };
-                let y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?;
-                #[cfg(feature = "cuda")]
-                if cuda::takes(&y) {
-                    let Added { sample_bias, residual } = added;
-                    return cuda::add(y, cuda::Added { bias: Some(bias), sample_bias, residual, activation: None });
-                }
-                let mut y = y.broadcast_add(bias)?;
-                if let Some(bias) = added.sample_bias {
-                    y = y.broadcast_add(&for_batch(bias, y.dim(0)?)?.unsqueeze(2)?.unsqueeze(3)?)?;
-                }
-                added.residual.map_or(Ok(y.clone()), |residual| y + residual)
+            Implementation::Packed(packed) => {
+                packed_forward_by(packed, x, around, |image, shape, norm, epilogue| new_image(packed, &image, shape, norm, epilogue))
             }
+            Implementation::Candle { weight, bias } => self.candle_forward((weight, bias), x, around),
         }
     }
-}
 
-fn packed_forward(packed: &cpu::PackedConv, x: &Tensor, norm: Option<&GroupNorm>, size: (usize, usize), added: Added) -> Result<Tensor> {
-    packed_forward_by(packed, x, norm, size, added, |image, shape, norm, epilogue| new_image(packed, &image, shape, norm, epilogue))
+    /// In candle's operations.
+    fn candle_forward(&self, (weight, bias): (&Tensor, &Tensor), x: &Tensor, around: Around) -> Result<Tensor> {
+        let Around { norm, size, added: Added { sample_bias, residual }, activation } = around;
+        let x = norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward_silu(x))?;
+        let same = size == (x.dim(2)?, x.dim(3)?);
+        let x = if same { x } else { x.upsample_nearest2d(size.0, size.1)? };
+        let y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?;
+        #[cfg(feature = "cuda")]
+        if cuda::takes(&y) {
+            return cuda::add(y, cuda::Added { bias: Some(bias), sample_bias, residual, activation });
+        }
+        let mut y = y.broadcast_add(bias)?;
+        if let Some(bias) = sample_bias {
+            y = y.broadcast_add(&for_batch(bias, y.dim(0)?)?.unsqueeze(2)?.unsqueeze(3)?)?;
+        }
+        if let Some(residual) = residual {
+            y = (y + residual)?;
+        }
+        activation.map_or_else(|| Ok(y.clone()), |activation| activation.forward(&y))
+    }
 }
 
 /// The result in memory of its own.
@@ -227,9 +286,7 @@ fn new_image(
 fn packed_forward_by(
     packed: &cpu::PackedConv,
     x: &Tensor,
-    norm: Option<&GroupNorm>,
-    size: (usize, usize),
-    added: Added,
+    Around { norm, size, added, activation }: Around,
     run: impl FnOnce(cpu::Image, cpu::Shape, Option<&cpu::Normalization>, cpu::Epilogue) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let image = cpu::Image::new(x)?;
@@ -250,7 +307,7 @@ fn packed_forward_by(
     let shape = cpu::Shape { batch, height: image.height, width: image.width, seen: size };
     let run = |residual: Option<&[f32]>| {
         let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
-        run(image, shape, norm.as_ref(), cpu::Epilogue { sample_bias, residual, ..cpu::Epilogue::default() })
+        run(image, shape, norm.as_ref(), cpu::Epilogue { sample_bias, residual, activation, ..cpu::Epilogue::default() })
     };
     cpu::fallible(|| match &residual {
         Some(residual) => residual.with(|residual| run(Some(residual))),
@@ -297,6 +354,13 @@ mod tests {
         let result = conv.forward_normed_in_place(&norm, x.clone(), Added::default()).unwrap();
         assert_eq!(numbers(&result), numbers(&right));
         assert_eq!(numbers(&x), numbers(&right));
+
+        let added = || Added { residual: Some(&right), ..Added::default() };
+        let relu = conv.forward_add(&image(), added()).unwrap().relu().unwrap();
+        assert_eq!(numbers(&conv.forward_relu(&image(), added()).unwrap()), numbers(&relu));
+        let x = image();
+        assert_eq!(numbers(&conv.forward_relu_in_place(x.clone(), added()).unwrap()), numbers(&relu));
+        assert_eq!(numbers(&x), numbers(&relu));
 
         let x = image();
         let onto = image();

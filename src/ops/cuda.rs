@@ -250,6 +250,7 @@ fn function(activation: Option<Activation>) -> Argument {
         Some(Activation::Silu) => 1,
         Some(Activation::Gelu) => 2,
         Some(Activation::QuickGelu) => 3,
+        Some(Activation::Relu) => 4,
     })
 }
 

@@ -23,6 +23,14 @@ pub fn scale_image(x: &Tensor, factor: f64) -> Result<Tensor> {
     if factor.to_bits() == 1.0_f64.to_bits() { Ok(x.clone()) } else { in_memory_order(&[x], |images| &images[0] * factor) }
 }
 
+/// An image times a factor, plus a number.
+///
+/// # Errors
+/// When the device fails.
+pub fn affine_image(x: &Tensor, factor: f64, shift: f64) -> Result<Tensor> {
+    in_memory_order(&[x], |images| images[0].affine(factor, shift))
+}
+
 /// Images `(samples, channels, height, width)`, one after the other.
 ///
 /// # Errors
@@ -96,6 +104,7 @@ mod tests {
                 assert_eq!(numbers(&join_images(&[&one, &one]).unwrap()), numbers(&twice));
             }
             assert_eq!(numbers(&scale_image(&two, 0.25).unwrap()), numbers(&(&two * 0.25).unwrap()));
+            assert_eq!(numbers(&affine_image(&channels_last(&two), 2.0, -1.0).unwrap()), numbers(&two.affine(2.0, -1.0).unwrap()));
             assert_eq!(numbers(&silu_image(&channels_last(&two)).unwrap()), numbers(&two.silu().unwrap()));
             assert_eq!(numbers(&relu_image(&(&two - 20.0).unwrap()).unwrap()), numbers(&(&two - 20.0).unwrap().relu().unwrap()));
             assert!(add_images(&two, &image(3, 0.0)).is_err() && join_images(&[]).is_err());

@@ -56,6 +56,7 @@ static double function_of(double x, u32 function) {
     case SILU: return x / (1 + std::exp(-x));
     case GELU: return 0.5 * x * (1 + std::erf(x * std::sqrt(0.5)));
     case QUICK_GELU: return x / (1 + std::exp(-1.702 * x));
+    case RELU: return std::fmax(x, 0);
     default: return x;
     }
 }
@@ -161,7 +162,7 @@ struct Rows {
     }                                                                                                                                      \
     check_group_norm<T>(#T, group_norm_##T, group_norm_parts_##T, {1, 1, 2, 2400, 0, 0, 1}, NONE, PARTS, 1, 600);                           \
     for (u32 which = 0; which < 16; which++) {                                                                                             \
-        u32 function = (which ^ which >> 2) & 3;                                                                                           \
+        u32 function = (which ^ which >> 2) % 5;                                                                                           \
         check_add<T>(#T, add_##T, 3, 1, 40, 16, 0, function, which, 1);                                                                    \
         check_add<T>(#T, add_##T, 4, 2, 5, 7, 0, function, which, 1);                                                                      \
         check_add<T>(#T, add_##T, 77, 77, 24, 1, 0, function, which, 1);                                                                   \

@@ -168,7 +168,7 @@ fn together(pipeline: &Arc<InferencePipeline>, members: &[Member]) -> Vec<Outcom
         for ((i, generation), output) in here.iter_mut().zip(outputs) {
             generation.update(output).unwrap();
             outcomes[*i].0.push(bits(generation.latents()));
-            generation.preview().unwrap();
+            generation.preview(Interrupt::NEVER).unwrap();
         }
         let is_over = |i: &usize, generation: &mut Diffusion| {
             let done = outcomes[*i].0.len();

@@ -165,7 +165,7 @@ impl Generation for FakeGeneration {
         Ok(())
     }
 
-    fn preview(&self) -> Result<RgbImage, GenerationError> {
+    fn preview(&self, _: Interrupt) -> Result<RgbImage, GenerationError> {
         Ok(RgbImage::new(8, 8))
     }
 
@@ -293,5 +293,6 @@ pub(crate) fn info() -> ModelInfo {
         adapters: None,
         controls: None,
         ip_adapter: None,
+        has_tiny_decoder: false,
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     io::Read,
-    path::Path,
+    path::{Path, PathBuf},
     sync::OnceLock,
 };
 
@@ -35,10 +35,10 @@ pub(crate) fn model(name: &str) -> tempfile::TempDir {
     folder
 }
 
-/// A network of `tests/parity/controls` in diffusers' layout, in a temporary folder.
+/// A network of [`network_folder`] in diffusers' layout, in a temporary folder.
 pub(crate) fn network(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::copy(Path::new("tests/parity/controls").join(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    fs::copy(network_folder(name).join("config.json"), folder.path().join("config.json")).unwrap();
     candle_core::safetensors::save(&network_tensors(name), folder.path().join("diffusion_pytorch_model.safetensors")).unwrap();
     folder
 }
@@ -55,13 +55,18 @@ pub(crate) fn ip_adapter(name: &str) -> tempfile::TempDir {
 
 /// Its tensors.
 pub(crate) fn network_tensors(name: &str) -> HashMap<String, Tensor> {
-    let shapes = fs::read(Path::new("tests/parity/controls").join(name).join("tensors.json")).unwrap();
+    let shapes = fs::read(network_folder(name).join("tensors.json")).unwrap();
     let shapes: BTreeMap<String, Vec<usize>> = serde_json::from_slice(&shapes).unwrap();
     let of_shape = |(tensor, shape): (String, Vec<usize>)| {
         let made_up = made_up(&format!("{name}/{tensor}"), &shape);
         (tensor, made_up)
     };
     shapes.into_iter().map(of_shape).collect()
+}
+
+/// The folder of a network that is no whole model.
+fn network_folder(name: &str) -> PathBuf {
+    Path::new(if name.starts_with("tiny-vae") { "tests/parity/tiny_vaes" } else { "tests/parity/controls" }).join(name)
 }
 
 /// The picture `name` of `tests/parity/make_control_goldens.py`.

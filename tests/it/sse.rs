@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{Worker, long, picture, small};
 
 /// A stream as its client reads it: comments as they are, events by name and data.
-async fn transcript(worker: &Worker, request: &Value) -> (Vec<String>, Vec<(String, Value)>) {
+pub(crate) async fn transcript(worker: &Worker, request: &Value) -> (Vec<String>, Vec<(String, Value)>) {
     let response = worker.post(request).await;
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -26,7 +26,7 @@ async fn transcript(worker: &Worker, request: &Value) -> (Vec<String>, Vec<(Stri
     (lines, events)
 }
 
-fn streamed(mut request: Value, fields: &Value) -> Value {
+pub(crate) fn streamed(mut request: Value, fields: &Value) -> Value {
     request["stream"] = true.into();
     request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     request

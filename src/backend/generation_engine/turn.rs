@@ -187,7 +187,10 @@ impl<G: Generation> Picture<G> {
         let due = step * (usize::from(output.previews) + 1) / total;
         while usize::from(self.previews.start) < due && step < total {
             let Some(index) = self.previews.next() else { break };
-            let render = |_: Interrupt| picture_encoder::encode(&enlarge(&self.generation.preview()?, size), output, None);
+            let render = |interrupt: Interrupt| {
+                let preview = self.generation.preview(interrupt)?;
+                picture_encoder::encode(&enlarge(&preview, size), output, None)
+            };
             match attempt(&[&self.turn], pulse, render) {
                 Ok(image) => self.turn.respond(GenerationResponse::Preview { index, image }),
                 Err(error) => {

@@ -8,7 +8,6 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -62,12 +61,6 @@ const MAX_LAYERS: usize = 256;
 /// The halvings on a picture's way to the resolution of latents.
 const HALVINGS: usize = 3;
 
-#[derive(Deserialize)]
-struct ClassName {
-    #[serde(default, rename = "_class_name")]
-    class_name: String,
-}
-
 impl ControlFiles {
     /// Opens a directory or a file.
     ///
@@ -94,7 +87,7 @@ impl ControlFiles {
         let directory = ModelFiles::of_part(path);
         let name = format!("{PART}/config.json");
         let config = directory.read(&name)?.into_owned();
-        let ClassName { class_name } = directory.json(&name)?;
+        let class_name = directory.class_name(&name)?;
         let kind = match class_name.as_str() {
             "ControlNetModel" | "ControlNetUnionModel" => ControlNetworkKind::ControlNet,
             "T2IAdapter" => ControlNetworkKind::T2IAdapter,

@@ -10,8 +10,8 @@ use super::{ModelArgs, one_of};
 use crate::{
     backend::{ParsedPrompt, Settings},
     common::{
-        ClipSkip, ControlFile, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
-        NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
+        ClipSkip, ControlFile, Decoder, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler,
+        NamedSchedule, NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -57,6 +57,9 @@ pub struct GenerateArgs {
     /// Which of the text encoder's layers is the last one, counted from its end, 1 to 12; 1 skips nothing [default: the model's]
     #[arg(long, value_name = "LAYER")]
     pub clip_skip: Option<ClipSkip>,
+    /// What turns latents into pixels: full, the model's VAE, or tiny, that of --tiny-vae
+    #[arg(long, default_value_t)]
+    pub decoder: Decoder,
     /// Width and height in pixels, multiples of 8, such as 512x768 [default: those of the picture to begin with, or the model's]
     #[arg(long, value_name = "WIDTHxHEIGHT", conflicts_with_all = ["width", "height"])]
     pub size: Option<ImageSize>,
@@ -118,6 +121,7 @@ impl GenerateArgs {
             input: None,
             controls: self.control.iter().map(|control| control.settings.clone()).collect(),
             references: self.reference.iter().map(|reference| reference.scale).collect(),
+            decoder: self.decoder,
             output: OutputConfig::default(),
         })
     }

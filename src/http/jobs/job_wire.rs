@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use crate::{
     backend::{Complete, ImageFile, InitFiles, InputFiles},
     common::{
-        ClipSkip, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NamedSampler, NamedSchedule, NegativePrompt, Prompt,
-        Seed, Steps, Strength,
+        ClipSkip, Decoder, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, ImageFormat, NamedSampler, NamedSchedule, NegativePrompt,
+        Prompt, Seed, Steps, Strength,
     },
     http::{
         answer::{Base64, Parameters, WireTimings},
@@ -101,6 +101,8 @@ pub(in crate::http) struct JobRequest {
     zero_snr: Option<bool>,
     /// Which of the text encoder's layers is the last one, counted from its end.
     clip_skip: Option<ClipSkip>,
+    /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
+    decoder: Option<Decoder>,
     /// `png` where it is left out.
     output_format: Option<ImageFormat>,
     /// Quality of a JPEG; 90 where it is left out.
@@ -204,6 +206,7 @@ impl JobRequest {
             guidance_interval: self.guidance_interval,
             zero_snr: self.zero_snr,
             clip_skip: self.clip_skip,
+            decoder: self.decoder,
             strength: self.strength,
             progress: None,
             on_disconnect: None,

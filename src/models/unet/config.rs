@@ -384,7 +384,7 @@ mod tests {
             ("[4,8]", "0", "0 attention heads"),
             ("[4,8]", "7", "do not fall into 7"),
             ("[64,128]", "[63,128]", "do not fall into 4"),
-            ("\"act_fn\":\"silu\"", "\"act_fn\":\"relu\"", "relu"),
+            ("\"act_fn\":\"silu\"", "\"act_fn\":\"relu\"", "act_fn must be silu"),
             ("\"freq_shift\":0", "\"freq_shift\":32", "even number"),
             ("\"sample_size\":16", "\"sample_size\":0", "sample_size must be 1 to 1024"),
             (

@@ -1,8 +1,8 @@
 //! Images that are too large to be worked out whole: strip by strip, with the same numbers.
 //!
 //! A strip of rows is worked out from all the rows that its convolutions see, so nothing needs to be blended. Group norms alone see the
-//! whole image: before a norm is used, all strips are worked out as far as to it, for its statistics. The image is held whole wherever
-//! it is small enough; what is larger is worked out again from there, for every norm and for the result. That takes several times
+//! whole image: before a norm is used, all strips are worked out as far as to it, for its statistics. Up to the last norm, the image is held
+//! whole wherever it is small enough; what is larger is worked out again from there, for every norm and for the result. That takes several times
 //! the work, and nothing of the picture changes: statistics from a sample of the image, as others estimate them, leave seams or shift
 //! colours.
 
@@ -10,7 +10,7 @@ use std::{collections::VecDeque, ops::Range};
 
 use candle_core::{Result, Tensor};
 
-use super::Tiling;
+use super::{Tiling, tiny::AutoencoderTinyBlock};
 use crate::{
     models::{
         pass::Pass,
@@ -24,10 +24,14 @@ use crate::{
 pub(super) enum StripLayer<'a> {
     /// 3 x 3.
     Conv(&'a Conv2d),
-    /// The same, of the image after a norm and SiLU.
+    /// The same, and then ReLU.
+    ConvRelu(&'a Conv2d),
+    /// 3 x 3, of the image after a norm and SiLU.
     NormedConv(GroupNorm, &'a Conv2d),
     /// A block, with the norms in place of its own.
     Resnet([GroupNorm; 2], &'a ResnetBlock2D),
+    /// A block without norms.
+    Tiny(&'a AutoencoderTinyBlock),
     /// To half the size.
     Down(&'a Downsample2D),
     /// To twice the size.
@@ -82,22 +86,30 @@ impl<'a> StripLayer<'a> {
         Self::Resnet(block.norms().clone(), block)
     }
 
+    fn has_norms(&self) -> bool {
+        matches!(self, Self::NormedConv(..) | Self::Resnet(..))
+    }
+
     /// `(batch, channels, height, width)`, all of an image or some rows of it.
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         pass.check()?;
         match self {
             Self::Conv(conv) => conv.forward(x),
+            Self::ConvRelu(conv) => conv.forward_relu(x, Added::default()),
             Self::NormedConv(norm, conv) => conv.forward_normed(norm, x, Added::default()),
             Self::Resnet(norms, block) => block.forward_with(norms, x, pass),
+            Self::Tiny(block) => block.forward(x, pass),
             Self::Down(down) => down.forward(x, pass),
             Self::Up(up) => up.forward(x, (2 * x.dim(2)?, 2 * x.dim(3)?), pass),
         }
     }
 
     /// What becomes of an image of this size.
-    fn output(&self, Extent { height, width, .. }: Extent) -> Extent {
+    fn output(&self, extent: Extent) -> Extent {
+        let Extent { height, width, .. } = extent;
         match self {
-            Self::Conv(conv) | Self::NormedConv(_, conv) => Extent { channels: conv.out_channels(), height, width },
+            Self::Tiny(_) => extent,
+            Self::Conv(conv) | Self::ConvRelu(conv) | Self::NormedConv(_, conv) => Extent { channels: conv.out_channels(), height, width },
             Self::Resnet(_, block) => Extent { channels: block.out_channels(), height, width },
             Self::Down(down) => Extent { channels: down.channels(), height: height / 2, width: width / 2 },
             Self::Up(up) => Extent { channels: up.channels(), height: 2 * height, width: 2 * width },
@@ -108,8 +120,9 @@ impl<'a> StripLayer<'a> {
     fn seen(&self, rows: &Range<usize>, height: usize) -> Range<usize> {
         let around = |by: usize| rows.start.saturating_sub(by)..(rows.end + by).min(height);
         match self {
-            Self::Conv(_) | Self::NormedConv(..) => around(1),
+            Self::Conv(_) | Self::ConvRelu(_) | Self::NormedConv(..) => around(1),
             Self::Resnet(..) => around(2),
+            Self::Tiny(_) => around(AutoencoderTinyBlock::SEEN),
             Self::Down(_) => 2 * rows.start..(2 * rows.end + 1).min(height),
             Self::Up(_) => rows.start.saturating_sub(1) / 2..(rows.end + 1).div_ceil(2).min(height),
         }
@@ -118,7 +131,7 @@ impl<'a> StripLayer<'a> {
     /// Where the result of rows from `start` on begins.
     fn begin(&self, start: usize) -> usize {
         match self {
-            Self::Conv(_) | Self::NormedConv(..) | Self::Resnet(..) => start,
+            Self::Conv(_) | Self::ConvRelu(_) | Self::NormedConv(..) | Self::Resnet(..) | Self::Tiny(_) => start,
             Self::Down(_) => start / 2,
             Self::Up(_) => 2 * start,
         }
@@ -148,10 +161,12 @@ pub(super) fn bytes_whole(x: &Tensor, layers: &[StripLayer]) -> Result<usize> {
 pub(super) fn forward_in_strips(x: Tensor, layers: Vec<StripLayer>, limits: StripLimits, pass: &Pass) -> Result<Tensor> {
     let extent = Extent::of(&x)?;
     let mut strips = Strips { held: Held { bands: [x].into(), first: 0, extent }, pending: Vec::new(), limits, pass };
-    for mut layer in layers {
+    // Nothing after the last norm is worked out twice.
+    let last_norm = layers.iter().rposition(StripLayer::has_norms).unwrap_or_default();
+    for (i, mut layer) in layers.into_iter().enumerate() {
         strips.settle(&mut layer)?;
         strips.pending.push(layer);
-        if strips.extent().bytes() <= limits.whole {
+        if i < last_norm && strips.extent().bytes() <= limits.whole {
             strips.hold()?;
         }
     }
@@ -210,7 +225,7 @@ impl<'a> Strips<'a> {
     /// Gives the norms of the layer that is next the statistics of the whole image.
     fn settle(&mut self, layer: &mut StripLayer<'a>) -> Result<()> {
         match layer {
-            StripLayer::Conv(_) | StripLayer::Down(_) | StripLayer::Up(_) => {}
+            StripLayer::Conv(_) | StripLayer::ConvRelu(_) | StripLayer::Tiny(_) | StripLayer::Down(_) | StripLayer::Up(_) => {}
             StripLayer::NormedConv(norm, _) => *norm = self.settled(norm)?,
             StripLayer::Resnet([first, second], block) => {
                 *first = self.settled(first)?;

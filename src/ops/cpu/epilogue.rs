@@ -3,7 +3,7 @@
 use pulp::{Simd, bytemuck};
 
 use super::{
-    math::{gelu, quick_gelu, silu},
+    math::{gelu, quick_gelu, relu, silu},
     output::Output,
 };
 use crate::ops::Activation;
@@ -67,6 +67,7 @@ impl Epilogue<'_> {
             Some(Activation::Silu) => map(value, silu),
             Some(Activation::Gelu) => map(value, gelu),
             Some(Activation::QuickGelu) => map(value, quick_gelu),
+            Some(Activation::Relu) => map(value, relu),
         }
     }
 

@@ -76,3 +76,9 @@ pub(in crate::ops) fn gelu(x: f32) -> f32 {
 pub(in crate::ops) fn quick_gelu(x: f32) -> f32 {
     x / (1.0 + exp(-1.702 * x))
 }
+
+/// `max(x, 0)`, where a NaN stays one.
+#[inline(always)]
+pub(in crate::ops) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}

@@ -372,7 +372,10 @@ fn gelu_is_the_exact_one() {
 /// The engine looks for NaN in a picture, so no kernel may lose one.
 #[test]
 fn nan_is_not_lost() {
-    assert!([math::silu(f32::NAN), math::gelu(f32::NAN), math::quick_gelu(f32::NAN), math::exp2(f32::NAN)].iter().all(|v| v.is_nan()));
+    let functions: [fn(f32) -> f32; 5] = [math::silu, math::gelu, math::quick_gelu, math::relu, math::exp2];
+    assert!(functions.iter().all(|function| function(f32::NAN).is_nan()));
+    let relu = |x: f32| math::relu(x).to_bits();
+    assert_eq!([-2.0, 0.0, 3.0, f32::NEG_INFINITY, f32::INFINITY].map(relu), [0.0, 0.0, 3.0, 0.0, f32::INFINITY].map(f32::to_bits));
     assert!(math::silu(f32::INFINITY).is_infinite() && math::gelu(f32::INFINITY).is_infinite());
     let channels = if cfg!(miri) { 2 } else { 32 };
     let pixels = [vec![f32::NAN], numbers(16 * 16 * channels - 1, 1)].concat();

@@ -59,7 +59,7 @@ template <int N, typename T> __device__ inline void store(const float (&from)[N]
 __device__ inline bool is_aligned(const void *pointer) { return reinterpret_cast<u64>(pointer) % 16 == 0; }
 
 // The names are those of `Activation`.
-enum Function : u32 { NONE, SILU, GELU, QUICK_GELU };
+enum Function : u32 { NONE, SILU, GELU, QUICK_GELU, RELU };
 
 __device__ inline float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 
@@ -67,6 +67,8 @@ __device__ inline float activated(float x, u32 function) {
     if (function == SILU) return x / (1.0f + expf(-x));
     if (function == GELU) return gelu(x);
     if (function == QUICK_GELU) return x / (1.0f + expf(-1.702f * x));
+    // A NaN stays one.
+    if (function == RELU) return x < 0.0f ? 0.0f : x;
     return x;
 }
 

@@ -103,7 +103,8 @@ fn what_is_added_belongs_to_channels_and_samples() {
                 (Added { residual: Some(&residual), ..Added::default() }, &x64 + &residual64),
             ];
             for (added, sum) in sums {
-                for activation in [None, Some(Activation::Silu), Some(Activation::Gelu), Some(Activation::QuickGelu)] {
+                let functions = [Activation::Silu, Activation::Gelu, Activation::QuickGelu, Activation::Relu];
+                for activation in [None].into_iter().chain(functions.map(Some)) {
                     let sum = sum.as_ref().unwrap();
                     let expected = activation.map_or_else(|| Ok(sum.clone()), |activation| activation.forward(sum)).unwrap();
                     let x = x.copy().unwrap();
