@@ -2,15 +2,17 @@
 
   python3 -m venv VENV && . VENV/bin/activate
   pip install torch diffusers transformers accelerate    # always: diffusers makes the model
-  pip install openvino                                   # for openvino
+  pip install openvino nncf                              # for openvino, and openvino-int8
   pip install stable-diffusion-cpp-python                # for sdcpp-f16 and sdcpp-f32; builds C++ for this very processor
   cargo build --release && python benches/peers/peers.py --work DIR
   python benches/peers/peers.py --work DIR --builtin     # the built-in model instead, many pictures in each process
   python benches/peers/peers.py --work DIR --lora        # what a LoRA costs, in the engines that take one by request
+  python benches/peers/peers.py --work DIR --as-it-comes # no types demanded: each engine computes in what it takes by itself
+  python benches/peers/peers.py --work DIR --as-it-comes --tiny --steps 1 --guidance 1   # pictures of one step, as Turbo models draw them
 
 The model is a Stable Diffusion 1.5 of random weights: DIR keeps it (4 GB), and its forms for openvino (4 GB) and sdcpp (0.5 GB), for the next time.
 Rounds alternate between the engines, since timings drift with the machine. In a round, every engine has a process of its own, with as
-many threads, which makes a picture of one step to warm up, and then those that count. All make pictures with guidance:
+many threads, which makes a picture of one step to warm up, and then those that count. All make pictures with guidance, or without where --guidance is 1:
 text    both prompts through the text encoder
 step    the mean of all steps, each with the UNet for both prompts and the sampler
 decode  latents to pixels
@@ -20,8 +22,11 @@ rss     the process's peak memory, in GiB; Python, torch and the like are part o
 sd-worker   `sd-worker serve`, by the timings in its answers; f32, both prompts in one batch
 diffusers   StableDiffusionPipeline as it comes; f32, both prompts in one batch
 openvino    the modules of diffusers, converted for the one size, f32 demanded, both prompts in one batch; the loop around them is here
+openvino-int8   the same with the UNet's weights in 8 bits (NNCF), and no type demanded; not among the default engines
 sdcpp-f16   stable-diffusion.cpp with 16-bit weights and flash attention; it runs the UNet for one prompt after the other
 sdcpp-f32   the same with 32-bit weights asked for and plain attention
+With --as-it-comes, sd-worker has --compute auto, and OpenVINO computes in what it chooses (bf16 where the processor has tile units).
+With --tiny, a tiny autoencoder of random weights decodes in all of them but sdcpp.
 With --lora, each process makes a second picture with a LoRA of rank 16 on all attention and feed-forward layers, and there are two more columns:
 with    a step with the LoRA
 first   what its first picture takes beside its steps and decoding, more than one without: reading the file, and applying or merging it
@@ -35,7 +40,7 @@ WORKER, TOKENIZER = ROOT / "target/release/sd-worker", ROOT / "src/builtin_model
 PROMPT = "a fox on a blue background"
 COLUMNS, LORA_COLUMNS = ["text", "step", "decode", "total", "rss"], ["step", "with", "first", "total", "rss"]
 TORCH = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers", "accelerate": "accelerate"}
-NEEDS = {"sd-worker": {}, "diffusers": TORCH, "openvino": TORCH | {"openvino": "openvino"},
+NEEDS = {"sd-worker": {}, "diffusers": TORCH, "openvino": TORCH | {"openvino": "openvino"}, "openvino-int8": TORCH | {"openvino": "openvino", "nncf": "nncf"},
          "sdcpp-f16": {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}, "sdcpp-f32": {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}}
 
 
@@ -77,28 +82,54 @@ def make_lora(path):
     save_file(tensors, path / "lora.safetensors")
 
 
-def convert_for_openvino(model, path):
-    """Every module as OpenVINO's graph, in f32, for any size."""
+def make_tiny_vae(path):
+    import torch
+    from diffusers import AutoencoderTiny
+    torch.manual_seed(0)
+    AutoencoderTiny().save_pretrained(path)
+
+
+def traced(module, function, inputs):
+    """A module as OpenVINO's graph, for any size."""
+    import openvino, torch
     warnings.simplefilter("ignore")   # tracing has much to say
+
+    class Call(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs):
+            return function(*inputs)
+    with torch.no_grad():
+        return openvino.convert_model(Call().eval(), example_input=inputs)
+
+
+def convert_for_openvino(model, path):
+    """Every module, in f32."""
     import openvino, torch
     from diffusers import StableDiffusionPipeline
     pipe = StableDiffusionPipeline.from_pretrained(model).to(torch.float32)
-
-    class Call(torch.nn.Module):
-        def __init__(self, module, function):
-            super().__init__()
-            self.module, self.function = module, function
-
-        def forward(self, *inputs):
-            return self.function(*inputs)
     unet, vae, text, size = pipe.unet, pipe.vae, pipe.text_encoder, pipe.unet.config.sample_size
     ids, latents = torch.ones(2, 77, dtype=torch.long), torch.randn(2, 4, size, size)
     calls = {"text": (text, lambda ids: text(ids, return_dict=False)[0], (ids,)),
              "unet": (unet, lambda x, t, c: unet(x, t, c, return_dict=False)[0], (latents, torch.tensor(1), torch.randn(2, 77, text.config.hidden_size))),
              "decode": (vae, lambda x: vae.decode(x / vae.config.scaling_factor, return_dict=False)[0], (latents[:1],))}
-    for name, (module, function, inputs) in calls.items():
-        with torch.no_grad():
-            openvino.save_model(openvino.convert_model(Call(module, function).eval(), example_input=inputs), path / f"{name}.xml", compress_to_fp16=False)
+    for name, call in calls.items():
+        openvino.save_model(traced(*call), path / f"{name}.xml", compress_to_fp16=False)
+
+
+def convert_tiny_vae(model, path):
+    import openvino, torch
+    from diffusers import AutoencoderTiny
+    vae = AutoencoderTiny.from_pretrained(model)
+    openvino.save_model(traced(vae, lambda x: vae.decode(x, return_dict=False)[0], (torch.randn(1, 4, 64, 64),)), path / "decode.xml", compress_to_fp16=False)
+
+
+def compress_unet(converted, path):
+    """Weights in 8 bits, with a factor and a zero for each output."""
+    import nncf, openvino
+    openvino.save_model(nncf.compress_weights(openvino.Core().read_model(converted / "unet.xml"), mode=nncf.CompressWeightsMode.INT8_ASYM), path / "unet.xml", compress_to_fp16=False)
 
 
 def rename_for_sdcpp(model, path):
@@ -128,6 +159,8 @@ def sd_worker(o):
     if "--threads" in subprocess.run([WORKER, "serve", "--help"], capture_output=True, text=True).stdout:
         command += ["--threads", str(o.threads)]
     if o.lora: command += ["--loras", o.work / "lora"]
+    if o.tiny: command += ["--tiny-vae", o.work / "tiny-vae"]
+    if o.as_it_comes: command += ["--compute", "auto"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     port = json.loads(server.stdout.readline())["port"]
     if '"ready"' not in server.stdout.readline():
@@ -136,6 +169,7 @@ def sd_worker(o):
     def picture(steps, lora=False):
         body = dict(prompt=PROMPT, size=f"{o.size}x{o.size}", steps=steps, guidance_scale=o.guidance, sampler="ddim", seed=1)
         if lora: body["loras"] = ["lora"]
+        if o.tiny: body["decoder"] = "tiny"
         answer = urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}))
         t = {k.removesuffix("_ms"): v / 1000 for k, v in json.load(answer)["timings"].items()}
         return dict(text=t["text"], step=t["denoise"] / steps, decode=t["decode"], total=t["total"] - t["encode"])
@@ -145,9 +179,10 @@ def sd_worker(o):
 
 def diffusers(o):
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
     torch.set_num_threads(o.threads)
     pipe = StableDiffusionPipeline.from_pretrained(o.model).to(torch.float32)
+    if o.tiny: pipe.vae = AutoencoderTiny.from_pretrained(o.work / "tiny-vae")
     pipe.set_progress_bar_config(disable=True)
     marks = []   # when the text encoder began and ended, twice, and when the decoder began
 
@@ -166,7 +201,7 @@ def diffusers(o):
         start = time.perf_counter()
         if lora: pipe.load_lora_weights(o.work / "lora/lora.safetensors")
         pipe(PROMPT, num_inference_steps=steps, guidance_scale=o.guidance, width=o.size, height=o.size, generator=torch.Generator().manual_seed(1), output_type="pt")
-        total, (first, _, _, text, decode, decoded) = time.perf_counter() - start, marks
+        total, (first, *_, text, decode, decoded) = time.perf_counter() - start, marks
         return dict(text=text - first, step=(decode - text) / steps, decode=decoded - decode, total=total)
     return picture, None
 
@@ -176,27 +211,30 @@ def openvino(o):
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
     tokenizer, scheduler = CLIPTokenizer.from_pretrained(o.model / "tokenizer"), DDIMScheduler.from_pretrained(o.model / "scheduler")
-    core, side = openvino.Core(), o.size // 8
+    core, side, batch = openvino.Core(), o.size // 8, 2 if o.guidance > 1 else 1
+    is_int8 = o.only == "openvino-int8"
 
-    def compiled(name, *shapes):
-        graph = core.read_model(o.converted / f"{name}.xml")
+    def compiled(path, *shapes):
+        graph = core.read_model(path)
         graph.reshape({port: shape for port, shape in zip(graph.inputs, shapes)})
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": o.threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        options = {} if o.as_it_comes or is_int8 else {"INFERENCE_PRECISION_HINT": "f32"}
+        options |= {"INFERENCE_NUM_THREADS": o.threads, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         run = core.compile_model(graph, "CPU", options)
         return lambda *inputs: torch.from_numpy(run(inputs)[0].copy())
     width = json.loads((o.model / "unet/config.json").read_text())["cross_attention_dim"]
-    text_encoder, unet = compiled("text", (2, 77)), compiled("unet", (2, 4, side, side), (), (2, 77, width))
-    decoder = compiled("decode", (1, 4, side, side))
+    text_encoder = compiled(o.converted / "text.xml", (batch, 77))
+    unet = compiled((o.work / "sd15-openvino-int8" if is_int8 else o.converted) / "unet.xml", (batch, 4, side, side), (), (batch, 77, width))
+    decoder = compiled((o.work / "tiny-vae-openvino" if o.tiny else o.converted) / "decode.xml", (1, 4, side, side))
 
     def picture(steps):
         start = time.perf_counter()
-        text = text_encoder(tokenizer(["", PROMPT], padding="max_length", max_length=77, return_tensors="np").input_ids.astype(numpy.int64))
+        text = text_encoder(tokenizer(["", PROMPT][-batch:], padding="max_length", max_length=77, return_tensors="np").input_ids.astype(numpy.int64))
         encoded = time.perf_counter()
         x = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
-            without, having = unet(scheduler.scale_model_input(torch.cat([x, x]), t), t, text).chunk(2)
-            x = scheduler.step(without + o.guidance * (having - without), t, x).prev_sample
+            *without, having = unet(scheduler.scale_model_input(torch.cat([x] * batch), t), t, text).chunk(batch)
+            x = scheduler.step(without[0] + o.guidance * (having - without[0]) if without else having, t, x).prev_sample
         denoised = time.perf_counter()
         decoder(x)
         end = time.perf_counter()
@@ -221,7 +259,7 @@ def stable_diffusion_cpp(o):
     return picture, None
 
 
-ENGINES = {"sd-worker": sd_worker, "diffusers": diffusers, "openvino": openvino, "sdcpp-f16": stable_diffusion_cpp, "sdcpp-f32": stable_diffusion_cpp}
+ENGINES = {"sd-worker": sd_worker, "diffusers": diffusers, "openvino": openvino, "openvino-int8": openvino, "sdcpp-f16": stable_diffusion_cpp, "sdcpp-f32": stable_diffusion_cpp}
 
 
 def one_round(o):
@@ -241,25 +279,30 @@ def one_round(o):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=pathlib.Path, required=True, help="keeps the models")
-    p.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas")
+    p.add_argument("--engines", default=",".join(e for e in ENGINES if e != "openvino-int8"), help="which, separated by commas")
     p.add_argument("--builtin", action="store_true", help="the built-in model, at 128, 15 steps, guidance 3 and 20 pictures unless told otherwise; stable-diffusion.cpp cannot run it")
     p.add_argument("--size", type=int, help="256, 512 (default) or 768"); p.add_argument("--steps", type=int, help="default: 4"); p.add_argument("--guidance", type=float, help="default: 7.5")
     p.add_argument("--pictures", type=int, help="in each process (default: 1)"); p.add_argument("--rounds", type=int, default=3); p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--lora", action="store_true", help="what a LoRA costs; openvino is left out"); p.add_argument("--only", help=argparse.SUPPRESS)
+    p.add_argument("--lora", action="store_true", help="what a LoRA costs; openvino is left out"); p.add_argument("--tiny", action="store_true", help="with a tiny autoencoder; sdcpp is left out")
+    p.add_argument("--as-it-comes", action="store_true", help="no types demanded"); p.add_argument("--only", help=argparse.SUPPRESS)
     o = p.parse_args()
     for name, stable, builtin in ("size", 512, 128), ("steps", 4, 15), ("guidance", 7.5, 3.), ("pictures", 1, 20):
         if getattr(o, name) is None: setattr(o, name, builtin if o.builtin else stable)
     o.model, o.converted = o.work / ("builtin" if o.builtin else "sd15"), o.work / ("builtin-openvino" if o.builtin else "sd15-openvino")
     if o.only: return one_round(o)
 
-    engines = [e for e in o.engines.split(",") if not (o.builtin and e.startswith("sdcpp") or o.lora and e == "openvino")]
+    engines = [e for e in o.engines.split(",") if not (o.builtin and e.startswith("sdcpp") or o.lora and e.startswith("openvino") or o.tiny and e.startswith("sdcpp"))]
     columns = LORA_COLUMNS if o.lora else COLUMNS
     for engine in engines:
         missing = [package for module, package in (NEEDS[engine] | ({} if o.builtin or o.model.exists() else TORCH)).items() if not importlib.util.find_spec(module)]
         if missing: sys.exit(f"{engine} needs: {sys.executable} -m pip install {' '.join(missing)}   (or leave it out with --engines)")
     made(o.model, export_builtin if o.builtin else make_model)
     if o.lora: made(o.work / "lora", make_lora)
-    if "openvino" in engines: made(o.converted, lambda path: convert_for_openvino(o.model, path))
+    if o.tiny: made(o.work / "tiny-vae", make_tiny_vae)
+    if any(e.startswith("openvino") for e in engines):
+        made(o.converted, lambda path: convert_for_openvino(o.model, path))
+        if o.tiny: made(o.work / "tiny-vae-openvino", lambda path: convert_tiny_vae(o.work / "tiny-vae", path))
+    if "openvino-int8" in engines: made(o.work / "sd15-openvino-int8", lambda path: compress_unet(o.converted, path))
     if any(e.startswith("sdcpp") for e in engines): made(o.work / "sd15-sdcpp", lambda path: rename_for_sdcpp(o.model, path))
     rounds, environment = {e: [] for e in engines}, dict(os.environ, OMP_NUM_THREADS=str(o.threads), RAYON_NUM_THREADS=str(o.threads))
     for _ in range(o.rounds):
@@ -272,7 +315,7 @@ def main():
             print(engine, rounds[engine][-1], file=sys.stderr)
 
     rounds = {e: runs for e, runs in rounds.items() if len(runs) == o.rounds}
-    print(f"{'the built-in model' if o.builtin else 'Stable Diffusion 1.5'}, {o.size} x {o.size}, {o.steps} steps with guidance, {o.threads} threads, medians of {o.rounds} rounds; seconds, GiB\n")
+    print(f"{'the built-in model' if o.builtin else 'Stable Diffusion 1.5'}, {o.size} x {o.size}, {o.steps} steps {'with' if o.guidance > 1 else 'without'} guidance, {o.threads} threads, medians of {o.rounds} rounds; seconds, GiB\n")
     table = lambda head, rows: print("\n".join(f"| {' | '.join(row)} |" for row in [[head] + columns, ["---"] * (1 + len(columns)), *rows]) + "\n")
     table("engine", [[e] + [f"{statistics.median(r[c] for r in runs):.{3 if o.builtin else 2}f}" for c in columns] for e, runs in rounds.items()])
     if o.lora: print("with / step:", ", ".join(f"{e} {statistics.median(r['with'] / r['step'] for r in runs):.3f}" for e, runs in rounds.items()) + "\n")
