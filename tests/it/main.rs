@@ -7,6 +7,7 @@ mod architecture;
 mod asked;
 mod batches;
 mod bodies;
+mod cache;
 mod cli;
 mod connections;
 mod control_files;

@@ -10,8 +10,8 @@ use super::{ModelArgs, one_of};
 use crate::{
     backend::{ParsedPrompt, Settings},
     common::{
-        ClipSkip, ControlFile, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
-        NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
+        ClipSkip, ControlFile, Eta, FeatureCache, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler,
+        NamedSchedule, NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -45,6 +45,11 @@ pub struct GenerateArgs {
     /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
     #[arg(long, value_name = "START,STOP")]
     pub guidance_interval: Option<GuidanceInterval>,
+    /// Reuse features between steps, which is faster and changes the picture: every third step is full with deep,interval=3; a step is
+    /// with deep,threshold=0.1 if the latents have changed more since the latest full one. With ,start=0.2 or ,end=0.8, all others are full
+    /// [default: all steps are full]
+    #[arg(long, value_name = "KIND,OPTION…")]
+    pub cache: Option<FeatureCache>,
     /// The solver.
     #[arg(long, help = one_of("The solver", &Sampler::ALL.map(Sampler::name)))]
     pub sampler: Option<NamedSampler>,
@@ -113,6 +118,7 @@ impl GenerateArgs {
                 guidance_interval: self.guidance_interval,
                 clip_skip: self.clip_skip,
                 strength: self.strength,
+                cache: self.cache,
                 ..SamplingOptions::default()
             },
             input: None,

@@ -19,6 +19,7 @@ use crate::{
         run::{Entry, Run, Status},
         uploads::{self, TakenPicture},
         wire::{Bounded, ImagesRequest, MAX_SIDE, WireSeed},
+        wire_cache::WireCache,
         wire_controls::{self, WireControls, is_control},
         wire_loras::WireLoras,
         wire_references::{self, WireReferences, is_reference},
@@ -101,6 +102,9 @@ pub(in crate::http) struct JobRequest {
     zero_snr: Option<bool>,
     /// Which of the text encoder's layers is the last one, counted from its end.
     clip_skip: Option<ClipSkip>,
+    /// Features that are reused between steps: faster, and another picture.
+    #[schema(inline)]
+    cache: Option<WireCache>,
     /// `png` where it is left out.
     output_format: Option<ImageFormat>,
     /// Quality of a JPEG; 90 where it is left out.
@@ -205,6 +209,7 @@ impl JobRequest {
             zero_snr: self.zero_snr,
             clip_skip: self.clip_skip,
             strength: self.strength,
+            cache: self.cache,
             progress: None,
             on_disconnect: None,
             others: self.others,
