@@ -107,8 +107,8 @@ impl TryFrom<CacheParts> for FeatureCache {
             },
             (None, Some(threshold)) if (0.0..=1.0).contains(&threshold) => Refresh::Threshold(threshold),
             (None, Some(threshold)) => return Err(InvalidValue::new("threshold", threshold, "a number from 0 to 1")),
-            (None, None) => return Err(InvalidValue::new("cache", "with neither", "with one of interval and threshold")),
-            (Some(_), Some(_)) => return Err(InvalidValue::new("cache", "with both", "with one of interval and threshold")),
+            (None, None) => return Err(InvalidValue::new("cache", "with neither", "with either interval or threshold")),
+            (Some(_), Some(_)) => return Err(InvalidValue::new("cache", "with both", "with either interval or threshold")),
         };
         let window = ControlWindow::new(start.unwrap_or(0.0), end.unwrap_or(1.0))?;
         Ok(Self { kind: kind.parse()?, refresh, window })
@@ -185,8 +185,8 @@ mod tests {
         for (text, reason) in [
             ("", "must be deep, not \"\""),
             ("ucache,interval=3", "must be deep, not \"ucache\""),
-            ("deep", "must be with one of interval and threshold, not with neither"),
-            ("deep,interval=3,threshold=0.1", "must be with one of interval and threshold, not with both"),
+            ("deep", "must be with either interval or threshold, not with neither"),
+            ("deep,interval=3,threshold=0.1", "must be with either interval or threshold, not with both"),
             ("deep,interval=1", "must be a whole number from 2 to 20, not 1"),
             ("deep,interval=21", "from 2 to 20, not 21"),
             ("deep,interval=2.5", "must be deep,interval=3 or deep,threshold=0.1"),

@@ -87,7 +87,8 @@ async fn jobs_and_the_command_line_reuse_features_as_well() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = path(&folder, "fox.png");
-    let settings = ["--seed", "1", "--steps", "6", "--size", "64x64", "--guidance-scale", "4", "--sampler", "ddim", "--schedule", "default"];
+    let settings =
+        ["--seed", "1", "--steps", "6", "--size", "64x64", "--guidance-scale", "4", "--sampler", "ddim", "--schedule", "default"];
     let args = [&["generate", "a fox", "-o", &path, "--cache", "deep,interval=3,end=0.9"][..], &settings].concat();
     let output = run(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -79,7 +79,7 @@ def run(case, scheduler, changes, pipes, nets, ip_shapes, tensors):
     pipe, inputs = pipeline(case, pipes, nets)
     pipe.set_progress_bar_config(disable=True)
     former, pipe.scheduler = pipe.scheduler, scheduler.from_config(own, **changes)
-    case["scheduler"] = {key: value for key, value in dict(pipe.scheduler.config, _class_name=scheduler.__name__).items() if value is not None and key != "_use_default_values"}
+    case["scheduler"] = {key: value for key, value in dict(pipe.scheduler.config, _class_name=scheduler.__name__).items() if value not in (None, -float("inf")) and key != "_use_default_values"}  # JSON has no infinity
     if case["model"] != "lcm":
         inputs["negative_prompt"] = case["negative_prompt"] or None  # diffusers takes an empty one for one that is given
     if not case["mask"] and "strength" not in case or case["mask"]:

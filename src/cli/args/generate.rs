@@ -45,9 +45,9 @@ pub struct GenerateArgs {
     /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
     #[arg(long, value_name = "START,STOP")]
     pub guidance_interval: Option<GuidanceInterval>,
-    /// Reuse features between steps, which is faster and changes the picture: every third step is full with deep,interval=3; a step is
-    /// with deep,threshold=0.1 if the latents have changed more since the latest full one. With ,start=0.2 or ,end=0.8, all others are full
-    /// [default: all steps are full]
+    /// Reuse features between steps: faster, and another picture. With deep,interval=3, every third step is full; with deep,threshold=0.1,
+    /// those before which the latents have changed by more than this share since the latest full one. Then ,start=0.2 and ,end=0.8 as
+    /// shares of the steps: all outside are full [default: all steps are full]
     #[arg(long, value_name = "KIND,OPTION…")]
     pub cache: Option<FeatureCache>,
     /// The solver.
