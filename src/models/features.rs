@@ -47,7 +47,7 @@ impl Features {
     }
 
     /// The first layer's output with what control networks add to it.
-    pub(super) fn guided(&self, first: Tensor) -> Result<Tensor> {
+    pub(super) fn guided(&self, first: &Tensor) -> Result<Tensor> {
         self.residuals.add_to_first(first)
     }
 }

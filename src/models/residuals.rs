@@ -108,8 +108,8 @@ impl Residuals {
     }
 
     /// Adds what comes to the output of the first layer.
-    pub(super) fn add_to_first(&self, first: Tensor) -> Result<Tensor> {
-        self.after.first().map_or(Ok(first.clone()), |residual| add_images(&first, residual))
+    pub(super) fn add_to_first(&self, first: &Tensor) -> Result<Tensor> {
+        self.after.first().map_or(Ok(first.clone()), |residual| add_images(first, residual))
     }
 
     /// What is added at a level of the way down.

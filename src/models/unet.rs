@@ -185,7 +185,7 @@ impl UNet2DConditionModel {
     ) -> Result<Tensor> {
         let temb = self.encoder.time_embedding(latents, timesteps, context)?;
         let pass = &context.pass(&temb, interrupt);
-        let first = features.guided(self.encoder.first_layer(latents, pass)?)?;
+        let first = features.guided(&self.encoder.first_layer(latents, pass)?)?;
         self.last_layers(features.deep(), vec![first], pass)
     }
 
