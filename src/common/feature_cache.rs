@@ -99,7 +99,7 @@ impl TryFrom<CacheParts> for FeatureCache {
     type Error = InvalidValue;
 
     fn try_from(CacheParts { kind, interval, threshold, start, end }: CacheParts) -> Result<Self, InvalidValue> {
-        let kind = kind.as_deref().ok_or_else(|| InvalidValue::new("kind", "left out", invalid_value::one_of(&CacheKind::ALL)))?;
+        let kind = kind.ok_or_else(|| InvalidValue::new("kind", "left out", invalid_value::one_of(&CacheKind::ALL)))?.parse()?;
         let refresh = match (interval, threshold) {
             (Some(interval), None) => match usize::try_from(interval) {
                 Ok(steps) if (2..=Self::MAX_INTERVAL).contains(&interval) => Refresh::Interval(steps),
@@ -111,7 +111,7 @@ impl TryFrom<CacheParts> for FeatureCache {
             (Some(_), Some(_)) => return Err(InvalidValue::new("cache", "with both", "with either interval or threshold")),
         };
         let window = ControlWindow::new(start.unwrap_or(0.0), end.unwrap_or(1.0))?;
-        Ok(Self { kind: kind.parse()?, refresh, window })
+        Ok(Self { kind, refresh, window })
     }
 }
 

@@ -289,6 +289,8 @@ mod tests {
         let admission = Admission::new(2);
         let mut permit = admission.admit(&demand(1), 1, None).unwrap();
         permit.note(&step(1600));
+        // What reuses features says nothing of how long others take.
+        permit.note(&Progress { is_shallow: true, ..step(1) });
         let _waiting = admission.admit(&sized(128, 100), 2, None).unwrap_err();
         drop(permit);
         let _waiting = admission.admit(&sized(128, 100), 2, None).unwrap();
