@@ -42,7 +42,7 @@ pub use error::{GenerationError, LoadError};
 pub use generation::{Generation, Pipeline};
 pub use generation_engine::GenerationEngine;
 pub use image_file::{ImageFile, InitFiles, InputFiles, MAX_INPUT_PIXELS};
-pub use inference_pipeline::{Diffusion, InferencePipeline, Networks};
+pub use inference_pipeline::{Diffusion, InferencePipeline, Networks, Prediction};
 pub use infotext::ImageMetadata;
 pub use ip_adapter::{CrossAttentionLayer, IpAdapter, IpAdapterFile, MAX_REFERENCES, preprocess};
 pub use latent_preview::LatentPreview;

@@ -5,6 +5,7 @@ mod control_file;
 mod decoder;
 mod edit_defaults;
 mod error_chain;
+mod feature_cache;
 mod guidance_interval;
 mod image_format;
 mod input_image;
@@ -26,6 +27,7 @@ pub use control::{ControlKind, ControlScale, ControlSettings, ControlWindow, Pre
 pub use control_file::{ControlFile, NamedPath, ReferenceFile};
 pub use decoder::Decoder;
 pub use error_chain::error_chain;
+pub use feature_cache::{CacheKind, CacheParts, FeatureCache, Refresh};
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
 pub use input_image::{InputImage, InputImages, Mask, MaskMeaning};

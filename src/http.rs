@@ -41,6 +41,7 @@ mod trace_context;
 mod unread_body;
 mod uploads;
 mod wire;
+mod wire_cache;
 mod wire_controls;
 mod wire_loras;
 mod wire_references;

@@ -40,7 +40,7 @@ pub use conv2d_config::Conv2dConfig;
 pub use cpu::{GroupStatistics, free_scratch, zeroed};
 pub use device::{computes_in, fastest_compute_type, prepare};
 pub use embedding::Embedding;
-pub use images::{add_images, affine_image, half_image, join_images, relu_image, scale_image, silu_image};
+pub use images::{add_images, affine_image, half_image, join_images, relu_image, scale_image, separate_samples, silu_image};
 pub use layer_names::{LayerIndex, LayerKind, LayerNames, WeightLayer};
 pub use linear::{Geglu, Linear};
 pub use low_rank::LowRank;

@@ -27,13 +27,21 @@ pub struct StepKind {
     pub size: ImageSize,
     /// How many samples the network is evaluated for: the parts of the prompt and, with guidance, the negative prompt.
     pub samples: usize,
+    /// Whether it reuses the features of an earlier step.
+    pub is_shallow: bool,
 }
 
 /// The cost of a ControlNet, which has the first half of a UNet, as a share of a step: 2 of 5.
 const CONTROL_COST: (u64, u64) = (2, 5);
 
 impl StepKind {
-    /// Pixels of all samples.
+    /// A full step of the same size and number of samples. It has the same context.
+    #[must_use]
+    pub fn full(self) -> Self {
+        Self { is_shallow: false, ..self }
+    }
+
+    /// Pixels of all samples. A shallow step counts as a full one.
     #[must_use]
     pub fn work(self) -> u64 {
         self.size.pixels() * self.samples as u64
@@ -66,11 +74,11 @@ impl Demand {
         self.guidance_interval.is_some() && self.part_weights == [1.0]
     }
 
-    /// The kind of step `step`, counted from 0.
+    /// The kind of step `step`, counted from 0, if it is full.
     #[must_use]
     pub fn kind(&self, step: usize) -> StepKind {
         let is_alone = !self.is_guided() || (self.has_steps_of_prompt_alone() && !self.is_in_interval(step));
-        StepKind { size: self.size, samples: if is_alone { 1 } else { 1 + self.part_weights.len() } }
+        StepKind { size: self.size, samples: if is_alone { 1 } else { 1 + self.part_weights.len() }, is_shallow: false }
     }
 
     /// Pixels of all samples in all steps, with those of control networks by their share of the cost.

@@ -41,7 +41,8 @@ pub trait Generation {
     /// Number of steps: evaluations of the network.
     fn total_steps(&self) -> usize;
 
-    /// The context of the next step of these generations, and of the steps after it, as long as they are of the same kind.
+    /// The context of the next step of these generations, and of the steps after it, as long as they are of the same size and number of
+    /// samples.
     ///
     /// # Errors
     /// When the steps are of different kinds, or the model fails.

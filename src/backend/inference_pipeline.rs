@@ -2,6 +2,8 @@
 
 mod conditioning;
 mod initial_latents;
+mod kept_features;
+mod prediction;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -9,6 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use conditioning::Conditioning;
 use image::RgbImage;
 use initial_latents::{InitialLatents, KeptLatents};
+use kept_features::KeptFeatures;
+pub use prediction::Prediction;
 use tracing::{debug_span, warn};
 
 use super::{
@@ -73,6 +77,8 @@ pub struct Diffusion {
     images: Arc<InputImages>,
     decoder: Decoder,
     enlarged_to: Option<ImageSize>,
+    /// The features that later steps reuse, if the request asks for it.
+    kept_features: Option<KeptFeatures>,
     /// The latest stages, the newest first.
     past: VecDeque<Moment>,
     rng: TorchRng,
@@ -121,6 +127,7 @@ impl Pipeline for InferencePipeline {
             images: Arc::clone(&request.order.images),
             decoder: request.order.decoder,
             enlarged_to: request.order.output.enlarged_to,
+            kept_features: config.options.cache.map(KeptFeatures::new),
             past: VecDeque::new(),
             rng,
             steps_done: 0,
@@ -133,17 +140,17 @@ impl Pipeline for InferencePipeline {
     }
 
     fn picture_work(&self) -> u64 {
-        StepKind { size: self.info.defaults.size, samples: 2 }.work()
+        StepKind { size: self.info.defaults.size, samples: 2, is_shallow: false }.work()
     }
 }
 
 impl Generation for Diffusion {
     type Context = DenoiserContext;
-    /// For each sample, `(samples, channels, height / 8, width / 8)` in f32.
-    type Output = Tensor;
+    type Output = Prediction;
 
     fn kind(&self) -> StepKind {
-        self.demand.kind(self.steps_done)
+        let is_shallow = self.kept_features.as_ref().is_some_and(KeptFeatures::next_is_shallow);
+        StepKind { is_shallow, ..self.demand.kind(self.steps_done) }
     }
 
     fn total_steps(&self) -> usize {
@@ -156,19 +163,14 @@ impl Generation for Diffusion {
     }
 
     // 4. Denoise: one pass for all,
-    fn predict(generations: &[&Self], context: &DenoiserContext, interrupt: Interrupt) -> Result<Vec<Tensor>, GenerationError> {
-        let Some(pipeline) = generations.first().map(|first| &first.pipeline) else { return Ok(Vec::new()) };
-        let inputs = generations.iter().map(|generation| generation.model_input()).collect::<Result<Vec<_>, _>>()?;
-        let timesteps: Vec<f64> = generations.iter().map(|generation| generation.stage().timestep).collect();
-        let residuals = generations.iter().map(|generation| generation.residuals(interrupt)).collect::<Result<Vec<_>, _>>()?;
-        let residuals = Residuals::join(&residuals, generations[0].kind().samples)?;
-        let output = pipeline.networks.denoiser.forward(&Tensor::cat(&inputs, 0)?, &timesteps, context, &residuals, interrupt)?;
-        Ok(output.to_dtype(DType::F32)?.chunk(generations.len(), 0)?)
+    fn predict(generations: &[&Self], context: &DenoiserContext, interrupt: Interrupt) -> Result<Vec<Prediction>, GenerationError> {
+        Self::predictions(generations, context, interrupt)
     }
 
     // and a step for each.
-    fn update(&mut self, output: Tensor) -> Result<(), GenerationError> {
+    fn update(&mut self, Prediction { output, features }: Prediction) -> Result<(), GenerationError> {
         let stage = self.stage().clone();
+        self.keep(features)?;
         let output = self.guide(output)?;
         self.unmasked = self.next_latents(&stage, output)?;
         self.steps_done += 1;
@@ -177,7 +179,7 @@ impl Generation for Diffusion {
             Some(kept) => kept.lay_over(&self.unmasked, next_level)?,
             None => self.unmasked.clone(),
         };
-        Ok(())
+        self.prepare_next()
     }
 
     fn preview(&self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {

@@ -62,7 +62,7 @@ impl<'a> ImageMetadata<'a> {
         (!hashes.is_empty()).then(|| format!("Lora hashes: {}", serde_json::json!(hashes.join(", "))))
     }
 
-    fn values(&self) -> [(&'static str, Option<String>); 17] {
+    fn values(&self) -> [(&'static str, Option<String>); 18] {
         let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
         let interval = options.guidance_interval.map(|interval| {
             let [start, stop] = interval.into();
@@ -79,6 +79,7 @@ impl<'a> ImageMetadata<'a> {
             ("Eta", options.eta.map(|eta| eta.get().to_string())),
             ("CFG Rescale", options.guidance_rescale.map(|share| share.get().to_string())),
             ("CFG Interval", interval),
+            ("Feature cache", options.cache.map(|cache| cache.to_string().replace(',', " "))),
             ("Zero SNR", options.zero_snr.map(|zero_snr| zero_snr.to_string())),
             ("Clip skip", options.clip_skip.map(|skip| skip.to_string())),
             ("Denoising strength", options.strength.map(|strength| strength.get().to_string())),

@@ -173,6 +173,7 @@ impl Order {
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
             ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),
             ("strength", given.strength.is_some() && !has_input),
+            ("cache", given.cache.is_some_and(|cache| !cache.may_skip_any(order.demand.steps()))),
         ];
         let without_effect = without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name);
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();

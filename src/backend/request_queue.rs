@@ -124,6 +124,8 @@ pub struct Progress {
     pub step_time: Duration,
     /// How many pictures took that step in one pass.
     pub batch_size: usize,
+    /// Whether it reused the features of an earlier step, and took less time than others.
+    pub is_shallow: bool,
 }
 
 impl Progress {

@@ -83,7 +83,9 @@ fn stages(pipeline: &Arc<InferencePipeline>, goldens: &Goldens) -> std::result::
     let mut generation = pipeline.begin(&request(pipeline.info())?, Interrupt::NEVER)?;
     let tokens = goldens["text_embeddings"].dim(1)?;
     let text_embeddings = generation.text_embeddings().narrow(1, 0, tokens)?;
-    let unet = Tensor::cat(&Diffusion::predict(&[&generation], &Diffusion::join(&[&generation])?, Interrupt::NEVER)?, 0)?;
+    let predictions = Diffusion::predict(&[&generation], &Diffusion::join(&[&generation])?, Interrupt::NEVER)?;
+    let outputs: Vec<&Tensor> = predictions.iter().map(|prediction| &prediction.output).collect();
+    let unet = Tensor::cat(&outputs, 0)?;
     for _ in 0..generation.total_steps() {
         generation.step()?;
     }

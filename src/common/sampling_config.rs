@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{GuidanceInterval, InvalidValue, Sampler, Schedule, WholeNumber};
+use super::{FeatureCache, GuidanceInterval, InvalidValue, Sampler, Schedule, WholeNumber};
 
 /// Everything that determines how a picture is sampled, apart from the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,6 +77,8 @@ pub struct SamplingOptions {
     pub clip_skip: Option<ClipSkip>,
     /// How much the picture to begin with is changed, if there is one.
     pub strength: Option<Strength>,
+    /// Which steps reuse features of an earlier one, if any.
+    pub cache: Option<FeatureCache>,
 }
 
 /// The text encoder's last layer, counted from its end as in A1111, 1 to 12: 1 is the final layer, 2 the one before it (diffusers' 1). It

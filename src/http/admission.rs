@@ -221,6 +221,10 @@ impl Permit {
                 own.all = own.all.saturating_sub(step);
             }
         });
+        // Work is counted in full steps.
+        if progress.is_shallow {
+            return;
+        }
         // Two requests that write at once lose one measurement; the next one makes up for it.
         let before = self.backlog.picos_per_pixel.load(Ordering::Relaxed);
         let pixels = u128::from(step.max(1)) * progress.batch_size.max(1) as u128;
@@ -259,7 +263,7 @@ mod tests {
     }
 
     fn step(millis: u64) -> Progress {
-        Progress { step: 1, total: 10, step_time: Duration::from_millis(millis), batch_size: 1 }
+        Progress { step: 1, total: 10, step_time: Duration::from_millis(millis), batch_size: 1, is_shallow: false }
     }
 
     #[test]
@@ -285,6 +289,8 @@ mod tests {
         let admission = Admission::new(2);
         let mut permit = admission.admit(&demand(1), 1, None).unwrap();
         permit.note(&step(1600));
+        // What reuses features says nothing of how long others take.
+        permit.note(&Progress { is_shallow: true, ..step(1) });
         let _waiting = admission.admit(&sized(128, 100), 2, None).unwrap_err();
         drop(permit);
         let _waiting = admission.admit(&sized(128, 100), 2, None).unwrap();

@@ -10,8 +10,8 @@ use super::run::Run;
 use crate::{
     backend::{ChosenAdapter, ChosenControl, Timings},
     common::{
-        ClipSkip, ControlKind, Decoder, Eta, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Sampler, SamplingConfig,
-        SamplingOptions, Schedule, Seed, Steps, Strength,
+        ClipSkip, ControlKind, Decoder, Eta, FeatureCache, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Refresh, Sampler,
+        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength,
     },
 };
 
@@ -69,6 +69,9 @@ pub(super) struct Parameters {
     /// How far the picture to begin with is changed. Only where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<Strength>,
+    /// Which steps reused features of an earlier one. Only where the request asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<UsedCache>,
     /// How the mask marked the part to be repainted, if there was a mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<MaskMeaning>,
@@ -87,6 +90,28 @@ pub(super) struct Parameters {
     /// The pictures that the model looked at beside the prompt, without themselves. Only where there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reference: Vec<UsedReference>,
+}
+
+/// The cache of features, as a request has it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct UsedCache {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threshold: Option<f64>,
+    start: f64,
+    end: f64,
+}
+
+impl From<FeatureCache> for UsedCache {
+    fn from(cache: FeatureCache) -> Self {
+        let (interval, threshold) = match cache.refresh() {
+            Refresh::Interval(steps) => (Some(steps), None),
+            Refresh::Threshold(share) => (None, Some(share)),
+        };
+        Self { kind: cache.kind().name(), interval, threshold, start: cache.window().start(), end: cache.window().end() }
+    }
 }
 
 /// A picture that the model looked at.
@@ -152,7 +177,7 @@ impl Parameters {
     /// The settings of one of a run's pictures.
     pub(super) fn new(run: &Run, config: SamplingConfig) -> Self {
         let SamplingConfig { size: drawn, steps, guidance_scale, seed, sampler, schedule, options } = config;
-        let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, clip_skip, strength } = options;
+        let SamplingOptions { eta, guidance_rescale, guidance_interval, zero_snr, clip_skip, strength, cache } = options;
         let (size, enlarged_to) = (run.order.picture.size(), run.order.picture.output.enlarged_to);
         Self {
             model: run.model.clone(),
@@ -170,6 +195,7 @@ impl Parameters {
             clip_skip,
             decoder: Some(run.order.picture.decoder).filter(|decoder| *decoder != Decoder::default()),
             strength,
+            cache: cache.map(UsedCache::from),
             mask: run.order.mask,
             drawn_size: enlarged_to.map(|_| drawn.to_string()),
             upscaler: enlarged_to.map(|_| "lanczos"),

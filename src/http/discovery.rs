@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{ControlEntry, MAX_INPUT_PIXELS},
-    common::{Decoder, ImageSize, Sampler, Steps},
+    common::{CacheKind, Decoder, FeatureCache, ImageSize, Sampler, Steps},
 };
 
 /// What requests may ask for.
@@ -32,6 +32,8 @@ pub(super) struct Capabilities {
     references: bool,
     /// What `decoder` may say.
     decoders: &'static [Decoder],
+    /// What `kind` may say in `cache`.
+    caches: [&'static str; 1],
     limits: Limits,
 }
 
@@ -61,6 +63,7 @@ struct Limits {
     size_multiple: u32,
     max_pixels: u64,
     max_steps: usize,
+    max_cache_interval: u32,
     max_n: u32,
     max_body_bytes: usize,
     max_upload_bytes: usize,
@@ -103,12 +106,14 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         controls: controls.collect(),
         references: info.ip_adapter.is_some(),
         decoders: info.decoders(),
+        caches: CacheKind::ALL.map(CacheKind::name),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,
             max_side: ImageSize::MAX_SIDE,
             size_multiple: info.size_multiple,
             max_pixels: info.max_pixels,
             max_steps: info.max_steps.min(Steps::MAX as usize),
+            max_cache_interval: FeatureCache::MAX_INTERVAL as u32,
             max_n: MAX_N as u32,
             max_body_bytes: MAX_BODY_BYTES,
             max_upload_bytes: MAX_UPLOAD_BYTES,

@@ -13,6 +13,7 @@ use super::{
     fields::Fields,
     off_thread,
     order::{ImagesOrder, OnDisconnect},
+    wire_cache::WireCache,
     wire_controls::WireControls,
     wire_loras::WireLoras,
     wire_references::WireReferences,
@@ -105,6 +106,9 @@ pub(super) struct ImagesRequest {
     pub(super) decoder: Option<Decoder>,
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     pub(super) strength: Option<Strength>,
+    /// Features that are reused between steps: faster, and another picture.
+    #[schema(inline)]
+    pub(super) cache: Option<WireCache>,
     /// Whether a stream has progress as events, and not only as comments.
     pub(super) progress: Option<bool>,
     /// What becomes of the work when the client goes away.
@@ -210,6 +214,7 @@ impl ImagesRequest {
                 zero_snr: self.zero_snr,
                 clip_skip: self.clip_skip,
                 strength: self.strength,
+                cache: self.cache.and_then(|cache| cache.0),
             },
             input: files.init.as_ref().map(|files| InputKind { has_mask: files.mask.is_some() }),
             controls: self.control.unwrap_or_default().0,

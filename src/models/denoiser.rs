@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{
     ConfigError,
     conditions::Conditions,
+    features::Features,
     pass::Interrupt,
     residuals::Residuals,
     unet::{UNet2DConditionConfig, UNet2DConditionModel, UNetContext},
@@ -143,6 +144,40 @@ impl Denoiser {
     ) -> Result<Tensor> {
         match (self, context) {
             (Self::UNet(unet), DenoiserContext::UNet(context)) => unet.forward(latents, timesteps, context, residuals, interrupt),
+        }
+    }
+
+    /// The same, with what [`Features`] keep of this pass.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_keeping(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &DenoiserContext,
+        residuals: &Residuals,
+        interrupt: Interrupt,
+    ) -> Result<(Tensor, Tensor)> {
+        match (self, context) {
+            (Self::UNet(unet), DenoiserContext::UNet(context)) => unet.forward_keeping(latents, timesteps, context, residuals, interrupt),
+        }
+    }
+
+    /// A shallow pass, with the `features` of an earlier full one of the same generations.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_shallow(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &DenoiserContext,
+        features: &Features,
+        interrupt: Interrupt,
+    ) -> Result<Tensor> {
+        match (self, context) {
+            (Self::UNet(unet), DenoiserContext::UNet(context)) => unet.forward_shallow(latents, timesteps, context, features, interrupt),
         }
     }
 }

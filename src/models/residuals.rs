@@ -102,6 +102,16 @@ impl Residuals {
         Ok(Self { after: join(|one| &one.after)?, within: join(|one| &one.within)? })
     }
 
+    /// What is added to the output of the first layer alone.
+    pub(super) fn of_first_layer(&self) -> Self {
+        Self { after: self.after.iter().take(1).cloned().collect(), within: Vec::new() }
+    }
+
+    /// Adds what comes to the output of the first layer.
+    pub(super) fn add_to_first(&self, first: &Tensor) -> Result<Tensor> {
+        self.after.first().map_or(Ok(first.clone()), |residual| add_images(first, residual))
+    }
+
     /// What is added at a level of the way down.
     pub(super) fn of_level(&self, level: usize) -> Option<&Tensor> {
         self.within.get(level)

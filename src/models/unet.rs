@@ -16,6 +16,7 @@ pub(super) use encoder::{Encoded, Encoder};
 
 use super::{
     conditions::Conditions,
+    features::Features,
     image_prompt::ImageContext,
     pass::{Interrupt, Pass},
     residuals::Residuals,
@@ -75,6 +76,8 @@ impl UNetContext {
 pub struct UNet2DConditionModel {
     encoder: Encoder,
     up_blocks: Vec<UpBlock>,
+    /// The finest level of the way up.
+    last_up_block: UpBlock,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     config: UNet2DConditionConfig,
@@ -92,7 +95,8 @@ impl UNet2DConditionModel {
         let up_block = |i: usize| UpBlock::new(&config, levels - 1 - i, &vb.pp("up_blocks").pp(i));
         Ok(Self {
             encoder: Encoder::new(&config, vb)?,
-            up_blocks: (0..levels).map(up_block).collect::<Result<_>>()?,
+            up_blocks: (0..levels - 1).map(up_block).collect::<Result<_>>()?,
+            last_up_block: up_block(levels - 1)?,
             conv_norm_out: GroupNorm::new(config.norm_num_groups, finest, config.norm_eps, &vb.pp("conv_norm_out"))?,
             conv_out: Conv2d::new(finest, config.out_channels, Conv2dConfig::SAME_3X3, &vb.pp("conv_out"))?,
             config,
@@ -117,7 +121,7 @@ impl UNet2DConditionModel {
     /// # Errors
     /// When a tensor has another width, the pooled text is missing, or the device fails.
     pub fn context(&self, conditions: &Conditions) -> Result<UNetContext> {
-        self.encoder.context(conditions, self.up_blocks.iter().flat_map(UpBlock::layers))
+        self.encoder.context(conditions, self.up_blocks.iter().chain([&self.last_up_block]).flat_map(UpBlock::layers))
     }
 
     /// Noisy latents `(batch, in_channels, height, width)` to the model's prediction, noise or velocity,
@@ -140,13 +144,54 @@ impl UNet2DConditionModel {
         residuals: &Residuals,
         interrupt: Interrupt,
     ) -> Result<Tensor> {
-        let adapters = &context.adapters;
+        self.forward_keeping(latents, timesteps, context, residuals, interrupt).map(|(prediction, _)| prediction)
+    }
+
+    /// The same, with what enters the last layer on the way up, `(batch, channels, height, width)`, for [`Features`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_keeping(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &UNetContext,
+        residuals: &Residuals,
+        interrupt: Interrupt,
+    ) -> Result<(Tensor, Tensor)> {
         let temb = self.encoder.time_embedding(latents, timesteps, context)?;
         let pass = &context.pass(&temb, interrupt);
         let Encoded { middle: mut x, mut skips } = self.encoder.forward(latents, None, residuals, pass)?;
         for block in &self.up_blocks {
             x = block.forward(&x, pass, &mut skips)?;
         }
-        self.conv_out.with(adapters).forward_normed(self.conv_norm_out.with(adapters), &x, Added::default())
+        let deep = self.last_up_block.forward_to_last_layer(&x, pass, &mut skips)?;
+        drop(x);
+        Ok((self.last_layers(&deep, skips, pass)?, deep))
+    }
+
+    /// A shallow pass: the first and the last layers, with the `features` of an earlier full pass in place of what the others would make of
+    /// these latents. After the package `DeepCache`, branch 0.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_shallow(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        context: &UNetContext,
+        features: &Features,
+        interrupt: Interrupt,
+    ) -> Result<Tensor> {
+        let temb = self.encoder.time_embedding(latents, timesteps, context)?;
+        let pass = &context.pass(&temb, interrupt);
+        let first = features.guided(&self.encoder.first_layer(latents, pass)?)?;
+        self.last_layers(features.deep(), vec![first], pass)
+    }
+
+    /// What enters the last layer on the way up to the prediction.
+    fn last_layers(&self, deep: &Tensor, mut skips: Vec<Tensor>, pass: &Pass) -> Result<Tensor> {
+        let x = self.last_up_block.forward_last_layer(deep, pass, &mut skips)?;
+        self.conv_out.with(pass.adapters).forward_normed(self.conv_norm_out.with(pass.adapters), &x, Added::default())
     }
 }

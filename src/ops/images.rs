@@ -39,6 +39,18 @@ pub fn join_images(images: &[&Tensor]) -> Result<Tensor> {
     in_memory_order(images, |images| Tensor::cat(images, 0))
 }
 
+/// `count` samples of an image `(samples, channels, height, width)` from `first` on: the image itself if these are all, otherwise copied to
+/// memory of their own.
+///
+/// # Errors
+/// When the image has fewer, or the device fails.
+pub fn separate_samples(x: &Tensor, first: usize, count: usize) -> Result<Tensor> {
+    if count == x.dim(0)? {
+        return Ok(x.clone());
+    }
+    in_memory_order(&[&x.narrow(0, first, count)?], |images| images[0].force_contiguous())
+}
+
 /// SiLU of every number of an image.
 ///
 /// # Errors
@@ -102,6 +114,8 @@ mod tests {
                 assert_eq!(numbers(&add_images(&two, &one).unwrap()), sum);
                 assert_eq!(numbers(&add_images(&one, &two).unwrap()), sum);
                 assert_eq!(numbers(&join_images(&[&one, &one]).unwrap()), numbers(&twice));
+                let second = numbers(&two.narrow(0, 1, 1).unwrap());
+                assert_eq!(numbers(&separate_samples(&two, 1, 1).unwrap()), second);
             }
             assert_eq!(numbers(&scale_image(&two, 0.25).unwrap()), numbers(&(&two * 0.25).unwrap()));
             assert_eq!(numbers(&affine_image(&channels_last(&two), 2.0, -1.0).unwrap()), numbers(&two.affine(2.0, -1.0).unwrap()));

@@ -153,19 +153,18 @@ fn alone(pipeline: &Arc<InferencePipeline>, member: &Member) -> Outcome {
     (latents, Some(generation.finish(Interrupt::NEVER).unwrap()))
 }
 
-/// Runs all members, with every one that is present in each step.
+/// Runs all members, with every one that is present in each step, if its step is of the kind of the first one's.
 fn together(pipeline: &Arc<InferencePipeline>, members: &[Member]) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = members.iter().map(|_| (Vec::new(), None)).collect();
     let mut here: BTreeMap<usize, Diffusion> = BTreeMap::new();
     for step in 0.. {
         let coming = members.iter().enumerate().filter(|(_, member)| member.comes == step);
         here.extend(coming.map(|(i, member)| (i, member.asked.begin(pipeline))));
-        let generations: Vec<&Diffusion> = here.values().collect();
-        if generations.is_empty() {
-            break;
-        }
+        let Some(kind) = here.values().next().map(Diffusion::kind) else { break };
+        let generations: Vec<&Diffusion> = here.values().filter(|generation| generation.kind() == kind).collect();
         let outputs = Diffusion::predict(&generations, &Diffusion::join(&generations).unwrap(), Interrupt::NEVER).unwrap();
-        for ((i, generation), output) in here.iter_mut().zip(outputs) {
+        let stepping = here.iter_mut().filter(|(_, generation)| generation.kind() == kind);
+        for ((i, generation), output) in stepping.zip(outputs) {
             generation.update(output).unwrap();
             outcomes[*i].0.push(bits(generation.latents()));
             generation.preview(Interrupt::NEVER).unwrap();
@@ -259,6 +258,26 @@ fn pictures_without_guidance_or_of_several_parts_share_batches_of_their_kind() {
     }
 }
 
+#[test]
+fn kept_features_are_ones_own() {
+    for_every_model(|model, pipeline| {
+        let with = |i: usize, comes: usize, sampler: Sampler, cache: &str| {
+            let prompt = ["a fox", "an owl on a red background", "a very old pizza"][i % 3];
+            member(sampler, comes, &json!({ "prompt": prompt, "seed": i, "steps": 5 + i % 2, "guidance_scale": 2 + i, "cache": cache }))
+        };
+        let mut members = vec![
+            with(0, 0, Sampler::Euler, "deep,interval=2"),
+            with(1, 0, Sampler::Heun, "deep,interval=3"),
+            with(2, 1, Sampler::Ddim, "deep,threshold=0.1"),
+            with(3, 0, Sampler::Dpmpp2m, "deep,interval=3,start=0.3,end=0.9"),
+            with(4, 2, Sampler::Euler, "deep,interval=2"),
+            member(Sampler::EulerAncestral, 0, &json!({ "seed": 9, "steps": 4 })),
+        ];
+        members[1].leaves = Some(3);
+        compare_members(model, pipeline, &members);
+    });
+}
+
 /// Previews and pictures as files, from an engine whose queue was full before it started.
 async fn files(pipeline: &Arc<InferencePipeline>, max_batch: usize, members: Vec<Member>) -> Vec<Vec<Vec<u8>>> {
     let (queue, requests) = RequestQueue::new();
@@ -293,8 +312,9 @@ async fn previews_and_files_are_those_of_an_engine_that_serves_one_at_a_time() {
     let pipeline = builtin();
     let members = || {
         let samplers = [Sampler::Ddim, Sampler::EulerAncestral, Sampler::Heun, Sampler::Dpmpp2m, Sampler::UniPc, Sampler::DpmppSde];
-        let all = samplers.into_iter().enumerate().map(|(i, sampler)| member(sampler, 0, &json!({ "seed": i, "steps": 3 + i % 3 })));
-        all.collect::<Vec<Member>>()
+        let cache = |i| ["deep,interval=2", "deep,threshold=0.2", "deep,interval=3"].get(i);
+        let settings = |i: usize| json!({ "seed": i, "steps": 3 + i % 3, "cache": cache(i) });
+        samplers.into_iter().enumerate().map(|(i, sampler)| member(sampler, 0, &settings(i))).collect::<Vec<Member>>()
     };
     let alone = files(&pipeline, 1, members()).await;
     assert!(alone.iter().all(|files| files.len() == 3), "two previews and the picture");

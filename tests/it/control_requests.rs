@@ -187,6 +187,20 @@ async fn what_cannot_be_done_is_refused_with_the_reason() {
 /// Requests with and without control networks take their steps together.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guided_picture_does_not_depend_on_its_batch() {
+    let (passes, pictures) = compare_batches(&[Value::Null]).await;
+    assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
+}
+
+/// What a network adds to shallow steps is kept with the features.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guided_picture_that_reuses_features_does_not_depend_on_its_batch() {
+    let caches = [json!({ "kind": "deep", "interval": 3 }), json!({ "kind": "deep", "threshold": 0.1 }), Value::Null];
+    let (passes, pictures) = compare_batches(&caches).await;
+    assert!(pictures > passes, "{pictures} pictures' steps in {passes} passes");
+}
+
+/// Draws pictures with these caches in turn, alone and side by side. Returns how many passes those side by side took, and of how many steps.
+async fn compare_batches(caches: &[Value]) -> (f64, f64) {
     let files = files();
     let (single, worker) = (files.worker(&[]), Arc::new(files.worker(&["--max-batch", "4"])));
     let requests: Vec<Value> = [
@@ -202,7 +216,7 @@ async fn a_guided_picture_does_not_depend_on_its_batch() {
     .enumerate()
     .map(|(i, controls)| {
         let mut request = request(controls);
-        (request["seed"], request["steps"]) = (i.into(), 20.into());
+        (request["seed"], request["steps"], request["cache"]) = (i.into(), 20.into(), caches[i % caches.len()].clone());
         request
     })
     .collect();
@@ -216,8 +230,7 @@ async fn a_guided_picture_does_not_depend_on_its_batch() {
     for (i, (client, request)) in clients.into_iter().zip(&requests).enumerate() {
         assert!(client.await.unwrap() == single.generate(request).await["data"], "picture {i}");
     }
-    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
-    assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
+    (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await)
 }
 
 #[tokio::test]

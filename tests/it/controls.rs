@@ -27,7 +27,7 @@ use crate::{
 };
 
 #[derive(Deserialize)]
-struct Case {
+pub(crate) struct Case {
     name: String,
     model: String,
     scheduler: Value,
@@ -170,18 +170,21 @@ fn networks_by_themselves_agree_with_diffusers() {
 
 #[test]
 fn pictures_are_guided_as_in_diffusers() {
-    let goldens = goldens();
     let cases: Vec<Case> = serde_json::from_slice(&fs::read("tests/parity/controls.json").unwrap()).unwrap();
-    let (mut models, mut seen) = (BTreeMap::new(), 0);
-    for case in &cases {
+    assert_eq!(cases.len(), 26);
+    compare_all(&cases, &goldens());
+}
+
+/// Compares every step of these pictures.
+pub(crate) fn compare_all(cases: &[Case], goldens: &HashMap<String, Tensor>) {
+    let mut models = BTreeMap::new();
+    for case in cases {
         let folder = models.entry(&case.model).or_insert_with(|| made_up::model(&case.model));
         fs::write(folder.path().join("scheduler/scheduler_config.json"), case.scheduler.to_string()).unwrap();
         let networks = case.control.iter().map(|control| (control.net.as_str(), made_up::network(&control.net))).collect();
         let ip_adapter = case.reference.first().map(|reference| made_up::ip_adapter(&reference.adapter));
-        compare(case, &load(folder.path(), &networks, ip_adapter.as_ref()), &goldens);
-        seen += 1;
+        compare(case, &load(folder.path(), &networks, ip_adapter.as_ref()), goldens);
     }
-    assert_eq!(seen, 26);
 }
 
 fn compare(case: &Case, pipeline: &Arc<InferencePipeline>, goldens: &HashMap<String, Tensor>) {

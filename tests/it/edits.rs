@@ -97,7 +97,7 @@ async fn a_picture_is_changed_the_more_the_stronger() {
 #[tokio::test]
 async fn json_says_the_same_as_a_form() {
     let worker = Worker::ready(&[]);
-    let interval = [("guidance_interval", "[0, 0.5]")];
+    let interval = [("guidance_interval", "[0, 0.5]"), ("cache", r#"{"kind": "deep", "interval": 2}"#)];
     let answer = edit(&worker, with_picture(&interval).part("mask", file(png(white_mask())))).await;
     let (image, mask) = (BASE64_STANDARD.encode(png(original())), BASE64_STANDARD.encode(png(white_mask())));
     let url = |data: &str| format!("data:image/png;base64,{data}");
@@ -109,6 +109,7 @@ async fn json_says_the_same_as_a_form() {
     ] {
         let mut body = json!({ "prompt": "a fox", "steps": 4, "seed": 1, "guidance_scale": 4, "sampler": "ddim", "mask": mask });
         body["guidance_interval"] = json!([0, 0.5]);
+        body["cache"] = json!({ "kind": "deep", "interval": 2 });
         body[name] = image;
         let response = Client::new().post(worker.url("/v1/images/edits")).json(&body).send().await.unwrap();
         let same: Value = response.json().await.unwrap();

@@ -18,7 +18,7 @@ use sd_worker::{
         Demand, Generation, GenerationEngine, GenerationError, GenerationRequest, GenerationResponse, Interrupt, ModelDefaults, ModelInfo,
         Pipeline, Pulse, RequestQueue, StepKind,
     },
-    common::{ModelFamily, ModelVariant, Sampler, Schedule},
+    common::{ModelFamily, ModelVariant, Refresh, Sampler, Schedule},
     http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
     schedulers::SchedulerConfig,
 };
@@ -80,6 +80,8 @@ pub(crate) struct FakeGeneration {
     pipeline: Arc<FakePipeline>,
     prompt: String,
     demand: Arc<Demand>,
+    /// The steps between full ones.
+    interval: Option<usize>,
     done: usize,
     client: CancellationToken,
 }
@@ -96,7 +98,11 @@ impl Pipeline for FakePipeline {
             return Err(GenerationError::Tokenizer("no such luck".to_owned()));
         }
         let (demand, client) = (Arc::clone(&request.order.demand), request.cancellation.clone());
-        Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, demand, done: 0, client })
+        let interval = request.order.config.options.cache.and_then(|cache| match cache.refresh() {
+            Refresh::Interval(steps) => Some(steps),
+            Refresh::Threshold(_) => None,
+        });
+        Ok(FakeGeneration { pipeline: Arc::clone(self), prompt, demand, interval, done: 0, client })
     }
 
     fn model_id(&self) -> &'static str {
@@ -115,7 +121,8 @@ impl Generation for FakeGeneration {
     type Output = (String, usize);
 
     fn kind(&self) -> StepKind {
-        self.demand.kind(self.done)
+        let is_shallow = self.interval.is_some_and(|interval| !self.done.is_multiple_of(interval));
+        StepKind { is_shallow, ..self.demand.kind(self.done) }
     }
 
     fn total_steps(&self) -> usize {

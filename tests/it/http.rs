@@ -81,6 +81,7 @@ async fn every_setting_changes_the_picture() {
         ("eta", json!(0.5)),
         ("guidance_rescale", json!(0.7)),
         ("guidance_interval", json!([0.5, 1])),
+        ("cache", json!({ "kind": "deep", "interval": 2 })),
         ("zero_snr", json!(false)),
         ("size", json!("72x64")),
         ("width", json!(72)),
@@ -98,6 +99,7 @@ async fn the_parameters_of_an_answer_make_the_picture_again() {
     let asked = json!({
         "prompt": "a fox", "size": "96x72", "steps": 2, "guidance_scale": 4, "sampler": "ddim", "schedule": "sgm_uniform", "eta": 0.5,
         "guidance_rescale": 0.7, "guidance_interval": [0.0, 0.5], "zero_snr": false, "clip_skip": 2,
+        "cache": { "kind": "deep", "threshold": 0.5 },
     });
     let answer = worker.generate(&asked).await;
     let mut again = answer["parameters"].clone();

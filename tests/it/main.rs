@@ -8,6 +8,7 @@ mod asked;
 mod batches;
 mod bf16;
 mod bodies;
+mod cache;
 mod cli;
 mod connections;
 mod control_files;

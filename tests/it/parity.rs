@@ -55,6 +55,9 @@ pub(crate) struct Request {
     guidance_rescale: Option<GuidanceRescale>,
     #[serde(default)]
     guidance_interval: Option<GuidanceInterval>,
+    /// As the command line has it.
+    #[serde(default)]
+    cache: Option<String>,
 }
 
 impl Request {
@@ -71,6 +74,7 @@ impl Request {
                 guidance_rescale: self.guidance_rescale,
                 guidance_interval: self.guidance_interval,
                 strength: self.strength,
+                cache: self.cache.as_ref().map(|cache| cache.parse().unwrap()),
                 ..SamplingOptions::default()
             },
         };

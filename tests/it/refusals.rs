@@ -35,6 +35,8 @@ async fn bad_requests_are_refused_with_the_reason() {
         ("guidance_interval", json!([0.5])),
         ("guidance_interval", json!([0.8, 0.2])),
         ("guidance_interval", json!("all")),
+        ("cache", json!({ "kind": "ucache", "interval": 3 })),
+        ("cache", json!({ "kind": "deep" })),
         ("seed", json!(-2)),
         ("seed", json!(0.5)),
         ("sampler", json!("plms2")),

@@ -6,7 +6,7 @@ use tracing::{Span, warn};
 
 use super::{
     attempt,
-    turn::{Picture, Turn},
+    turn::{Picture, StepReport, Turn},
 };
 use crate::{
     backend::{Generation, GenerationError, GenerationRequest, Pulse, StepKind},
@@ -24,6 +24,7 @@ pub(super) struct Batch<G: Generation> {
 /// The context of some pictures, which is good for as long as they step together.
 struct Joined<G: Generation> {
     numbers: Vec<u64>,
+    /// That of the full steps that it is for; it is for shallow ones, too.
     kind: StepKind,
     context: G::Context,
 }
@@ -70,7 +71,7 @@ impl<G: Generation> Batch<G> {
             metrics::histogram!("sdw_batch_size").record(batch_size as f64);
         }
         for picture in stepping {
-            picture.report(pulse, step_time, batch_size);
+            picture.report(pulse, StepReport { step_time, batch_size, is_shallow: kind.is_shallow });
         }
     }
 }
@@ -86,11 +87,11 @@ fn predict<G: Generation>(
     let numbers: Vec<u64> = pictures.iter().map(|picture| picture.number).collect();
     let together = attempt(&turns, pulse, |interrupt| {
         let context = match joined {
-            Some(joined) if joined.kind == kind && joined.numbers == numbers => &joined.context,
+            Some(joined) if joined.kind == kind.full() && joined.numbers == numbers => &joined.context,
             _ => {
                 // The old context goes before there is a new one.
                 *joined = None;
-                &joined.insert(Joined { numbers, kind, context: G::join(&generations)? }).context
+                &joined.insert(Joined { numbers, kind: kind.full(), context: G::join(&generations)? }).context
             }
         };
         let outputs = G::predict(&generations, context, interrupt).inspect_err(|error| {

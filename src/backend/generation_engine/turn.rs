@@ -45,6 +45,15 @@ pub(super) struct Picture<G> {
     previews: Range<u8>,
 }
 
+/// A step that is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepReport {
+    pub(super) step_time: Duration,
+    /// How many pictures took it together.
+    pub(super) batch_size: usize,
+    pub(super) is_shallow: bool,
+}
+
 impl Turn {
     pub(super) fn new(request: GenerationRequest) -> Self {
         let config = &request.order.config;
@@ -175,11 +184,11 @@ impl<G: Generation> Picture<G> {
         self.failure = attempt(&[&self.turn], pulse, |_| work(generation)).err();
     }
 
-    /// Reports a step that `batch_size` pictures took together, and sends the previews that are due.
-    pub(super) fn report(&mut self, pulse: &Pulse, step_time: Duration, batch_size: usize) {
+    /// Reports a step, and sends the previews that are due.
+    pub(super) fn report(&mut self, pulse: &Pulse, StepReport { step_time, batch_size, is_shallow }: StepReport) {
         self.steps += 1;
         let (step, total) = (self.steps, self.generation.total_steps());
-        self.turn.respond(GenerationResponse::Progress(Progress { step, total, step_time, batch_size }));
+        self.turn.respond(GenerationResponse::Progress(Progress { step, total, step_time, batch_size, is_shallow }));
 
         // Preview n of p is due after n / (p + 1) of the steps, none after the last, which gives the picture itself.
         let order = &self.turn.request.order;

@@ -10,8 +10,9 @@ use super::{ModelArgs, one_of};
 use crate::{
     backend::{ParsedPrompt, Settings},
     common::{
-        ClipSkip, ControlFile, Decoder, Eta, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora, NamedSampler,
-        NamedSchedule, NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps, Strength,
+        ClipSkip, ControlFile, Decoder, Eta, FeatureCache, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora,
+        NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps,
+        Strength,
     },
 };
 
@@ -45,6 +46,11 @@ pub struct GenerateArgs {
     /// The shares of the steps after which guidance begins and ends, such as 0.2,0.8 [default: all steps]
     #[arg(long, value_name = "START,STOP")]
     pub guidance_interval: Option<GuidanceInterval>,
+    /// Reuse features between steps: faster, and another picture. With deep,interval=3, every third step is full; with deep,threshold=0.1,
+    /// those before which the latents have changed by more than this share since the latest full one. Then ,start=0.2 and ,end=0.8 as
+    /// shares of the steps: all outside are full [default: all steps are full]
+    #[arg(long, value_name = "KIND,OPTION…")]
+    pub cache: Option<FeatureCache>,
     /// The solver.
     #[arg(long, help = one_of("The solver", &Sampler::ALL.map(Sampler::name)))]
     pub sampler: Option<NamedSampler>,
@@ -116,6 +122,7 @@ impl GenerateArgs {
                 guidance_interval: self.guidance_interval,
                 clip_skip: self.clip_skip,
                 strength: self.strength,
+                cache: self.cache,
                 ..SamplingOptions::default()
             },
             input: None,

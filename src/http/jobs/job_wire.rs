@@ -19,6 +19,7 @@ use crate::{
         run::{Entry, Run, Status},
         uploads::{self, TakenPicture},
         wire::{Bounded, ImagesRequest, MAX_SIDE, WireSeed},
+        wire_cache::WireCache,
         wire_controls::{self, WireControls, is_control},
         wire_loras::WireLoras,
         wire_references::{self, WireReferences, is_reference},
@@ -103,6 +104,9 @@ pub(in crate::http) struct JobRequest {
     clip_skip: Option<ClipSkip>,
     /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
     decoder: Option<Decoder>,
+    /// Features that are reused between steps: faster, and another picture.
+    #[schema(inline)]
+    cache: Option<WireCache>,
     /// `png` where it is left out.
     output_format: Option<ImageFormat>,
     /// Quality of a JPEG; 90 where it is left out.
@@ -208,6 +212,7 @@ impl JobRequest {
             clip_skip: self.clip_skip,
             decoder: self.decoder,
             strength: self.strength,
+            cache: self.cache,
             progress: None,
             on_disconnect: None,
             others: self.others,

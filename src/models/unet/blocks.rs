@@ -145,15 +145,31 @@ impl UpBlock {
 
     /// Pops from `skips` what the way down pushed.
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        let mut x = x.clone();
-        for layer in &self.layers {
-            let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
-            x = layer.forward(&concat_channels(&x, &for_batch(&skip, x.dim(0)?)?)?, pass)?;
-        }
+        let x = climb(&self.layers, x, pass, skips)?;
         match (&self.upsampler, skips.last()) {
             // Where the way down halved an odd size, the next skip is not twice as large.
             (Some(upsampler), Some(next)) => upsampler.forward(&x, (next.dim(2)?, next.dim(3)?), pass),
             _ => Ok(x),
         }
     }
+
+    /// All but the last layer of the finest level.
+    pub(super) fn forward_to_last_layer(&self, x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        climb(&self.layers[..self.layers.len() - 1], x, pass, skips)
+    }
+
+    /// The last layer of the finest level.
+    pub(super) fn forward_last_layer(&self, x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        climb(&self.layers[self.layers.len() - 1..], x, pass, skips)
+    }
+}
+
+/// Some layers on the way up, each with the latest of `skips`.
+fn climb(layers: &[ResnetAttention], x: &Tensor, pass: &Pass, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    let mut x = x.clone();
+    for layer in layers {
+        let Some(skip) = skips.pop() else { candle_core::bail!("the way up has more layers than the way down") };
+        x = layer.forward(&concat_channels(&x, &for_batch(&skip, x.dim(0)?)?)?, pass)?;
+    }
+    Ok(x)
 }

@@ -69,6 +69,11 @@ impl Encoder {
         self.time_embedding.forward(timesteps, &context.add_embedding, &context.adapters, latents)
     }
 
+    /// The first layer alone.
+    pub(in crate::models) fn first_layer(&self, latents: &Tensor, pass: &Pass) -> Result<Tensor> {
+        self.conv_in.with(pass.adapters).forward(latents)
+    }
+
     /// `hint` is added to the first layer's output; `residuals` are added where [`Residuals`] says.
     pub(in crate::models) fn forward(
         &self,
@@ -77,7 +82,7 @@ impl Encoder {
         residuals: &Residuals,
         pass: &Pass,
     ) -> Result<Encoded> {
-        let mut x = self.conv_in.with(pass.adapters).forward(latents)?;
+        let mut x = self.first_layer(latents, pass)?;
         if let Some(hint) = hint {
             x = add_images(&x, hint)?;
         }

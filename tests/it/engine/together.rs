@@ -204,6 +204,27 @@ async fn a_pass_is_of_one_kind_and_goes_to_the_oldest_picture() {
 }
 
 #[tokio::test]
+async fn full_and_shallow_steps_share_no_pass() {
+    let cached = |prompt, steps, interval: &str| {
+        let cache = format!("deep,interval={interval}").parse().unwrap();
+        order(prompt, steps, move |config| config.options.cache = Some(cache))
+    };
+    let passes = |orders: Vec<Order>, guests: Vec<Order>| async move {
+        let pipeline = Arc::new(FakePipeline::default());
+        let requests = |orders: Vec<Order>| orders.into_iter().map(one).collect();
+        serve_together(2, &pipeline, requests(orders), requests(guests)).await;
+        pipeline.passes()
+    };
+    let plain = |prompt, steps| order(prompt, steps, |_| {});
+    assert_eq!(passes(vec![cached("a", 4, "2"), cached("b", 4, "2")], vec![]).await, ["a + b"; 4]);
+    assert_eq!(passes(vec![cached("a", 4, "2"), plain("b", 4)], vec![]).await, ["a + b", "a", "a + b", "a", "b", "b"]);
+    assert_eq!(passes(vec![cached("a", 4, "2"), cached("b", 4, "3")], vec![]).await, ["a + b", "a + b", "a", "a + b", "b"]);
+    // A request is begun when its first step, a full one, goes with the next pass.
+    let late = passes(vec![cached("invite", 4, "2")], vec![plain("b", 1)]).await;
+    assert_eq!(late, ["invite", "invite", "invite + b", "invite"]);
+}
+
+#[tokio::test]
 async fn a_pass_has_room_for_fewer_large_pictures() {
     let passes = |orders: Vec<Order>| async move {
         let pipeline = Arc::new(FakePipeline::default());

@@ -1,0 +1,135 @@
+//! The features that a picture keeps between steps, and which of its steps are full.
+
+use candle_core::{DType, Tensor};
+
+use crate::{
+    backend::GenerationError,
+    common::{FeatureCache, Refresh},
+    models::Features,
+};
+
+/// The cache of features of one picture. Whether its next step is shallow follows from the picture alone.
+#[derive(Debug)]
+pub(super) struct KeptFeatures {
+    cache: FeatureCache,
+    latest: Option<FullStep>,
+    next_is_shallow: bool,
+}
+
+/// The latest full step.
+#[derive(Debug)]
+struct FullStep {
+    step: usize,
+    /// The latents as the network saw them.
+    latents: Tensor,
+    features: Features,
+}
+
+/// The step that comes next.
+#[derive(Debug)]
+pub(super) struct NextStep<'a> {
+    /// Counted from 0.
+    pub(super) step: usize,
+    /// The number of all steps.
+    pub(super) steps: usize,
+    pub(super) samples: usize,
+    /// The latents as the network will see them.
+    pub(super) latents: &'a Tensor,
+}
+
+impl KeptFeatures {
+    pub(super) fn new(cache: FeatureCache) -> Self {
+        Self { cache, latest: None, next_is_shallow: false }
+    }
+
+    /// Whether the next step is shallow.
+    pub(super) fn next_is_shallow(&self) -> bool {
+        self.next_is_shallow
+    }
+
+    /// The features of the latest full step.
+    pub(super) fn features(&self) -> Option<&Features> {
+        self.latest.as_ref().map(|latest| &latest.features)
+    }
+
+    /// Keeps the features of a full step in place of those of the one before it.
+    pub(super) fn keep(&mut self, step: usize, latents: Tensor, features: Features) {
+        self.latest = Some(FullStep { step, latents, features });
+    }
+
+    /// Decides whether the next step is shallow. It is full where its number of samples is another.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn prepare(&mut self, next: &NextStep) -> Result<(), GenerationError> {
+        let usable = self.latest.as_ref().filter(|latest| latest.features.samples() == next.samples);
+        self.next_is_shallow = match usable.filter(|_| self.cache.may_skip(next.step, next.steps)) {
+            None => false,
+            Some(latest) => match self.cache.refresh() {
+                Refresh::Interval(steps) => next.step - latest.step < steps,
+                Refresh::Threshold(share) => change(&latest.latents, next.latents)? <= share,
+            },
+        };
+        Ok(())
+    }
+}
+
+/// How much latents have changed: the sum of the absolute differences, as a share of the sum of the absolute numbers before.
+fn change(before: &Tensor, now: &Tensor) -> Result<f64, GenerationError> {
+    let numbers = |latents: &Tensor| latents.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let (before, now) = (numbers(before)?, numbers(now)?);
+    let moved: f64 = before.iter().zip(&now).map(|(before, now)| f64::from((now - before).abs())).sum();
+    let size: f64 = before.iter().map(|number| f64::from(number.abs())).sum();
+    Ok(moved / size)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::models::Residuals;
+
+    fn latents(number: f32) -> Tensor {
+        Tensor::full(number, (1, 4, 8, 8), &Device::Cpu).unwrap()
+    }
+
+    /// The steps that are full, of a picture whose latents are `numbers`, and whose steps have so many `samples`.
+    fn full_steps(cache: &str, numbers: &[f32], samples: &[usize]) -> Vec<usize> {
+        let mut kept = KeptFeatures::new(cache.parse().unwrap());
+        let mut full = Vec::new();
+        for step in 0..numbers.len() {
+            if !kept.next_is_shallow() {
+                full.push(step);
+                let deep = Tensor::zeros((samples[step], 32, 8, 8), DType::F32, &Device::Cpu).unwrap();
+                kept.keep(step, latents(numbers[step]), Features::of_generation(&deep, 0, 1, Residuals::NONE).unwrap());
+            }
+            if step + 1 < numbers.len() {
+                let (samples, latents) = (samples[step + 1], &latents(numbers[step + 1]));
+                kept.prepare(&NextStep { step: step + 1, steps: numbers.len(), samples, latents }).unwrap();
+            }
+        }
+        full
+    }
+
+    #[test]
+    fn full_steps_are_an_interval_apart() {
+        let full = |cache| full_steps(cache, &[1.0; 10], &[2; 10]);
+        assert_eq!(full("deep,interval=2"), [0, 2, 4, 6, 8]);
+        assert_eq!(full("deep,interval=3"), [0, 3, 6, 9]);
+        assert_eq!(full("deep,interval=3,start=0.4"), [0, 1, 2, 3, 6, 9]);
+        assert_eq!(full("deep,interval=3,end=0.5"), [0, 3, 5, 6, 7, 8, 9]);
+        // Another number of samples needs other features.
+        assert_eq!(full_steps("deep,interval=3", &[1.0; 8], &[1, 1, 2, 2, 2, 2, 1, 1]), [0, 2, 5, 6]);
+    }
+
+    #[test]
+    fn a_step_is_full_where_the_latents_have_changed_by_more_than_the_threshold() {
+        let numbers = [1.0, 1.04, 1.08, 1.12, 1.16, 1.3, 1.31, f32::NAN, 1.0];
+        let full = |cache| full_steps(cache, &numbers, &[1; 9]);
+        assert_eq!(full("deep,threshold=0.1"), [0, 3, 5, 7, 8]);
+        assert_eq!(full("deep,threshold=0"), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(full("deep,threshold=1"), [0, 7, 8], "what is no number is never near");
+        assert_eq!(full_steps("deep,threshold=0", &[1.0; 3], &[1; 3]), [0]);
+    }
+}
