@@ -205,7 +205,7 @@ impl Worker<'_> {
         let ServeArgs { orchestrator, model, .. } = self.args;
         tokio::spawn(cli::report_ready(orchestrator.clone(), Arc::clone(info), model.model.clone(), self.address));
         let (load_ms, threads) = (load_time.as_millis(), rayon::current_num_threads());
-        info!(model = info.id, device = info.device, threads, load_ms, "ready");
+        info!(model = info.id, device = info.device, compute = info.compute, threads, load_ms, "ready");
         if self.log_format == LogFormat::Text {
             cli::stderr().line(format!("Try:\n{}", example(self.address)));
         }

@@ -165,7 +165,8 @@ fn tiny_vae(path: &Path, configs: &ModelConfigs, dtype: DType, options: &LoadOpt
     let config = config.map_err(LoadError::config(files.config_path().to_owned()))?;
     let weights = files.weights(dtype, &options.device);
     let new = |vb: &Weights| AutoencoderTiny::new(&config, vb);
-    let network = new(&Weights::new(weights.vb.clone(), options.weight_type)).map_err(|source| weights.failure(source, new))?;
+    // So few weights need not be kept in fewer bits, where some might overflow.
+    let network = new(&Weights::new(weights.vb.clone(), WeightType::F32)).map_err(|source| weights.failure(source, new))?;
     if let Some(warning) = weights.unread_warning() {
         warn!("{warning}");
     }

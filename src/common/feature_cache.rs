@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use super::{ControlWindow, InvalidValue, invalid_value};
 
 /// How a text names a cache.
-const SPELLING: &str = "deep,interval=3 or deep,threshold=0.1, each with ,start=0.2 or ,end=0.8 if not all steps may be skipped";
+const SPELLING: &str = "deep,interval=3 or deep,threshold=0.1, each with ,start=0.2 or ,end=0.8 if not all steps may be shallow";
 
 /// A cache of features between steps: which evaluations of the network are full, and which are shallow and reuse the features of the latest
 /// full one. The first is always full.
@@ -107,8 +107,8 @@ impl TryFrom<CacheParts> for FeatureCache {
             },
             (None, Some(threshold)) if (0.0..=1.0).contains(&threshold) => Refresh::Threshold(threshold),
             (None, Some(threshold)) => return Err(InvalidValue::new("threshold", threshold, "a number from 0 to 1")),
-            (None, None) => return Err(InvalidValue::new("cache", "with neither", "with either interval or threshold")),
-            (Some(_), Some(_)) => return Err(InvalidValue::new("cache", "with both", "with either interval or threshold")),
+            (None, None) => return Err(InvalidValue::new("cache", "neither", "given with interval or threshold, such as deep,interval=3")),
+            (Some(_), Some(_)) => return Err(InvalidValue::new("cache", "both", "given with interval or threshold")),
         };
         let window = ControlWindow::new(start.unwrap_or(0.0), end.unwrap_or(1.0))?;
         Ok(Self { kind, refresh, window })
@@ -133,13 +133,16 @@ impl FromStr for FeatureCache {
         let mut options = text.split(',').map(str::trim);
         let mut parts = CacheParts { kind: options.next().map(str::to_owned), ..CacheParts::default() };
         for option in options {
-            let number = |value: &str| value.parse().map(Some).map_err(|_| unread());
-            match option.split_once('=').ok_or_else(unread)? {
-                ("interval", value) => parts.interval = Some(value.parse().map_err(|_| unread())?),
-                ("threshold", value) => parts.threshold = number(value)?,
-                ("start", value) => parts.start = number(value)?,
-                ("end", value) => parts.end = number(value)?,
+            let number = |value: &str| value.parse().map_err(|_| unread());
+            let is_second = match option.split_once('=').ok_or_else(unread)? {
+                ("interval", value) => parts.interval.replace(value.parse().map_err(|_| unread())?).is_some(),
+                ("threshold", value) => parts.threshold.replace(number(value)?).is_some(),
+                ("start", value) => parts.start.replace(number(value)?).is_some(),
+                ("end", value) => parts.end.replace(number(value)?).is_some(),
                 _ => return Err(unread()),
+            };
+            if is_second {
+                return Err(unread());
             }
         }
         parts.try_into()
@@ -185,8 +188,8 @@ mod tests {
         for (text, reason) in [
             ("", "must be deep, not \"\""),
             ("ucache,interval=3", "must be deep, not \"ucache\""),
-            ("deep", "must be with either interval or threshold, not with neither"),
-            ("deep,interval=3,threshold=0.1", "must be with either interval or threshold, not with both"),
+            ("deep", "must be given with interval or threshold, such as deep,interval=3, not neither"),
+            ("deep,interval=3,threshold=0.1", "must be given with interval or threshold, not both"),
             ("deep,interval=1", "must be a whole number from 2 to 20, not 1"),
             ("deep,interval=21", "from 2 to 20, not 21"),
             ("deep,interval=2.5", "must be deep,interval=3 or deep,threshold=0.1"),
@@ -194,6 +197,7 @@ mod tests {
             ("deep,threshold=NaN", "must be a number from 0 to 1, not NaN"),
             ("deep,interval=3,start=0.8,end=0.2", "the second no less than the first"),
             ("deep,3", "must be deep,interval=3 or"),
+            ("deep,interval=3,interval=4", "must be deep,interval=3 or"),
             ("deep,depth=3", "must be deep,interval=3 or"),
         ] {
             let error = text.parse::<FeatureCache>().unwrap_err().to_string();

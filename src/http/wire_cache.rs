@@ -123,15 +123,15 @@ mod tests {
             ("3", "invalid type: integer `3`, expected an object such as {\"kind\": \"deep\", \"interval\": 3}"),
             ("{}", "kind must be deep, not left out"),
             (r#"{"kind": "ucache", "interval": 3}"#, "kind must be deep, not \"ucache\""),
-            (r#"{"kind": "deep"}"#, "must be with either interval or threshold, not with neither"),
-            (r#"{"kind": "deep", "interval": 3, "threshold": 0.1}"#, "must be with either interval or threshold, not with both"),
+            (r#"{"kind": "deep"}"#, "must be given with interval or threshold, such as deep,interval=3, not neither"),
+            (r#"{"kind": "deep", "interval": 3, "threshold": 0.1}"#, "must be given with interval or threshold, not both"),
             (r#"{"kind": "deep", "interval": 1}"#, "interval must be a whole number from 2 to 20, not 1"),
             (r#"{"kind": "deep", "interval": 2.5}"#, "expected a whole number"),
             (r#"{"kind": "deep", "threshold": 1.5}"#, "threshold must be a number from 0 to 1, not 1.5"),
             (r#"{"kind": "deep", "intervall": 3}"#, "unknown field `intervall`, expected one of `kind`, `interval`, `threshold`"),
             (r#"{"kind": "deep", "interval": 3, "start": 0.8, "end": 0.2}"#, "start and end must be two numbers from 0 to 1"),
             (r#""{\"kind\": 7}""#, "expected a string"),
-            (r#""deep""#, "with either interval or threshold"),
+            (r#""deep""#, "given with interval or threshold"),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.contains(reason), "{json}: {error}");

@@ -138,7 +138,7 @@ fn what_is_no_network_for_the_model_ends_the_start() {
             format!("x={}", other.path().join("unknown.safetensors").display()),
             "no ControlNet and no T2I-Adapter that is known here: its tensors are a.weight",
         ),
-        (format!("x={}", of_model.display()), "it is of a UNet2DConditionModel, and not of a ControlNetModel or a T2IAdapter"),
+        (format!("x={}", of_model.display()), "its _class_name is \"UNet2DConditionModel\", and should be ControlNetModel or T2IAdapter"),
         (
             format!("x={}", xl.path().display()),
             "this ControlNet does not fit the model: its levels have [64, 128] channels, the model's [32, 64, 64]",

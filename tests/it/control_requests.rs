@@ -199,6 +199,21 @@ async fn a_guided_picture_that_reuses_features_does_not_depend_on_its_batch() {
     assert!(pictures > passes, "{pictures} pictures' steps in {passes} passes");
 }
 
+#[tokio::test]
+async fn a_network_that_begins_between_full_steps_counts() {
+    let files = files();
+    let worker = files.worker(&[]);
+    let drawn = async |controls: Value| {
+        let mut request = request(&controls);
+        (request["steps"], request["cache"]) = (10.into(), json!({ "kind": "deep", "interval": 20 }));
+        worker.generate(&request).await["data"][0]["b64_json"].clone()
+    };
+    let plain = drawn(json!([])).await;
+    for name in ["first", "adapter"] {
+        assert!(drawn(json!([control(name, "a", &json!({ "start": 0.3, "end": 0.6 }))])).await != plain, "{name}");
+    }
+}
+
 /// Draws pictures with these caches in turn, alone and side by side. Returns how many passes those side by side took, and of how many steps.
 async fn compare_batches(caches: &[Value]) -> (f64, f64) {
     let files = files();

@@ -150,7 +150,7 @@ fn what_is_no_such_decoder_is_refused_by_name() {
 fn a_directory_s_configuration_is_read() {
     let model = made_up::model("sd1");
     for (field, value, reason) in [
-        ("_class_name", "AutoencoderKL".into(), "it is of a AutoencoderKL, and not of an AutoencoderTiny"),
+        ("_class_name", "AutoencoderKL".into(), "its _class_name is \"AutoencoderKL\", and should be AutoencoderTiny"),
         ("act_fn", "silu".into(), "act_fn must be relu"),
         ("latent_channels", 16.into(), "it decodes latents of 16 channels, but the model's have 4"),
         ("num_decoder_blocks", serde_json::json!([1, 1, 1, 1]), "not all weights of its configuration"),

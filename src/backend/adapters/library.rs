@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The layers that are kept for requests to come, in bytes; the latest of each network are kept in any case.
-const KEPT_BYTES: usize = 64 << 20;
+const KEPT_BYTES: usize = 48 << 20;
 /// The most adapters of one request: each costs time in every step.
 const MAX_ADAPTERS: usize = 32;
 /// The most sets of layers that are kept.

@@ -88,6 +88,14 @@ impl ActiveControl {
         (is_same && network.config().union.is_some()).then_some(own)
     }
 
+    /// For each of its pictures, whether it counts in a step.
+    pub(in crate::backend) fn counts(&self, step: usize, demand: &Demand) -> Vec<bool> {
+        match self {
+            Self::ControlNet(network) => network.hints.iter().map(|(settings, _)| counts(settings, step, demand)).collect(),
+            Self::T2IAdapter { settings, .. } => vec![counts(settings, step, demand)],
+        }
+    }
+
     /// What it adds in step `step` of `demand`, given the latents `(1, channels, height, width)` as the denoiser sees them.
     ///
     /// # Errors

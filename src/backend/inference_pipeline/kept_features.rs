@@ -20,6 +20,8 @@ pub(super) struct KeptFeatures {
 #[derive(Debug)]
 struct FullStep {
     step: usize,
+    /// Which pictures of control networks counted.
+    controls: Vec<bool>,
     /// The latents as the network saw them.
     latents: Tensor,
     features: Features,
@@ -33,6 +35,8 @@ pub(super) struct NextStep<'a> {
     /// The number of all steps.
     pub(super) steps: usize,
     pub(super) samples: usize,
+    /// Which pictures of control networks count.
+    pub(super) controls: Vec<bool>,
     /// The latents as the network will see them.
     pub(super) latents: &'a Tensor,
 }
@@ -53,16 +57,18 @@ impl KeptFeatures {
     }
 
     /// Keeps the features of a full step in place of those of the one before it.
-    pub(super) fn keep(&mut self, step: usize, latents: Tensor, features: Features) {
-        self.latest = Some(FullStep { step, latents, features });
+    pub(super) fn keep(&mut self, step: usize, controls: Vec<bool>, latents: Tensor, features: Features) {
+        self.latest = Some(FullStep { step, controls, latents, features });
     }
 
-    /// Decides whether the next step is shallow. It is full where its number of samples is another.
+    /// Decides whether the next step is shallow. It is full where its number of samples is another, or other pictures of control networks
+    /// count.
     ///
     /// # Errors
     /// When the device fails.
     pub(super) fn prepare(&mut self, next: &NextStep) -> Result<(), GenerationError> {
-        let usable = self.latest.as_ref().filter(|latest| latest.features.samples() == next.samples);
+        let is_usable = |latest: &&FullStep| latest.features.samples() == next.samples && latest.controls == next.controls;
+        let usable = self.latest.as_ref().filter(is_usable);
         self.next_is_shallow = match usable.filter(|_| self.cache.may_skip(next.step, next.steps)) {
             None => false,
             Some(latest) => match self.cache.refresh() {
@@ -96,17 +102,23 @@ mod tests {
 
     /// The steps that are full, of a picture whose latents are `numbers`, and whose steps have so many `samples`.
     fn full_steps(cache: &str, numbers: &[f32], samples: &[usize]) -> Vec<usize> {
+        full_steps_with(cache, numbers, samples, |_| Vec::new())
+    }
+
+    /// The same with control networks that count by step.
+    fn full_steps_with(cache: &str, numbers: &[f32], samples: &[usize], controls: impl Fn(usize) -> Vec<bool>) -> Vec<usize> {
         let mut kept = KeptFeatures::new(cache.parse().unwrap());
         let mut full = Vec::new();
         for step in 0..numbers.len() {
             if !kept.next_is_shallow() {
                 full.push(step);
                 let deep = Tensor::zeros((samples[step], 32, 8, 8), DType::F32, &Device::Cpu).unwrap();
-                kept.keep(step, latents(numbers[step]), Features::of_generation(&deep, 0, 1, Residuals::NONE).unwrap());
+                kept.keep(step, controls(step), latents(numbers[step]), Features::of_generation(&deep, 0, 1, Residuals::NONE).unwrap());
             }
             if step + 1 < numbers.len() {
                 let (samples, latents) = (samples[step + 1], &latents(numbers[step + 1]));
-                kept.prepare(&NextStep { step: step + 1, steps: numbers.len(), samples, latents }).unwrap();
+                let (step, steps) = (step + 1, numbers.len());
+                kept.prepare(&NextStep { step, steps, samples, controls: controls(step), latents }).unwrap();
             }
         }
         full
@@ -121,6 +133,12 @@ mod tests {
         assert_eq!(full("deep,interval=3,end=0.5"), [0, 3, 5, 6, 7, 8, 9]);
         // Another number of samples needs other features.
         assert_eq!(full_steps("deep,interval=3", &[1.0; 8], &[1, 1, 2, 2, 2, 2, 1, 1]), [0, 2, 5, 6]);
+    }
+
+    #[test]
+    fn a_step_is_full_where_a_control_network_begins_or_ends() {
+        let full = full_steps_with("deep,interval=20", &[1.0; 10], &[2; 10], |step| vec![(3..7).contains(&step), true]);
+        assert_eq!(full, [0, 3, 7]);
     }
 
     #[test]

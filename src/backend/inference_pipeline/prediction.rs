@@ -46,9 +46,9 @@ impl Diffusion {
     /// Keeps the features of this step, before the latents change.
     pub(super) fn keep(&mut self, features: Option<Features>) -> Result<(), GenerationError> {
         let Some(features) = features else { return Ok(()) };
-        let latents = self.scaled_latents()?;
+        let (latents, controls) = (self.scaled_latents()?, self.counting_controls());
         if let Some(kept) = &mut self.kept_features {
-            kept.keep(self.steps_done, latents, features);
+            kept.keep(self.steps_done, controls, latents, features);
         }
         Ok(())
     }
@@ -62,11 +62,16 @@ impl Diffusion {
         if self.kept_features.is_none() {
             return Ok(());
         }
-        let latents = &self.scaled_latents()?;
+        let (latents, controls) = (&self.scaled_latents()?, self.counting_controls());
         if let Some(kept) = &mut self.kept_features {
-            kept.prepare(&NextStep { step, steps, samples: self.demand.kind(step).samples, latents })?;
+            kept.prepare(&NextStep { step, steps, samples: self.demand.kind(step).samples, controls, latents })?;
         }
         Ok(())
+    }
+
+    /// For each picture of the control networks, whether it counts in the next step.
+    fn counting_controls(&self) -> Vec<bool> {
+        self.controls.iter().flat_map(|control| control.counts(self.steps_done, &self.demand)).collect()
     }
 }
 

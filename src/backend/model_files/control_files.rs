@@ -92,7 +92,7 @@ impl ControlFiles {
             "ControlNetModel" | "ControlNetUnionModel" => ControlNetworkKind::ControlNet,
             "T2IAdapter" => ControlNetworkKind::T2IAdapter,
             other => {
-                let reason = format!("it is of a {other}, and not of a ControlNetModel or a T2IAdapter");
+                let reason = format!("its _class_name is \"{other}\", and should be ControlNetModel or T2IAdapter");
                 return Err(LoadError::BadConfig { path: directory.path(&name), reason });
             }
         };

@@ -65,7 +65,7 @@ impl TinyVaeFiles {
         let config = directory.read(&name)?.into_owned();
         let class = directory.class_name(&name)?;
         if class != "AutoencoderTiny" {
-            let reason = format!("it is of a {class}, and not of an AutoencoderTiny");
+            let reason = format!("its _class_name is \"{class}\", and should be AutoencoderTiny");
             return Err(LoadError::BadConfig { path: directory.path(&name), reason });
         }
         let (path, files) = directory.part_files(PART)?;

@@ -2,6 +2,7 @@
 
   python evaluate.py --model export                  # everything
   python evaluate.py --model export --only things
+  python evaluate.py --model export --worker http://127.0.0.1:8080   # pictures of a running sd-worker, whatever its --compute and --dtype
 
 things   every concept by its first name on the colour that training never showed behind it; right if, of all concepts' art drawn
          on that colour at a few places and sizes, the nearest (mean squared difference at 32 x 32) is the right one
@@ -9,7 +10,7 @@ words    the same for every other name of every concept
 color    the mean of the same pictures' outer frame lies within 12/255 of the colour asked for, in every channel
 pairs    two things on a colour: the left half is nearest to the first one's art and the right half to the second one's
 """
-import argparse, json, os, random, time
+import argparse, base64, io, json, os, random, time, urllib.request
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
@@ -17,6 +18,17 @@ import torch.nn.functional as F
 
 import data
 from export import generate, sheet
+
+
+def generate_by(url):
+    """As `generate`, by a worker."""
+    from PIL import Image
+
+    def picture(prompt, steps, guidance, seed):
+        body = json.dumps(dict(prompt=prompt, steps=steps, guidance_scale=guidance, seed=seed)).encode()
+        answer = json.load(urllib.request.urlopen(urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})))
+        return Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).convert("RGB")
+    return lambda pipe, prompts, steps=12, guidance=3., seed=1: [picture(p, steps, guidance, seed * 100003 + i) for i, p in enumerate(prompts)]
 
 
 def small(x, half=None):
@@ -54,10 +66,12 @@ def frame_error(image, color):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(); p.add_argument("--model", default="export"); p.add_argument("--concepts", default="concepts.txt"); p.add_argument("--steps", type=int, default=12); p.add_argument("--guidance", type=float, default=3.)
-    p.add_argument("--only", choices=["things", "words", "pairs"]); p.add_argument("--pairs", type=int, default=100); p.add_argument("--every", type=int, default=1, help="take every so manieth concept"); p.add_argument("--sheets", help="a folder for pictures of what was drawn")
+    p.add_argument("--only", choices=["things", "words", "pairs"]); p.add_argument("--pairs", type=int, default=100); p.add_argument("--every", type=int, default=1, help="take every so manieth concept"); p.add_argument("--sheets", help="a folder for pictures of what was drawn"); p.add_argument("--worker", metavar="URL", help="a running sd-worker draws, in place of diffusers")
     o = p.parse_args(); model = os.path.abspath(o.model); os.chdir(data.HERE); torch.set_flush_denormal(True)
-    from diffusers import StableDiffusionPipeline
-    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, local_files_only=True)
+    if o.worker: pipe, generate = None, generate_by(o.worker)
+    else:
+        from diffusers import StableDiffusionPipeline
+        pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, local_files_only=True)
     scenes = data.Scenes("sprites.npz", data.read_concepts(o.concepts), seed=0); judge, names, report, start = Judge(scenes), scenes.names, {}, time.time()
 
     def things(asked, label):

@@ -114,7 +114,7 @@ pub struct TextTime {
 
 /// A value for all, or one for each.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be one value, or a list with one for each level")]
 pub enum OneOrEach<T = usize> {
     /// For each.
     Each(Vec<T>),
