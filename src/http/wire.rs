@@ -188,6 +188,7 @@ impl ImagesRequest {
         let size = self.image_size(info, files)?;
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
+        let output = self.output(format, stream);
         let without_effect = [
             ("model", self.model.is_some_and(|model| model != info.id)),
             ("size", self.size.is_some_and(|text| text != "auto" && text.parse() != Ok(size))),
@@ -195,7 +196,6 @@ impl ImagesRequest {
             ("partial_images", self.partial_images.is_some_and(|n| n.0 > 0) && !stream),
             ("progress", self.progress == Some(true) && !stream),
         ];
-        let default_output = OutputConfig::default();
         let settings = Settings {
             prompt: ParsedPrompt::positive(self.prompt.as_str())?,
             negative_prompt: self.negative_prompt,
@@ -220,12 +220,7 @@ impl ImagesRequest {
             controls: self.control.unwrap_or_default().0,
             references: self.reference.unwrap_or_default().0,
             decoder: self.decoder.unwrap_or_default(),
-            output: OutputConfig {
-                format,
-                quality: self.output_compression.map_or(default_output.quality, |quality| quality.0 as u8),
-                previews: self.partial_images.filter(|_| stream).map_or(0, |n| n.0 as u8),
-                ..default_output
-            },
+            output,
         };
         let adapters = adapters(&settings, self.loras.unwrap_or_default().0, info).await?;
         let (picture, settings_without_effect) = Order::new(settings, adapters, info)?;
@@ -244,6 +239,14 @@ impl ImagesRequest {
             on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
         })
+    }
+
+    /// How the pictures are written.
+    fn output(&self, format: ImageFormat, stream: bool) -> OutputConfig {
+        let default = OutputConfig::default();
+        let quality = self.output_compression.as_ref().map_or(default.quality, |quality| quality.0 as u8);
+        let previews = self.partial_images.as_ref().filter(|_| stream).map_or(0, |n| n.0 as u8);
+        OutputConfig { format, quality, previews, ..default }
     }
 
     fn check_response_format(&self) -> Result<(), InvalidValue> {

@@ -62,7 +62,7 @@ pub(super) fn size_of_frequent(stored: Dtype) -> Option<usize> {
     }
 }
 
-/// Fills up to [`PART`] numbers with those of a frequent type, whose bytes `read` reads.
+/// Fills numbers with those of a frequent type, whose bytes `read` reads.
 ///
 /// # Errors
 /// Those of `read`.
@@ -70,9 +70,8 @@ pub(super) fn fill(stored: Dtype, numbers: &mut [f32], read: impl FnOnce(&mut [u
     if stored == Dtype::F32 {
         return read(cast_slice_mut(numbers));
     }
-    let mut halves = [0_u16; PART];
-    let halves = &mut halves[..numbers.len()];
-    read(cast_slice_mut(halves))?;
+    let mut halves = vec![0_u16; numbers.len()];
+    read(cast_slice_mut(&mut halves))?;
     match stored {
         Dtype::F16 => halves.reinterpret_cast::<f16>().convert_to_f32_slice(numbers),
         _ => halves.reinterpret_cast::<bf16>().convert_to_f32_slice(numbers),

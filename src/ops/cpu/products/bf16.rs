@@ -1,7 +1,7 @@
 //! Products of bf16 numbers, on vectors that multiply pairs of them.
 //!
 //! A bf16 number has 8 binary digits. Inputs and weights are rounded to it, and products are added up in f32. `VDPBF16PS` adds two of them
-//! to each sum where a vector of f32 adds one. The speed is bound by that instruction, as [`fma`](super::fma)'s is by multiply-add.
+//! to each sum where a vector of f32 adds one. The speed is bound by that instruction, as [`fma`]'s is by multiply-add.
 //!
 //! Layouts, in halves of a word: a prepared line of `n` numbers, padded to an even number, holds their `n` halves; a word of packed weights
 //! holds rows `2 r` and `2 r + 1` of a column.
