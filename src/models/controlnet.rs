@@ -78,7 +78,7 @@ impl ControlNetModel {
 
     /// Noisy latents `(samples, in_channels, height, width)` of one generation, with its pictures, to what is added inside of the UNet. A
     /// network that knows several kinds may have several pictures, and scales those; else the result is not scaled. The latents may be of one
-    /// sample for several of the text, as in [`UNet2DConditionModel::forward`](super::UNet2DConditionModel::forward).
+    /// sample for several of the text, as in [`UNet2DConditionModel::forward_keeping`](super::UNet2DConditionModel::forward_keeping).
     ///
     /// # Errors
     /// When a shape does not fit, the device fails, or the pass is interrupted.

@@ -142,9 +142,7 @@ impl Denoiser {
         residuals: &Residuals,
         interrupt: Interrupt,
     ) -> Result<Tensor> {
-        match (self, context) {
-            (Self::UNet(unet), DenoiserContext::UNet(context)) => unet.forward(latents, timesteps, context, residuals, interrupt),
-        }
+        self.forward_keeping(latents, timesteps, context, residuals, interrupt).map(|(prediction, _)| prediction)
     }
 
     /// The same, with what [`Features`] keep of this pass.

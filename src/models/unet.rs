@@ -125,8 +125,8 @@ impl UNet2DConditionModel {
     }
 
     /// Noisy latents `(batch, in_channels, height, width)` to the model's prediction, noise or velocity,
-    /// `(batch, out_channels, height, width)`. There is one timestep for each generation of the context. `residuals` are what other networks
-    /// add.
+    /// `(batch, out_channels, height, width)`, and to what enters the last layer on the way up, `(batch, channels, height, width)`, for
+    /// [`Features`]. There is one timestep for each generation of the context. `residuals` are what other networks add.
     ///
     /// Latents may have one sample for each generation instead of one for each sample of its text. The samples then share all layers up
     /// to the first that looks at what they differ in: with guidance, one of the few transformers at full resolution is run once
@@ -136,21 +136,6 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// When a shape does not fit, the device fails, or the pass is interrupted.
-    pub fn forward(
-        &self,
-        latents: &Tensor,
-        timesteps: &[f64],
-        context: &UNetContext,
-        residuals: &Residuals,
-        interrupt: Interrupt,
-    ) -> Result<Tensor> {
-        self.forward_keeping(latents, timesteps, context, residuals, interrupt).map(|(prediction, _)| prediction)
-    }
-
-    /// The same, with what enters the last layer on the way up, `(batch, channels, height, width)`, for [`Features`].
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
     pub fn forward_keeping(
         &self,
         latents: &Tensor,
@@ -174,7 +159,7 @@ impl UNet2DConditionModel {
     /// these latents. After the package `DeepCache`, branch 0.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// As [`forward_keeping`](Self::forward_keeping).
     pub fn forward_shallow(
         &self,
         latents: &Tensor,

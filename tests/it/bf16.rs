@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sd_worker::{
-    backend::{self, Generation, InferencePipeline, LoadOptions, ModelFiles},
+    backend::{Generation, InferencePipeline, LoadOptions},
     ops::{ComputeType, computes_in},
 };
 use serde::Deserialize;
@@ -13,20 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::failure,
-    families::denoised,
+    families::{Case, denoised, load_with},
     made_up,
-    parity::{Request, relative_error},
+    parity::relative_error,
     support::{Worker, picture, steps},
 };
-
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    model: String,
-    scheduler: Value,
-    #[serde(flatten)]
-    request: Request,
-}
 
 /// Errors relative to the largest number.
 #[derive(Deserialize)]
@@ -38,8 +29,7 @@ struct Distances {
 }
 
 fn load(model: &Path, compute: ComputeType) -> Arc<InferencePipeline> {
-    let options = LoadOptions { compute, ..LoadOptions::default() };
-    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &options).unwrap())
+    load_with(model, &LoadOptions { compute, ..LoadOptions::default() })
 }
 
 fn has_units() -> bool {

@@ -1,6 +1,6 @@
 //! ControlNets and T2I-Adapters by request: what the server and the command line make of them.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::multipart::{Form, Part};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{failure, run},
     made_up,
-    support::{Worker, bytes},
+    support::{Worker, bytes, compare_batches},
 };
 
 /// A small model and networks for it, in a folder: `first`, `second`, `pooled` and `adapter`.
@@ -187,7 +187,7 @@ async fn what_cannot_be_done_is_refused_with_the_reason() {
 /// Requests with and without control networks take their steps together.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guided_picture_does_not_depend_on_its_batch() {
-    let (passes, pictures) = compare_batches(&[Value::Null]).await;
+    let (passes, pictures) = compare_with(&[Value::Null]).await;
     assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
 }
 
@@ -195,7 +195,7 @@ async fn a_guided_picture_does_not_depend_on_its_batch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guided_picture_that_reuses_features_does_not_depend_on_its_batch() {
     let caches = [json!({ "kind": "deep", "interval": 3 }), json!({ "kind": "deep", "threshold": 0.1 }), Value::Null];
-    let (passes, pictures) = compare_batches(&caches).await;
+    let (passes, pictures) = compare_with(&caches).await;
     assert!(pictures > passes, "{pictures} pictures' steps in {passes} passes");
 }
 
@@ -215,9 +215,8 @@ async fn a_network_that_begins_between_full_steps_counts() {
 }
 
 /// Draws pictures with these caches in turn, alone and side by side. Returns how many passes those side by side took, and of how many steps.
-async fn compare_batches(caches: &[Value]) -> (f64, f64) {
+async fn compare_with(caches: &[Value]) -> (f64, f64) {
     let files = files();
-    let (single, worker) = (files.worker(&[]), Arc::new(files.worker(&["--max-batch", "4"])));
     let requests: Vec<Value> = [
         json!([]),
         json!([control("first", "a", &json!({}))]),
@@ -235,17 +234,7 @@ async fn compare_batches(caches: &[Value]) -> (f64, f64) {
         request
     })
     .collect();
-    let clients: Vec<_> = requests
-        .iter()
-        .map(|request| {
-            let (worker, request) = (Arc::clone(&worker), request.clone());
-            tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
-        })
-        .collect();
-    for (i, (client, request)) in clients.into_iter().zip(&requests).enumerate() {
-        assert!(client.await.unwrap() == single.generate(request).await["data"], "picture {i}");
-    }
-    (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await)
+    compare_batches(&files.worker(&[]), files.worker(&["--max-batch", "4"]), &requests).await
 }
 
 #[tokio::test]

@@ -33,17 +33,21 @@ const PIXEL_LIMIT: i32 = 2;
 type Errors = BTreeMap<&'static str, f32>;
 
 #[derive(Deserialize)]
-struct Case {
-    name: String,
-    model: String,
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) model: String,
     /// The checkpoint's `scheduler_config.json`.
-    scheduler: Value,
+    pub(crate) scheduler: Value,
     #[serde(flatten)]
-    request: Request,
+    pub(crate) request: Request,
+}
+
+pub(crate) fn load_with(model: &Path, options: &LoadOptions) -> Arc<InferencePipeline> {
+    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), options).unwrap())
 }
 
 fn load(model: &Path) -> Arc<InferencePipeline> {
-    Arc::new(backend::load(&ModelFiles::open(model.to_str().unwrap()).unwrap(), &LoadOptions::default()).unwrap())
+    load_with(model, &LoadOptions::default())
 }
 
 fn check(errors: &mut Errors, stage: &'static str, limit: f32, ours: &Tensor, theirs: &Tensor, what: &str) {

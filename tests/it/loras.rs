@@ -24,7 +24,7 @@ use crate::{
     made_lora::{Spelling, lora, save, save_what_cannot_be_used},
     made_up,
     parity::{Request, largest_pixel_error, relative_error},
-    support::{Worker, picture, steps},
+    support::{Worker, compare_batches, picture, steps},
 };
 
 /// As for pictures without a LoRA.
@@ -252,15 +252,9 @@ async fn a_picture_with_a_lora_does_not_depend_on_its_batch() {
                 .clone();
         request
     };
-    let (single, worker) = (Worker::ready(&arguments), Arc::new(Worker::ready(&[&arguments[..], &["--max-batch", "4"]].concat())));
-    let clients = (0..12).map(|i| {
-        let (worker, request) = (Arc::clone(&worker), request(i));
-        tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
-    });
-    for (i, client) in clients.collect::<Vec<_>>().into_iter().enumerate() {
-        assert!(client.await.unwrap() == single.generate(&request(i)).await["data"], "picture {i}");
-    }
-    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
+    let worker = Worker::ready(&[&arguments[..], &["--max-batch", "4"]].concat());
+    let requests: Vec<Value> = (0..12).map(request).collect();
+    let (passes, pictures) = compare_batches(&Worker::ready(&arguments), worker, &requests).await;
     assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
 }
 

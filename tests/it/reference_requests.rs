@@ -1,6 +1,6 @@
 //! Pictures as a prompt, through an IP-Adapter: what the server and the command line make of them.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::multipart::{Form, Part};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{failure, run},
     made_up,
-    support::{Worker, bytes},
+    support::{Worker, bytes, compare_batches},
 };
 
 /// A small model, and an IP-Adapter for it with its image encoder.
@@ -149,7 +149,6 @@ async fn every_route_takes_them_and_says_what_it_used() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_does_not_depend_on_its_batch() {
     let files = files("ip-adapter-sd1");
-    let (single, worker) = (files.worker(&[]), Arc::new(files.worker(&["--max-batch", "4"])));
     let requests: Vec<Value> = [json!([]), json!([reference("a", 0.6)]), json!([reference("b", 1.0), reference("a", 0.3)])]
         .iter()
         .cycle()
@@ -161,17 +160,7 @@ async fn a_picture_does_not_depend_on_its_batch() {
             request
         })
         .collect();
-    let clients: Vec<_> = requests
-        .iter()
-        .map(|request| {
-            let (worker, request) = (Arc::clone(&worker), request.clone());
-            tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
-        })
-        .collect();
-    for (i, (client, request)) in clients.into_iter().zip(&requests).enumerate() {
-        assert!(client.await.unwrap() == single.generate(request).await["data"], "request {i}");
-    }
-    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
+    let (passes, pictures) = compare_batches(&files.worker(&[]), files.worker(&["--max-batch", "4"]), &requests).await;
     assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
 }
 

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -195,6 +196,21 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Draws requests side by side on `worker`, and compares each with what `single` draws of it alone. Returns how many passes those side by
+/// side took, and of how many pictures' steps.
+pub(crate) async fn compare_batches(single: &Worker, worker: Worker, requests: &[Value]) -> (f64, f64) {
+    let worker = Arc::new(worker);
+    let client = |request: &Value| {
+        let (worker, request) = (Arc::clone(&worker), request.clone());
+        tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
+    };
+    let clients: Vec<_> = requests.iter().map(client).collect();
+    for (client, request) in clients.into_iter().zip(requests) {
+        assert!(client.await.unwrap() == single.generate(request).await["data"], "{request}");
+    }
+    (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await)
 }
 
 /// The smallest real request.

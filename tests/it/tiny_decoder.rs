@@ -1,6 +1,6 @@
 //! Pictures by the decoder of a tiny autoencoder: what the server and the command line make of them.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::multipart::{Form, Part};
@@ -12,7 +12,7 @@ use crate::{
     parity::largest_pixel_error,
     single_file::{Tensors, warnings, write},
     sse::{streamed, transcript},
-    support::{Worker, bytes, picture, small},
+    support::{Worker, bytes, compare_batches, picture, small},
     tiny_vae::{goldens, model, published},
 };
 
@@ -148,7 +148,6 @@ async fn what_the_worker_does_not_have_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_does_not_depend_on_its_batch() {
     let files = files("tiny-vae");
-    let (single, worker) = (files.worker(&[]), Arc::new(files.worker(&["--max-batch", "4"])));
     let requests: Vec<Value> = (0..8)
         .map(|i| {
             let mut request = request([None, Some("tiny")][i % 2]);
@@ -156,17 +155,7 @@ async fn a_picture_does_not_depend_on_its_batch() {
             request
         })
         .collect();
-    let clients: Vec<_> = requests
-        .iter()
-        .map(|request| {
-            let (worker, request) = (Arc::clone(&worker), request.clone());
-            tokio::spawn(async move { worker.generate(&request).await["data"].clone() })
-        })
-        .collect();
-    for (i, (client, request)) in clients.into_iter().zip(&requests).enumerate() {
-        assert!(client.await.unwrap() == single.generate(request).await["data"], "request {i}");
-    }
-    let (passes, pictures) = (worker.metric("sdw_batch_size_count").await, worker.metric("sdw_batch_size_sum").await);
+    let (passes, pictures) = compare_batches(&files.worker(&[]), files.worker(&["--max-batch", "4"]), &requests).await;
     assert!(pictures > 1.5 * passes, "{pictures} pictures' steps in {passes} passes");
 }
 

@@ -283,7 +283,8 @@ impl TensorFile {
         stored::tensor(name, info.dtype, &self.numbers::<u8>(name, (begin, end))?, &shape)
     }
 
-    /// The same in f32, read by all threads. `None` for a type of few files, or where a value is not finite.
+    /// The same in f32. `None` for a type of few files, or where a value is not finite. All threads read a large tensor. One of a
+    /// single part does not wait for them: requests read the alphas of an adapter while pictures are drawn.
     fn read_f32(&self, name: &str, info: &TensorInfo, third: Option<usize>) -> Result<Option<Tensor>> {
         let Some(size) = stored::size_of_frequent(info.dtype) else { return Ok(None) };
         let ((begin, end), shape) = part(info, third);

@@ -28,7 +28,7 @@ pub(super) struct Panels {
 #[derive(Debug, Clone)]
 enum Values {
     /// Packed weights.
-    F32(Vec<f32>),
+    Packed(Vec<f32>),
     /// These and the following are in the order of [`Products::place`](super::products::Products::place), and packed when they are used.
     F16(Vec<u16>),
     Bf16(Vec<u16>),
@@ -53,7 +53,7 @@ impl Panels {
             columns.map(|n| if n < panels.columns { column(n).unwrap_or_default() } else { &[] }).collect()
         };
         panels.values = match dtype {
-            DenseType::F32 => Values::F32(panels.pack(columns_of, offsets)),
+            DenseType::F32 => Values::Packed(panels.pack(columns_of, offsets)),
             DenseType::F16 => Values::F16(panels.place_halves(columns_of, offsets, |numbers, halves| {
                 halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers);
             })),
@@ -79,7 +79,7 @@ impl Panels {
 
     fn empty(machine: Machine, depth: usize, columns: usize) -> Self {
         assert!(depth > 0, "a matrix without rows");
-        Self { values: Values::F32(Vec::new()), depth, columns, width: machine.panel_width(columns), machine }
+        Self { values: Values::Packed(Vec::new()), depth, columns, width: machine.panel_width(columns), machine }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -89,7 +89,7 @@ impl Panels {
     /// The memory that they take, in bytes.
     pub(super) fn bytes(&self) -> usize {
         match &self.values {
-            Values::F32(values) => size_of_val(&**values),
+            Values::Packed(values) => size_of_val(&**values),
             Values::F16(values) | Values::Bf16(values) => size_of_val(&**values),
             Values::Q8_0(values, factors) => size_of_val(&**values) + size_of_val(&**factors),
         }
@@ -159,7 +159,7 @@ impl Panels {
     pub(super) fn scratch(&self, rows: usize) -> usize {
         let products = self.machine.products;
         let copies = match &self.values {
-            Values::F32(_) => 0,
+            Values::Packed(_) => 0,
             Values::F16(_) | Values::Bf16(_) | Values::Q8_0(..) => 1 + usize::from(!products.is_plain()),
         };
         copies * products.padded(rows) * self.width
@@ -172,11 +172,11 @@ impl Panels {
         let products = self.machine.products;
         let part = self.part(panel, first, products.padded(count));
         let (numbers, packed) = match &self.values {
-            Values::F32(values) => return &values[self.words(part)],
+            Values::Packed(values) => return &values[self.words(part)],
             Values::F16(_) | Values::Bf16(_) | Values::Q8_0(..) => scratch.split_at_mut(part.len()),
         };
         match &self.values {
-            Values::F32(_) => {}
+            Values::Packed(_) => {}
             Values::F16(values) => decode(&values[part], numbers, f16_to_f32),
             Values::Bf16(values) => decode(&values[part], numbers, |bits| f32::from_bits(u32::from(bits) << 16)),
             Values::Q8_0(values, factors) => {
@@ -202,7 +202,7 @@ impl Panels {
     pub(super) fn stored(&self, panel: usize, first: usize, count: usize) -> &[u8] {
         let part = self.part(panel, first, count);
         match &self.values {
-            Values::F32(values) => cast_slice(&values[self.words(part)]),
+            Values::Packed(values) => cast_slice(&values[self.words(part)]),
             Values::F16(values) | Values::Bf16(values) => cast_slice(&values[part]),
             Values::Q8_0(values, _) => cast_slice(&values[part]),
         }

@@ -48,6 +48,45 @@ fn tensors_come_in_the_type_asked_for_from_a_file_and_from_memory() {
     }
 }
 
+/// Threads share the work on a large tensor. Every part of it is read, from its place, and looked at.
+#[test]
+fn large_tensors_are_read_in_parts() {
+    let count = 3 * stored::PART - 7;
+    let right = (Tensor::arange(0f32, count as f32, CPU).unwrap() * 0.37).unwrap().sin().unwrap();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let right = right.to_dtype(dtype).unwrap();
+        let mut bytes = safetensors::serialize([("a", &right)], None).unwrap();
+        let read = |bytes: &[u8]| from_slice(bytes.to_vec().leak(), DType::F32, CPU).unwrap().get(count, "a");
+        assert_eq!(numbers(&read(&bytes).unwrap()), numbers(&right), "{dtype:?}");
+        // The last number of the last part but one.
+        let (size, place) = (dtype.size_in_bytes(), 2 * stored::PART - 1);
+        let start = bytes.len() - count * size + place * size;
+        bytes[start..start + size].fill(0xff);
+        let error = read(&bytes).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("a has a value that is not a number (NaN) or is infinite, at place {place} of {count}")),
+            "{error}"
+        );
+    }
+}
+
+/// A request reads the alphas of an adapter while the threads draw another's picture.
+#[test]
+fn small_tensors_do_not_wait_for_threads() {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let waiting = Arc::clone(&gate);
+    rayon::spawn_broadcast(move |_| drop(waiting.lock()));
+    let (sender, read) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let bytes = safetensors::serialize([("a", &Tensor::ones(5, DType::F16, CPU).unwrap())], None).unwrap();
+        sender.send(TensorFiles::from_slice(bytes.leak()).unwrap().tensor("a").is_ok())
+    });
+    let is_read = read.recv_timeout(std::time::Duration::from_secs(20));
+    drop(closed);
+    assert_eq!(is_read, Ok(true));
+}
+
 /// Whole numbers and factors such as `pack.py` writes them.
 fn quantized() -> Vec<u8> {
     let numbers: Vec<u8> = [-128i8, -127, -1, 0, 1, 127].map(|n| n as u8).to_vec();

@@ -31,8 +31,7 @@ enum Units {
     /// AVX-512-BF16.
     #[cfg(target_arch = "x86_64")]
     Hardware(avx512::Instructions),
-    /// The same layouts and sums in plain Rust, for vectors of so many numbers, so that a machine without the units can test what is around
-    /// them.
+    /// The same layouts and sums in plain Rust, so that a machine without the units can test what is around them.
     #[cfg(test)]
     Emulated,
 }
