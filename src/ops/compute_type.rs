@@ -11,6 +11,9 @@ pub enum ComputeType {
     /// 8 binary digits, where the processor multiplies such numbers faster. 3 x 3 convolutions stay in f32 where Winograd's algorithm
     /// takes fewer multiplications than that saves.
     Bf16,
+    /// Whole numbers of 8 bits, 64 of which share a factor, in linear layers and convolutions that are no 3 x 3 ones. Those and attention
+    /// are as in [`ComputeType::Bf16`], where the processor has that, or in f32.
+    Int8,
 }
 
 impl ComputeType {
@@ -20,6 +23,7 @@ impl ComputeType {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -32,14 +36,14 @@ impl fmt::Display for ComputeType {
 
 /// A name that no type has.
 #[derive(Debug, thiserror::Error)]
-#[error("\"{0}\" is none of f32, bf16")]
+#[error("\"{0}\" is none of f32, bf16, int8")]
 pub struct UnknownComputeType(String);
 
 impl FromStr for ComputeType {
     type Err = UnknownComputeType;
 
     fn from_str(name: &str) -> std::result::Result<Self, UnknownComputeType> {
-        let all = [Self::F32, Self::Bf16];
+        let all = [Self::F32, Self::Bf16, Self::Int8];
         all.into_iter().find(|all| all.name().eq_ignore_ascii_case(name)).ok_or_else(|| UnknownComputeType(name.to_owned()))
     }
 }

@@ -13,7 +13,7 @@ pub fn computes_in(compute: ComputeType) -> bool {
 /// The fastest type of this processor.
 #[must_use]
 pub fn fastest_compute_type() -> ComputeType {
-    if computes_in(ComputeType::Bf16) { ComputeType::Bf16 } else { ComputeType::F32 }
+    [ComputeType::Int8, ComputeType::Bf16].into_iter().find(|compute| computes_in(*compute)).unwrap_or(ComputeType::F32)
 }
 
 /// Prepares a device for the operations here, before there is a tensor on it. An NVIDIA GPU is slower without; other devices need nothing.

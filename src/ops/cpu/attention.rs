@@ -47,7 +47,7 @@ impl Sequences {
 
 /// `softmax(q k^T / sqrt(head_dim)) v` for each head. Where `q` has fewer samples than the batch, each stands for as many of it.
 pub(in crate::ops) fn attention(machine: Machine, q: &[f32], k: &[f32], v: &[f32], shape: Sequences) -> Vec<f32> {
-    let Sequences { batch, queries, keys, .. } = shape;
+    let (machine, Sequences { batch, queries, keys, .. }) = (machine.floating(), shape);
     let (q_len, kv_len) = (queries * shape.width(), keys * shape.width());
     let samples = q.len() / q_len.max(1);
     assert!(batch.is_multiple_of(samples));

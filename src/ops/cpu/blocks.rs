@@ -49,6 +49,11 @@ impl Blocks {
         self.values[row * self.columns + column]
     }
 
+    /// The number at a row and column.
+    pub(super) fn number(&self, row: usize, column: usize) -> f32 {
+        f32::from(self.value(row, column)) * self.factor(row, column)
+    }
+
     /// What the whole number at a row and column is multiplied with.
     pub(super) fn factor(&self, row: usize, column: usize) -> f32 {
         self.factors[row * self.columns.div_ceil(GROUP) + column / GROUP]

@@ -64,7 +64,11 @@ impl PackedConv {
         bias: Vec<f32>,
         config: Conv2dConfig,
     ) -> Self {
-        let machine = if config == Conv2dConfig::SAME_3X3 { machine.of_3x3() } else { machine };
+        let machine = match config {
+            Conv2dConfig::SAME_3X3 => machine.of_3x3(),
+            _ if machine.products.takes_parts_of(channels) => machine,
+            _ => machine.floating(),
+        };
         let taps = config.kernel * config.kernel;
         let column = |n: usize| Some(&weight[n * channels * taps..][..channels * taps]);
         let offsets: Vec<usize> = (0..taps * channels).map(|k| k % channels * taps + k / channels).collect();

@@ -22,18 +22,28 @@ impl Machine {
 
     /// The fastest for a type. Where the processor has no units for it, the type is f32.
     pub(in crate::ops) fn of(compute: ComputeType) -> Self {
+        let best = Self::best();
         match compute {
-            ComputeType::F32 => Self::best(),
-            ComputeType::Bf16 => Products::bf16().map_or_else(Self::best, |products| Self { products, ..Self::best() }),
+            ComputeType::F32 => None,
+            ComputeType::Bf16 => Products::bf16(best.lanes()),
+            ComputeType::Int8 => Products::int8(best.lanes()),
         }
+        .map_or(best, |products| Self { products, ..best })
     }
 
     /// Whether the processor has units for a type.
     pub(in crate::ops) fn has(compute: ComputeType) -> bool {
+        let lanes = Self::best().lanes();
         match compute {
             ComputeType::F32 => true,
-            ComputeType::Bf16 => Products::bf16().is_some(),
+            ComputeType::Bf16 => Products::bf16(lanes).is_some(),
+            ComputeType::Int8 => Products::int8(lanes).is_some(),
         }
+    }
+
+    /// The same with products of floating-point numbers.
+    pub(super) fn floating(self) -> Self {
+        Self { products: self.products.floating(self.lanes()), ..self }
     }
 
     /// The same for 3 x 3 convolutions.

@@ -24,7 +24,7 @@ pub(super) struct Panels {
     pub(super) machine: Machine,
 }
 
-/// The numbers of all panels.
+/// The numbers of all panels: packed, or in fewer bits than that takes.
 #[derive(Debug, Clone)]
 enum Values {
     /// Packed weights.
@@ -52,14 +52,15 @@ impl Panels {
             let columns = panel * panels.width..(panel + 1) * panels.width;
             columns.map(|n| if n < panels.columns { column(n).unwrap_or_default() } else { &[] }).collect()
         };
+        let packs_to_halves = machine.products.packs_to(size_of::<u16>());
         panels.values = match dtype {
-            DenseType::F32 => Values::Packed(panels.pack(columns_of, offsets)),
-            DenseType::F16 => Values::F16(panels.place_halves(columns_of, offsets, |numbers, halves| {
+            DenseType::F16 if !packs_to_halves => Values::F16(panels.place_halves(columns_of, offsets, |numbers, halves| {
                 halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers);
             })),
-            DenseType::Bf16 => Values::Bf16(panels.place_halves(columns_of, offsets, |numbers, halves| {
+            DenseType::Bf16 if !packs_to_halves => Values::Bf16(panels.place_halves(columns_of, offsets, |numbers, halves| {
                 halves.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(numbers);
             })),
+            _ => Values::Packed(panels.pack(columns_of, offsets)),
         };
         panels
     }
@@ -67,6 +68,14 @@ impl Panels {
     /// Packs a matrix whose column `n` is row `row(n)` of `blocks`, or zeros where there is none.
     pub(super) fn of_blocks(machine: Machine, blocks: &Blocks, columns: usize, row: impl Fn(usize) -> Option<usize> + Sync) -> Self {
         let mut panels = Self::empty(machine, blocks.columns(), columns);
+        if machine.products.packs_to(size_of::<i8>()) {
+            let (depth, width) = (panels.depth, panels.width);
+            let column = |n: usize| row(n).filter(|_| n < columns).map(|row| (0..depth).map(|k| blocks.number(row, k)).collect());
+            let columns_of =
+                |panel| -> Vec<Vec<f32>> { (panel * width..(panel + 1) * width).map(|n| column(n).unwrap_or_default()).collect() };
+            panels.values = Values::Packed(panels.pack(columns_of, &(0..depth).collect::<Vec<_>>()));
+            return panels;
+        }
         let values = panels.place(|k, n| row(n).map_or(0, |row| blocks.value(row, k)));
         let factor = |k, n| row(n).map_or(0.0, |row| blocks.factor(row, k));
         let per_group = machine.products.group_rows();
@@ -135,7 +144,7 @@ impl Panels {
     }
 
     /// Packed weights.
-    fn pack<'a>(&self, columns_of: impl Fn(usize) -> Vec<&'a [f32]> + Sync, offsets: &[usize]) -> Vec<f32> {
+    fn pack<C: AsRef<[f32]>>(&self, columns_of: impl Fn(usize) -> Vec<C> + Sync, offsets: &[usize]) -> Vec<f32> {
         let (products, width) = (self.machine.products, self.width);
         let step = products.blocking().depth;
         let words = products.packed_words(self.rows() * width);
@@ -146,7 +155,7 @@ impl Panels {
                 numbers[offsets.len() * width..].fill(0.0);
                 for (offset, row) in offsets.iter().zip(numbers.chunks_exact_mut(width)) {
                     for (number, column) in row.iter_mut().zip(&columns) {
-                        *number = column.get(*offset).copied().unwrap_or_default();
+                        *number = column.as_ref().get(*offset).copied().unwrap_or_default();
                     }
                 }
                 products.pack(&numbers, width, packed);

@@ -10,6 +10,7 @@
 
 mod bf16;
 pub(super) mod fma;
+mod int8;
 mod split_bf16;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use bf16::Bf16;
+use int8::Int8;
 use split_bf16::{Amx, Tiles};
 
 use super::blocks::GROUP;
@@ -30,6 +32,8 @@ pub(super) enum Products {
     SplitBf16(Amx),
     /// Vectors of bf16. Each f32 is rounded to one, so that products keep 8 binary digits.
     Bf16(Bf16),
+    /// Vectors of whole numbers of 8 bits. Each 64 f32 are rounded to such numbers with one factor.
+    Int8(Int8),
 }
 
 /// How an arithmetic wants matrices to be cut.
@@ -62,9 +66,14 @@ impl Products {
         Amx::try_new().map_or(Self::Fma, Self::SplitBf16)
     }
 
-    /// The fastest arithmetic of this processor for bf16, if it has one that is faster than for f32.
-    pub(super) fn bf16() -> Option<Self> {
-        Bf16::try_new().filter(|_| Amx::try_new().is_none()).map(Self::Bf16)
+    /// The fastest arithmetic of this processor for bf16, next to vectors of `lanes` f32, if it has one that is faster than for f32.
+    pub(super) fn bf16(lanes: usize) -> Option<Self> {
+        Bf16::try_new(lanes).filter(|_| Amx::try_new().is_none()).map(Self::Bf16)
+    }
+
+    /// The same for whole numbers of 8 bits.
+    pub(super) fn int8(lanes: usize) -> Option<Self> {
+        Int8::try_new(lanes).filter(|_| Amx::try_new().is_none()).map(Self::Int8)
     }
 
     pub(super) fn blocking(self) -> Blocking {
@@ -72,13 +81,14 @@ impl Products {
             Self::Fma => fma::BLOCKING,
             Self::SplitBf16(_) => split_bf16::BLOCKING,
             Self::Bf16(_) => bf16::BLOCKING,
+            Self::Int8(_) => int8::BLOCKING,
         }
     }
 
     /// Columns of a panel of weights, in a matrix of so many columns, where vectors hold `lanes` numbers.
     pub(super) fn panel_width(self, lanes: usize, columns: usize) -> usize {
         match self {
-            Self::Fma | Self::Bf16(_) => fma::panel_width(lanes, columns),
+            Self::Fma | Self::Bf16(_) | Self::Int8(_) => fma::panel_width(lanes, columns),
             Self::SplitBf16(_) => split_bf16::BLOCK,
         }
     }
@@ -87,14 +97,30 @@ impl Products {
     pub(super) fn is_plain(self) -> bool {
         match self {
             Self::Fma => true,
-            Self::SplitBf16(_) | Self::Bf16(_) => false,
+            Self::SplitBf16(_) | Self::Bf16(_) | Self::Int8(_) => false,
+        }
+    }
+
+    /// The fastest arithmetic for what whole numbers are too coarse for, or do not fit.
+    pub(super) fn floating(self, lanes: usize) -> Self {
+        match self {
+            Self::Fma | Self::SplitBf16(_) | Self::Bf16(_) => self,
+            Self::Int8(_) => Self::bf16(lanes).unwrap_or(Self::Fma),
+        }
+    }
+
+    /// Whether numbers of lines can be copied and multiplied in parts of so many.
+    pub(super) fn takes_parts_of(self, numbers: usize) -> bool {
+        match self {
+            Self::Fma | Self::SplitBf16(_) | Self::Bf16(_) => true,
+            Self::Int8(_) => self.padded(numbers) == numbers,
         }
     }
 
     /// The arithmetic for 3 x 3 convolutions. Winograd's algorithm takes a quarter of the multiplications, and needs all digits of f32.
     pub(super) fn of_3x3(self) -> Self {
         match self {
-            Self::Fma | Self::Bf16(_) => Self::Fma,
+            Self::Fma | Self::Bf16(_) | Self::Int8(_) => Self::Fma,
             Self::SplitBf16(_) => self,
         }
     }
@@ -110,6 +136,7 @@ impl Products {
             Self::Fma => numbers,
             Self::SplitBf16(_) => self.padded(numbers),
             Self::Bf16(_) => self.padded(numbers) / 2,
+            Self::Int8(_) => int8::words(self.padded(numbers)),
         }
     }
 
@@ -118,7 +145,14 @@ impl Products {
         match self {
             Self::Fma | Self::SplitBf16(_) => weights,
             Self::Bf16(_) => weights / 2,
+            Self::Int8(_) => int8::packed_words(weights),
         }
+    }
+
+    /// Whether packed weights take no more than so many bytes for each, and a factor for some of them.
+    pub(super) fn packs_to(self, bytes: usize) -> bool {
+        const SOME: usize = 64;
+        self.packed_words(SOME) <= SOME * bytes / size_of::<f32>() + 1
     }
 
     /// Prepares a row of numbers as a line of [`Products::words`] words.
@@ -128,6 +162,7 @@ impl Products {
             Self::Fma => line.copy_from_slice(numbers),
             Self::SplitBf16(amx) => split_bf16::prepare(amx, numbers, line),
             Self::Bf16(units) => bf16::prepare(units, numbers, line),
+            Self::Int8(_) => int8::prepare(numbers, line),
         }
     }
 
@@ -146,6 +181,7 @@ impl Products {
             Self::Fma => fma::copy(from, line, to),
             Self::SplitBf16(_) => split_bf16::copy(from, line, to),
             Self::Bf16(_) => bf16::copy(from, line, to),
+            Self::Int8(_) => int8::copy(from, line, to),
         }
     }
 
@@ -156,6 +192,7 @@ impl Products {
             Self::Fma => packed.copy_from_slice(numbers),
             Self::SplitBf16(amx) => split_bf16::pack(amx, numbers, packed),
             Self::Bf16(units) => bf16::pack(units, numbers, width, packed),
+            Self::Int8(_) => int8::pack(numbers, width, packed),
         }
     }
 
@@ -163,7 +200,7 @@ impl Products {
     /// kept in that order.
     pub(super) fn place(self, row: usize, column: usize) -> (usize, usize) {
         match self {
-            Self::Fma | Self::Bf16(_) => (row, column),
+            Self::Fma | Self::Bf16(_) | Self::Int8(_) => (row, column),
             Self::SplitBf16(_) => split_bf16::place(row, column),
         }
     }
@@ -171,7 +208,7 @@ impl Products {
     /// Rows of a panel in the order of [`Products::place`] whose numbers in one column belong to the same [`GROUP`] of the depth.
     pub(super) fn group_rows(self) -> usize {
         match self {
-            Self::Fma | Self::Bf16(_) => GROUP,
+            Self::Fma | Self::Bf16(_) | Self::Int8(_) => GROUP,
             Self::SplitBf16(_) => split_bf16::GROUP_ROWS,
         }
     }
@@ -183,6 +220,7 @@ impl Products {
             Self::Fma => packed.copy_from_slice(numbers),
             Self::SplitBf16(amx) => split_bf16::pack_placed(amx, numbers, packed),
             Self::Bf16(units) => bf16::pack(units, numbers, width, packed),
+            Self::Int8(_) => int8::pack(numbers, width, packed),
         }
     }
 
@@ -193,6 +231,7 @@ impl Products {
             Self::Fma => Multiplier::Fma,
             Self::SplitBf16(amx) => Multiplier::SplitBf16(amx.tiles()),
             Self::Bf16(units) => Multiplier::Bf16(units),
+            Self::Int8(units) => Multiplier::Int8(units),
         }
     }
 }
@@ -203,6 +242,7 @@ pub(super) enum Multiplier {
     Fma,
     SplitBf16(Tiles),
     Bf16(Bf16),
+    Int8(Int8),
 }
 
 impl Multiplier {
@@ -225,6 +265,7 @@ impl Multiplier {
             Self::Fma => fma::multiply_then(simd, lines.words, (lines.pitch, 1), rows, (weights, soon), width, sums, add),
             Self::SplitBf16(tiles) => tiles.multiply(lines, rows, weights, sums, add),
             Self::Bf16(units) => units.multiply(lines, rows, (weights, soon), width, sums, add),
+            Self::Int8(units) => units.multiply(lines, rows, (weights, soon), width, sums, add),
         }
     }
 }
@@ -236,8 +277,9 @@ impl Products {
         let amx = Amx::try_new().into_iter().chain(Some(Amx::emulated()));
         // A panel is two vectors.
         let amx = amx.filter(|_| 2 * lanes == split_bf16::BLOCK);
-        let bf16 = Bf16::try_new().filter(|_| lanes == 16).into_iter().chain(Some(Bf16::emulated()));
-        std::iter::once(Self::Fma).chain(amx.map(Self::SplitBf16)).chain(bf16.map(Self::Bf16)).collect()
+        let bf16 = Bf16::try_new(lanes).into_iter().chain(Some(Bf16::emulated()));
+        let int8 = Int8::try_new(lanes).into_iter().chain(Some(Int8::emulated()));
+        std::iter::once(Self::Fma).chain(amx.map(Self::SplitBf16)).chain(bf16.map(Self::Bf16)).chain(int8.map(Self::Int8)).collect()
     }
 
     /// The binary digits that products keep. Those of f32 have every digit, of subnormal numbers too.
@@ -246,6 +288,7 @@ impl Products {
             Self::Fma => f32::MANTISSA_DIGITS,
             Self::SplitBf16(_) => 16,
             Self::Bf16(_) => 8,
+            Self::Int8(_) => 7,
         }
     }
 }

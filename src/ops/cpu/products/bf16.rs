@@ -37,12 +37,15 @@ enum Units {
 }
 
 impl Bf16 {
-    /// The processor's units, if it has any.
-    pub(super) fn try_new() -> Option<Self> {
+    /// The processor's units for vectors of `lanes` f32, if it has any.
+    pub(super) fn try_new(lanes: usize) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        return avx512::Instructions::try_new().map(|instructions| Self(Units::Hardware(instructions)));
+        return avx512::Instructions::try_new().filter(|_| lanes == avx512::LANES).map(|instructions| Self(Units::Hardware(instructions)));
         #[cfg(not(target_arch = "x86_64"))]
-        None
+        {
+            let _ = lanes;
+            None
+        }
     }
 
     #[cfg(test)]

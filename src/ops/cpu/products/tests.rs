@@ -44,11 +44,14 @@ proptest! {
             let products = machine.products;
             let width = machine.panel_width(2 * machine.lanes());
             // What an arithmetic rounds first, it multiplies as exactly as another.
-            let rounded = |numbers: Vec<f32>| match products.digits() {
-                8 => numbers.into_iter().map(|x| bf16::from_f32(x).to_f32()).collect(),
-                _ => numbers,
+            let rounded = |(i, x): (usize, f32)| match products.digits() {
+                8 => bf16::from_f32(x).to_f32(),
+                7 if i.is_multiple_of(products.blocking().depth) => 1.27,
+                7 => (x * 100.0).round().clamp(-127.0, 127.0) / 100.0,
+                _ => x,
             };
-            let (values, weights) = (rounded(numbers(rows * depth, seed)), rounded(numbers(depth * width, seed ^ 1)));
+            let values: Vec<f32> = numbers(rows * depth, seed).into_iter().enumerate().map(|(i, x)| rounded((i % depth, x))).collect();
+            let weights = numbers(depth * width, seed ^ 1).into_iter().enumerate().map(|(i, x)| rounded((i / width, x))).collect();
             let rows = rows.next_multiple_of(products.blocking().rows);
             let pitch = products.words(depth) + spare;
             let mut words = vec![0.0; rows * pitch];
@@ -95,6 +98,8 @@ proptest! {
     fn lines_are_made_of_parts(before in up_to(70, 9), count in up_to(70, 9), first in 0..9usize, seed in any::<u64>()) {
         for machine in Machine::all() {
             let products = machine.products;
+            let part = products.blocking().depth;
+            let (before, first) = if products.takes_parts_of(1) { (before, first) } else { (before * part, first * part) };
             let prepared = |numbers: &[f32]| {
                 let mut line = vec![f32::NAN; products.words(numbers.len())];
                 products.prepare(numbers, &mut line);
@@ -115,14 +120,14 @@ proptest! {
 #[test]
 fn readiness_may_be_nested() {
     for machine in Machine::all() {
-        let (line, weights) = (numbers(32, 1), numbers(32 * machine.panel_width(32), 2));
-        let width = weights.len() / 32;
+        let width = machine.panel_width(32);
+        let (line, weights) = (numbers(32, 1), padded(machine.products, numbers(32 * width, 2), width));
         let rows = machine.products.blocking().rows;
         let mut words = vec![0.0; rows * machine.products.words(32)];
         machine.products.prepare_rows(&line, 32, &mut words, machine.products.words(32));
         let mut packed = vec![0.0; machine.products.packed_words(weights.len())];
         machine.products.pack(&weights, width, &mut packed);
-        let lines = Lines { words: &words, pitch: machine.products.words(32), numbers: 32 };
+        let lines = Lines { words: &words, pitch: machine.products.words(32), numbers: machine.products.padded(32) };
         let product = |multiplier| {
             let mut sums = vec![0.0; rows * width];
             machine.vectors.dispatch(Product { multiplier, lines, rows, weights: &packed, width, sums: &mut sums, add: false });

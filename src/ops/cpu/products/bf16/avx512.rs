@@ -18,7 +18,7 @@ use std::{
 use super::{PAIR, fma::prefetch};
 
 /// Numbers of a vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Words of the depth that a tile takes at a time: the panel's part of it, 16 KiB, stays in the first-level cache.
 const RUN: usize = 128;
 
