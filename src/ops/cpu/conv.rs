@@ -13,7 +13,7 @@ use super::{
     padded::{Kernel, PaddedConv},
     panels::Panels,
     products::Products,
-    winograd,
+    winograd::{self, Points},
 };
 use crate::ops::{Conv2dConfig, weight_type::DenseType};
 
@@ -36,6 +36,8 @@ pub(in crate::ops) struct PackedConv {
     bias: Vec<f32>,
     channels: usize,
     config: Conv2dConfig,
+    /// Of Winograd's algorithm.
+    points: Points,
     /// Whether the panels are packed for [`Kernel::Doubling`].
     doubling: bool,
 }
@@ -64,6 +66,7 @@ impl PackedConv {
         bias: Vec<f32>,
         config: Conv2dConfig,
     ) -> Self {
+        let points = Points::new(machine, channels);
         let machine = match config {
             Conv2dConfig::SAME_3X3 => machine.of_3x3(),
             _ if machine.products.takes_parts_of(channels) => machine,
@@ -73,18 +76,18 @@ impl PackedConv {
         let column = |n: usize| Some(&weight[n * channels * taps..][..channels * taps]);
         let offsets: Vec<usize> = (0..taps * channels).map(|k| k % channels * taps + k / channels).collect();
         let panels = Panels::new(machine, dtype, bias.len(), column, &offsets);
-        Self { panels, bias, channels, config, doubling: false }
+        Self { panels, bias, channels, config, points, doubling: false }
     }
 
     /// Packs a 3 x 3 convolution that takes images enlarged to twice their size, and no others.
     pub(in crate::ops) fn doubling(machine: Machine, dtype: DenseType, weight: &[f32], channels: usize, bias: Vec<f32>) -> Self {
-        let machine = machine.of_3x3();
-        if machine.products.is_plain() || !Kernel::Doubling.takes(machine, channels, bias.len()) {
+        let exact = machine.of_3x3();
+        if exact.products.is_plain() || !Kernel::Doubling.takes(exact, channels, bias.len()) {
             return Self::new(machine, dtype, weight, channels, bias, Conv2dConfig::SAME_3X3);
         }
         let at = |output: usize, channel: usize, y: usize, x: usize| weight[((output * channels + channel) * 3 + y) * 3 + x];
-        let panels = Kernel::Doubling.pack(machine, dtype, (channels, bias.len()), at);
-        Self { panels, bias, channels, config: Conv2dConfig::SAME_3X3, doubling: true }
+        let panels = Kernel::Doubling.pack(exact, dtype, (channels, bias.len()), at);
+        Self { panels, bias, channels, config: Conv2dConfig::SAME_3X3, points: Points::F32, doubling: true }
     }
 
     /// Channels of the result.
@@ -194,7 +197,9 @@ impl PackedConv {
                 let (shape, weights, epilogue) = ((batch, height, width), &self.panels, &epilogue);
                 PaddedConv { kernel, pixels, shape, channels: self.channels, norm, weights, epilogue }.run(out);
             }
-            (Algorithm::Winograd, _) => winograd::convolve(pixels, (shape, self.channels), norm, &self.panels, &epilogue, out),
+            (Algorithm::Winograd, _) => {
+                winograd::convolve(pixels, (shape, self.channels), norm, (&self.panels, self.points), &epilogue, out)
+            }
             (Algorithm::Direct, Some(values)) => {
                 let image = Pixels { values, first: 0, pitch: self.channels, shape, channels: self.channels };
                 let source = Source { image, norm, products: self.panels.machine.products };

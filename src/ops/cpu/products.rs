@@ -12,12 +12,13 @@ mod bf16;
 pub(super) mod fma;
 mod int8;
 mod split_bf16;
+mod tiles;
 
 use std::ops::Range;
 
 use pulp::Simd;
 
-use bf16::Bf16;
+pub(super) use bf16::Bf16;
 use int8::Int8;
 use split_bf16::{Amx, Tiles};
 
@@ -105,6 +106,8 @@ impl Products {
     pub(super) fn floating(self, lanes: usize) -> Self {
         match self {
             Self::Fma | Self::SplitBf16(_) | Self::Bf16(_) => self,
+            #[cfg(test)]
+            Self::Int8(units) if units.is_emulated() => Self::Bf16(Bf16::emulated()),
             Self::Int8(_) => Self::bf16(lanes).unwrap_or(Self::Fma),
         }
     }
@@ -264,7 +267,7 @@ impl Multiplier {
         match self {
             Self::Fma => fma::multiply_then(simd, lines.words, (lines.pitch, 1), rows, (weights, soon), width, sums, add),
             Self::SplitBf16(tiles) => tiles.multiply(lines, rows, weights, sums, add),
-            Self::Bf16(units) => units.multiply(lines, rows, (weights, soon), width, sums, add),
+            Self::Bf16(units) => units.multiply::<false>((lines.words, &[]), lines.pitch, rows, (weights, soon), width, sums, add),
             Self::Int8(units) => units.multiply(lines, rows, (weights, soon), width, sums, add),
         }
     }

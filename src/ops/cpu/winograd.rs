@@ -10,10 +10,17 @@
 
 #![allow(unsafe_code)]
 
+mod points;
+mod transforms;
+
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
+
+pub(super) use points::Points;
+use points::paired;
+use transforms::Arithmetic;
 
 use super::{
     band::Source,
@@ -24,7 +31,7 @@ use super::{
     norm::Normalization,
     output::Output,
     panels::Panels,
-    products::{Products, fma::multiply_ahead},
+    products::Products,
 };
 
 /// Pixels of a tile of the result, along each side.
@@ -37,7 +44,7 @@ const POINTS: usize = IN * IN;
 const CACHE: usize = 16 << 20;
 /// The most tiles of a task. More would save transforms of weights, but the sums must fit the second-level cache.
 const TASK_TILES: usize = 192;
-/// Channels of a task at a time: their transformed weights stay there too.
+/// Words of the depth of a task at a time: their transformed weights stay there too.
 const DEPTH: usize = 64;
 /// Channels whose weights are decoded at a time.
 const STRETCH: usize = 32;
@@ -59,17 +66,18 @@ pub(super) fn convolve(
     pixels: Option<&[f32]>,
     (shape, channels): (Shape, usize),
     norm: Option<&Normalization>,
-    weights: &Panels,
+    (weights, points): (&Panels, Points),
     epilogue: &Epilogue,
     out: &mut Output,
 ) {
     let grid = Grid { rows: shape.seen.0.div_ceil(OUT), columns: shape.seen.1.div_ceil(OUT) };
     let tiles = shape.batch * grid.rows * grid.columns;
-    let most = (CACHE / (4 * POINTS * channels)).next_multiple_of(TASK_TILES);
+    let words = channels / points.per_word();
+    let most = (CACHE / (4 * POINTS * words)).next_multiple_of(TASK_TILES);
     let equal = tiles.div_ceil(tiles.div_ceil(most).max(1));
     // Whole rows of tiles: a row of pixels is prepared again each time that it is read.
     let at_once = equal.next_multiple_of(grid.columns.max(1));
-    let pitch = odd_lines(channels);
+    let pitch = odd_lines(words);
     let plane = odd_lines(at_once * pitch);
     let line = shape.width * channels;
     let kept_line = if pixels.is_none() { line } else { 0 };
@@ -89,12 +97,19 @@ pub(super) fn convolve(
                 None => out.read(above, rows.len() * line),
             };
             let image = Pixels { values, first: rows.start * shape.width, pitch: channels, shape, channels };
-            let points = Output::over(transformed);
+            let all_points = Output::over(transformed);
             Source { image, norm, products: Products::Fma }.with_rows(rows.clone(), |image| {
                 (0..count).into_par_iter().with_min_len(4).for_each(|i| {
                     // SAFETY: each tile has numbers of its own at each point, and nobody reads them.
-                    let out = unsafe { points.for_task() };
-                    weights.machine.vectors.dispatch(TransformInput { image, origin: grid.origin(start + i), at: i * pitch, plane, out });
+                    let out = unsafe { all_points.for_task() };
+                    weights.machine.vectors.dispatch(TransformInput {
+                        image,
+                        origin: grid.origin(start + i),
+                        points,
+                        at: i * pitch,
+                        plane,
+                        out,
+                    });
                 });
             });
             if put_back {
@@ -116,7 +131,7 @@ pub(super) fn convolve(
                 with_scratch(numbers, |scratch| {
                     // SAFETY: a task writes the pixels of its tiles, of its panel's outputs; no two tasks have both in common. Nobody reads.
                     let out = unsafe { out.for_task() };
-                    let work = Multiply { transformed, pitch, plane, tiles, origins, weights, panel, epilogue };
+                    let work = Multiply { transformed, points, pitch, plane, tiles, origins, weights, panel, epilogue };
                     weights.machine.vectors.dispatch(WithScratch { work, out, scratch });
                 });
             });
@@ -163,77 +178,14 @@ struct Origins {
     size: (usize, usize),
 }
 
-/// Short names for the operations of the transforms.
-#[derive(Clone, Copy)]
-struct Arithmetic<S>(S);
-
-impl<S: Simd> Arithmetic<S> {
-    #[inline(always)]
-    fn add(self, a: S::f32s, b: S::f32s) -> S::f32s {
-        self.0.add_f32s(a, b)
-    }
-
-    #[inline(always)]
-    fn sub(self, a: S::f32s, b: S::f32s) -> S::f32s {
-        self.0.sub_f32s(a, b)
-    }
-
-    /// `factor * a`
-    #[inline(always)]
-    fn times(self, factor: f32, a: S::f32s) -> S::f32s {
-        self.0.mul_f32s(self.0.splat_f32s(factor), a)
-    }
-
-    /// `factor * a + b`
-    #[inline(always)]
-    fn times_add(self, factor: f32, a: S::f32s, b: S::f32s) -> S::f32s {
-        self.0.mul_add_e_f32s(self.0.splat_f32s(factor), a, b)
-    }
-
-    /// `G g`
-    #[inline(always)]
-    fn weights(self, g: [S::f32s; 3]) -> [S::f32s; IN] {
-        let (outer, middle) = (self.times(-1. / 6., self.add(g[0], g[2])), self.times(1. / 6., g[1]));
-        let (far, near) = (self.times_add(1. / 24., g[0], self.times(1. / 6., g[2])), self.times(1. / 12., g[1]));
-        [self.times(0.25, g[0]), self.sub(outer, middle), self.add(outer, middle), self.add(far, near), self.sub(far, near), g[2]]
-    }
-
-    /// `B^T d`
-    #[inline(always)]
-    fn input(self, d: [S::f32s; IN]) -> [S::f32s; IN] {
-        let (even, odd) = (self.times_add(-4., d[2], d[4]), self.times_add(-4., d[1], d[3]));
-        let (even_2, odd_2) = (self.sub(d[4], d[2]), self.times(2., self.sub(d[3], d[1])));
-        [
-            self.times_add(4., d[0], self.times_add(-5., d[2], d[4])),
-            self.add(even, odd),
-            self.sub(even, odd),
-            self.add(even_2, odd_2),
-            self.sub(even_2, odd_2),
-            self.times_add(4., d[1], self.times_add(-5., d[3], d[5])),
-        ]
-    }
-
-    /// `A^T m`
-    #[inline(always)]
-    fn output(self, m: [S::f32s; IN]) -> [S::f32s; OUT] {
-        let (sum_12, difference_12) = (self.add(m[1], m[2]), self.sub(m[1], m[2]));
-        let (sum_34, difference_34) = (self.add(m[3], m[4]), self.sub(m[3], m[4]));
-        [
-            self.add(self.add(m[0], sum_12), sum_34),
-            self.times_add(2., difference_34, difference_12),
-            self.times_add(4., sum_34, sum_12),
-            self.add(self.times_add(8., difference_34, difference_12), m[5]),
-        ]
-    }
-}
-
 /// `B^T d B` of one tile.
 struct TransformInput<'a> {
     image: &'a Pixels<'a>,
     origin: Origin,
+    points: Points,
     /// Where its first point begins.
     at: usize,
-    /// Numbers from point to point.
+    /// Words from point to point.
     plane: usize,
     out: Output<'a>,
 }
@@ -250,26 +202,51 @@ impl WithSimd for TransformInput<'_> {
             self.image.at(batch, (y + dy).cast_signed() - 1, (x + dx).cast_signed() - 1)
         };
         let pixels: [Option<&[f32]>; POINTS] = std::array::from_fn(pixel);
-        for channel in (0..self.image.channels).step_by(S::F32_LANES) {
-            let channels = channel..self.image.channels.min(channel + S::F32_LANES);
-            // Written out: an array that begins as zeros is filled by a function call, which cost as much as all the sums.
-            let columns = [
-                input_column(simd, &pixels, 0, &channels),
-                input_column(simd, &pixels, 1, &channels),
-                input_column(simd, &pixels, 2, &channels),
-                input_column(simd, &pixels, 3, &channels),
-                input_column(simd, &pixels, 4, &channels),
-                input_column(simd, &pixels, 5, &channels),
-            ];
-            for y in 0..IN {
-                let row = [columns[0][y], columns[1][y], columns[2][y], columns[3][y], columns[4][y], columns[5][y]];
-                for (x, vector) in Arithmetic(simd).input(row).into_iter().enumerate() {
-                    let at = (y * IN + x) * self.plane + self.at + channel;
-                    store::<S>(vector, channels.len(), at, &mut self.out);
+        let channels = self.image.channels;
+        let step = S::F32_LANES * self.points.per_word();
+        for channel in (0..channels).step_by(step) {
+            let n = S::F32_LANES.min(channels - channel);
+            let tile = transform_input(simd, &pixels, channel..channel + n);
+            let at = self.at + channel / self.points.per_word();
+            let words = match self.points {
+                Points::F32 => tile,
+                Points::Bf16(_) => paired(simd, tile, transform_input(simd, &pixels, channel + n..channel + 2 * n)),
+            };
+            for (y, row) in words.into_iter().enumerate() {
+                for (x, vector) in row.into_iter().enumerate() {
+                    store::<S>(vector, n, (y * IN + x) * self.plane + at, &mut self.out);
                 }
             }
         }
     }
+}
+
+/// `B^T d B` of some channels.
+#[inline(always)]
+fn transform_input<S: Simd>(simd: S, pixels: &[Option<&[f32]>; POINTS], channels: Range<usize>) -> [[S::f32s; IN]; IN] {
+    // Written out: an array that begins as zeros is filled by a function call, which cost as much as all the sums.
+    let columns = [
+        input_column(simd, pixels, 0, &channels),
+        input_column(simd, pixels, 1, &channels),
+        input_column(simd, pixels, 2, &channels),
+        input_column(simd, pixels, 3, &channels),
+        input_column(simd, pixels, 4, &channels),
+        input_column(simd, pixels, 5, &channels),
+    ];
+    [
+        input_row(simd, &columns, 0),
+        input_row(simd, &columns, 1),
+        input_row(simd, &columns, 2),
+        input_row(simd, &columns, 3),
+        input_row(simd, &columns, 4),
+        input_row(simd, &columns, 5),
+    ]
+}
+
+/// `d B` of a row of columns that are transformed.
+#[inline(always)]
+fn input_row<S: Simd>(simd: S, columns: &[[S::f32s; IN]; IN], y: usize) -> [S::f32s; IN] {
+    Arithmetic(simd).input([columns[0][y], columns[1][y], columns[2][y], columns[3][y], columns[4][y], columns[5][y]])
 }
 
 /// `B^T d` of a column of pixels.
@@ -287,9 +264,10 @@ fn input_column<S: Simd>(simd: S, pixels: &[Option<&[f32]>; POINTS], x: usize, c
 /// Some tiles times one panel of weights, with the epilogue.
 struct Multiply<'a> {
     transformed: &'a [f32],
-    /// Numbers from tile to tile.
+    points: Points,
+    /// Words from tile to tile.
     pitch: usize,
-    /// Numbers from point to point.
+    /// Words from point to point.
     plane: usize,
     tiles: Range<usize>,
     origins: Origins,
@@ -317,17 +295,19 @@ impl WithSimd for WithScratch<'_> {
         let [kernel_plane, sums_plane] = [DEPTH, count].map(|rows| odd_lines(rows * width));
         let (kernels, rest) = scratch.split_at_mut(POINTS * kernel_plane);
         let (all_sums, decoded) = rest.split_at_mut(POINTS * sums_plane);
-        for first in (0..channels).step_by(DEPTH) {
-            let depth = DEPTH.min(channels - first);
+        let per_word = work.points.per_word();
+        for first in (0..channels).step_by(DEPTH * per_word) {
+            let depth = (DEPTH * per_word).min(channels - first);
             work.transform_weights(simd, first..first + depth, (kernels, kernel_plane), decoded);
             for point in 0..POINTS {
-                let lines =
-                    |point: usize, channel: usize| &work.transformed[point * work.plane + work.tiles.start * work.pitch + channel..];
+                let lines = |point: usize, channel: usize| {
+                    &work.transformed[point * work.plane + work.tiles.start * work.pitch + channel / per_word..]
+                };
                 let next = if point + 1 < POINTS { (point + 1, first) } else { (0, (first + depth) % channels) };
                 let (lines, after) = (lines(point, first), lines(next.0, next.1));
-                let (kernel, sums) = (&kernels[point * kernel_plane..][..depth * width], &mut all_sums[point * sums_plane..]);
+                let (kernel, sums) = (&kernels[point * kernel_plane..][..depth / per_word * width], &mut all_sums[point * sums_plane..]);
                 let soon = work.stored_weights(point, first + depth);
-                multiply_ahead(simd, (lines, after), work.pitch, count, (kernel, soon), width, sums, first > 0);
+                work.points.multiply(simd, (lines, after), work.pitch, count, (kernel, soon), width, sums, first > 0);
             }
         }
         for (i, tile) in work.tiles.clone().enumerate() {
@@ -342,13 +322,13 @@ impl Multiply<'_> {
     fn stored_weights(&self, point: usize, first: usize) -> &[u8] {
         let channels = self.weights.depth / TAPS;
         let (panel, first) = if first < channels { (self.panel, first) } else { ((self.panel + 1) % self.weights.count(), 0) };
-        let depth = DEPTH.min(channels - first);
+        let depth = (DEPTH * self.points.per_word()).min(channels - first);
         let (tap, share) = (point * TAPS / POINTS, depth.div_ceil(POINTS / TAPS));
         let from = (point % (POINTS / TAPS) * share).min(depth);
         self.weights.stored(panel, tap * channels + first + from, share.min(depth - from))
     }
 
-    /// `G g G^T` for some channels and all outputs of the panel: `(channels, width)` for each point. Points are `plane` numbers apart.
+    /// `G g G^T` for some channels and all outputs of the panel: `(words, width)` for each point. Points are `plane` words apart.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several slices at once")]
     fn transform_weights<S: Simd>(&self, simd: S, of: Range<usize>, (out, plane): (&mut [f32], usize), decoded: &mut [f32]) {
@@ -359,17 +339,19 @@ impl Multiply<'_> {
             for (tap, (rows, decoded)) in taps.iter_mut().zip(decoded.chunks_exact_mut(STRETCH * width)).enumerate() {
                 *rows = bytemuck::cast_slice(self.weights.packed(self.panel, tap * channels + first, count, decoded));
             }
-            for i in 0..count * width / S::F32_LANES {
-                let arithmetic = Arithmetic(simd);
-                let columns: [[S::f32s; IN]; 3] = [
-                    arithmetic.weights([taps[0][i], taps[3][i], taps[6][i]]),
-                    arithmetic.weights([taps[1][i], taps[4][i], taps[7][i]]),
-                    arithmetic.weights([taps[2][i], taps[5][i], taps[8][i]]),
-                ];
-                for y in 0..IN {
-                    let row = arithmetic.weights([columns[0][y], columns[1][y], columns[2][y]]);
+            let start = (first - of.start) / self.points.per_word() * width;
+            for i in 0..count / self.points.per_word() * width / S::F32_LANES {
+                let kernel = match self.points {
+                    Points::F32 => transform_kernel(simd, &taps, i),
+                    Points::Bf16(_) => {
+                        // Of each two vectors of rows, one of the first and the same of the second.
+                        let i = i / width * 2 * width + i % width;
+                        paired(simd, transform_kernel(simd, &taps, i), transform_kernel(simd, &taps, i + width))
+                    }
+                };
+                for (y, row) in kernel.into_iter().enumerate() {
                     for (x, vector) in row.into_iter().enumerate() {
-                        let at = (y * IN + x) * plane + (first - of.start) * width + i * S::F32_LANES;
+                        let at = (y * IN + x) * plane + start + i * S::F32_LANES;
                         bytemuck::cast_slice_mut(&mut out[at..at + S::F32_LANES])[0] = vector;
                     }
                 }
@@ -404,6 +386,32 @@ impl Multiply<'_> {
             }
         }
     }
+}
+
+/// `G g G^T` of a vector of weights.
+#[inline(always)]
+fn transform_kernel<S: Simd>(simd: S, taps: &[&[S::f32s]; TAPS], i: usize) -> [[S::f32s; IN]; IN] {
+    let columns = [kernel_column(simd, taps, i, 0), kernel_column(simd, taps, i, 1), kernel_column(simd, taps, i, 2)];
+    [
+        kernel_row(simd, &columns, 0),
+        kernel_row(simd, &columns, 1),
+        kernel_row(simd, &columns, 2),
+        kernel_row(simd, &columns, 3),
+        kernel_row(simd, &columns, 4),
+        kernel_row(simd, &columns, 5),
+    ]
+}
+
+/// `G g` of a column of weights.
+#[inline(always)]
+fn kernel_column<S: Simd>(simd: S, taps: &[&[S::f32s]; TAPS], i: usize, x: usize) -> [S::f32s; IN] {
+    Arithmetic(simd).weights([taps[x][i], taps[3 + x][i], taps[6 + x][i]])
+}
+
+/// `g G^T` of a row of columns that are transformed.
+#[inline(always)]
+fn kernel_row<S: Simd>(simd: S, columns: &[[S::f32s; IN]; 3], y: usize) -> [S::f32s; IN] {
+    Arithmetic(simd).weights([columns[0][y], columns[1][y], columns[2][y]])
 }
 
 /// `A^T m` of a column of points, which are `step` numbers apart.

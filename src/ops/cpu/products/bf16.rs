@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::{Blocking, Lines, fma};
+use super::{Blocking, fma};
 
 /// Numbers of a word.
 const PAIR: usize = 2;
@@ -53,21 +53,27 @@ impl Bf16 {
         Self(Units::Emulated)
     }
 
-    /// See [`super::Multiplier::multiply`].
+    /// See [`super::Multiplier::multiply`]. For `LINES`, `lines.1` is what comes after them, see [`fma::multiply_ahead`].
     #[inline]
-    pub(super) fn multiply(self, lines: Lines, rows: usize, (weights, soon): (&[f32], &[u8]), width: usize, sums: &mut [f32], add: bool) {
+    #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+    pub(in super::super) fn multiply<const LINES: bool>(
+        self,
+        lines: (&[f32], &[f32]),
+        pitch: usize,
+        rows: usize,
+        weights: (&[f32], &[u8]),
+        width: usize,
+        sums: &mut [f32],
+        add: bool,
+    ) {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Units::Hardware(instructions) => {
-                instructions.multiply((cast_slice(lines.words), lines.pitch), rows, (cast_slice(weights), soon), width, sums, add);
-            }
+            Units::Hardware(instructions) => instructions.multiply::<LINES>(lines, pitch, rows, weights, width, sums, add),
             #[cfg(test)]
-            Units::Emulated => {
-                emulated::multiply((cast_slice(lines.words), PAIR * lines.pitch), rows, cast_slice(weights), width, sums, add);
-            }
+            Units::Emulated => emulated::multiply((cast_slice(lines.0), PAIR * pitch), rows, cast_slice(weights.0), width, sums, add),
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = soon;
+        let _ = (lines, pitch, rows, weights, width, sums, add);
     }
 }
 

@@ -64,6 +64,11 @@ impl Int8 {
         Self(Units::Emulated)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_emulated(self) -> bool {
+        matches!(self.0, Units::Emulated)
+    }
+
     /// See [`super::Multiplier::multiply`].
     #[inline]
     pub(super) fn multiply(self, lines: Lines, rows: usize, (weights, soon): (&[f32], &[u8]), width: usize, sums: &mut [f32], add: bool) {

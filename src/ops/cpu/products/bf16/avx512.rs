@@ -1,38 +1,36 @@
 //! The instructions of AVX-512-BF16.
-//!
-//! A tile of 12 rows by two vectors of columns stays in registers while the depth runs by, two numbers at a time: 24 instructions for 14
-//! loads.
 
 #![allow(unsafe_code)]
 
 use std::{
     arch::x86_64::{
-        __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh,
-        _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
+        __m256bh, __m256i, __m512, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
+        _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_slli_epi32, _mm512_storeu_si512,
     },
     mem::transmute,
     sync::LazyLock,
 };
 
-use super::{PAIR, fma::prefetch};
+use pulp::{f32x16, x86::V4};
+
+use super::{
+    super::tiles::{self, Dot},
+    PAIR,
+};
 
 /// Numbers of a vector.
 pub(super) const LANES: usize = 16;
-/// Words of the depth that a tile takes at a time: the panel's part of it, 16 KiB, stays in the first-level cache.
-const RUN: usize = 128;
 
 /// The proof that the processor has the instructions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Instructions(());
+pub(super) struct Instructions(V4);
 
 #[allow(clippy::unused_self, reason = "`self` proves that the processor has the instructions")]
 impl Instructions {
     /// The proof, where there is one.
     pub(super) fn try_new() -> Option<Self> {
-        static FOUND: LazyLock<bool> =
-            LazyLock::new(|| !cfg!(miri) && is_x86_feature_detected!("avx512bf16") && pulp::x86::V4::try_new().is_some());
-        FOUND.then_some(Self(()))
+        static HAS: LazyLock<bool> = LazyLock::new(|| !cfg!(miri) && is_x86_feature_detected!("avx512bf16"));
+        V4::try_new().filter(|_| *HAS).map(Self)
     }
 
     /// Rounds numbers to as many halves.
@@ -51,40 +49,45 @@ impl Instructions {
         unsafe { pack(numbers, width, words) }
     }
 
-    /// `sums (rows, width) = lines * weights`, or `sums += …` where `add` says so: lines of words that are `pitch` apart, and weights
-    /// `(words, width)` of one vector or two. `soon` is prefetched.
+    /// `sums (rows, width) = lines * weights`, or `sums += …` where `add` says so, of words: see [`tiles::multiply`]. `soon` is prefetched,
+    /// and for `LINES` the lines that are read next.
     #[inline]
-    pub(super) fn multiply(
+    #[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+    pub(super) fn multiply<const LINES: bool>(
         self,
-        (lines, pitch): (&[u32], usize),
+        lines: (&[f32], &[f32]),
+        pitch: usize,
         rows: usize,
-        (weights, soon): (&[u32], &[u8]),
+        weights: (&[f32], &[u8]),
         width: usize,
         sums: &mut [f32],
         add: bool,
     ) {
-        assert!((width == LANES || width == 2 * LANES) && sums.len() / width >= rows);
-        let depth = weights.len() / width;
-        if rows == 0 || depth == 0 {
-            return;
-        }
-        assert!((rows - 1).checked_mul(pitch).and_then(|last| last.checked_add(depth)).is_some_and(|end| end <= lines.len()));
-        let share = soon.len().div_ceil(rows * depth);
-        for first in (0..depth).step_by(RUN) {
-            let run = Run {
-                lines: lines[first..].as_ptr(),
-                pitch,
-                weights: weights[first * width..].as_ptr(),
-                soon: soon.as_ptr().wrapping_add(first * rows * share),
-                share,
-                depth: RUN.min(depth - first),
-                sums: sums.as_mut_ptr(),
-                add: add || first > 0,
-            };
-            // SAFETY: `self` proves that the processor has the instructions; by the assertions above, all words of all rows are in `lines`,
-            // as many rows of the width in `weights`, and `rows` rows of it in `sums`.
-            unsafe { if width == LANES { run.all::<1>(rows) } else { run.all::<2>(rows) } }
-        }
+        // SAFETY: `self` proves that the processor has the instructions.
+        unsafe { multiply::<LINES>(self, lines, pitch, rows, weights, width, sums, add) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+#[allow(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+fn multiply<const LINES: bool>(
+    instructions: Instructions,
+    lines: (&[f32], &[f32]),
+    pitch: usize,
+    rows: usize,
+    weights: (&[f32], &[u8]),
+    width: usize,
+    sums: &mut [f32],
+    add: bool,
+) {
+    tiles::multiply::<_, _, LINES, true>((instructions.0, instructions), lines, (pitch, 1), rows, weights, width, sums, add);
+}
+
+impl Dot<V4> for Instructions {
+    #[inline(always)]
+    fn add(self, _: V4, word: f32x16, weights: f32x16, sums: f32x16) -> f32x16 {
+        // SAFETY: `self` proves that the processor has the instructions. Vectors of bf16 are words.
+        unsafe { transmute(_mm512_dpbf16_ps(transmute(sums), transmute(word), transmute(weights))) }
     }
 }
 
@@ -116,87 +119,5 @@ fn pack(numbers: &[f32], width: usize, words: &mut [u32]) {
                 _mm512_storeu_si512(words.as_mut_ptr().cast(), _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd)));
             }
         }
-    }
-}
-
-/// A run of the depth for all rows. Distances are in words.
-#[derive(Clone, Copy)]
-struct Run {
-    lines: *const u32,
-    pitch: usize,
-    weights: *const u32,
-    /// Bytes to prefetch, and how many of them for each word of each row.
-    soon: *const u8,
-    share: usize,
-    depth: usize,
-    sums: *mut f32,
-    add: bool,
-}
-
-impl Run {
-    /// As many tall tiles as fit, then lower ones.
-    ///
-    /// # Safety
-    /// `lines` holds `depth` words of each row, `weights` as many rows of `VECTORS` vectors, and `sums` that many vectors for each row.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn all<const VECTORS: usize>(self, rows: usize) {
-        let mut row = 0;
-        // SAFETY: a tile's rows are among those that the caller vouches for.
-        unsafe {
-            while row < rows {
-                row += match rows - row {
-                    12.. => self.tile::<12, VECTORS>(row),
-                    8.. => self.tile::<8, VECTORS>(row),
-                    4.. => self.tile::<4, VECTORS>(row),
-                    2.. => self.tile::<2, VECTORS>(row),
-                    _ => self.tile::<1, VECTORS>(row),
-                };
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Run::all`], for `ROWS` rows from `row` on.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn tile<const ROWS: usize, const VECTORS: usize>(self, row: usize) -> usize {
-        // SAFETY: the offsets are those of the words that the caller vouches for. A prefetch reads nothing. Vectors of bf16 are words.
-        unsafe {
-            let sums = self.sums.add(row * VECTORS * LANES);
-            let mut lines = [self.lines; ROWS];
-            for (i, line) in lines.iter_mut().enumerate() {
-                *line = line.add((row + i) * self.pitch);
-            }
-            let mut tile = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-            if self.add {
-                for (i, tile) in tile.iter_mut().enumerate() {
-                    for (j, sum) in tile.iter_mut().enumerate() {
-                        *sum = _mm512_loadu_ps(sums.add((i * VECTORS + j) * LANES));
-                    }
-                }
-            }
-            let pair = |word: __m512i| transmute::<__m512i, __m512bh>(word);
-            let mut weights = self.weights;
-            for k in 0..self.depth {
-                prefetch::<true, _>(self.soon.wrapping_add((row * self.depth + k * ROWS) * self.share));
-                let mut panel = [pair(_mm512_set1_epi32(0)); VECTORS];
-                for (j, vector) in panel.iter_mut().enumerate() {
-                    *vector = pair(_mm512_loadu_si512(weights.add(j * LANES).cast()));
-                }
-                weights = weights.add(VECTORS * LANES);
-                for i in 0..ROWS {
-                    let numbers = pair(_mm512_set1_epi32(lines[i].add(k).read().cast_signed()));
-                    for j in 0..VECTORS {
-                        tile[i][j] = _mm512_dpbf16_ps(tile[i][j], numbers, panel[j]);
-                    }
-                }
-            }
-            for (i, tile) in tile.iter().enumerate() {
-                for (j, sum) in tile.iter().enumerate() {
-                    _mm512_storeu_ps(sums.add((i * VECTORS + j) * LANES), *sum);
-                }
-            }
-        }
-        ROWS
     }
 }

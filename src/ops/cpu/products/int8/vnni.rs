@@ -17,7 +17,7 @@ use pulp::{
     x86::{V3, V4},
 };
 
-use super::{LINE_WORDS, QUADS, WEIGHT_ROWS, fma::prefetch};
+use super::{super::tiles::prefetch, LINE_WORDS, QUADS, WEIGHT_ROWS};
 
 /// Blocks of the depth that a tile takes at a time: the panel's part of them, 9 KiB, stays in the first-level cache with the lines.
 const RUN: usize = 4;
