@@ -189,7 +189,8 @@ fn check_compute(compute: ComputeType, device: &Device) -> Result<(), LoadError>
     }
     if !ops::computes_in(compute) {
         let help = "give --compute f32, or auto for the fastest that there is";
-        return Err(LoadError::Unsupported(format!("this processor multiplies no {compute} faster than f32 (AVX-512-BF16 would): {help}")));
+        let would = if compute == ComputeType::Bf16 { "AVX-512-BF16" } else { "AVX-512-VNNI or AVX-VNNI" };
+        return Err(LoadError::Unsupported(format!("this processor multiplies no {compute} faster than f32 ({would} would): {help}")));
     }
     Ok(())
 }

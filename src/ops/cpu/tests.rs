@@ -37,7 +37,7 @@ pub(super) fn limit(machine: Machine, of_exact: f64) -> f64 {
 
 /// The same of Winograd's algorithm, whose transforms enlarge what bf16 rounds away.
 pub(super) fn of_points(machine: Machine, channels: usize, of_exact: f64) -> f64 {
-    if matches!(Points::new(machine, channels), Points::Bf16(_)) { 0.5 } else { of_exact }
+    if matches!(Points::new(machine, channels), Points::Bf16(_)) { 0.15 } else { of_exact }
 }
 
 /// The algorithms that a machine has for a convolution, and the largest error of each.

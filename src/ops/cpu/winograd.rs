@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 pub(super) use points::Points;
 use points::paired;
-use transforms::Arithmetic;
+use transforms::{At, Even, Transforms, Whole};
 
 use super::{
     band::Source,
@@ -206,11 +206,14 @@ impl WithSimd for TransformInput<'_> {
         let step = S::F32_LANES * self.points.per_word();
         for channel in (0..channels).step_by(step) {
             let n = S::F32_LANES.min(channels - channel);
-            let tile = transform_input(simd, &pixels, channel..channel + n);
             let at = self.at + channel / self.points.per_word();
             let words = match self.points {
-                Points::F32 => tile,
-                Points::Bf16(_) => paired(simd, tile, transform_input(simd, &pixels, channel + n..channel + 2 * n)),
+                Points::F32 => transform_input(Transforms::<S, Whole>::new(simd), &pixels, channel..channel + n),
+                Points::Bf16(_) => {
+                    let transforms = Transforms::<S, Even>::new(simd);
+                    let low = transform_input(transforms, &pixels, channel..channel + n);
+                    paired(simd, low, transform_input(transforms, &pixels, channel + n..channel + 2 * n))
+                }
             };
             for (y, row) in words.into_iter().enumerate() {
                 for (x, vector) in row.into_iter().enumerate() {
@@ -223,42 +226,51 @@ impl WithSimd for TransformInput<'_> {
 
 /// `B^T d B` of some channels.
 #[inline(always)]
-fn transform_input<S: Simd>(simd: S, pixels: &[Option<&[f32]>; POINTS], channels: Range<usize>) -> [[S::f32s; IN]; IN] {
+fn transform_input<S: Simd, P: At>(
+    transforms: Transforms<S, P>,
+    pixels: &[Option<&[f32]>; POINTS],
+    channels: Range<usize>,
+) -> [[S::f32s; IN]; IN] {
     // Written out: an array that begins as zeros is filled by a function call, which cost as much as all the sums.
     let columns = [
-        input_column(simd, pixels, 0, &channels),
-        input_column(simd, pixels, 1, &channels),
-        input_column(simd, pixels, 2, &channels),
-        input_column(simd, pixels, 3, &channels),
-        input_column(simd, pixels, 4, &channels),
-        input_column(simd, pixels, 5, &channels),
+        input_column(transforms, pixels, 0, &channels),
+        input_column(transforms, pixels, 1, &channels),
+        input_column(transforms, pixels, 2, &channels),
+        input_column(transforms, pixels, 3, &channels),
+        input_column(transforms, pixels, 4, &channels),
+        input_column(transforms, pixels, 5, &channels),
     ];
     [
-        input_row(simd, &columns, 0),
-        input_row(simd, &columns, 1),
-        input_row(simd, &columns, 2),
-        input_row(simd, &columns, 3),
-        input_row(simd, &columns, 4),
-        input_row(simd, &columns, 5),
+        input_row(transforms, &columns, 0),
+        input_row(transforms, &columns, 1),
+        input_row(transforms, &columns, 2),
+        input_row(transforms, &columns, 3),
+        input_row(transforms, &columns, 4),
+        input_row(transforms, &columns, 5),
     ]
 }
 
 /// `d B` of a row of columns that are transformed.
 #[inline(always)]
-fn input_row<S: Simd>(simd: S, columns: &[[S::f32s; IN]; IN], y: usize) -> [S::f32s; IN] {
-    Arithmetic(simd).input([columns[0][y], columns[1][y], columns[2][y], columns[3][y], columns[4][y], columns[5][y]])
+fn input_row<S: Simd, P: At>(transforms: Transforms<S, P>, columns: &[[S::f32s; IN]; IN], y: usize) -> [S::f32s; IN] {
+    transforms.input([columns[0][y], columns[1][y], columns[2][y], columns[3][y], columns[4][y], columns[5][y]])
 }
 
 /// `B^T d` of a column of pixels.
 #[inline(always)]
-fn input_column<S: Simd>(simd: S, pixels: &[Option<&[f32]>; POINTS], x: usize, channels: &Range<usize>) -> [S::f32s; IN] {
-    let mut column = [simd.splat_f32s(0.0); IN];
+fn input_column<S: Simd, P: At>(
+    transforms: Transforms<S, P>,
+    pixels: &[Option<&[f32]>; POINTS],
+    x: usize,
+    channels: &Range<usize>,
+) -> [S::f32s; IN] {
+    let mut column = [transforms.simd.splat_f32s(0.0); IN];
     for (y, number) in column.iter_mut().enumerate() {
         if let Some(pixel) = pixels[y * IN + x] {
-            *number = load(simd, &pixel[channels.clone()]);
+            *number = load(transforms.simd, &pixel[channels.clone()]);
         }
     }
-    Arithmetic(simd).input(column)
+    transforms.input(column)
 }
 
 /// Some tiles times one panel of weights, with the epilogue.
@@ -311,7 +323,11 @@ impl WithSimd for WithScratch<'_> {
             }
         }
         for (i, tile) in work.tiles.clone().enumerate() {
-            work.transform_output(simd, tile, &all_sums[i * width..], sums_plane, &mut out);
+            let sums = &all_sums[i * width..];
+            match work.points {
+                Points::F32 => work.transform_output(Transforms::<S, Whole>::new(simd), tile, sums, sums_plane, &mut out),
+                Points::Bf16(_) => work.transform_output(Transforms::<S, Even>::new(simd), tile, sums, sums_plane, &mut out),
+            }
         }
     }
 }
@@ -342,11 +358,11 @@ impl Multiply<'_> {
             let start = (first - of.start) / self.points.per_word() * width;
             for i in 0..count / self.points.per_word() * width / S::F32_LANES {
                 let kernel = match self.points {
-                    Points::F32 => transform_kernel(simd, &taps, i),
+                    Points::F32 => transform_kernel(Transforms::<S, Whole>::new(simd), &taps, i),
                     Points::Bf16(_) => {
                         // Of each two vectors of rows, one of the first and the same of the second.
-                        let i = i / width * 2 * width + i % width;
-                        paired(simd, transform_kernel(simd, &taps, i), transform_kernel(simd, &taps, i + width))
+                        let (i, transforms) = (i / width * 2 * width + i % width, Transforms::<S, Even>::new(simd));
+                        paired(simd, transform_kernel(transforms, &taps, i), transform_kernel(transforms, &taps, i + width))
                     }
                 };
                 for (y, row) in kernel.into_iter().enumerate() {
@@ -362,26 +378,26 @@ impl Multiply<'_> {
     /// `A^T m A` of one tile, with the epilogue. `sums` begins with its first point; points are `step` numbers apart.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an index is of several arrays at once")]
-    fn transform_output<S: Simd>(&self, simd: S, tile: usize, sums: &[f32], step: usize, out: &mut Output) {
+    fn transform_output<S: Simd, P: At>(&self, transforms: Transforms<S, P>, tile: usize, sums: &[f32], step: usize, out: &mut Output) {
         let Origin { batch, y, x } = self.origins.grid.origin(self.origins.start + tile);
         let (height, width) = self.origins.size;
         let first = self.panel * self.weights.width;
         for column in (0..self.weights.width).step_by(S::F32_LANES) {
             let sums = &sums[column..];
             let columns = [
-                output_column(simd, sums, step, 0),
-                output_column(simd, sums, step, 1),
-                output_column(simd, sums, step, 2),
-                output_column(simd, sums, step, 3),
-                output_column(simd, sums, step, 4),
-                output_column(simd, sums, step, 5),
+                output_column(transforms, sums, step, 0),
+                output_column(transforms, sums, step, 1),
+                output_column(transforms, sums, step, 2),
+                output_column(transforms, sums, step, 3),
+                output_column(transforms, sums, step, 4),
+                output_column(transforms, sums, step, 5),
             ];
             for dy in 0..OUT.min(height - y) {
                 let points = [columns[0][dy], columns[1][dy], columns[2][dy], columns[3][dy], columns[4][dy], columns[5][dy]];
-                let row: [S::f32s; OUT] = Arithmetic(simd).output(points);
+                let row: [S::f32s; OUT] = transforms.output(points);
                 for (dx, vector) in row.iter().enumerate().take(width - x) {
                     let pixel = (batch * height + y + dy) * width + x + dx;
-                    self.epilogue.write(simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), out);
+                    self.epilogue.write(transforms.simd, pixel, first + column, bytemuck::cast_slice(std::slice::from_ref(vector)), out);
                 }
             }
         }
@@ -390,36 +406,36 @@ impl Multiply<'_> {
 
 /// `G g G^T` of a vector of weights.
 #[inline(always)]
-fn transform_kernel<S: Simd>(simd: S, taps: &[&[S::f32s]; TAPS], i: usize) -> [[S::f32s; IN]; IN] {
-    let columns = [kernel_column(simd, taps, i, 0), kernel_column(simd, taps, i, 1), kernel_column(simd, taps, i, 2)];
+fn transform_kernel<S: Simd, P: At>(transforms: Transforms<S, P>, taps: &[&[S::f32s]; TAPS], i: usize) -> [[S::f32s; IN]; IN] {
+    let columns = [kernel_column(transforms, taps, i, 0), kernel_column(transforms, taps, i, 1), kernel_column(transforms, taps, i, 2)];
     [
-        kernel_row(simd, &columns, 0),
-        kernel_row(simd, &columns, 1),
-        kernel_row(simd, &columns, 2),
-        kernel_row(simd, &columns, 3),
-        kernel_row(simd, &columns, 4),
-        kernel_row(simd, &columns, 5),
+        kernel_row(transforms, &columns, 0),
+        kernel_row(transforms, &columns, 1),
+        kernel_row(transforms, &columns, 2),
+        kernel_row(transforms, &columns, 3),
+        kernel_row(transforms, &columns, 4),
+        kernel_row(transforms, &columns, 5),
     ]
 }
 
 /// `G g` of a column of weights.
 #[inline(always)]
-fn kernel_column<S: Simd>(simd: S, taps: &[&[S::f32s]; TAPS], i: usize, x: usize) -> [S::f32s; IN] {
-    Arithmetic(simd).weights([taps[x][i], taps[3 + x][i], taps[6 + x][i]])
+fn kernel_column<S: Simd, P: At>(transforms: Transforms<S, P>, taps: &[&[S::f32s]; TAPS], i: usize, x: usize) -> [S::f32s; IN] {
+    transforms.weights([taps[x][i], taps[3 + x][i], taps[6 + x][i]])
 }
 
 /// `g G^T` of a row of columns that are transformed.
 #[inline(always)]
-fn kernel_row<S: Simd>(simd: S, columns: &[[S::f32s; IN]; 3], y: usize) -> [S::f32s; IN] {
-    Arithmetic(simd).weights([columns[0][y], columns[1][y], columns[2][y]])
+fn kernel_row<S: Simd, P: At>(transforms: Transforms<S, P>, columns: &[[S::f32s; IN]; 3], y: usize) -> [S::f32s; IN] {
+    transforms.weights([columns[0][y], columns[1][y], columns[2][y]])
 }
 
 /// `A^T m` of a column of points, which are `step` numbers apart.
 #[inline(always)]
-fn output_column<S: Simd>(simd: S, sums: &[f32], step: usize, x: usize) -> [S::f32s; OUT] {
-    let mut points = [simd.splat_f32s(0.0); IN];
+fn output_column<S: Simd, P: At>(transforms: Transforms<S, P>, sums: &[f32], step: usize, x: usize) -> [S::f32s; OUT] {
+    let mut points = [transforms.simd.splat_f32s(0.0); IN];
     for (y, number) in points.iter_mut().enumerate() {
         *number = bytemuck::cast_slice(&sums[(y * IN + x) * step..][..S::F32_LANES])[0];
     }
-    Arithmetic(simd).output(points)
+    transforms.output(points)
 }

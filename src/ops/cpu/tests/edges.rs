@@ -71,22 +71,22 @@ fn a_convolution_of_many_bands() {
     }
 }
 
-/// Numbers that stay bf16 ones when they are transformed lose nothing in it.
+/// Each channel in turn is all that there is.
 #[test]
 fn points_in_bf16_are_in_their_places() {
-    let whole = |count: usize, seed: u64| numbers(count, seed).into_iter().map(|x| (1.5 * x).round().clamp(-1.0, 1.0)).collect::<Vec<_>>();
     for machine in Machine::all().into_iter().filter(|machine| matches!(Points::new(*machine, 64), Points::Bf16(_))) {
-        for (channels, outputs, height, width) in [(32, 33, 5, 7), (64, 3, 9, 4), (160, 40, 4, 12)] {
-            let shape = Shape { batch: 2, height, width, seen: (height, width) };
-            let pixels = whole(2 * height * width * channels, 1);
-            // Those of the transform are fractions with these denominators.
-            let weight: Vec<f32> = whole(outputs * channels * 9, 2).into_iter().map(|x| 576.0 * x).collect();
-            let bias = numbers(outputs, 3);
-            let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
-            let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, bias, Conv2dConfig::SAME_3X3);
-            let ours = packed.forward_by(Algorithm::Winograd, &pixels, shape, None, Epilogue::default());
-            assert!(error(&ours, &right) < 1e-6, "{machine:?}: {}", error(&ours, &right));
+        let (channels, outputs, height, width) = if cfg!(miri) { (32, 3, 4, 5) } else { (96, 33, 5, 7) };
+        let shape = Shape { batch: channels, height, width, seen: (height, width) };
+        let mut pixels = vec![0.0; channels * height * width * channels];
+        for channel in 0..channels {
+            pixels[(channel * height * width + channel % (height * width)) * channels + channel] = 1.0;
         }
+        let (weight, bias) = (numbers(outputs * channels * 9, 2), vec![0.0; outputs]);
+        let right = plain_conv(&pixels, &weight, &bias, shape, channels, Conv2dConfig::SAME_3X3);
+        let packed = PackedConv::new(machine, DenseType::F32, &weight, channels, bias, Conv2dConfig::SAME_3X3);
+        let ours = packed.forward_by(Algorithm::Winograd, &pixels, shape, None, Epilogue::default());
+        // Another channel is as far off as its weights are large.
+        assert!(error(&ours, &right) < 0.3, "{machine:?}: {}", error(&ours, &right));
     }
 }
 

@@ -13,8 +13,8 @@ use crate::ops::cpu::{
 pub(in super::super) enum Points {
     /// A word is a number.
     F32,
-    /// A word is two numbers in bf16, of channels that are a vector apart. The transforms enlarge what that rounds away by ten, to some
-    /// hundredths of the result: this is for networks that multiply whole numbers elsewhere, whose rounding is of the same size.
+    /// A word is two numbers in bf16, of channels that are a vector apart. The transforms enlarge what that rounds away to a hundredth of the
+    /// result: this is for networks that multiply whole numbers elsewhere, whose rounding costs as much.
     Bf16(Bf16),
 }
 
