@@ -185,7 +185,7 @@ pub struct Timings {
     pub denoise: Duration,
     /// From latents to pixels.
     pub decode: Duration,
-    /// From pixels to a file.
+    /// From pixels to a file, and waiting for other files.
     pub encode: Duration,
 }
 
