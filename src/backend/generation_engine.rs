@@ -2,6 +2,7 @@
 
 mod batch;
 mod running;
+mod step_times;
 mod turn;
 mod waiting;
 mod writer;

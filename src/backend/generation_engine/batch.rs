@@ -72,7 +72,7 @@ impl<G: Generation> Batch<G> {
             metrics::histogram!("sdw_batch_size").record(batch_size as f64);
         }
         for picture in stepping {
-            picture.report(pulse, writer, StepReport { step_time, batch_size, is_shallow: kind.is_shallow });
+            picture.report(pulse, writer, StepReport { step_time, batch_size, kind });
         }
     }
 }

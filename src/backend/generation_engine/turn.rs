@@ -15,10 +15,11 @@ use tracing::{Span, debug_span, field::Empty, info, info_span, warn};
 use super::{
     attempt,
     running::Begun,
+    step_times::StepTimes,
     writer::{Drawn, News, WriterQueue},
 };
 use crate::{
-    backend::{Complete, Generation, GenerationError, GenerationRequest, GenerationResponse, Pipeline, Progress, Pulse, Timings},
+    backend::{Complete, Generation, GenerationError, GenerationRequest, GenerationResponse, Pipeline, Progress, Pulse, StepKind, Timings},
     common::error_chain,
     models::Interrupt,
 };
@@ -53,6 +54,7 @@ pub(super) struct Picture<G> {
     /// When it became ready for its first step.
     pub(super) ready: Instant,
     steps: usize,
+    step_times: StepTimes,
     /// The numbers of the previews to come.
     previews: Range<u8>,
 }
@@ -63,7 +65,7 @@ pub(super) struct StepReport {
     pub(super) step_time: Duration,
     /// How many pictures took it together.
     pub(super) batch_size: usize,
-    pub(super) is_shallow: bool,
+    pub(super) kind: StepKind,
 }
 
 impl Turn {
@@ -186,6 +188,7 @@ impl<G: Generation> Picture<G> {
             failure: None,
             ready: Instant::now(),
             steps: 0,
+            step_times: StepTimes::default(),
             previews,
         }
     }
@@ -207,10 +210,13 @@ impl<G: Generation> Picture<G> {
     }
 
     /// Reports a step, and adds the previews that are due.
-    pub(super) fn report(&mut self, pulse: &Pulse, writer: &WriterQueue, StepReport { step_time, batch_size, is_shallow }: StepReport) {
+    pub(super) fn report(&mut self, pulse: &Pulse, writer: &WriterQueue, StepReport { step_time, batch_size, kind }: StepReport) {
         self.steps += 1;
         let (step, total) = (self.steps, self.generation.total_steps());
-        writer.add(&self.turn, News::Progress(Progress { step, total, step_time, batch_size, is_shallow }));
+        self.step_times.note(kind, step_time);
+        let remaining = self.step_times.of_all(&self.generation.kinds_to_come());
+        let progress = Progress { step, total, step_time, batch_size, is_shallow: kind.is_shallow, remaining };
+        writer.add(&self.turn, News::Progress(progress));
 
         // Preview n of p is due after n / (p + 1) of the steps, none after the last, which gives the picture itself.
         let due = step * (usize::from(self.turn.request.order.output.previews) + 1) / total;

@@ -68,6 +68,10 @@ impl Generation for Telling {
         self.order.demand.kind(self.done)
     }
 
+    fn kinds_to_come(&self) -> Vec<StepKind> {
+        Vec::new()
+    }
+
     fn total_steps(&self) -> usize {
         self.order.demand.steps()
     }
