@@ -40,6 +40,8 @@ struct Held {
     begun: Option<Begun>,
     /// Why a preview could not be written.
     failure: Option<GenerationError>,
+    /// How much of its news the writer has not told yet.
+    untold: usize,
 }
 
 /// A request with its generation.
@@ -70,7 +72,7 @@ pub(super) struct StepReport {
 
 impl Turn {
     pub(super) fn new(mut request: GenerationRequest, begun: Begun) -> Self {
-        let held = Held { place: request.place.take(), begun: Some(begun), failure: None };
+        let held = Held { place: request.place.take(), begun: Some(begun), failure: None, untold: 0 };
         let config = &request.order.config;
         let span = info_span!(
             parent: &request.span, "generate",
@@ -163,6 +165,21 @@ impl Turn {
     /// When there is to be no picture any more.
     pub(super) fn check_wanted(&self) -> Result<(), GenerationError> {
         if self.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+    }
+
+    /// Notes that there is news for the writer to tell.
+    pub(super) fn note_added(&self) {
+        self.held().untold += 1;
+    }
+
+    /// Notes that the writer has told it.
+    pub(super) fn note_told(&self) {
+        self.held().untold -= 1;
+    }
+
+    /// Whether the writer has told all that there was to tell so far.
+    pub(super) fn has_heard_all(&self) -> bool {
+        self.held().untold == 0
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

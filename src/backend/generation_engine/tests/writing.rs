@@ -194,6 +194,25 @@ fn a_slow_encoder_holds_back_no_step() {
 }
 
 #[test]
+fn progress_waits_for_files_of_its_own_request_alone() {
+    let (engine, encoding, release) = Engine::held();
+    let ((mut first, _), (mut second, _)) = (engine.ask(1, 3, 1), engine.ask(2, 2, 0));
+    assert_eq!(encoding.recv_timeout(LIMIT), Ok(1));
+    engine.wait_for("2 drawn");
+    let steps = |responses: &mut Responses| {
+        let said = iter::from_fn(|| responses.try_recv().ok());
+        said.filter(|response| matches!(response, GenerationResponse::Progress(_))).count()
+    };
+    assert_eq!((steps(&mut first), steps(&mut second)), (2, 2), "the preview comes before step 3");
+    drop(release);
+    engine.end();
+    assert_eq!(
+        (transcript(first), transcript(second)),
+        (vec!["preview 0".to_owned(), "step 3".to_owned(), "complete".to_owned()], vec!["complete".to_owned()])
+    );
+}
+
+#[test]
 fn previews_keep_their_place_between_the_steps() {
     let (engine, encoding, release) = Engine::held();
     let (responses, _) = engine.ask(1, 4, 3);
