@@ -23,6 +23,7 @@ mod tag_counts;
 use super::{AdaptedNetwork, AdapterError};
 pub use distilled::FewSteps;
 pub use file::AdapterFile;
+use fit::Effect;
 pub use fit::{Fit, Layer};
 pub use folder::{AdapterEntry, AdapterFolder};
 pub use info::AdapterInfo;

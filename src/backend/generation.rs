@@ -38,6 +38,9 @@ pub trait Generation {
     /// The kind of the next step. Generations whose next steps are of one kind go through the network together. Must not panic.
     fn kind(&self) -> StepKind;
 
+    /// The kinds of all steps to come, as far as they can be foreseen. Must not panic.
+    fn kinds_to_come(&self) -> Vec<StepKind>;
+
     /// Number of steps: evaluations of the network.
     fn total_steps(&self) -> usize;
 

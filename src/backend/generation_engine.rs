@@ -1,24 +1,31 @@
 //! The loop that turns requests into pictures, several side by side.
 
 mod batch;
+mod running;
+mod step_times;
 mod turn;
 mod waiting;
+mod writer;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    thread,
 };
 
 use batch::Batch;
+use running::Running;
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
 use tracing::Span;
 use turn::{Picture, Turn};
 use waiting::Waiting;
+use writer::{Encode, News, WriterQueue};
 
-use super::{Complete, GenerationError, GenerationRequest, InferencePipeline, Pipeline, Pulse};
+use super::{GenerationError, GenerationRequest, InferencePipeline, Pipeline, Pulse, picture_encoder};
 use crate::models::Interrupt;
 
-/// Owns the receiver of the queue and a share of the pipeline. It alone answers requests.
+/// Owns the receiver of the queue and a share of the pipeline. It alone answers requests, most of it by its writer: a second thread that
+/// makes files of pixels while the next step is taken.
 ///
 /// Orders take turns, picture by picture: one for ten pictures does not keep another waiting for all ten. New orders go behind those that
 /// wait.
@@ -29,21 +36,20 @@ pub struct GenerationEngine<P = InferencePipeline> {
     waiting: Waiting,
     pulse: Pulse,
     max_batch: usize,
-    /// Requests that were begun and have no last answer yet.
-    running: usize,
+    running: Running,
 }
 
 impl<P: Pipeline> GenerationEngine<P> {
     /// An engine for the requests that come out of `requests`, one picture at a time.
     #[must_use]
     pub fn new(pipeline: Arc<P>, requests: UnboundedReceiver<GenerationRequest>) -> Self {
-        Self { pipeline, requests, waiting: Waiting::default(), pulse: Pulse::default(), max_batch: 1, running: 0 }
+        Self { pipeline, requests, waiting: Waiting::default(), pulse: Pulse::default(), max_batch: 1, running: Running::default() }
     }
 
     /// The same engine with a pulse that others look at.
     #[must_use]
     pub fn with_pulse(self, pulse: Pulse) -> Self {
-        Self { pulse, ..self }
+        Self { running: Running::new(pulse.clone()), pulse, ..self }
     }
 
     /// The same engine for up to `max_batch` pictures at a time, at least one. Together they take no more than that many times the
@@ -53,69 +59,73 @@ impl<P: Pipeline> GenerationEngine<P> {
         Self { max_batch: max_batch.max(1), ..self }
     }
 
-    /// Serves requests on one blocking thread, until every clone of the queue is gone.
+    /// Serves requests on one blocking thread, until every clone of the queue is gone and all is answered.
     ///
     /// # Panics
     /// When called outside a tokio runtime.
     #[must_use = "a panic of the loop itself is found in the handle"]
     pub fn start(self) -> JoinHandle<()> {
-        tokio::task::spawn_blocking(move || self.run())
+        tokio::task::spawn_blocking(move || self.run(&picture_encoder::encode))
     }
 
-    fn run(mut self) {
-        while let Some(request) = self.requests.blocking_recv() {
-            self.waiting.add(request);
-            // On a thread of rayon's pool: from outside, each of a thousand operations would switch threads twice.
-            rayon::scope(|_| self.serve());
-        }
+    fn run(mut self, encode: Encode) {
+        let (pipeline, pulse) = (Arc::clone(&self.pipeline), self.pulse.clone());
+        // At its end, the writer has written everything.
+        thread::scope(|threads| {
+            let (queue, writer) = WriterQueue::new();
+            threads.spawn(|| writer.run(pipeline.model_id(), &pulse, encode));
+            while let Some(request) = self.requests.blocking_recv() {
+                self.waiting.add(request);
+                // On a thread of rayon's pool: from outside, each of a thousand operations would switch threads twice.
+                rayon::scope(|_| self.serve(&queue));
+            }
+        });
     }
 
     /// Serves all requests that wait, and those that come meanwhile. Requests join and leave between steps.
-    fn serve(&mut self) {
+    fn serve(&mut self, writer: &WriterQueue) {
         let mut batch = Batch::new(self.max_batch as u64 * self.pipeline.picture_work());
         loop {
-            self.admit(&mut batch);
+            self.admit(&mut batch, writer);
             if batch.pictures.is_empty() {
                 return;
             }
-            batch.step(&self.pulse);
-            self.dismiss(&mut batch);
+            batch.step(&self.pulse, writer);
+            self.dismiss(&mut batch, writer);
         }
     }
 
     /// Begins waiting requests while the batch has room. Nobody overtakes a request that has to wait for the batch.
-    fn admit(&mut self, batch: &mut Batch<P::Generation>) {
+    fn admit(&mut self, batch: &mut Batch<P::Generation>, writer: &WriterQueue) {
         while let Ok(request) = self.requests.try_recv() {
             self.waiting.add(request);
         }
         // They are told so, and leave their places, at once.
         for request in self.waiting.take_unwanted() {
-            batch.pictures.extend(self.begin(request));
+            batch.pictures.extend(self.begin(request, writer));
         }
         while batch.pictures.len() < self.max_batch
             && self.waiting.next().is_some_and(|request| batch.takes(request))
             && let Some(request) = self.waiting.take()
         {
-            batch.pictures.extend(self.begin(request));
+            batch.pictures.extend(self.begin(request, writer));
         }
     }
 
-    fn begin(&mut self, request: GenerationRequest) -> Option<Picture<P::Generation>> {
+    fn begin(&self, request: GenerationRequest, writer: &WriterQueue) -> Option<Picture<P::Generation>> {
         metrics::gauge!("sdw_requests_waiting").decrement(1);
-        self.count_running(self.running + 1);
-        self.pulse.beat();
-        let turn = Turn::new(request);
+        let turn = Arc::new(Turn::new(request, self.running.begin()));
         match attempt(&[&turn], &self.pulse, |interrupt| turn.begin(&self.pipeline, interrupt)) {
             Ok((generation, timings)) => Some(Picture::new(turn, generation, timings)),
             Err(error) => {
-                self.conclude(turn, Err(error));
+                writer.add(&turn, News::End(Err(error)));
                 None
             }
         }
     }
 
     /// Finishes pictures that have taken all steps, failed, or are not wanted any more.
-    fn dismiss(&mut self, batch: &mut Batch<P::Generation>) {
+    fn dismiss(&self, batch: &mut Batch<P::Generation>, writer: &WriterQueue) {
         let leaving: Vec<_> = batch.pictures.extract_if(.., |picture| picture.is_over()).collect();
         if !leaving.is_empty() {
             batch.forget_joined();
@@ -123,24 +133,10 @@ impl<P: Pipeline> GenerationEngine<P> {
         for picture in leaving {
             let Picture { turn, generation, mut timings, failure, ready, .. } = picture;
             timings.denoise = ready.elapsed();
-            let finish = |interrupt: Interrupt| turn.finish(generation, timings, self.pipeline.model_id(), interrupt);
+            let finish = |interrupt: Interrupt| turn.finish(generation, timings, interrupt);
             let outcome = failure.map_or_else(|| attempt(&[&turn], &self.pulse, finish), Err);
-            self.conclude(turn, outcome);
+            writer.add(&turn, News::End(outcome));
         }
-    }
-
-    fn conclude(&mut self, turn: Turn, outcome: Result<Complete, GenerationError>) {
-        self.count_running(self.running - 1);
-        if self.running == 0 {
-            self.pulse.rest();
-        }
-        // Not even a log that cannot be written may end the loop.
-        let _ = catch_unwind(AssertUnwindSafe(|| turn.conclude(outcome)));
-    }
-
-    fn count_running(&mut self, running: usize) {
-        self.running = running;
-        metrics::gauge!("sdw_requests_running").set(running as f64);
     }
 }
 
@@ -149,7 +145,7 @@ fn attempt<T>(turns: &[&Turn], pulse: &Pulse, work: impl FnOnce(Interrupt) -> Re
     // Asked between the layers of a network, where a step takes long.
     let is_unwanted = || {
         pulse.beat();
-        turns.iter().all(|turn| !turn.request.is_wanted())
+        turns.iter().all(|turn| !turn.is_wanted())
     };
     let span = if let [turn] = turns { turn.span.clone() } else { Span::none() };
     let work = || work(Interrupt::when(&is_unwanted));

@@ -153,6 +153,10 @@ impl Generation for Diffusion {
         StepKind { is_shallow, ..self.demand.kind(self.steps_done) }
     }
 
+    fn kinds_to_come(&self) -> Vec<StepKind> {
+        self.expected_kinds()
+    }
+
     fn total_steps(&self) -> usize {
         self.demand.steps()
     }

@@ -264,9 +264,9 @@ impl Builder<'_> {
         let library = AdapterLibrary::new(folder, family, std::mem::take(&mut self.adaptable));
         for (name, file) in self.merged.files() {
             match library.check(file) {
-                Ok(warning) => {
-                    if let Some(warning) = warning {
-                        warn!("--lora {name}: {warning}");
+                Ok(effect) => {
+                    if let Some(lost) = effect.lost {
+                        warn!("--lora {name}: {lost}");
                     }
                     // Requests that bring such an adapter get its settings; the model's own stay what they are.
                     if let Some(few) = FewSteps::of_name(name) {

@@ -104,7 +104,7 @@ impl OrderAdapters {
             return Ok(Self { warnings: left_out.collect(), ..Self::default() });
         };
         let chosen = library.choose(prompt.loras(), &listed)?;
-        let warnings = chosen.iter().filter_map(|adapter| adapter.warning().map(str::to_owned)).collect();
+        let warnings = chosen.iter().flat_map(ChosenAdapter::warnings).collect();
         Ok(Self { chosen, listed, warnings })
     }
 

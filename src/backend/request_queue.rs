@@ -126,14 +126,8 @@ pub struct Progress {
     pub batch_size: usize,
     /// Whether it reused the features of an earlier step, and took less time than others.
     pub is_shallow: bool,
-}
-
-impl Progress {
-    /// How long the remaining steps take if each takes as long as the last one.
-    #[must_use]
-    pub fn remaining(&self) -> Duration {
-        self.step_time * (self.total - self.step) as u32
-    }
+    /// How long the steps to come take, if each takes as long as the latest of its kind.
+    pub remaining: Duration,
 }
 
 /// A picture as a file.
@@ -185,7 +179,7 @@ pub struct Timings {
     pub denoise: Duration,
     /// From latents to pixels.
     pub decode: Duration,
-    /// From pixels to a file.
+    /// From pixels to a file, and waiting for other files.
     pub encode: Duration,
 }
 

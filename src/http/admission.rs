@@ -263,7 +263,14 @@ mod tests {
     }
 
     fn step(millis: u64) -> Progress {
-        Progress { step: 1, total: 10, step_time: Duration::from_millis(millis), batch_size: 1, is_shallow: false }
+        Progress {
+            step: 1,
+            total: 10,
+            step_time: Duration::from_millis(millis),
+            batch_size: 1,
+            is_shallow: false,
+            remaining: Duration::ZERO,
+        }
     }
 
     #[test]

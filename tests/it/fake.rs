@@ -121,8 +121,11 @@ impl Generation for FakeGeneration {
     type Output = (String, usize);
 
     fn kind(&self) -> StepKind {
-        let is_shallow = self.interval.is_some_and(|interval| !self.done.is_multiple_of(interval));
-        StepKind { is_shallow, ..self.demand.kind(self.done) }
+        self.kind_of(self.done)
+    }
+
+    fn kinds_to_come(&self) -> Vec<StepKind> {
+        (self.done..self.demand.steps()).map(|step| self.kind_of(step)).collect()
     }
 
     fn total_steps(&self) -> usize {
@@ -184,6 +187,13 @@ impl Generation for FakeGeneration {
 
     fn warnings(&self) -> Vec<String> {
         vec![format!("only a fake of {}", self.prompt)]
+    }
+}
+
+impl FakeGeneration {
+    fn kind_of(&self, step: usize) -> StepKind {
+        let is_shallow = self.interval.is_some_and(|interval| !step.is_multiple_of(interval));
+        StepKind { is_shallow, ..self.demand.kind(step) }
     }
 }
 

@@ -28,6 +28,20 @@ async fn the_lora_in_the_binary_draws_in_ink() {
     let answer = worker.generate(&request).await;
     let drawn = picture(&answer["data"][0]);
     assert!(coloured(&plain) > 0.8 && coloured(&drawn) < 0.1, "{} {}", coloured(&plain), coloured(&drawn));
+    for (lora, warning) in [
+        (json!("ink"), None),
+        (json!({ "name": "ink", "text_scale": 0 }), None),
+        (
+            json!({ "name": "ink", "text_scale": 0.5 }),
+            Some("LoRA \"ink\" does not change the text encoders: the scale 0.5 for them has no effect"),
+        ),
+    ] {
+        let mut request = steps("a frog", 1);
+        request["loras"] = json!([lora]);
+        let answer = worker.generate(&request).await;
+        let warnings: Vec<&str> = answer["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(warnings.into_iter().find(|warning| warning.contains("LoRA")), warning);
+    }
     assert_eq!(answer["parameters"]["loras"][0]["hash"].as_str().map(str::len), Some(12), "{}", answer["parameters"]);
 }
 

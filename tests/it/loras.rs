@@ -66,7 +66,7 @@ fn pictures_with_a_lora_agree_with_diffusers() {
             let library = pipeline.info().adapters.as_ref().unwrap();
             library.folder().refresh().unwrap();
             let chosen = library.choose(&[], &[named(lora_name, text_scale, scale)]).unwrap();
-            assert_eq!(chosen[0].warning(), None, "{name} {lora_name}");
+            assert_eq!(chosen[0].warnings().next(), None, "{name} {lora_name}");
             let asked = request.with(pipeline.info().defaults.sampler, pipeline.info().defaults.schedule).request(&pipeline);
             let order = Order { adapters: Arc::new(OrderAdapters { chosen, ..OrderAdapters::default() }), ..asked.order };
             let mut generation = pipeline.begin(&GenerationRequest::unheard(order), Interrupt::NEVER).unwrap();

@@ -96,4 +96,8 @@ async fn a_prompt_is_encoded_once_for_all_requests() {
     assert_eq!(bytes(&first["data"][0]), bytes(&again["data"][0]));
     worker.generate(&small("a fox ")).await;
     assert_eq!(count("miss").await - misses, 2, "another prompt, if only by a space");
+    let mut several = small("an owl");
+    several["n"] = 3.into();
+    assert_eq!(worker.generate(&several).await["data"].as_array().map(Vec::len), Some(3));
+    assert_eq!(count("miss").await - misses, 3, "once for all pictures of a request");
 }

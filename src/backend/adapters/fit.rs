@@ -28,6 +28,15 @@ pub struct Fit<'a> {
     pub wrong_shapes: Vec<String>,
 }
 
+/// What a file does to a model.
+#[derive(Debug, Clone)]
+pub(in crate::backend) struct Effect {
+    /// What of it has no effect, if something has not.
+    pub(in crate::backend) lost: Option<String>,
+    /// Whether it changes a text encoder.
+    pub(super) changes_text: bool,
+}
+
 impl AdapterFile {
     /// Finds the module for each layer, whatever spelling of its name the file has.
     #[must_use]

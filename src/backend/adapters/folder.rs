@@ -14,7 +14,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{AdapterError, AdapterFile, AdapterInfo, hash::hash_of_tensors};
+use super::{AdapterError, AdapterFile, AdapterInfo, Effect, hash::hash_of_tensors};
 use crate::common::{error_chain, open_regular};
 
 /// How deep subfolders are searched.
@@ -48,7 +48,7 @@ pub struct AdapterEntry {
     hash: OnceLock<String>,
     /// A number that no other content of any file has.
     id: u64,
-    fit: OnceLock<Result<Option<String>, String>>,
+    effect: OnceLock<Result<Effect, String>>,
 }
 
 /// A folder of `.safetensors` files and its subfolders, or files in the binary. A file's name is its stem; the name under which it was trained is an alias, unless
@@ -129,19 +129,19 @@ impl AdapterEntry {
         self.id
     }
 
-    /// How the file fits the model: what of it has no effect, or why it cannot be used. `check` finds it out the first time.
+    /// What the file does to the model, or why it cannot be used. `check` finds it out the first time.
     ///
     /// # Errors
     /// As [`AdapterEntry::open`]. These are not remembered: the next request may have more luck.
-    pub(super) fn fit(
+    pub(super) fn effect(
         &self,
-        check: impl FnOnce(&AdapterFile) -> Result<Option<String>, String>,
-    ) -> Result<Result<Option<String>, String>, AdapterError> {
-        if let Some(known) = self.fit.get() {
+        check: impl FnOnce(&AdapterFile) -> Result<Effect, String>,
+    ) -> Result<Result<Effect, String>, AdapterError> {
+        if let Some(known) = self.effect.get() {
             return Ok(known.clone());
         }
         let found = check(&self.open()?);
-        Ok(self.fit.get_or_init(|| found).clone())
+        Ok(self.effect.get_or_init(|| found).clone())
     }
 
     /// Whether [`AdapterEntry::short_hash`] reads nothing.
@@ -169,7 +169,7 @@ impl AdapterEntry {
     fn new(path: PathBuf, stamp: Stamp, embedded: Option<&'static [u8]>) -> Self {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let (id, info) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Err(String::new()));
-        let entry = Self { name, path, stamp, embedded, info, hash: OnceLock::new(), id, fit: OnceLock::new() };
+        let entry = Self { name, path, stamp, embedded, info, hash: OnceLock::new(), id, effect: OnceLock::new() };
         let info = entry.read().map(|file| file.info().clone()).map_err(|error| error_chain(&error));
         Self { info, ..entry }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, FewSteps, Layer, Module, ModuleKind};
+use super::{AdaptedNetwork, AdapterEntry, AdapterError, AdapterFile, AdapterFolder, Effect, FewSteps, Layer, Module, ModuleKind};
 use crate::{
     backend::{AdapterId, TextAdapters},
     common::{InvalidValue, LoraScale, ModelFamily, NamedLora, error_chain},
@@ -51,7 +51,7 @@ pub struct AdaptableNetwork {
 pub struct ChosenAdapter {
     entry: Arc<AdapterEntry>,
     hash: Option<String>,
-    warning: Option<String>,
+    effect: Effect,
     text_scale: LoraScale,
     denoiser_scale: LoraScale,
 }
@@ -119,10 +119,14 @@ impl ChosenAdapter {
         is_active.then(|| FewSteps::of_name(self.name()).or_else(|| FewSteps::of_name(alias?))).flatten()
     }
 
-    /// What of its file has no effect.
-    #[must_use]
-    pub fn warning(&self) -> Option<&str> {
-        self.warning.as_deref()
+    /// What of its file, and of what the request says of it, has no effect.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let (name, Effect { lost, changes_text }) = (self.name(), &self.effect);
+        let lost = lost.as_ref().map(|lost| format!("LoRA \"{name}\": {lost}"));
+        let has_text_scale = self.text_scale != self.denoiser_scale && self.text_scale.get() != 0.0;
+        let without_text = (has_text_scale && !changes_text)
+            .then(|| format!("LoRA \"{name}\" does not change the text encoders: the scale {} for them has no effect", self.text_scale));
+        lost.into_iter().chain(without_text)
     }
 
     /// Adds it to others. The scales of the same one add up.
@@ -190,19 +194,18 @@ impl AdapterLibrary {
         if let Err(why) = entry.info() {
             return Err(InvalidValue::new("loras", quoted, unusable(&why)));
         }
-        let fit = entry.fit(|file| self.check(file).map(|warning| warning.map(|warning| format!("LoRA \"{}\": {warning}", entry.name()))));
-        let fit = fit.unwrap_or_else(|error| Err(unusable(&error_chain(&error))));
-        let warning = fit.map_err(|why| InvalidValue::new("loras", quoted, why))?;
+        let effect = entry.effect(|file| self.check(file)).unwrap_or_else(|error| Err(unusable(&error_chain(&error))));
+        let effect = effect.map_err(|why| InvalidValue::new("loras", quoted, why))?;
         // The hash is no reason to fail.
         let hash = if entry.has_hash() || entry.len() <= MAX_HASHED_BYTES { entry.short_hash().ok() } else { None };
-        Ok(ChosenAdapter { entry, hash, warning, text_scale: LoraScale::ONE, denoiser_scale: LoraScale::ONE })
+        Ok(ChosenAdapter { entry, hash, effect, text_scale: LoraScale::ONE, denoiser_scale: LoraScale::ONE })
     }
 
-    /// What of a file has no effect, if something has not.
+    /// What a file does to the model.
     ///
     /// # Errors
     /// Why it does not fit the model, in the words of [`InvalidValue::allowed`].
-    pub(in crate::backend) fn check(&self, file: &AdapterFile) -> Result<Option<String>, String> {
+    pub(in crate::backend) fn check(&self, file: &AdapterFile) -> Result<Effect, String> {
         let layers = self.layers();
         let fit = file.fit(&layers);
         if let Some(wrong) = fit.wrong_shapes.first() {
@@ -218,8 +221,10 @@ impl AdapterLibrary {
         let all: Vec<&WeightLayer> = self.networks.iter().flat_map(|network| &network.layers).collect();
         let has_no_bias = |place: usize| all[place].kind == LayerKind::Linear { has_bias: false };
         let lost = fit.modules.iter().filter(|(place, module)| module.changes_bias() && has_no_bias(*place));
+        let changes_text = fit.modules.iter().any(|(place, _)| layers[*place].network != AdaptedNetwork::Denoiser);
         let lost: Vec<String> = lost.map(|(place, _)| format!("the bias of {}", all[*place].name)).chain(fit.unfit).collect();
-        Ok((!lost.is_empty()).then(|| format!("{} of its tensors have no effect on this model: {}", lost.len(), named(&lost))))
+        let lost = (!lost.is_empty()).then(|| format!("{} of its tensors have no effect on this model: {}", lost.len(), named(&lost)));
+        Ok(Effect { lost, changes_text })
     }
 
     fn layers(&self) -> Vec<Layer<'_>> {

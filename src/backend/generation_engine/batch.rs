@@ -7,6 +7,7 @@ use tracing::{Span, warn};
 use super::{
     attempt,
     turn::{Picture, StepReport, Turn},
+    writer::WriterQueue,
 };
 use crate::{
     backend::{Generation, GenerationError, GenerationRequest, Pulse, StepKind},
@@ -51,7 +52,7 @@ impl<G: Generation> Batch<G> {
 
     /// A step of the oldest picture, and of all others whose next step is of the same kind. The others wait: no picture is held up by a
     /// younger one. What goes wrong is kept with the picture that it happened to.
-    pub(super) fn step(&mut self, pulse: &Pulse) {
+    pub(super) fn step(&mut self, pulse: &Pulse, writer: &WriterQueue) {
         let started = Instant::now();
         let Some(kind) = self.pictures.first().map(|oldest| oldest.generation.kind()) else { return };
         let mut stepping: Vec<&mut Picture<G>> = self.pictures.iter_mut().filter(|picture| picture.generation.kind() == kind).collect();
@@ -71,7 +72,7 @@ impl<G: Generation> Batch<G> {
             metrics::histogram!("sdw_batch_size").record(batch_size as f64);
         }
         for picture in stepping {
-            picture.report(pulse, StepReport { step_time, batch_size, is_shallow: kind.is_shallow });
+            picture.report(pulse, writer, StepReport { step_time, batch_size, kind });
         }
     }
 }
@@ -83,7 +84,7 @@ fn predict<G: Generation>(
     joined: &mut Option<Joined<G>>,
     pulse: &Pulse,
 ) -> Vec<Result<G::Output, GenerationError>> {
-    let (turns, generations): (Vec<&Turn>, Vec<&G>) = pictures.iter().map(|picture| (&picture.turn, &picture.generation)).unzip();
+    let (turns, generations): (Vec<&Turn>, Vec<&G>) = pictures.iter().map(|picture| (&*picture.turn, &picture.generation)).unzip();
     let numbers: Vec<u64> = pictures.iter().map(|picture| picture.number).collect();
     let together = attempt(&turns, pulse, |interrupt| {
         let context = match joined {
@@ -95,7 +96,7 @@ fn predict<G: Generation>(
             }
         };
         let outputs = G::predict(&generations, context, interrupt).inspect_err(|error| {
-            if turns.len() > 1 && turns.iter().any(|turn| turn.request.is_wanted()) {
+            if turns.len() > 1 && turns.iter().any(|turn| turn.is_wanted()) {
                 warn!(error = error_chain(error), pictures = turns.len(), "a step of several pictures failed, and is repeated one by one");
             }
         })?;

@@ -1,5 +1,7 @@
 //! What of the engine nobody sees from outside.
 
+mod writing;
+
 use std::{
     pin::pin,
     sync::Mutex,
@@ -14,6 +16,10 @@ use crate::backend::{GenerationRequest, GenerationResponse, Order};
 fn request() -> (GenerationRequest, UnboundedReceiver<GenerationResponse>) {
     let (response_tx, responses) = mpsc::unbounded_channel();
     (GenerationRequest { response_tx, ..GenerationRequest::unheard(Order::plain("a fox", 1)) }, responses)
+}
+
+fn begun(request: GenerationRequest) -> Turn {
+    Turn::new(request, Running::default().begin())
 }
 
 /// Writes down its name when it is woken.
@@ -35,7 +41,7 @@ fn a_place_is_free_before_the_answer_is_there() {
     let mut place = pin!(places.acquire());
     assert!(place.as_mut().poll(&mut Context::from_waker(&waker("place"))).is_pending());
     assert!(responses.poll_recv(&mut Context::from_waker(&waker("answer"))).is_pending());
-    Turn::new(request).conclude(Err(GenerationError::AllBlack));
+    begun(request).conclude(Err(GenerationError::AllBlack));
     assert_eq!(*notes.lock().unwrap(), ["place", "answer"]);
 }
 
@@ -43,7 +49,7 @@ fn a_place_is_free_before_the_answer_is_there() {
 #[test]
 fn a_pass_is_given_up_when_nobody_waits_for_any_of_its_pictures() {
     let ((one, one_responses), (other, other_responses)) = (request(), request());
-    let (one, other) = (Turn::new(one), Turn::new(other));
+    let (one, other) = (begun(one), begun(other));
     let is_interrupted = || attempt(&[&one, &other], &Pulse::default(), |interrupt| Ok(interrupt.is_asked())).unwrap();
     assert!(!is_interrupted());
     drop(one_responses);

@@ -3,37 +3,52 @@
 use std::{
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use image::{RgbImage, imageops};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Span, debug_span, field::Empty, info, info_span, warn};
 
-use super::attempt;
+use super::{
+    attempt,
+    running::Begun,
+    step_times::StepTimes,
+    writer::{Drawn, News, WriterQueue},
+};
 use crate::{
-    backend::{
-        Complete, Generation, GenerationError, GenerationRequest, GenerationResponse, ImageMetadata, Pipeline, Progress, Pulse, Timings,
-        picture_encoder,
-    },
-    common::{ImageSize, error_chain},
+    backend::{Complete, Generation, GenerationError, GenerationRequest, GenerationResponse, Pipeline, Progress, Pulse, StepKind, Timings},
+    common::error_chain,
     models::Interrupt,
 };
 
-/// A request that the engine has begun.
+/// A request that the engine has begun. The engine and its writer share it.
+#[derive(Debug)]
 pub(super) struct Turn {
     pub(super) request: GenerationRequest,
     /// The parent of everything that is logged about the request.
     pub(super) span: Span,
+    held: Mutex<Held>,
+}
+
+/// What a request has until its last answer.
+#[derive(Debug)]
+struct Held {
+    place: Option<OwnedSemaphorePermit>,
+    begun: Option<Begun>,
+    /// Why a preview could not be written.
+    failure: Option<GenerationError>,
+    /// How much of its news the writer has not told yet.
+    untold: usize,
 }
 
 /// A request with its generation.
 pub(super) struct Picture<G> {
     /// No other picture of this process has it.
     pub(super) number: u64,
-    pub(super) turn: Turn,
+    pub(super) turn: Arc<Turn>,
     pub(super) generation: G,
     pub(super) timings: Timings,
     /// Why there will be no picture, once that is known.
@@ -41,6 +56,7 @@ pub(super) struct Picture<G> {
     /// When it became ready for its first step.
     pub(super) ready: Instant,
     steps: usize,
+    step_times: StepTimes,
     /// The numbers of the previews to come.
     previews: Range<u8>,
 }
@@ -51,18 +67,19 @@ pub(super) struct StepReport {
     pub(super) step_time: Duration,
     /// How many pictures took it together.
     pub(super) batch_size: usize,
-    pub(super) is_shallow: bool,
+    pub(super) kind: StepKind,
 }
 
 impl Turn {
-    pub(super) fn new(request: GenerationRequest) -> Self {
+    pub(super) fn new(mut request: GenerationRequest, begun: Begun) -> Self {
+        let held = Held { place: request.place.take(), begun: Some(begun), failure: None, untold: 0 };
         let config = &request.order.config;
         let span = info_span!(
             parent: &request.span, "generate",
             request_id = %request.request_id, steps = %config.steps, size = %config.size, seed = %config.seed,
             queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
         );
-        Self { request, span }
+        Self { request, span, held: Mutex::new(held) }
     }
 
     /// All that comes before the first step.
@@ -81,31 +98,21 @@ impl Turn {
         Ok((generation, timings))
     }
 
-    /// All that comes after the last step.
-    pub(super) fn finish(
-        &self,
-        generation: impl Generation,
-        mut timings: Timings,
-        model_id: &str,
-        interrupt: Interrupt,
-    ) -> Result<Complete, GenerationError> {
+    /// All that comes after the last step, but for the file.
+    pub(super) fn finish(&self, generation: impl Generation, mut timings: Timings, interrupt: Interrupt) -> Result<Drawn, GenerationError> {
         self.check_wanted()?;
         let warnings = generation.warnings().into_iter().map(shortened).collect();
         let started = Instant::now();
-        let picture = generation.finish(interrupt)?;
-        timings.decode = started.elapsed();
-
-        let started = Instant::now();
-        let metadata = ImageMetadata::new(&self.request.order, model_id);
-        let image = picture_encoder::encode(&picture, self.request.order.output, Some(&metadata))?;
-        timings.encode = started.elapsed();
-        Ok(Complete { image, config: self.request.order.config, timings, warnings })
+        let pixels = generation.finish(interrupt)?;
+        let since = Instant::now();
+        timings.decode = since - started;
+        Ok(Drawn { pixels, timings, warnings, since })
     }
 
     /// Sends the last answer, and records metrics.
-    pub(super) fn conclude(mut self, outcome: Result<Complete, GenerationError>) {
-        let span = self.span.clone();
-        let _entered = span.enter();
+    pub(super) fn conclude(&self, outcome: Result<Complete, GenerationError>) {
+        let _entered = self.span.enter();
+        let outcome = self.held().failure.take().map_or(outcome, Err);
         let outcome = outcome.map_err(|error| match error {
             GenerationError::TooLate => error,
             error if self.request.is_wanted() => error,
@@ -136,24 +143,58 @@ impl Turn {
         };
         metrics::counter!("sdw_requests_total", "outcome" => name).increment(1);
         // Before the answer: a client that hears it may ask again at once.
-        drop(self.request.place.take());
+        let (place, begun) = {
+            let mut held = self.held();
+            (held.place.take(), held.begun.take())
+        };
+        drop((begun, place));
         self.respond(response);
     }
 
+    /// Fails the request: its last answer is this error.
+    pub(super) fn fail(&self, error: GenerationError) {
+        self.held().failure.get_or_insert(error);
+    }
+
+    /// Whether somebody waits for the picture, and it can still be had.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.request.is_wanted() && self.held().failure.is_none()
+    }
+
     /// # Errors
-    /// When nobody waits for the picture any more.
-    fn check_wanted(&self) -> Result<(), GenerationError> {
-        if self.request.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+    /// When there is to be no picture any more.
+    pub(super) fn check_wanted(&self) -> Result<(), GenerationError> {
+        if self.is_wanted() { Ok(()) } else { Err(GenerationError::Cancelled) }
+    }
+
+    /// Notes that there is news for the writer to tell.
+    pub(super) fn note_added(&self) {
+        self.held().untold += 1;
+    }
+
+    /// Notes that the writer has told it.
+    pub(super) fn note_told(&self) {
+        self.held().untold -= 1;
+    }
+
+    /// Whether the writer has told all that there was to tell so far.
+    pub(super) fn has_heard_all(&self) -> bool {
+        self.held().untold == 0
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // It is whole between any two calls, whatever panics elsewhere.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client that is gone is no error here: the next check of the request notices.
-    fn respond(&self, response: GenerationResponse) {
+    pub(super) fn respond(&self, response: GenerationResponse) {
         let _ = self.request.response_tx.send(response);
     }
 }
 
 impl<G: Generation> Picture<G> {
-    pub(super) fn new(turn: Turn, generation: G, timings: Timings) -> Self {
+    pub(super) fn new(turn: Arc<Turn>, generation: G, timings: Timings) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let previews = 0..turn.request.order.output.previews;
         Self {
@@ -164,13 +205,14 @@ impl<G: Generation> Picture<G> {
             failure: None,
             ready: Instant::now(),
             steps: 0,
+            step_times: StepTimes::default(),
             previews,
         }
     }
 
     /// Whether it takes no more steps.
     pub(super) fn is_over(&self) -> bool {
-        self.failure.is_some() || self.steps >= self.generation.total_steps() || !self.turn.request.is_wanted()
+        self.failure.is_some() || self.steps >= self.generation.total_steps() || !self.turn.is_wanted()
     }
 
     /// The span of the next step.
@@ -184,24 +226,21 @@ impl<G: Generation> Picture<G> {
         self.failure = attempt(&[&self.turn], pulse, |_| work(generation)).err();
     }
 
-    /// Reports a step, and sends the previews that are due.
-    pub(super) fn report(&mut self, pulse: &Pulse, StepReport { step_time, batch_size, is_shallow }: StepReport) {
+    /// Reports a step, and adds the previews that are due.
+    pub(super) fn report(&mut self, pulse: &Pulse, writer: &WriterQueue, StepReport { step_time, batch_size, kind }: StepReport) {
         self.steps += 1;
         let (step, total) = (self.steps, self.generation.total_steps());
-        self.turn.respond(GenerationResponse::Progress(Progress { step, total, step_time, batch_size, is_shallow }));
+        self.step_times.note(kind, step_time);
+        let remaining = self.step_times.of_all(&self.generation.kinds_to_come());
+        let progress = Progress { step, total, step_time, batch_size, is_shallow: kind.is_shallow, remaining };
+        writer.add(&self.turn, News::Progress(progress));
 
         // Preview n of p is due after n / (p + 1) of the steps, none after the last, which gives the picture itself.
-        let order = &self.turn.request.order;
-        let (output, size) = (order.output, order.size());
-        let due = step * (usize::from(output.previews) + 1) / total;
+        let due = step * (usize::from(self.turn.request.order.output.previews) + 1) / total;
         while usize::from(self.previews.start) < due && step < total {
             let Some(index) = self.previews.next() else { break };
-            let render = |interrupt: Interrupt| {
-                let preview = self.generation.preview(interrupt)?;
-                picture_encoder::encode(&enlarge(&preview, size), output, None)
-            };
-            match attempt(&[&self.turn], pulse, render) {
-                Ok(image) => self.turn.respond(GenerationResponse::Preview { index, image }),
+            match attempt(&[&self.turn], pulse, |interrupt| self.generation.preview(interrupt)) {
+                Ok(pixels) => writer.add(&self.turn, News::Preview { index, pixels }),
                 Err(error) => {
                     self.failure = Some(error);
                     return;
@@ -219,11 +258,6 @@ fn shortened(mut warning: String) -> String {
         warning.push('…');
     }
     warning
-}
-
-/// A preview at the size of the picture, so that a client can show it in the picture's place.
-fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
-    imageops::resize(preview, size.width(), size.height(), imageops::FilterType::Triangle)
 }
 
 /// Records the timings in the request's span.

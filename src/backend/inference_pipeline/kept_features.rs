@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use crate::{
-    backend::GenerationError,
+    backend::{GenerationError, StepKind},
     common::{FeatureCache, Refresh},
     models::Features,
 };
@@ -14,6 +14,8 @@ pub(super) struct KeptFeatures {
     cache: FeatureCache,
     latest: Option<FullStep>,
     next_is_shallow: bool,
+    /// How many steps were between the latest two full ones, or 1.
+    spacing: usize,
 }
 
 /// The latest full step.
@@ -43,7 +45,7 @@ pub(super) struct NextStep<'a> {
 
 impl KeptFeatures {
     pub(super) fn new(cache: FeatureCache) -> Self {
-        Self { cache, latest: None, next_is_shallow: false }
+        Self { cache, latest: None, next_is_shallow: false, spacing: 1 }
     }
 
     /// Whether the next step is shallow.
@@ -58,6 +60,7 @@ impl KeptFeatures {
 
     /// Keeps the features of a full step in place of those of the one before it.
     pub(super) fn keep(&mut self, step: usize, controls: Vec<bool>, latents: Tensor, features: Features) {
+        self.spacing = self.latest.as_ref().map_or(1, |latest| step - latest.step);
         self.latest = Some(FullStep { step, controls, latents, features });
     }
 
@@ -77,6 +80,26 @@ impl KeptFeatures {
             },
         };
         Ok(())
+    }
+
+    /// The kinds that are expected of the steps from `step` on, given those of full ones. Where the latents decide, full steps are expected
+    /// to be as far apart as they were.
+    pub(super) fn expected_kinds(&self, step: usize, full: Vec<StepKind>) -> Vec<StepKind> {
+        let mut latest = self.latest.as_ref().map(|latest| (latest.step, latest.features.samples()));
+        let spacing = match self.cache.refresh() {
+            Refresh::Interval(steps) => steps,
+            Refresh::Threshold(_) => latest.map_or(1, |(full, _)| self.spacing.max(step - full)),
+        };
+        let (first, steps) = (step, step + full.len());
+        let kinds = (first..).zip(full).map(|(step, kind)| {
+            let is_near = latest.is_some_and(|(full, samples)| samples == kind.samples && step - full < spacing);
+            let is_shallow = if step == first { self.next_is_shallow } else { is_near && self.cache.may_skip(step, steps) };
+            if !is_shallow {
+                latest = Some((step, kind.samples));
+            }
+            StepKind { is_shallow, ..kind }
+        });
+        kinds.collect()
     }
 }
 
@@ -133,6 +156,29 @@ mod tests {
         assert_eq!(full("deep,interval=3,end=0.5"), [0, 3, 5, 6, 7, 8, 9]);
         // Another number of samples needs other features.
         assert_eq!(full_steps("deep,interval=3", &[1.0; 8], &[1, 1, 2, 2, 2, 2, 1, 1]), [0, 2, 5, 6]);
+    }
+
+    #[test]
+    fn the_kinds_of_steps_to_come_are_foreseen() {
+        let expected = |cache: &str, full_steps: &[usize], step: usize, samples: &[usize]| {
+            let mut kept = KeptFeatures::new(cache.parse().unwrap());
+            for step in full_steps {
+                let deep = Tensor::zeros((2, 32, 8, 8), DType::F32, &Device::Cpu).unwrap();
+                kept.keep(*step, Vec::new(), latents(1.0), Features::of_generation(&deep, 0, 1, Residuals::NONE).unwrap());
+            }
+            let steps = step + samples.len();
+            kept.prepare(&NextStep { step, steps, samples: samples[0], controls: Vec::new(), latents: &latents(1.0) }).unwrap();
+            let size = crate::common::ImageSize::new(64, 64).unwrap();
+            let full = samples.iter().map(|samples| StepKind { size, samples: *samples, is_shallow: false }).collect();
+            let is_full = |(i, kind): (usize, StepKind)| (!kind.is_shallow).then_some(step + i);
+            kept.expected_kinds(step, full).into_iter().enumerate().filter_map(is_full).collect::<Vec<_>>()
+        };
+        assert_eq!(expected("deep,interval=3", &[0], 1, &[2; 9]), [3, 6, 9]);
+        assert_eq!(expected("deep,interval=3", &[0, 3], 5, &[2; 5]), [6, 9]);
+        assert_eq!(expected("deep,interval=3,end=0.5", &[0], 1, &[2; 9]), [3, 5, 6, 7, 8, 9]);
+        assert_eq!(expected("deep,interval=3", &[0], 1, &[2, 2, 1, 1, 1, 1, 2]), [3, 6, 7]);
+        assert_eq!(expected("deep,threshold=0.1", &[0, 4], 5, &[2; 7]), [8], "as far apart as the latest");
+        assert_eq!(expected("deep,threshold=0.1", &[0], 3, &[2; 7]), [4, 7], "as far as there was none");
     }
 
     #[test]

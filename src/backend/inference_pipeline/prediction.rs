@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Diffusion, kept_features::NextStep};
 use crate::{
-    backend::{Generation, GenerationError},
+    backend::{Generation, GenerationError, StepKind},
     models::{DenoiserContext, Features, Interrupt, Residuals},
 };
 
@@ -67,6 +67,15 @@ impl Diffusion {
             kept.prepare(&NextStep { step, steps, samples: self.demand.kind(step).samples, controls, latents })?;
         }
         Ok(())
+    }
+
+    /// The kinds of the steps to come, as far as they can be foreseen.
+    pub(super) fn expected_kinds(&self) -> Vec<StepKind> {
+        let full = (self.steps_done..self.demand.steps()).map(|step| self.demand.kind(step)).collect();
+        match &self.kept_features {
+            Some(kept) => kept.expected_kinds(self.steps_done, full),
+            None => full,
+        }
     }
 
     /// For each picture of the control networks, whether it counts in the next step.

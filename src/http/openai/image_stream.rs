@@ -57,11 +57,11 @@ impl ImageStream {
 fn event(run: &Run, entry: Entry) -> Event {
     match entry {
         Entry::Progress(progress) if !run.order.progress => {
-            let eta_ms = progress.remaining().as_millis();
+            let eta_ms = progress.remaining.as_millis();
             Event::default().comment(format!("step {}/{}, {eta_ms} ms to go", progress.step, progress.total))
         }
         Entry::Progress(progress) => {
-            let (step, total, eta_ms) = (progress.step, progress.total, progress.remaining().as_millis() as u64);
+            let (step, total, eta_ms) = (progress.step, progress.total, progress.remaining.as_millis() as u64);
             let progress = ProgressEvent { step, total, seconds_per_step: progress.step_time.as_secs_f64(), eta_ms };
             data(&if run.order.is_edit { ImageEvent::EditProgress(progress) } else { ImageEvent::Progress(progress) })
         }
