@@ -33,7 +33,7 @@ fn load(model: &Path, compute: ComputeType) -> Arc<InferencePipeline> {
 }
 
 /// A type, how many times as far from f32 as diffusers in bf16 it may be, and the least PSNR of pictures in decibels.
-const TYPES: [(ComputeType, f32, f64); 2] = [(ComputeType::Bf16, 1.0, 50.0), (ComputeType::Int8, 8.0, 40.0)];
+const TYPES: [(ComputeType, f32, f64); 2] = [(ComputeType::Bf16, 1.0, 50.0), (ComputeType::Int8, 4.0, 40.0)];
 
 fn has_units(compute: ComputeType) -> bool {
     let has_units = computes_in(compute);
