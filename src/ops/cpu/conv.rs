@@ -198,7 +198,7 @@ impl PackedConv {
                 PaddedConv { kernel, pixels, shape, channels: self.channels, norm, weights, epilogue }.run(out);
             }
             (Algorithm::Winograd, _) => {
-                winograd::convolve(pixels, (shape, self.channels), norm, (&self.panels, self.points), &epilogue, out)
+                winograd::convolve(pixels, (shape, self.channels), norm, (&self.panels, self.points), &epilogue, out);
             }
             (Algorithm::Direct, Some(values)) => {
                 let image = Pixels { values, first: 0, pitch: self.channels, shape, channels: self.channels };

@@ -102,14 +102,8 @@ pub(super) fn convolve(
                 (0..count).into_par_iter().with_min_len(4).for_each(|i| {
                     // SAFETY: each tile has numbers of its own at each point, and nobody reads them.
                     let out = unsafe { all_points.for_task() };
-                    weights.machine.vectors.dispatch(TransformInput {
-                        image,
-                        origin: grid.origin(start + i),
-                        points,
-                        at: i * pitch,
-                        plane,
-                        out,
-                    });
+                    let (origin, at) = (grid.origin(start + i), i * pitch);
+                    weights.machine.vectors.dispatch(TransformInput { image, origin, points, at, plane, out });
                 });
             });
             if put_back {

@@ -42,6 +42,7 @@ pub(super) struct Transforms<S, P> {
     at: PhantomData<P>,
 }
 
+#[allow(clippy::float_cmp, reason = "constants are compared with themselves")]
 impl<S: Simd, P: At> Transforms<S, P> {
     #[inline(always)]
     pub(super) fn new(simd: S) -> Self {

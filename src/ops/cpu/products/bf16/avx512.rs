@@ -4,8 +4,8 @@
 
 use std::{
     arch::x86_64::{
-        __m256bh, __m256i, __m512, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-        _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_slli_epi32, _mm512_storeu_si512,
+        __m256bh, __m256i, __m512, __m512bh, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh,
+        _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_slli_epi32, _mm512_storeu_si512,
     },
     mem::transmute,
     sync::LazyLock,
@@ -87,7 +87,10 @@ impl Dot<V4> for Instructions {
     #[inline(always)]
     fn add(self, _: V4, word: f32x16, weights: f32x16, sums: f32x16) -> f32x16 {
         // SAFETY: `self` proves that the processor has the instructions. Vectors of bf16 are words.
-        unsafe { transmute(_mm512_dpbf16_ps(transmute(sums), transmute(word), transmute(weights))) }
+        unsafe {
+            let [word, weights] = transmute::<[f32x16; 2], [__m512bh; 2]>([word, weights]);
+            transmute::<__m512, f32x16>(_mm512_dpbf16_ps(transmute::<f32x16, __m512>(sums), word, weights))
+        }
     }
 }
 

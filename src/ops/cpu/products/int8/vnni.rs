@@ -4,6 +4,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+use std::arch::x86_64::_mm256_dpbusd_epi32;
 use std::{
     arch::x86_64::{
         __m256, __m256i, __m512, __m512i, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
@@ -13,7 +15,7 @@ use std::{
 };
 
 use pulp::{
-    Simd,
+    Simd, f32x8, f32x16, u32x8, u32x16,
     x86::{V3, V4},
 };
 
@@ -130,15 +132,18 @@ struct Avx512;
 
 impl Whole<V4> for Avx512 {
     #[inline(always)]
-    unsafe fn dot(sums: <V4 as Simd>::u32s, weights: <V4 as Simd>::u32s, numbers: <V4 as Simd>::u32s) -> <V4 as Simd>::u32s {
-        // SAFETY: vectors of the same size.
-        unsafe { transmute::<__m512i, _>(_mm512_dpbusd_epi32(transmute(sums), transmute(weights), transmute(numbers))) }
+    unsafe fn dot(sums: u32x16, weights: u32x16, numbers: u32x16) -> u32x16 {
+        // SAFETY: vectors of the same size; the caller has the instruction.
+        unsafe {
+            let [sums, weights, numbers] = transmute::<[u32x16; 3], [__m512i; 3]>([sums, weights, numbers]);
+            transmute::<__m512i, u32x16>(_mm512_dpbusd_epi32(sums, weights, numbers))
+        }
     }
 
     #[inline(always)]
-    unsafe fn to_f32s(whole: <V4 as Simd>::u32s) -> <V4 as Simd>::f32s {
-        // SAFETY: vectors of the same size.
-        unsafe { transmute::<__m512, _>(_mm512_cvtepi32_ps(transmute(whole))) }
+    unsafe fn to_f32s(whole: u32x16) -> f32x16 {
+        // SAFETY: as above.
+        unsafe { transmute::<__m512, f32x16>(_mm512_cvtepi32_ps(transmute::<u32x16, __m512i>(whole))) }
     }
 }
 
@@ -146,15 +151,18 @@ struct Avx;
 
 impl Whole<V3> for Avx {
     #[inline(always)]
-    unsafe fn dot(sums: <V3 as Simd>::u32s, weights: <V3 as Simd>::u32s, numbers: <V3 as Simd>::u32s) -> <V3 as Simd>::u32s {
-        // SAFETY: vectors of the same size.
-        unsafe { transmute::<__m256i, _>(_mm256_dpbusd_avx_epi32(transmute(sums), transmute(weights), transmute(numbers))) }
+    unsafe fn dot(sums: u32x8, weights: u32x8, numbers: u32x8) -> u32x8 {
+        // SAFETY: as for longer vectors.
+        unsafe {
+            let [sums, weights, numbers] = transmute::<[u32x8; 3], [__m256i; 3]>([sums, weights, numbers]);
+            transmute::<__m256i, u32x8>(_mm256_dpbusd_avx_epi32(sums, weights, numbers))
+        }
     }
 
     #[inline(always)]
-    unsafe fn to_f32s(whole: <V3 as Simd>::u32s) -> <V3 as Simd>::f32s {
-        // SAFETY: vectors of the same size.
-        unsafe { transmute::<__m256, _>(_mm256_cvtepi32_ps(transmute(whole))) }
+    unsafe fn to_f32s(whole: u32x8) -> f32x8 {
+        // SAFETY: as for longer vectors.
+        unsafe { transmute::<__m256, f32x8>(_mm256_cvtepi32_ps(transmute::<u32x8, __m256i>(whole))) }
     }
 }
 
@@ -164,13 +172,16 @@ struct Short;
 #[cfg(test)]
 impl Whole<V3> for Short {
     #[inline(always)]
-    unsafe fn dot(sums: <V3 as Simd>::u32s, weights: <V3 as Simd>::u32s, numbers: <V3 as Simd>::u32s) -> <V3 as Simd>::u32s {
-        // SAFETY: vectors of the same size.
-        unsafe { transmute::<__m256i, _>(std::arch::x86_64::_mm256_dpbusd_epi32(transmute(sums), transmute(weights), transmute(numbers))) }
+    unsafe fn dot(sums: u32x8, weights: u32x8, numbers: u32x8) -> u32x8 {
+        // SAFETY: as for longer vectors.
+        unsafe {
+            let [sums, weights, numbers] = transmute::<[u32x8; 3], [__m256i; 3]>([sums, weights, numbers]);
+            transmute::<__m256i, u32x8>(_mm256_dpbusd_epi32(sums, weights, numbers))
+        }
     }
 
     #[inline(always)]
-    unsafe fn to_f32s(whole: <V3 as Simd>::u32s) -> <V3 as Simd>::f32s {
+    unsafe fn to_f32s(whole: u32x8) -> f32x8 {
         // SAFETY: as the caller says.
         unsafe { Avx::to_f32s(whole) }
     }
