@@ -190,7 +190,9 @@ fn check_compute(compute: ComputeType, device: &Device) -> Result<(), LoadError>
     if !ops::computes_in(compute) {
         let help = "give --compute f32, or auto for the fastest that there is";
         let would = if compute == ComputeType::Bf16 { "AVX-512-BF16" } else { "AVX-512-VNNI or AVX-VNNI" };
-        return Err(LoadError::Unsupported(format!("this processor multiplies no {compute} faster than f32 ({would} would): {help}")));
+        return Err(LoadError::Unsupported(format!(
+            "this processor multiplies no {compute} faster than f32 (one with {would} and without AMX does): {help}"
+        )));
     }
     Ok(())
 }

@@ -132,8 +132,8 @@ pub struct ModelArgs {
     #[arg(long, env = "SD_WORKER_DTYPE", default_value_t, value_name = "TYPE")]
     pub dtype: WeightType,
     /// The type in which a CPU multiplies the matrices of the denoiser and of ControlNets: f32; bf16, faster on processors with AVX-512-BF16,
-    /// with slightly other pictures; int8, faster still on those with AVX-512-VNNI or AVX-VNNI, with pictures that look the same; or auto,
-    /// the fastest that this processor has
+    /// with slightly other pictures; int8, faster still on those with AVX-512-VNNI or AVX-VNNI, with pictures that differ a little more; or
+    /// auto, the fastest that this processor has
     #[arg(long, env = "SD_WORKER_COMPUTE", default_value = "f32", value_name = "TYPE", value_parser = compute_type)]
     pub compute: ComputeType,
     /// Threads that work on a CPU, 1 to 1024, and at most 8 for each CPU that the process may use [default: one for each]

@@ -11,8 +11,8 @@ pub enum ComputeType {
     /// 8 binary digits, where the processor multiplies such numbers faster. 3 x 3 convolutions stay in f32 where Winograd's algorithm
     /// takes fewer multiplications than that saves.
     Bf16,
-    /// Whole numbers of 8 bits, 64 of which share a factor, in linear layers and convolutions that are no 3 x 3 ones. Those and attention
-    /// are as in [`ComputeType::Bf16`], where the processor has that, or in f32.
+    /// Whole numbers of 8 bits, 64 of which share a factor: in linear layers, and in convolutions whose channels are a multiple of 64. Other
+    /// layers, attention and the products of Winograd's algorithm are in bf16, where the processor has that, or in f32.
     Int8,
 }
 

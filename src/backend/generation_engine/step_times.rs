@@ -19,11 +19,12 @@ impl StepTimes {
         to_come.iter().map(|kind| self.of(*kind)).sum()
     }
 
-    /// That of a kind that there was not yet follows from its work.
+    /// That of a kind that there was not yet follows from its work, and from the latest step that was as shallow or as full, if there was one.
     fn of(&self, kind: StepKind) -> Duration {
-        let known = self.0.iter().find(|(other, _)| *other == kind).map(|(_, time)| *time);
+        let latest = |is_like: fn(StepKind, StepKind) -> bool| self.0.iter().rfind(|(other, _)| is_like(kind, *other));
+        let known = latest(|kind, other| kind == other).or_else(|| latest(|kind, other| kind.is_shallow == other.is_shallow));
         let by_work = |(other, time): &(StepKind, Duration)| time.mul_f64(kind.work() as f64 / other.work().max(1) as f64);
-        known.or_else(|| self.0.last().map(by_work)).unwrap_or_default()
+        known.or_else(|| self.0.last()).map(by_work).unwrap_or_default()
     }
 }
 
@@ -42,6 +43,7 @@ mod tests {
         assert_eq!(times.of_all(&[full, shallow, alone]), seconds(8 + 8 + 4), "by its work");
         times.note(shallow, seconds(2));
         assert_eq!(times.of_all(&[shallow, full, shallow]), seconds(2 + 8 + 2));
+        assert_eq!(times.of_all(&[alone]), seconds(4), "half of the full one, though the latest was shallow");
         times.note(full, seconds(10));
         assert_eq!(times.of_all(&[shallow, full, alone]), seconds(2 + 10 + 5));
     }

@@ -75,10 +75,13 @@ impl WriterQueue {
 
     /// Adds news of a request. Pixels wait until there is room for them.
     pub(super) fn add(&self, turn: &Arc<Turn>, news: News) {
-        // A thread that wakes up after each step costs more than it takes off this one.
-        if let (News::Progress(progress), true) = (&news, turn.has_heard_all()) {
-            return turn.respond(GenerationResponse::Progress(*progress));
-        }
+        let news = match news {
+            // A thread that wakes up after each step costs more than it takes off this one.
+            News::Progress(progress) if turn.has_heard_all() => return turn.respond(GenerationResponse::Progress(progress)),
+            // It need not wait for others' files.
+            News::End(Err(error)) if turn.has_heard_all() => return conclude(turn, Err(error)),
+            news => news,
+        };
         // Without a writer, what is dropped closes its `response_tx`.
         if news.has_pixels() && self.room.send(()).is_err() {
             return;
@@ -93,8 +96,7 @@ impl Writer {
     pub(super) fn run(self, model_id: &str, pulse: &Pulse, encode: Encode) {
         while let Ok((turn, news)) = self.news.recv() {
             let has_pixels = news.has_pixels();
-            // Not even a log that cannot be written may end the loop.
-            let _ = catch_unwind(AssertUnwindSafe(|| tell(&turn, news, model_id, pulse, encode)));
+            tell(&turn, news, model_id, pulse, encode);
             turn.note_told();
             if has_pixels {
                 let _ = self.room.recv();
@@ -118,9 +120,14 @@ fn tell(turn: &Turn, news: News, model_id: &str, pulse: &Pulse, encode: Encode) 
         News::Preview { .. } => {}
         News::End(outcome) => {
             pulse.beat();
-            turn.conclude(outcome.and_then(|drawn| attempt(&[turn], pulse, |_| write(turn, drawn, model_id, encode))));
+            conclude(turn, outcome.and_then(|drawn| attempt(&[turn], pulse, |_| write(turn, drawn, model_id, encode))));
         }
     }
+}
+
+/// Gives the last answer. Not even a log that cannot be written may end the loop of who calls this.
+fn conclude(turn: &Turn, outcome: Result<Complete, GenerationError>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| turn.conclude(outcome)));
 }
 
 /// # Errors

@@ -8,9 +8,15 @@
 //!
 //! A further arithmetic is a variant here and a file in `products/`: the compiler then names every match that lacks it.
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(unreachable_code, unused, reason = "only tests have such units elsewhere"))]
 mod bf16;
 pub(super) mod fma;
+#[cfg_attr(not(target_arch = "x86_64"), allow(unreachable_code, unused, reason = "only tests have such units elsewhere"))]
 mod int8;
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(unreachable_code, unused, reason = "only tests have such units elsewhere")
+)]
 mod split_bf16;
 mod tiles;
 
@@ -120,7 +126,7 @@ impl Products {
         }
     }
 
-    /// The arithmetic for 3 x 3 convolutions. Winograd's algorithm takes a quarter of the multiplications, and needs all digits of f32.
+    /// The arithmetic for 3 x 3 convolutions. Winograd's algorithm takes a quarter of the multiplications, and transforms weights in f32.
     pub(super) fn of_3x3(self) -> Self {
         match self {
             Self::Fma | Self::Bf16(_) | Self::Int8(_) => Self::Fma,

@@ -42,10 +42,7 @@ impl Bf16 {
         #[cfg(target_arch = "x86_64")]
         return avx512::Instructions::try_new().filter(|_| lanes == avx512::LANES).map(|instructions| Self(Units::Hardware(instructions)));
         #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = lanes;
-            None
-        }
+        None
     }
 
     #[cfg(test)]
@@ -72,15 +69,13 @@ impl Bf16 {
             #[cfg(test)]
             Units::Emulated => emulated::multiply((cast_slice(lines.0), PAIR * pitch), rows, cast_slice(weights.0), width, sums, add),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (lines, pitch, rows, weights, width, sums, add);
     }
 }
 
 /// Prepares a line. See the top of this file.
 #[inline(always)]
 pub(super) fn prepare(units: Bf16, numbers: &[f32], line: &mut [f32]) {
-    let halves = cast_slice_mut(line);
+    let halves = cast_slice_mut::<_, u16>(line);
     assert!(halves.len() == numbers.len().next_multiple_of(PAIR));
     match units.0 {
         #[cfg(target_arch = "x86_64")]
@@ -105,7 +100,7 @@ pub(super) fn copy(from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<us
 #[inline(always)]
 pub(super) fn pack(units: Bf16, numbers: &[f32], width: usize, packed: &mut [f32]) {
     assert!(numbers.len().is_multiple_of(PAIR * width) && packed.len() * PAIR == numbers.len());
-    let words = cast_slice_mut(packed);
+    let words = cast_slice_mut::<_, u32>(packed);
     match units.0 {
         #[cfg(target_arch = "x86_64")]
         Units::Hardware(instructions) => instructions.pack(numbers, width, words),

@@ -53,10 +53,7 @@ impl Int8 {
         #[cfg(target_arch = "x86_64")]
         return vnni::Instructions::try_new(lanes).map(|instructions| Self(Units::Hardware(instructions)));
         #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = lanes;
-            None
-        }
+        None
     }
 
     #[cfg(test)]
@@ -72,15 +69,13 @@ impl Int8 {
     /// See [`super::Multiplier::multiply`].
     #[inline]
     pub(super) fn multiply(self, lines: Lines, rows: usize, (weights, soon): (&[f32], &[u8]), width: usize, sums: &mut [f32], add: bool) {
-        let words = (cast_slice(lines.words), lines.pitch);
+        let words = (cast_slice::<_, u32>(lines.words), lines.pitch);
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Units::Hardware(instructions) => instructions.multiply(words, rows, (cast_slice(weights), soon), width, sums, add),
             #[cfg(test)]
             Units::Emulated => emulated(words, rows, cast_slice(weights), width, sums, add),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = soon;
     }
 }
 

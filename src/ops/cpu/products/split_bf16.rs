@@ -88,7 +88,7 @@ impl Amx {
 pub(super) fn prepare(amx: Amx, numbers: &[f32], line: &mut [f32]) {
     let padded = line.len();
     assert!(padded == numbers.len().next_multiple_of(BLOCK));
-    let (high, low) = cast_slice_mut(line).split_at_mut(padded);
+    let (high, low) = cast_slice_mut::<_, u16>(line).split_at_mut(padded);
     let whole = numbers.len() / TILE * TILE;
     amx.split(&numbers[..whole], &mut high[..whole], &mut low[..whole]);
     let mut done = whole;
@@ -128,7 +128,7 @@ pub(super) fn place(row: usize, column: usize) -> (usize, usize) {
 #[inline(always)]
 pub(super) fn pack(amx: Amx, numbers: &[f32], packed: &mut [f32]) {
     assert!(numbers.len().is_multiple_of(BLOCK * BLOCK) && packed.len() == numbers.len());
-    let halves = cast_slice_mut(packed);
+    let halves = cast_slice_mut::<_, u16>(packed);
     match amx.0 {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Units::Hardware(instructions) => instructions.pack(numbers, halves),
@@ -183,7 +183,7 @@ impl Tiles {
     #[allow(unsafe_code)]
     pub(super) fn multiply(&self, lines: Lines, rows: usize, weights: &[f32], sums: &mut [f32], add: bool) {
         let Lines { words, pitch, numbers } = lines;
-        let (halves, weights) = (cast_slice(words), cast_slice(weights));
+        let (halves, weights) = (cast_slice::<_, u16>(words), cast_slice::<_, u16>(weights));
         match self.amx.0 {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: `self` proves that the tiles are configured.

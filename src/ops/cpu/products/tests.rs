@@ -39,10 +39,10 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: if cfg!(miri) { 3 } else { 60 }, ..ProptestConfig::default() })]
 
     #[test]
-    fn products_agree_with_f64(rows in up_to(50, 9), depth in up_to(400, 40), spare in 0..9usize, add in any::<bool>(), seed in any::<u64>()) {
+    fn products_agree_with_f64(rows in up_to(50, 9), depth in up_to(400, 40), spare in 0..9usize, vectors in 1..3usize, add in any::<bool>(), seed in any::<u64>()) {
         for machine in Machine::all() {
             let products = machine.products;
-            let width = machine.panel_width(2 * machine.lanes());
+            let width = machine.panel_width(vectors * machine.lanes());
             // What an arithmetic rounds first, it multiplies as exactly as another.
             let rounded = |(i, x): (usize, f32)| match products.digits() {
                 8 => bf16::from_f32(x).to_f32(),
