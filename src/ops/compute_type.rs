@@ -12,7 +12,8 @@ pub enum ComputeType {
     /// takes fewer multiplications than that saves.
     Bf16,
     /// Whole numbers of 8 bits, 64 of which share a factor: in linear layers, and in convolutions whose channels are a multiple of 64. Other
-    /// layers, attention and the products of Winograd's algorithm are in bf16, where the processor has that, or in f32.
+    /// layers, attention and the products of Winograd's algorithm are in bf16, where the processor has that and there are channels enough,
+    /// or in f32.
     Int8,
 }
 

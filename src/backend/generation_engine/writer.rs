@@ -148,14 +148,31 @@ fn enlarge(preview: &RgbImage, size: ImageSize) -> RgbImage {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
     use super::*;
     use crate::backend::{GenerationRequest, Order, generation_engine::running::Running, picture_encoder};
 
+    /// A request that was begun, and what it hears.
+    fn begun() -> (Arc<Turn>, UnboundedReceiver<GenerationResponse>) {
+        let (response_tx, responses) = unbounded_channel();
+        let request = GenerationRequest { response_tx, ..GenerationRequest::unheard(Order::plain("a fox", 1)) };
+        (Arc::new(Turn::new(request, Running::default().begin())), responses)
+    }
+
+    #[test]
+    fn an_error_waits_for_no_file_of_another_request() {
+        let ((drawing, _), (failing, mut responses)) = (begun(), begun());
+        // Nobody writes.
+        let (queue, _writer) = WriterQueue::new();
+        queue.add(&drawing, News::Preview { index: 0, pixels: RgbImage::new(8, 8) });
+        queue.add(&failing, News::End(Err(GenerationError::AllBlack)));
+        assert!(matches!(responses.try_recv(), Ok(GenerationResponse::Error(GenerationError::AllBlack))));
+    }
+
     #[test]
     fn pixels_wait_for_room_and_progress_does_not() {
-        let (response_tx, mut responses) = tokio::sync::mpsc::unbounded_channel();
-        let request = GenerationRequest { response_tx, ..GenerationRequest::unheard(Order::plain("a fox", 1)) };
-        let (turn, (queue, writer)) = (Arc::new(Turn::new(request, Running::default().begin())), WriterQueue::new());
+        let ((turn, mut responses), (queue, writer)) = (begun(), WriterQueue::new());
         for index in 0..MOST_PIXELS {
             queue.add(&turn, News::Preview { index: index as u8, pixels: RgbImage::new(8, 8) });
         }

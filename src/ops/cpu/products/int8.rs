@@ -153,7 +153,7 @@ pub(super) fn copy(from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<us
 /// Packs blocks of rows of `width` numbers, at most [`MOST_COLUMNS`].
 #[inline(always)]
 pub(super) fn pack(numbers: &[f32], width: usize, packed: &mut [f32]) {
-    assert!(numbers.len().is_multiple_of(BLOCK * width) && packed.len() == packed_words(numbers.len()));
+    assert!(width <= MOST_COLUMNS && numbers.len().is_multiple_of(BLOCK * width) && packed.len() == packed_words(numbers.len()));
     for (rows, packed) in numbers.chunks_exact(BLOCK * width).zip(packed.chunks_exact_mut(WEIGHT_ROWS * width)) {
         let (row, words) = packed.split_at_mut(width);
         let mut largest = [0; MOST_COLUMNS];

@@ -71,6 +71,26 @@ fn a_convolution_of_many_bands() {
     }
 }
 
+#[test]
+fn weights_take_no_more_memory_than_they_are_multiplied_in() {
+    let (depth, columns) = (128, 64);
+    let (weight, bias) = (numbers(depth * columns, 1), numbers(columns, 2));
+    for machine in Machine::all() {
+        // Bits of 64 weights.
+        let packed = match machine.products.digits() {
+            7 => 64 * 8 + 32,
+            8 => 64 * 16,
+            _ => 64 * 32,
+        };
+        let blocks = 64 * 8 + 64 * 32 / machine.products.group_rows();
+        let all = [(WeightType::F32, 64 * 32), (WeightType::F16, 64 * 16), (WeightType::Bf16, 64 * 16), (WeightType::Q8_0, blocks)];
+        for (kept, stored) in all {
+            let bytes = linear(machine, kept, &weight, depth, &bias).bytes();
+            assert_eq!(8 * 64 * bytes / weight.len(), packed.min(stored), "{machine:?}, {kept}");
+        }
+    }
+}
+
 /// Each channel in turn is all that there is.
 #[test]
 fn points_in_bf16_are_in_their_places() {
