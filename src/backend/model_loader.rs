@@ -189,9 +189,12 @@ fn check_compute(compute: ComputeType, device: &Device) -> Result<(), LoadError>
     }
     if !ops::computes_in(compute) {
         let help = "give --compute f32, or auto for the fastest that there is";
-        let would = if compute == ComputeType::Bf16 { "AVX-512-BF16" } else { "AVX-512-VNNI or AVX-VNNI" };
+        let would = match compute {
+            ComputeType::Int8 => "AVX-512-VNNI or AVX-VNNI and without AMX, whose bf16 is as fast,",
+            _ => "AVX-512-BF16 or AMX",
+        };
         return Err(LoadError::Unsupported(format!(
-            "this processor multiplies no {compute} faster than f32 (one with {would} and without AMX does): {help}"
+            "this processor multiplies no {compute} faster than other types (one with {would} does): {help}"
         )));
     }
     Ok(())

@@ -8,8 +8,8 @@ pub enum ComputeType {
     /// All digits of the numbers, or 16 binary digits where tile units multiply them.
     #[default]
     F32,
-    /// 8 binary digits, where the processor multiplies such numbers faster. 3 x 3 convolutions stay in f32 where Winograd's algorithm
-    /// takes fewer multiplications than that saves.
+    /// 8 binary digits, where the processor multiplies such numbers faster. Where vectors do, 3 x 3 convolutions stay in f32: Winograd's
+    /// algorithm saves more multiplications.
     Bf16,
     /// Whole numbers of 8 bits, 64 of which share a factor: in linear layers, and in convolutions whose channels are a multiple of 64. Other
     /// layers, attention and the products of Winograd's algorithm are in bf16, where the processor has that and there are channels enough,

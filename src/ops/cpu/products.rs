@@ -8,25 +8,25 @@
 //!
 //! A further arithmetic is a variant here and a file in `products/`: the compiler then names every match that lacks it.
 
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(unreachable_code, unused, reason = "only tests have such units elsewhere")
+)]
+mod amx;
 #[cfg_attr(not(target_arch = "x86_64"), allow(unreachable_code, unused, reason = "only tests have such units elsewhere"))]
 mod bf16;
 pub(super) mod fma;
 #[cfg_attr(not(target_arch = "x86_64"), allow(unreachable_code, unused, reason = "only tests have such units elsewhere"))]
 mod int8;
-#[cfg_attr(
-    not(all(target_arch = "x86_64", target_os = "linux")),
-    allow(unreachable_code, unused, reason = "only tests have such units elsewhere")
-)]
-mod split_bf16;
 mod tiles;
 
 use std::ops::Range;
 
 use pulp::Simd;
 
+use amx::{Amx, Halves, Tiles};
 pub(super) use bf16::Bf16;
 use int8::Int8;
-use split_bf16::{Amx, Tiles};
 
 use super::blocks::GROUP;
 
@@ -35,8 +35,8 @@ use super::blocks::GROUP;
 pub(super) enum Products {
     /// Vectors of f32, multiplied and added with one rounding. Lines and weights are the numbers themselves.
     Fma,
-    /// Tile units for bf16. Each f32 is split into two bf16 numbers, so that products keep 16 binary digits.
-    SplitBf16(Amx),
+    /// Tile units for bf16. Each f32 is split into two bf16 numbers, so that products keep 16 binary digits, or is rounded to one.
+    Amx(Amx),
     /// Vectors of bf16. Each f32 is rounded to one, so that products keep 8 binary digits.
     Bf16(Bf16),
     /// Vectors of whole numbers of 8 bits. Each 64 f32 are rounded to such numbers with one factor.
@@ -70,23 +70,24 @@ pub(super) struct Lines<'a> {
 impl Products {
     /// The fastest arithmetic of this processor.
     pub(super) fn best() -> Self {
-        Amx::try_new().map_or(Self::Fma, Self::SplitBf16)
+        Amx::try_new(Halves::Both).map_or(Self::Fma, Self::Amx)
     }
 
     /// The fastest arithmetic of this processor for bf16, next to vectors of `lanes` f32, if it has one that is faster than for f32.
     pub(super) fn bf16(lanes: usize) -> Option<Self> {
-        Bf16::try_new(lanes).filter(|_| Amx::try_new().is_none()).map(Self::Bf16)
+        Amx::try_new(Halves::High).map(Self::Amx).or_else(|| Bf16::try_new(lanes).map(Self::Bf16))
     }
 
-    /// The same for whole numbers of 8 bits.
+    /// The same for whole numbers of 8 bits. Tile units would have to give back their sums after each 64 of them, for the factors: that
+    /// takes what they gain over bf16.
     pub(super) fn int8(lanes: usize) -> Option<Self> {
-        Int8::try_new(lanes).filter(|_| Amx::try_new().is_none()).map(Self::Int8)
+        Int8::try_new(lanes).filter(|_| Amx::try_new(Halves::High).is_none()).map(Self::Int8)
     }
 
     pub(super) fn blocking(self) -> Blocking {
         match self {
             Self::Fma => fma::BLOCKING,
-            Self::SplitBf16(_) => split_bf16::BLOCKING,
+            Self::Amx(_) => amx::BLOCKING,
             Self::Bf16(_) => bf16::BLOCKING,
             Self::Int8(_) => int8::BLOCKING,
         }
@@ -96,7 +97,7 @@ impl Products {
     pub(super) fn panel_width(self, lanes: usize, columns: usize) -> usize {
         match self {
             Self::Fma | Self::Bf16(_) | Self::Int8(_) => fma::panel_width(lanes, columns),
-            Self::SplitBf16(_) => split_bf16::BLOCK,
+            Self::Amx(_) => amx::BLOCK,
         }
     }
 
@@ -104,14 +105,14 @@ impl Products {
     pub(super) fn is_plain(self) -> bool {
         match self {
             Self::Fma => true,
-            Self::SplitBf16(_) | Self::Bf16(_) | Self::Int8(_) => false,
+            Self::Amx(_) | Self::Bf16(_) | Self::Int8(_) => false,
         }
     }
 
     /// The fastest arithmetic for what whole numbers are too coarse for, or do not fit.
     pub(super) fn floating(self, lanes: usize) -> Self {
         match self {
-            Self::Fma | Self::SplitBf16(_) | Self::Bf16(_) => self,
+            Self::Fma | Self::Amx(_) | Self::Bf16(_) => self,
             #[cfg(test)]
             Self::Int8(units) if units.is_emulated() => Self::Bf16(Bf16::emulated()),
             Self::Int8(_) => Self::bf16(lanes).unwrap_or(Self::Fma),
@@ -121,7 +122,7 @@ impl Products {
     /// Whether numbers of lines can be copied and multiplied in parts of so many.
     pub(super) fn takes_parts_of(self, numbers: usize) -> bool {
         match self {
-            Self::Fma | Self::SplitBf16(_) | Self::Bf16(_) => true,
+            Self::Fma | Self::Amx(_) | Self::Bf16(_) => true,
             Self::Int8(_) => self.padded(numbers) == numbers,
         }
     }
@@ -130,7 +131,7 @@ impl Products {
     pub(super) fn of_3x3(self) -> Self {
         match self {
             Self::Fma | Self::Bf16(_) | Self::Int8(_) => Self::Fma,
-            Self::SplitBf16(_) => self,
+            Self::Amx(_) => self,
         }
     }
 
@@ -143,7 +144,7 @@ impl Products {
     pub(super) fn words(self, numbers: usize) -> usize {
         match self {
             Self::Fma => numbers,
-            Self::SplitBf16(_) => self.padded(numbers),
+            Self::Amx(amx) => self.padded(numbers) * amx.halves() / 2,
             Self::Bf16(_) => self.padded(numbers) / 2,
             Self::Int8(_) => int8::words(self.padded(numbers)),
         }
@@ -152,7 +153,8 @@ impl Products {
     /// Words of so many packed weights.
     pub(super) fn packed_words(self, weights: usize) -> usize {
         match self {
-            Self::Fma | Self::SplitBf16(_) => weights,
+            Self::Fma => weights,
+            Self::Amx(amx) => weights * amx.halves() / 2,
             Self::Bf16(_) => weights / 2,
             Self::Int8(_) => int8::packed_words(weights),
         }
@@ -169,7 +171,7 @@ impl Products {
     pub(super) fn prepare(self, numbers: &[f32], line: &mut [f32]) {
         match self {
             Self::Fma => line.copy_from_slice(numbers),
-            Self::SplitBf16(amx) => split_bf16::prepare(amx, numbers, line),
+            Self::Amx(amx) => amx::prepare(amx, numbers, line),
             Self::Bf16(units) => bf16::prepare(units, numbers, line),
             Self::Int8(_) => int8::prepare(numbers, line),
         }
@@ -188,7 +190,7 @@ impl Products {
     pub(super) fn copy(self, from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<usize>) {
         match self {
             Self::Fma => fma::copy(from, line, to),
-            Self::SplitBf16(_) => split_bf16::copy(from, line, to),
+            Self::Amx(amx) => amx::copy(amx, from, line, to),
             Self::Bf16(_) => bf16::copy(from, line, to),
             Self::Int8(_) => int8::copy(from, line, to),
         }
@@ -199,7 +201,7 @@ impl Products {
     pub(super) fn pack(self, numbers: &[f32], width: usize, packed: &mut [f32]) {
         match self {
             Self::Fma => packed.copy_from_slice(numbers),
-            Self::SplitBf16(amx) => split_bf16::pack(amx, numbers, packed),
+            Self::Amx(amx) => amx::pack(amx, numbers, packed),
             Self::Bf16(units) => bf16::pack(units, numbers, width, packed),
             Self::Int8(_) => int8::pack(numbers, width, packed),
         }
@@ -210,7 +212,7 @@ impl Products {
     pub(super) fn place(self, row: usize, column: usize) -> (usize, usize) {
         match self {
             Self::Fma | Self::Bf16(_) | Self::Int8(_) => (row, column),
-            Self::SplitBf16(_) => split_bf16::place(row, column),
+            Self::Amx(_) => amx::place(row, column),
         }
     }
 
@@ -218,7 +220,7 @@ impl Products {
     pub(super) fn group_rows(self) -> usize {
         match self {
             Self::Fma | Self::Bf16(_) | Self::Int8(_) => GROUP,
-            Self::SplitBf16(_) => split_bf16::GROUP_ROWS,
+            Self::Amx(_) => amx::GROUP_ROWS,
         }
     }
 
@@ -227,7 +229,7 @@ impl Products {
     pub(super) fn pack_placed(self, numbers: &[f32], width: usize, packed: &mut [f32]) {
         match self {
             Self::Fma => packed.copy_from_slice(numbers),
-            Self::SplitBf16(amx) => split_bf16::pack_placed(amx, numbers, packed),
+            Self::Amx(amx) => amx::pack_placed(amx, numbers, packed),
             Self::Bf16(units) => bf16::pack(units, numbers, width, packed),
             Self::Int8(_) => int8::pack(numbers, width, packed),
         }
@@ -238,7 +240,7 @@ impl Products {
     pub(super) fn multiplier(self) -> Multiplier {
         match self {
             Self::Fma => Multiplier::Fma,
-            Self::SplitBf16(amx) => Multiplier::SplitBf16(amx.tiles()),
+            Self::Amx(amx) => Multiplier::Amx(amx.tiles()),
             Self::Bf16(units) => Multiplier::Bf16(units),
             Self::Int8(units) => Multiplier::Int8(units),
         }
@@ -249,7 +251,7 @@ impl Products {
 #[derive(Debug)]
 pub(super) enum Multiplier {
     Fma,
-    SplitBf16(Tiles),
+    Amx(Tiles),
     Bf16(Bf16),
     Int8(Int8),
 }
@@ -272,7 +274,7 @@ impl Multiplier {
     ) {
         match self {
             Self::Fma => fma::multiply_then(simd, lines.words, (lines.pitch, 1), rows, (weights, soon), width, sums, add),
-            Self::SplitBf16(tiles) => tiles.multiply(lines, rows, weights, sums, add),
+            Self::Amx(tiles) => tiles.multiply(lines, rows, weights, sums, add),
             Self::Bf16(units) => units.multiply::<false>((lines.words, &[]), lines.pitch, rows, (weights, soon), width, sums, add),
             Self::Int8(units) => units.multiply(lines, rows, (weights, soon), width, sums, add),
         }
@@ -283,19 +285,20 @@ impl Multiplier {
 impl Products {
     /// All arithmetics that can be tested here, next to vectors of `lanes` numbers.
     pub(super) fn all(lanes: usize) -> Vec<Self> {
-        let amx = Amx::try_new().into_iter().chain(Some(Amx::emulated()));
+        let amx =
+            [Halves::Both, Halves::High].into_iter().flat_map(|halves| Amx::try_new(halves).into_iter().chain([Amx::emulated(halves)]));
         // A panel is two vectors.
-        let amx = amx.filter(|_| 2 * lanes == split_bf16::BLOCK);
+        let amx = amx.filter(|_| 2 * lanes == amx::BLOCK);
         let bf16 = Bf16::try_new(lanes).into_iter().chain(Some(Bf16::emulated()));
         let int8 = Int8::try_new(lanes).into_iter().chain(Some(Int8::emulated()));
-        std::iter::once(Self::Fma).chain(amx.map(Self::SplitBf16)).chain(bf16.map(Self::Bf16)).chain(int8.map(Self::Int8)).collect()
+        std::iter::once(Self::Fma).chain(amx.map(Self::Amx)).chain(bf16.map(Self::Bf16)).chain(int8.map(Self::Int8)).collect()
     }
 
     /// The binary digits that products keep. Those of f32 have every digit, of subnormal numbers too.
     pub(in crate::ops) fn digits(self) -> u32 {
         match self {
             Self::Fma => f32::MANTISSA_DIGITS,
-            Self::SplitBf16(_) => 16,
+            Self::Amx(amx) => 8 * amx.halves() as u32,
             Self::Bf16(_) => 8,
             Self::Int8(_) => 7,
         }

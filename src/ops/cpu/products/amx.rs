@@ -1,19 +1,20 @@
-//! f32 products on units that multiply bf16, by splitting each number in two.
+//! Products on tile units that multiply bf16.
 //!
-//! A bf16 number has 8 binary digits. `x = high + low` with two of them has 16, and a product becomes three: `high * high + high * low +
-//! low * high`. What is left out is at most 2^-16 of the product and of either sign, so that sums of hundreds of products are as exact as
-//! those of Winograd's algorithm. At the ends of f32 they are less exact: an infinity gives NaN, and a subnormal number counts as zero.
+//! A bf16 number has 8 binary digits. Either each f32 is rounded to one, or it is split in two, `x = high + low` with 16 digits, and a
+//! product becomes three: `high * high + high * low + low * high`. What is left out is then at most 2^-16 of the product and of either sign,
+//! so that sums of hundreds of products are as exact as those of Winograd's algorithm. At the ends of f32 they are less exact: an infinity
+//! gives NaN, and a subnormal number counts as zero.
 //!
-//! Layouts, in halves of a word:
+//! Layouts, in halves of a word, with low halves where numbers are split:
 //!
 //! - a prepared line of `n` numbers, padded to whole blocks, holds the `n` high halves, then the `n` low ones;
 //! - packed weights are blocks of 32 rows by 32 columns: the 1024 high halves, then the low ones, each as two tiles side by side. Row `r` of
 //!   a tile holds rows `2 r` and `2 r + 1` of the block in turns, which is the order that `TDPBF16PS` multiplies in.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
 #[cfg(test)]
 mod emulated;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod hardware;
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -26,8 +27,8 @@ use crate::ops::cpu::blocks::GROUP;
 pub(super) const BLOCK: usize = 32;
 /// Rows of a tile, and pairs of halves in a row of it.
 const TILE: usize = 16;
-/// Halves of a block of weights.
-const BLOCK_HALVES: usize = 2 * BLOCK * BLOCK;
+/// Numbers of a block.
+const BLOCK_NUMBERS: usize = BLOCK * BLOCK;
 /// Blocks of the depth that are multiplied before the sums of other rows: their weights, 16 KiB, stay in the first-level cache.
 const RUN: usize = 4;
 
@@ -38,13 +39,34 @@ pub(super) const BLOCKING: Blocking = Blocking { depth: BLOCK, rows: TILE, task_
 
 /// The proof that there are tile units for bf16 and that this process may use them.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Amx(Units);
+pub(in super::super) struct Amx {
+    units: Units,
+    halves: Halves,
+}
+
+/// What is kept of a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Halves {
+    /// The nearest bf16 number.
+    High,
+    /// That, and the bf16 number that is nearest to the rest.
+    Both,
+}
+
+impl Halves {
+    fn count(self) -> usize {
+        match self {
+            Self::High => 1,
+            Self::Both => 2,
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Units {
     /// Those of the processor: [Intel AMX](https://www.intel.com/content/www/us/en/docs/intrinsics-guide/index.html#techs=AMX).
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    Hardware(amx::Instructions),
+    Hardware(hardware::Instructions),
     /// The same layouts and sums in plain Rust, so that a machine without the units can test what is around them.
     #[cfg(test)]
     Emulated,
@@ -52,16 +74,21 @@ enum Units {
 
 impl Amx {
     /// The processor's units, if it has any. The first call asks Linux for leave to use them.
-    pub(super) fn try_new() -> Option<Self> {
+    pub(super) fn try_new(halves: Halves) -> Option<Self> {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        return amx::Instructions::try_new().map(|instructions| Self(Units::Hardware(instructions)));
+        return hardware::Instructions::try_new().map(|instructions| Self { units: Units::Hardware(instructions), halves });
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
         None
     }
 
     #[cfg(test)]
-    pub(super) fn emulated() -> Self {
-        Self(Units::Emulated)
+    pub(super) fn emulated(halves: Halves) -> Self {
+        Self { units: Units::Emulated, halves }
+    }
+
+    /// Halves that are kept of a number.
+    pub(super) fn halves(self) -> usize {
+        self.halves.count()
     }
 
     /// Configures this thread's tiles.
@@ -70,11 +97,11 @@ impl Amx {
         Tiles::new(self)
     }
 
-    /// Splits numbers, a multiple of 16, into as many high and low halves.
+    /// Splits numbers, a multiple of 16, into as many high halves, and as many low ones or none.
     #[inline(always)]
-    fn split(self, numbers: &[f32], high: &mut [u16], low: &mut [u16]) {
-        assert!(numbers.len().is_multiple_of(TILE) && high.len() == numbers.len() && low.len() == numbers.len());
-        match self.0 {
+    fn split(self, numbers: &[f32], (high, low): (&mut [u16], &mut [u16])) {
+        assert!(numbers.len().is_multiple_of(TILE) && high.len() == numbers.len() && (low.is_empty() || low.len() == numbers.len()));
+        match self.units {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Units::Hardware(instructions) => instructions.split(numbers, high, low),
             #[cfg(test)]
@@ -83,38 +110,47 @@ impl Amx {
     }
 }
 
+/// The high halves `at` of a line, and the low ones, if it has any.
+fn halves_mut(line: &mut [u16], numbers: usize, at: Range<usize>) -> (&mut [u16], &mut [u16]) {
+    let (high, low) = line.split_at_mut(numbers);
+    let of_low = if low.is_empty() { 0..0 } else { at.clone() };
+    (&mut high[at], &mut low[of_low])
+}
+
 /// Prepares a line. See the top of this file.
 #[inline(always)]
 pub(super) fn prepare(amx: Amx, numbers: &[f32], line: &mut [f32]) {
-    let padded = line.len();
-    assert!(padded == numbers.len().next_multiple_of(BLOCK));
-    let (high, low) = cast_slice_mut::<_, u16>(line).split_at_mut(padded);
+    let (line, padded) = (cast_slice_mut::<_, u16>(line), numbers.len().next_multiple_of(BLOCK));
+    assert!(line.len() == amx.halves() * padded);
     let whole = numbers.len() / TILE * TILE;
-    amx.split(&numbers[..whole], &mut high[..whole], &mut low[..whole]);
+    amx.split(&numbers[..whole], halves_mut(line, padded, 0..whole));
     let mut done = whole;
     if whole < numbers.len() {
         let mut rest = [0.0; TILE];
         rest[..numbers.len() - whole].copy_from_slice(&numbers[whole..]);
         done += TILE;
-        amx.split(&rest, &mut high[whole..done], &mut low[whole..done]);
+        amx.split(&rest, halves_mut(line, padded, whole..done));
     }
-    high[done..].fill(0);
-    low[done..].fill(0);
+    let (high, low) = halves_mut(line, padded, done..padded);
+    high.fill(0);
+    low.fill(0);
 }
 
 /// See [`super::Products::copy`].
 #[inline(always)]
-pub(super) fn copy(from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<usize>) {
-    let padded = line.len();
-    let (high, low) = cast_slice_mut::<_, u16>(line).split_at_mut(padded);
-    let (high, low) = (&mut high[to.clone()], &mut low[to]);
+pub(super) fn copy(amx: Amx, from: Option<(&[f32], usize)>, line: &mut [f32], to: Range<usize>) {
+    let line = cast_slice_mut::<_, u16>(line);
+    let (high, low) = halves_mut(line, line.len() / amx.halves(), to);
     let Some((other, first)) = from else {
         high.fill(0);
         return low.fill(0);
     };
-    let (other_high, other_low) = cast_slice::<_, u16>(other).split_at(other.len());
+    let other = cast_slice::<_, u16>(other);
+    let (other_high, other_low) = other.split_at(other.len() / amx.halves());
     high.copy_from_slice(&other_high[first..][..high.len()]);
-    low.copy_from_slice(&other_low[first..][..low.len()]);
+    if !low.is_empty() {
+        low.copy_from_slice(&other_low[first..][..low.len()]);
+    }
 }
 
 /// See [`super::Products::place`].
@@ -127,25 +163,31 @@ pub(super) fn place(row: usize, column: usize) -> (usize, usize) {
 /// Packs whole blocks of `(32, 32)` numbers.
 #[inline(always)]
 pub(super) fn pack(amx: Amx, numbers: &[f32], packed: &mut [f32]) {
-    assert!(numbers.len().is_multiple_of(BLOCK * BLOCK) && packed.len() == numbers.len());
-    let halves = cast_slice_mut::<_, u16>(packed);
-    match amx.0 {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        Units::Hardware(instructions) => instructions.pack(numbers, halves),
-        #[cfg(test)]
-        Units::Emulated => emulated::pack(numbers, halves),
+    for (numbers, block) in blocks(amx, numbers, packed) {
+        let (high, low) = block.split_at_mut(BLOCK_NUMBERS);
+        match amx.units {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Units::Hardware(instructions) => instructions.pack(numbers, high, low),
+            #[cfg(test)]
+            Units::Emulated => emulated::pack(numbers, high, low),
+        }
     }
 }
 
 /// Packs whole blocks whose numbers are in the order of [`place`].
 #[inline(always)]
 pub(super) fn pack_placed(amx: Amx, numbers: &[f32], packed: &mut [f32]) {
-    assert!(numbers.len().is_multiple_of(BLOCK * BLOCK) && packed.len() == numbers.len());
-    let blocks = cast_slice_mut::<_, u16>(packed).chunks_exact_mut(BLOCK_HALVES);
-    for (numbers, halves) in numbers.chunks_exact(BLOCK * BLOCK).zip(blocks) {
-        let (high, low) = halves.split_at_mut(BLOCK * BLOCK);
-        amx.split(numbers, high, low);
+    for (numbers, block) in blocks(amx, numbers, packed) {
+        amx.split(numbers, block.split_at_mut(BLOCK_NUMBERS));
     }
+}
+
+/// Blocks of numbers, and the halves that they are packed into.
+#[inline(always)]
+fn blocks<'a>(amx: Amx, numbers: &'a [f32], packed: &'a mut [f32]) -> impl Iterator<Item = (&'a [f32; BLOCK_NUMBERS], &'a mut [u16])> {
+    let (halves, (numbers, rest)) = (cast_slice_mut::<_, u16>(packed), numbers.as_chunks());
+    assert!(rest.is_empty() && halves.len() == amx.halves() * BLOCK_NUMBERS * numbers.len());
+    numbers.iter().zip(halves.chunks_exact_mut(amx.halves() * BLOCK_NUMBERS))
 }
 
 /// The proof that this thread's tiles are configured. They are released with the thread's last proof.
@@ -165,7 +207,7 @@ thread_local! {
 impl Tiles {
     #[inline]
     fn new(amx: Amx) -> Self {
-        match amx.0 {
+        match amx.units {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Units::Hardware(instructions) => {
                 if PROOFS.replace(PROOFS.get() + 1) == 0 {
@@ -182,14 +224,14 @@ impl Tiles {
     #[inline]
     #[allow(unsafe_code)]
     pub(super) fn multiply(&self, lines: Lines, rows: usize, weights: &[f32], sums: &mut [f32], add: bool) {
-        let Lines { words, pitch, numbers } = lines;
-        let (halves, weights) = (cast_slice::<_, u16>(words), cast_slice::<_, u16>(weights));
-        match self.amx.0 {
+        let (weights, low) = (cast_slice::<_, u16>(weights), (self.amx.halves == Halves::Both).then_some(lines.numbers));
+        let lines = (cast_slice::<_, u16>(lines.words), low, 2 * lines.pitch);
+        match self.amx.units {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: `self` proves that the tiles are configured.
-            Units::Hardware(instructions) => unsafe { instructions.multiply((halves, numbers, 2 * pitch), rows, weights, sums, add) },
+            Units::Hardware(instructions) => unsafe { instructions.multiply(lines, rows, weights, sums, add) },
             #[cfg(test)]
-            Units::Emulated => emulated::multiply((halves, numbers, 2 * pitch), rows, weights, sums, add),
+            Units::Emulated => emulated::multiply(lines, rows, weights, sums, add),
         }
     }
 }
@@ -198,7 +240,7 @@ impl Drop for Tiles {
     #[inline]
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        match self.amx.0 {
+        match self.amx.units {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Units::Hardware(instructions) => {
                 PROOFS.set(PROOFS.get() - 1);

@@ -19,7 +19,7 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{BLOCK, BLOCK_HALVES, RUN, TILE};
+use super::{BLOCK, BLOCK_NUMBERS, RUN, TILE};
 
 /// The proof that the processor has the instructions and that Linux lets this process use them.
 #[derive(Debug, Clone, Copy)]
@@ -80,37 +80,38 @@ impl Instructions {
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 
-    /// Splits numbers, a multiple of 16, into as many high and low halves.
+    /// Splits numbers, a multiple of 16, into as many high halves, and as many low ones or none.
     #[inline]
     pub(super) fn split(self, numbers: &[f32], high: &mut [u16], low: &mut [u16]) {
         // SAFETY: `self` proves that the processor has the instructions.
         unsafe { split(numbers, high, low) }
     }
 
-    /// Splits the numbers of whole blocks `(32, 32)`, and puts them in the tiles' order.
+    /// The same for a block `(32, 32)`, in the tiles' order.
     #[inline]
-    pub(super) fn pack(self, numbers: &[f32], blocks: &mut [u16]) {
+    pub(super) fn pack(self, numbers: &[f32; BLOCK_NUMBERS], high: &mut [u16], low: &mut [u16]) {
         // SAFETY: `self` proves that the processor has the instructions.
-        unsafe { pack(numbers, blocks) }
+        unsafe { pack(numbers, high, low) }
     }
 
     /// `sums (rows, 32) = lines (rows, depth) * weights (depth, 32)`, or `sums += …` where `add` says so.
     ///
-    /// `lines` are their halves, the halves from a high one to its low one, and from line to line. Rows are a multiple of 16, the depth of
-    /// 32.
+    /// `lines` are their halves, the halves from a high one to its low one, if numbers are split, and from line to line. Rows are a multiple
+    /// of 16, the depth of 32.
     ///
     /// # Safety
     /// This thread's tiles are configured.
     pub(super) unsafe fn multiply(
         self,
-        (lines, low, pitch): (&[u16], usize, usize),
+        (lines, low, pitch): (&[u16], Option<usize>, usize),
         rows: usize,
         weights: &[u16],
         sums: &mut [f32],
         add: bool,
     ) {
-        let blocks = weights.len() / BLOCK_HALVES;
-        assert!(rows.is_multiple_of(TILE) && sums.len() / BLOCK >= rows && weights.len().is_multiple_of(BLOCK_HALVES));
+        let (block, low) = (if low.is_some() { 2 } else { 1 } * BLOCK_NUMBERS, low.unwrap_or(0));
+        let blocks = weights.len() / block;
+        assert!(rows.is_multiple_of(TILE) && sums.len() / BLOCK >= rows && weights.len().is_multiple_of(block));
         if rows == 0 || blocks == 0 {
             return;
         }
@@ -124,7 +125,8 @@ impl Instructions {
                     line: &raw const lines[row * pitch + first * BLOCK],
                     pitch: 2 * pitch,
                     low: 2 * low,
-                    weights: &raw const weights[first * BLOCK_HALVES],
+                    weights: &raw const weights[first * block],
+                    block: 2 * block,
                     blocks,
                     sums: &raw mut sums[row * BLOCK],
                     add,
@@ -139,30 +141,28 @@ impl Instructions {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 fn split(numbers: &[f32], high: &mut [u16], low: &mut [u16]) {
-    let (high, low) = (high.as_chunks_mut().0, low.as_chunks_mut().0);
-    for ((numbers, high), low) in numbers.as_chunks().0.iter().zip(high).zip(low) {
-        let (bits, rest) = halve(load(numbers));
-        store(bits, high);
-        store(nearest(rest), low);
+    let (numbers, high, low) = (numbers.as_chunks().0, high.as_chunks_mut().0, low.as_chunks_mut().0);
+    for (i, (numbers, high)) in numbers.iter().zip(high).enumerate() {
+        let numbers = load(numbers);
+        store(nearest(numbers), high);
+        if let Some(low) = low.get_mut(i) {
+            store(nearest(rest(numbers)), low);
+        }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn pack(numbers: &[f32], blocks: &mut [u16]) {
+fn pack(numbers: &[f32; BLOCK_NUMBERS], high: &mut [u16], low: &mut [u16]) {
     let wide = |bits: __m256i| _mm512_cvtepu16_epi32(bits);
     let pair = |even: __m256i, odd: __m256i| _mm512_or_si512(wide(even), _mm512_slli_epi32::<16>(wide(odd)));
-    let blocks = blocks.as_chunks_mut::<BLOCK_HALVES>().0;
-    for (numbers, halves) in numbers.as_chunks::<{ BLOCK * BLOCK }>().0.iter().zip(blocks) {
-        let (numbers, _) = numbers.as_chunks::<TILE>();
-        let (high, low) = halves.split_at_mut(BLOCK * BLOCK);
-        let (high, low) = (high.as_chunks_mut::<BLOCK>().0, low.as_chunks_mut::<BLOCK>().0);
-        for i in 0..2 * TILE {
-            // A row of the block is one of both tiles.
-            let (row, tile) = (i / 2, i % 2);
-            let (even, even_rest) = halve(load(&numbers[4 * row + tile]));
-            let (odd, odd_rest) = halve(load(&numbers[4 * row + 2 + tile]));
-            store_pairs(pair(even, odd), &mut high[tile * TILE + row]);
-            store_pairs(pair(nearest(even_rest), nearest(odd_rest)), &mut low[tile * TILE + row]);
+    let (numbers, high, low) = (numbers.as_chunks().0, high.as_chunks_mut().0, low.as_chunks_mut().0);
+    for (i, high) in high.iter_mut().enumerate() {
+        // A row of the block is one of both tiles.
+        let (tile, row) = (i / TILE, i % TILE);
+        let (even, odd) = (load(&numbers[4 * row + tile]), load(&numbers[4 * row + 2 + tile]));
+        store_pairs(pair(nearest(even), nearest(odd)), high);
+        if let Some(low) = low.get_mut(i) {
+            store_pairs(pair(nearest(rest(even)), nearest(rest(odd))), low);
         }
     }
 }
@@ -195,23 +195,24 @@ fn nearest(x: __m512) -> __m256i {
     unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) }
 }
 
-/// The nearest bf16 numbers, and the rest of each: zero for an infinity.
+/// What the nearest bf16 numbers leave: zero of an infinity.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn halve(x: __m512) -> (__m256i, __m512) {
-    let bits = nearest(x);
-    let high = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)));
+fn rest(x: __m512) -> __m512 {
+    let high = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(nearest(x))));
     let finite = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(high), _mm512_set1_ps(f32::INFINITY));
-    (bits, _mm512_maskz_sub_ps(finite, x, high))
+    _mm512_maskz_sub_ps(finite, x, high)
 }
 
 /// A run of the depth for 16 or 32 rows and 32 columns. Distances are in bytes.
 struct Product {
     line: *const u16,
     pitch: usize,
-    /// From a high half to its low one.
+    /// From a high half to its low one. 0 where there are no low ones.
     low: usize,
     weights: *const u16,
+    /// From block to block of weights.
+    block: usize,
     blocks: usize,
     sums: *mut f32,
     add: bool,
@@ -238,6 +239,8 @@ impl Product {
                 "tileloadd tmm3, [{sums} + {row} + 2112]",
                 "3:",
                 "tileloadd tmm4, [{line} + {pitch}]",
+                "test {low}, {low}",
+                "jz 4f",
                 "tileloadd tmm6, [{weights} + {half_row} + 2048]",
                 "tileloadd tmm7, [{weights} + {half_row} + 3072]",
                 "tileloadd tmm5, [{next} + {pitch}]",
@@ -248,10 +251,16 @@ impl Product {
                 "add {line}, {low}; add {next}, {low}",
                 "tileloadd tmm4, [{line} + {pitch}]",
                 "tileloadd tmm5, [{next} + {pitch}]",
-                "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm1, tmm4, tmm7; tdpbf16ps tmm2, tmm5, tmm6; tdpbf16ps tmm3, tmm5, tmm7",
                 "sub {line}, {low}; sub {next}, {low}",
+                "jmp 5f",
+                "4:",
+                "tileloadd tmm6, [{weights} + {half_row}]",
+                "tileloadd tmm7, [{weights} + {half_row} + 1024]",
+                "tileloadd tmm5, [{next} + {pitch}]",
+                "5:",
+                "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm1, tmm4, tmm7; tdpbf16ps tmm2, tmm5, tmm6; tdpbf16ps tmm3, tmm5, tmm7",
                 "add {line}, 64; add {next}, 64",
-                "add {weights}, 4096",
+                "add {weights}, {block}",
                 "dec {blocks}",
                 "jnz 3b",
                 "tilestored [{sums} + {row}], tmm0",
@@ -266,6 +275,7 @@ impl Product {
                 pitch = in(reg) self.pitch,
                 low = in(reg) self.low,
                 weights = inout(reg) self.weights => _,
+                block = in(reg) self.block,
                 half_row = in(reg) 2 * BLOCK,
                 blocks = inout(reg) self.blocks => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -293,6 +303,8 @@ impl Product {
                 "tileloadd tmm1, [{sums} + {row} + 64]",
                 "3:",
                 "tileloadd tmm4, [{line} + {pitch}]",
+                "test {low}, {low}",
+                "jz 4f",
                 "tileloadd tmm6, [{weights} + {half_row} + 2048]",
                 "tileloadd tmm7, [{weights} + {half_row} + 3072]",
                 "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm1, tmm4, tmm7",
@@ -301,10 +313,15 @@ impl Product {
                 "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm1, tmm4, tmm7",
                 "add {line}, {low}",
                 "tileloadd tmm4, [{line} + {pitch}]",
-                "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm1, tmm4, tmm7",
                 "sub {line}, {low}",
+                "jmp 5f",
+                "4:",
+                "tileloadd tmm6, [{weights} + {half_row}]",
+                "tileloadd tmm7, [{weights} + {half_row} + 1024]",
+                "5:",
+                "tdpbf16ps tmm0, tmm4, tmm6; tdpbf16ps tmm1, tmm4, tmm7",
                 "add {line}, 64",
-                "add {weights}, 4096",
+                "add {weights}, {block}",
                 "dec {blocks}",
                 "jnz 3b",
                 "tilestored [{sums} + {row}], tmm0",
@@ -316,6 +333,7 @@ impl Product {
                 pitch = in(reg) self.pitch,
                 low = in(reg) self.low,
                 weights = inout(reg) self.weights => _,
+                block = in(reg) self.block,
                 half_row = in(reg) 2 * BLOCK,
                 blocks = inout(reg) self.blocks => _,
                 out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
