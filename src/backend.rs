@@ -7,6 +7,7 @@ mod controls;
 mod demand;
 mod error;
 mod families;
+mod fitting;
 mod generation;
 mod generation_engine;
 mod image_file;
@@ -39,6 +40,7 @@ pub use adapters::{
 pub use controls::{ChosenControl, ControlEntry, ControlLibrary, ControlNetwork, MAX_CONTROLS};
 pub use demand::{Demand, StepKind};
 pub use error::{GenerationError, LoadError};
+pub use fitting::{Fitting, MaskFill, MaskRules, Resize};
 pub use generation::{Generation, Pipeline};
 pub use generation_engine::GenerationEngine;
 pub use image_file::{ImageFile, InitFiles, InputFiles, MAX_INPUT_PIXELS};

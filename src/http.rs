@@ -1,6 +1,6 @@
 //! The HTTP server: routes, wire types, admission. It knows requests and responses, and no tensors.
 //!
-//! Each API has a folder, `openai` and `jobs`. The modules beside them serve every API: bodies, admission, runs, errors.
+//! Each API has a folder: `openai`, `jobs` and `sdapi`. The modules beside them serve every API: bodies, admission, runs, errors.
 
 mod access;
 mod admission;
@@ -30,11 +30,13 @@ mod openapi;
 mod order;
 mod origins;
 mod paced_body;
+mod page;
 mod probes;
 mod request_context;
 mod run;
 mod runs;
 mod schemas;
+mod sdapi;
 mod shutdown;
 mod start;
 mod trace_context;
@@ -85,6 +87,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(shutdown::shutdown))
         .merge(openai::routes())
         .merge(jobs::routes())
+        .merge(sdapi::routes())
         .split_for_parts();
     let router = router
         .layer(Extension(Arc::new(docs::Description::new(api))))

@@ -3,7 +3,7 @@
 use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage, metadata::Orientation};
 
 use super::{
-    GenerationError, image_utils,
+    Fitting, GenerationError, image_utils,
     ip_adapter::reduce,
     picture_decoder::{self, Broken},
 };
@@ -48,6 +48,8 @@ pub struct InitFiles {
     pub image: ImageFile,
     /// The mask, which marks the part to be repainted.
     pub mask: Option<ImageFile>,
+    /// How both are used.
+    pub fitting: Fitting,
 }
 
 impl ImageFile {
@@ -145,6 +147,12 @@ impl InputFiles {
 }
 
 impl InitFiles {
+    /// The files, used in the default way.
+    #[must_use]
+    pub fn new(image: ImageFile, mask: Option<ImageFile>) -> Self {
+        Self { image, mask, fitting: Fitting::default() }
+    }
+
     /// A mask of another size than the picture is stretched over that first.
     fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
         let image = self.image.decode_to(size, flatten)?;
@@ -214,7 +222,7 @@ mod tests {
     }
 
     fn image_and_mask(image: impl Into<DynamicImage>, mask: impl Into<DynamicImage>, to: ImageSize) -> Result<Mask, GenerationError> {
-        let files = InitFiles { image: open(image), mask: Some(ImageFile::open("mask", png(&mask.into())).unwrap()) };
+        let files = InitFiles::new(open(image), Some(ImageFile::open("mask", png(&mask.into())).unwrap()));
         Ok(files.decode(to)?.mask.unwrap())
     }
 
@@ -233,7 +241,7 @@ mod tests {
             assert!(error.to_string().contains(what) && error.to_string().contains("must be a PNG, JPEG or WebP file"), "{error}");
         }
         let cut_short = ImageFile::open("image", whole[..whole.len() - 20].to_vec()).unwrap();
-        let error = InitFiles { image: cut_short, mask: None }.decode(size(64, 64)).unwrap_err();
+        let error = InitFiles::new(cut_short, None).decode(size(64, 64)).unwrap_err();
         assert!(error.to_string().contains("one that is broken"), "{error}");
     }
 
@@ -255,7 +263,7 @@ mod tests {
         assert_eq!(error.to_string(), "must be a picture of at most 33554432 pixels, not 20000x20000");
         assert!(ImageFile::open("image", bomb(u32::MAX >> 1, u32::MAX >> 1)).is_err());
         // As much as is allowed, and nothing behind it: an error, and no waiting.
-        let files = InitFiles { image: ImageFile::open("image", bomb(8192, 4096)).unwrap(), mask: None };
+        let files = InitFiles::new(ImageFile::open("image", bomb(8192, 4096)).unwrap(), None);
         assert!(files.decode(size(64, 64)).is_err());
     }
 
@@ -269,7 +277,7 @@ mod tests {
         encoder.write_image(&stored, 128, 64, ExtendedColorType::Rgb8).unwrap();
         let image = ImageFile::open("image", jpeg.into_inner()).unwrap();
         assert_eq!(image.size(), (64, 128));
-        let picture = InitFiles { image, mask: None }.decode(size(64, 128)).unwrap().image;
+        let picture = InitFiles::new(image, None).decode(size(64, 128)).unwrap().image;
         let [top, bottom] = [picture.get_pixel(32, 20).0, picture.get_pixel(32, 108).0];
         assert!(
             top[0] > 200 && top[2] < 60 && bottom[2] > 200 && bottom[0] < 60,
@@ -285,22 +293,22 @@ mod tests {
             picture.write_to(&mut bytes, format).unwrap();
             let image = ImageFile::open("image", bytes.into_inner()).unwrap();
             assert_eq!(image.size(), (72, 64));
-            let decoded = InitFiles { image, mask: None }.decode(size(72, 64)).unwrap().image;
+            let decoded = InitFiles::new(image, None).decode(size(72, 64)).unwrap().image;
             assert!(!lossless || decoded == picture, "{format:?}");
         }
         let deep = DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(64, 64, Rgb([65535, 0, 32768])));
-        let decoded = InitFiles { image: open(deep), mask: None }.decode(size(64, 64)).unwrap().image;
+        let decoded = InitFiles::new(open(deep), None).decode(size(64, 64)).unwrap().image;
         assert_eq!(decoded.get_pixel(5, 5).0, [255, 0, 128]);
         let mut clear = RgbaImage::from_pixel(64, 64, Rgba([10, 20, 30, 255]));
         clear.put_pixel(1, 0, Rgba([0, 0, 0, 0]));
-        let decoded = InitFiles { image: open(clear), mask: None }.decode(size(64, 64)).unwrap().image;
+        let decoded = InitFiles::new(open(clear), None).decode(size(64, 64)).unwrap().image;
         assert_eq!((decoded.get_pixel(0, 0).0, decoded.get_pixel(1, 0).0), ([10, 20, 30], [255; 3]));
     }
 
     #[test]
     fn the_picture_to_begin_with_gives_the_size_and_then_the_first_other_one() {
         let picture = |width| open(RgbImage::new(width, 64));
-        let init = || Some(InitFiles { image: picture(64), mask: None });
+        let init = || Some(InitFiles::new(picture(64), None));
         assert_eq!(InputFiles::default().leading_size(), None);
         assert_eq!(
             InputFiles { init: None, controls: vec![picture(72), picture(80)], ..InputFiles::default() }.leading_size(),
@@ -318,7 +326,7 @@ mod tests {
         for picture in [&images.controls[0], &images.references[0]] {
             assert_eq!([picture.get_pixel(0, 5).0, picture.get_pixel(32, 5).0], [[0; 3], [255; 3]]);
         }
-        let init = InitFiles { image: open(lines), mask: None }.decode(size(64, 64)).unwrap();
+        let init = InitFiles::new(open(lines), None).decode(size(64, 64)).unwrap();
         assert_eq!(init.image.get_pixel(0, 5).0, [255; 3], "a picture to begin with stands on white");
     }
 
@@ -327,7 +335,7 @@ mod tests {
         // Thirds of red, green and blue; a square of it is green.
         let flag = RgbImage::from_fn(192, 64, |x, _| Rgb([[255, 0, 0], [0, 255, 0], [0, 0, 255]][x as usize / 64]));
         for to in [size(64, 64), size(128, 128)] {
-            let square = InitFiles { image: open(flag.clone()), mask: None }.decode(to).unwrap().image;
+            let square = InitFiles::new(open(flag.clone()), None).decode(to).unwrap().image;
             assert!(square.pixels().all(|pixel| pixel.0 == [0, 255, 0]), "{to}");
         }
         // A mask of another size is cut where the picture is.
@@ -362,7 +370,7 @@ mod tests {
         fn a_picture_of_any_proportions_fits(width in 1u32..300, height in 1u32..300, across in 8u32..20, down in 8u32..20, wide in any::<bool>()) {
             let (width, height) = if wide { (width * 50, 1) } else { (width, height) };
             let to = size(across * 8, down * 8);
-            let decoded = InitFiles { image: open(RgbImage::from_pixel(width, height, Rgb([7, 8, 9]))), mask: None }.decode(to).unwrap().image;
+            let decoded = InitFiles::new(open(RgbImage::from_pixel(width, height, Rgb([7, 8, 9]))), None).decode(to).unwrap().image;
             prop_assert_eq!(decoded.dimensions(), (to.width(), to.height()));
             prop_assert!(decoded.pixels().all(|pixel| pixel.0 == [7, 8, 9]));
         }
@@ -375,7 +383,7 @@ mod tests {
             let place = flip.index(changed.len());
             changed[place] ^= bytes.first().copied().unwrap_or(1);
             if let Ok(image) = ImageFile::open("image", changed) {
-                let _ = InitFiles { image, mask: None }.decode(size(64, 64)).is_ok();
+                let _ = InitFiles::new(image, None).decode(size(64, 64)).is_ok();
             }
         }
     }

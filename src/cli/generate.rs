@@ -117,7 +117,7 @@ fn input_files(args: &GenerateArgs) -> Result<InputFiles, Failure> {
     let image = args.init_image.as_ref().map(|path| open("init-image", path)).transpose()?;
     let controls = args.control.iter().map(|control| open("control", &control.path)).collect::<Result<_, _>>()?;
     let references = args.reference.iter().map(|reference| open("reference", &reference.path)).collect::<Result<_, _>>()?;
-    Ok(InputFiles { init: image.map(|image| InitFiles { image, mask }), controls, references })
+    Ok(InputFiles { init: image.map(|image| InitFiles::new(image, mask)), controls, references })
 }
 
 /// The failure for a file that is no picture.

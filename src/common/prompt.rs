@@ -20,6 +20,12 @@ pub struct Prompt(String);
 pub struct NegativePrompt(String);
 
 impl Prompt {
+    /// No words: the picture shows whatever the model draws by itself.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(String::new())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {

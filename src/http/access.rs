@@ -1,18 +1,24 @@
 //! Access control: a request needs the API key if the worker has one; without a key, a worker on loopback answers to its own host names
 //! only.
 
+use std::borrow::Cow;
+
 use axum::{
     extract::{Request, State},
     http::{HeaderValue, Method, header},
     middleware::Next,
     response::Response,
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use subtle::ConstantTimeEq;
 
 use super::{api_error::ApiError, hosts::AllowedHosts};
 
 /// Routes that need no key. Their answers are the same for every worker, or say only whether this one is up.
 const OPEN_PATHS: [&str; 6] = ["/", "/livez", "/readyz", "/health", "/openapi.json", "/docs"];
+/// Routes of A1111's API, whose clients send the key as the password of Basic authentication. No answer asks for that: a browser would
+/// remember the password, and send it along with the requests of any page.
+const BASIC_PATHS: [&str; 2] = ["/sdapi/", "/controlnet/"];
 
 /// An API key. It is never printed.
 #[derive(Clone)]
@@ -73,8 +79,11 @@ fn check_access(access: &Access, request: &Request) -> Result<(), ApiError> {
     // A browser's preflight request (`OPTIONS`) carries no key.
     let is_open = OPEN_PATHS.contains(&request.uri().path()) || request.method() == Method::OPTIONS;
     if let Some(key) = access.api_key.as_ref().filter(|_| !is_open) {
-        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-        if !given.is_some_and(|given| key.is(given)) {
+        let takes_basic = BASIC_PATHS.iter().any(|start| request.uri().path().starts_with(start));
+        let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let password = || authorization.filter(|_| takes_basic).and_then(password);
+        let given = authorization.and_then(bearer).map(Cow::Borrowed).or_else(|| password().map(Cow::Owned));
+        if !given.as_ref().is_some_and(|given| key.is(given)) {
             return Err(ApiError::unauthorized(given.is_some()));
         }
     }
@@ -83,6 +92,17 @@ fn check_access(access: &Access, request: &Request) -> Result<(), ApiError> {
 
 /// The key in an `authorization` header. A header may hold bytes that are not UTF-8.
 fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    let (scheme, key) = authorization.split_at(authorization.iter().position(|byte| *byte == b' ')?);
-    scheme.eq_ignore_ascii_case(b"bearer").then_some(key.trim_ascii())
+    after_scheme(authorization, b"bearer")
+}
+
+/// The password of Basic authentication. Any user name goes with it.
+fn password(authorization: &[u8]) -> Option<Vec<u8>> {
+    let pair = BASE64_STANDARD.decode(after_scheme(authorization, b"basic")?).ok()?;
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(pair[colon + 1..].to_vec())
+}
+
+fn after_scheme<'a>(authorization: &'a [u8], scheme: &[u8]) -> Option<&'a [u8]> {
+    let (given, rest) = authorization.split_at(authorization.iter().position(|byte| *byte == b' ')?);
+    given.eq_ignore_ascii_case(scheme).then_some(rest.trim_ascii())
 }

@@ -109,6 +109,14 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
+    /// A client sets a checkpoint that is not the loaded one.
+    pub(super) fn other_checkpoint(asked: &str, loaded: &str) -> Self {
+        let message = format!("sd_model_checkpoint: this worker has \"{loaded}\" and loads no other, such as \"{}\"", clip(asked));
+        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "model_not_found", message);
+        error.body.param = Some("sd_model_checkpoint".to_owned());
+        error
+    }
+
     pub(super) fn encoded_body(encoding: &str) -> Self {
         let encoding = clip(encoding);
         let message = format!("the body must be sent as it is, without the header content-encoding, not in the encoding \"{encoding}\"");

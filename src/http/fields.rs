@@ -53,7 +53,12 @@ impl<'a> Fields<'a> {
         self.0.extract_if(.., |(name, value)| is_one(name) && value.get() != "null").collect()
     }
 
-    /// The same of a field that may be there once.
+    /// The fields whose values are no longer than so many bytes.
+    pub(super) fn short(&self, bytes: usize) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.0.iter().filter(move |(_, value)| value.get().len() <= bytes).map(|(name, value)| (&**name, *value))
+    }
+
+    /// [`Fields::take`] for a field that may be there once.
     ///
     /// # Errors
     /// When there are several.

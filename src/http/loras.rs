@@ -12,7 +12,7 @@ use super::{
     openapi::{DISCOVERY, KeyMissing, NotReady},
 };
 use crate::{
-    backend::{AdapterEntry, AdapterFolder, AdapterInfo, GenerationError},
+    backend::{AdapterEntry, AdapterInfo, GenerationError, ModelInfo},
     common::{ModelFamily, error_chain},
 };
 
@@ -99,19 +99,21 @@ impl From<&AdapterEntry> for LoraObject {
     responses((status = 200, description = "All that there are", body = LoraList), KeyMissing, NotReady)
 )]
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<LoraList>, ApiError> {
-    let data = match state.model()?.adapters.clone() {
-        Some(library) => {
-            let listing = off_thread::offload(usize::MAX, move || listed(library.folder())).await;
-            listing.map_err(|error| GenerationError::Panicked(error.to_string()))?
-        }
-        None => Vec::new(),
-    };
+    let data = of_entries(&*state.model()?, |entry| Some(LoraObject::from(entry))).await?;
     Ok(Json(LoraList { object: "list", data }))
 }
 
-fn listed(folder: &AdapterFolder) -> Vec<LoraObject> {
-    if let Err(error) = folder.refresh() {
-        warn!("{}", error_chain(&error));
-    }
-    folder.list().iter().map(|entry| LoraObject::from(&**entry)).collect()
+/// What is to be said of the LoRAs that there are now.
+pub(super) async fn of_entries<T: Send + 'static>(
+    info: &ModelInfo,
+    item: impl Fn(&AdapterEntry) -> Option<T> + Send + 'static,
+) -> Result<Vec<T>, ApiError> {
+    let Some(library) = info.adapters.clone() else { return Ok(Vec::new()) };
+    let items = move || {
+        if let Err(error) = library.folder().refresh() {
+            warn!("{}", error_chain(&error));
+        }
+        library.folder().list().iter().filter_map(|entry| item(entry)).collect()
+    };
+    Ok(off_thread::offload(usize::MAX, items).await.map_err(|error| GenerationError::Panicked(error.to_string()))?)
 }

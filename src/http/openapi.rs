@@ -6,6 +6,7 @@ use super::api_error::ErrorAnswer;
 
 pub(super) const IMAGES: &str = "Images";
 pub(super) const JOBS: &str = "Jobs";
+pub(super) const A1111: &str = "A1111";
 pub(super) const DISCOVERY: &str = "Discovery";
 pub(super) const PROBES: &str = "Probes";
 pub(super) const PROCESS: &str = "Process";

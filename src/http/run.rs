@@ -20,7 +20,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{admission::Permit, api_error::ApiError, order::ImagesOrder};
-use crate::backend::{Complete, GenerationError, GenerationResponse, Order, Progress};
+use crate::backend::{Complete, EncodedImage, GenerationError, GenerationResponse, Order, Progress};
 
 /// The pictures of one request, from the queue to the last of them.
 #[derive(Debug)]
@@ -156,6 +156,16 @@ impl Run {
         self.log.borrow().progress
     }
 
+    /// How many pictures are done.
+    pub(super) fn finished(&self) -> usize {
+        self.log.borrow().finished()
+    }
+
+    /// The latest preview of a picture that is not done, if it is kept.
+    pub(super) fn latest_preview(&self) -> Option<Arc<EncodedImage>> {
+        self.log.borrow().latest_preview()
+    }
+
     /// The memory of its order and its log, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let Order { prompt, negative_prompt, adapters, controls, demand, .. } = &self.order.picture;
@@ -228,15 +238,26 @@ impl Follower {
 
     /// Waits for all pictures.
     pub(super) async fn pictures(&mut self) -> Result<Vec<Arc<Complete>>, ApiError> {
+        let (pictures, error) = self.pictures_and_error().await;
+        error.map_or(Ok(pictures), Err)
+    }
+
+    /// The same, but pictures that were done before the run was cancelled are enough.
+    pub(super) async fn pictures_so_far(&mut self) -> Result<Vec<Arc<Complete>>, ApiError> {
+        let (pictures, error) = self.pictures_and_error().await;
+        error.filter(|_| !matches!(self.run.status(), Status::Cancelled)).map_or(Ok(pictures), Err)
+    }
+
+    async fn pictures_and_error(&mut self) -> (Vec<Arc<Complete>>, Option<ApiError>) {
         let mut pictures = Vec::new();
         while let Some((_, entry)) = self.next().await {
             match entry {
                 Entry::Complete(complete) => pictures.push(complete),
-                Entry::Failed(error) => return Err(error),
+                Entry::Failed(error) => return (pictures, Some(error)),
                 Entry::Progress(_) | Entry::Preview { .. } => {}
             }
         }
-        Ok(pictures)
+        (pictures, None)
     }
 }
 

@@ -148,7 +148,26 @@ impl<const MIN: i64, const MAX: i64> TryFrom<WholeNumber> for Bounded<MIN, MAX> 
     type Error = InvalidValue;
 
     fn try_from(value: WholeNumber) -> Result<Self, InvalidValue> {
-        let value = i64::from(value);
+        i64::from(value).try_into()
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
+    /// The number.
+    pub(super) fn get(self) -> i64 {
+        self.0
+    }
+
+    /// The next multiple of a number below it.
+    pub(super) fn rounded_down(self, multiple: i64) -> Self {
+        Self((self.0 / multiple * multiple).max(MIN))
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> TryFrom<i64> for Bounded<MIN, MAX> {
+    type Error = InvalidValue;
+
+    fn try_from(value: i64) -> Result<Self, InvalidValue> {
         let valid = (MIN..=MAX).contains(&value);
         valid.then_some(Self(value)).ok_or_else(|| InvalidValue::new("value", value, format!("a whole number from {MIN} to {MAX}")))
     }
@@ -181,6 +200,45 @@ impl PartialSchema for WireSeed {
 impl ToSchema for WireSeed {}
 
 impl ImagesRequest {
+    /// A request that leaves out everything else.
+    pub(super) fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            model: None,
+            n: None,
+            size: None,
+            width: None,
+            height: None,
+            response_format: None,
+            output_format: None,
+            output_compression: None,
+            stream: None,
+            partial_images: None,
+            negative_prompt: None,
+            loras: None,
+            seed: None,
+            num_inference_steps: None,
+            guidance_scale: None,
+            sampler: None,
+            schedule: None,
+            eta: None,
+            guidance_rescale: None,
+            guidance_interval: None,
+            zero_snr: None,
+            clip_skip: None,
+            decoder: None,
+            strength: None,
+            cache: None,
+            progress: None,
+            on_disconnect: None,
+            control: None,
+            reference: None,
+            default_steps: None,
+            default_guidance_scale: None,
+            others: Vec::new(),
+        }
+    }
+
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
     pub(super) async fn into_order(self, info: &ModelInfo, files: &InputFiles) -> Result<ImagesOrder, ApiError> {

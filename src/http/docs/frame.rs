@@ -13,7 +13,7 @@ use crate::http::{
     api_error::ErrorAnswer,
     jobs::{JobEvent, JobItem},
     openai::{ImageEvent, ImageItem},
-    openapi::{DISCOVERY, IMAGES, JOBS, PROBES, PROCESS},
+    openapi::{A1111, DISCOVERY, IMAGES, JOBS, PROBES, PROCESS},
 };
 
 /// The description without its routes.
@@ -27,6 +27,7 @@ use crate::http::{
     tags(
         (name = IMAGES, description = "Pictures, as in the OpenAI Images API"),
         (name = JOBS, description = "Submit now, look later"),
+        (name = A1111, description = "The API of A1111's web UI. The key may also be the password of Basic authentication"),
         (name = DISCOVERY, description = "What this worker is and what it can do"),
         (name = PROBES, description = "Answered without a key"),
         (name = PROCESS, description = "For operators")

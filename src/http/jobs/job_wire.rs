@@ -168,9 +168,9 @@ impl FromFields for JobBody {
             }
             (Operation::Generation, ..) => None,
             (_, None, _) => return Err(ApiError::missing_param(operation.image_name())),
-            (Operation::Transform, Some(image), None) => Some(InitFiles { image: open(image)?, mask: None }),
+            (Operation::Transform, Some(image), None) => Some(InitFiles::new(open(image)?, None)),
             (Operation::Inpaint, _, None) => return Err(ApiError::missing_param("mask_image")),
-            (Operation::Inpaint, Some(image), Some(mask)) => Some(InitFiles { image: open(image)?, mask: Some(open(mask)?) }),
+            (Operation::Inpaint, Some(image), Some(mask)) => Some(InitFiles::new(open(image)?, Some(open(mask)?))),
         };
         let (settings, controls) = wire_controls::read(controls, Vec::new())?;
         let (scales, references) = wire_references::read(references, Vec::new())?;
@@ -182,16 +182,14 @@ impl FromFields for JobBody {
 impl JobRequest {
     /// The same request as a body of `/v1/images/generations`.
     pub(super) fn into_images_request(self) -> Result<ImagesRequest, ApiError> {
+        let prompt = self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?;
         Ok(ImagesRequest {
-            prompt: self.prompt.ok_or_else(|| ApiError::missing_param("prompt"))?,
             model: self.model,
-            n: None,
-            size: None,
             width: self.width,
             height: self.height,
-            response_format: None,
             output_format: self.output_format,
             output_compression: self.output_compression,
+            // The stream of a job always has its events.
             stream: Some(true),
             partial_images: self.partial_images,
             negative_prompt: self.negative_prompt,
@@ -213,9 +211,8 @@ impl JobRequest {
             decoder: self.decoder,
             strength: self.strength,
             cache: self.cache,
-            progress: None,
-            on_disconnect: None,
             others: self.others,
+            ..ImagesRequest::new(prompt)
         })
     }
 }

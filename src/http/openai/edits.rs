@@ -18,7 +18,7 @@ use axum::{
         FromRequest, Multipart, Request, State,
         multipart::{Field, MultipartError},
     },
-    http::{StatusCode, header},
+    http::StatusCode,
     response::Response,
 };
 use serde_json::{
@@ -45,6 +45,7 @@ use crate::{
         hosts,
         images_body::{FormPictures, ImagesBody},
         openapi::{Forbidden, IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
+        page,
         start::start,
         uploads,
         wire_controls::WireControls,
@@ -137,7 +138,7 @@ impl FromRequest<AppState> for EditsBody {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         match extract::media_type(request.headers())?.as_str() {
             "multipart/form-data" => {
-                check_page(&request, state)?;
+                page::check(request.headers(), hosts::authority(&request), state)?;
                 extract::check_length(request.headers(), MAX_UPLOAD_BYTES)?;
                 Ok(Self(from_form(request, state).await?))
             }
@@ -159,15 +160,6 @@ impl FromFields for Edit {
         };
         ImagesBody::new(fields, FormPictures::default(), || init(read("image", images)?, read("mask", masks)?)).map(Self)
     }
-}
-
-/// Browsers send forms to any origin without asking first, but they name the page. It must be one of `--cors-origin`, or the worker's own.
-fn check_page(request: &Request, state: &AppState) -> Result<(), ApiError> {
-    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
-    let host = hosts::authority(request);
-    let of_page = origin.to_str().ok().and_then(|origin| Some(origin.split_once("://")?.1));
-    let is_own = host.is_some() && host == of_page;
-    if is_own || state.access.cors_origins.contains(origin) { Ok(()) } else { Err(ApiError::not_for_browsers()) }
 }
 
 /// Reads a form to its end. Its fields are judged afterwards, so that a client that is still sending receives the answer.
@@ -231,7 +223,7 @@ fn init(images: Vec<Vec<u8>>, masks: Vec<Vec<u8>>) -> Result<Option<InitFiles>, 
     let image = one("image", images)?.ok_or_else(|| ApiError::missing_param("image"))?;
     let mask = one("mask", masks)?;
     let mask = mask.map(|bytes| ImageFile::open("mask", bytes)).transpose()?;
-    Ok(Some(InitFiles { image: ImageFile::open("image", image)?, mask }))
+    Ok(Some(InitFiles::new(ImageFile::open("image", image)?, mask)))
 }
 
 /// `image`, `image[]`, `image[0]`, `images`, and so on.

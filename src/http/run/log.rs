@@ -107,6 +107,18 @@ impl Log {
         self.entries.iter().map(|(_, entry)| entry).filter(|entry| entry.is_preview()).map(Entry::bytes).sum()
     }
 
+    /// How many pictures are done.
+    pub(super) fn finished(&self) -> usize {
+        self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Complete(_))).count()
+    }
+
+    /// The latest preview of a picture that is not done.
+    pub(super) fn latest_preview(&self) -> Option<Arc<EncodedImage>> {
+        let latest =
+            self.entries.iter().rev().map(|(_, entry)| entry).find(|entry| !matches!(entry, Entry::Progress(_) | Entry::Failed(_)));
+        if let Some(Entry::Preview { image, .. }) = latest { Some(Arc::clone(image)) } else { None }
+    }
+
     /// Removes the oldest entry of a kind. Returns false if there is none.
     fn forget_oldest(&mut self, is_one: fn(&Entry) -> bool) -> bool {
         let oldest = self.entries.iter().position(|(_, entry)| is_one(entry));

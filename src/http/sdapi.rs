@@ -1,0 +1,60 @@
+//! The API of [A1111's web UI](https://github.com/AUTOMATIC1111/stable-diffusion-webui), which many programs speak: its requests become
+//! orders of the same queue, and its names those of this worker.
+
+mod control_lists;
+mod control_units;
+mod lists;
+mod models;
+mod options;
+mod overrides;
+mod picture_answer;
+mod picture_request;
+mod pictures;
+mod progress;
+mod running;
+
+use axum::{
+    Extension,
+    extract::DefaultBodyLimit,
+    routing::{get, post},
+};
+use running::Running;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
+
+use super::{app_state::AppState, body_bytes::MAX_UPLOAD_BYTES};
+
+/// What a worker has none of.
+const NOTHING: [&str; 7] = ["sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info"];
+/// What a worker with one model has no need for.
+const NOTHING_TO_DO: [&str; 5] = ["refresh-checkpoints", "refresh-loras", "refresh-vae", "unload-checkpoint", "reload-checkpoint"];
+
+/// The routes of this API.
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    let path = |name: &str| format!("/sdapi/v1/{name}");
+    let router = OpenApiRouter::new()
+        .routes(routes!(pictures::txt2img).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(pictures::img2img).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(progress::progress))
+        .routes(routes!(progress::interrupt))
+        .routes(routes!(progress::skip))
+        .routes(routes!(options::show, options::set))
+        .routes(routes!(models::list))
+        .routes(routes!(lists::samplers))
+        .routes(routes!(lists::schedulers))
+        .routes(routes!(lists::upscalers))
+        .routes(routes!(lists::latent_upscale_modes))
+        .routes(routes!(lists::loras))
+        .routes(routes!(lists::embeddings))
+        .routes(routes!(control_lists::model_list))
+        .routes(routes!(control_lists::module_list))
+        .routes(routes!(control_lists::version))
+        .route(&path("scripts"), get(lists::scripts))
+        .route(&path("cmd-flags"), get(lists::nothing_in_detail))
+        .route(&path("memory"), get(lists::memory));
+    let router = NOTHING.iter().fold(router, |router, name| router.route(&path(name), get(lists::nothing)));
+    let router = NOTHING_TO_DO.iter().fold(router, |router, name| router.route(&path(name), post(lists::nothing_to_do)));
+    router.layer(Extension(Running::default()))
+}
