@@ -57,3 +57,4 @@ mod tiny_decoder;
 mod tiny_vae;
 mod trouble;
 mod waiting;
+mod web_page;
