@@ -5,6 +5,7 @@ mod adapter_error;
 mod adapters;
 mod controls;
 mod demand;
+mod edit_image;
 mod error;
 mod families;
 mod fitting;

@@ -46,6 +46,7 @@ mod proxies;
 mod reference_requests;
 mod references;
 mod refusals;
+mod sdapi;
 mod sharing;
 mod single_file;
 mod sizes;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 19] = [
+const ROUTES: [&str; 36] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
@@ -27,6 +27,23 @@ const ROUTES: [&str; 19] = [
     "GET /v1/jobs/{id}",
     "GET /v1/jobs/{id}/stream",
     "GET /v1/jobs/{id}/result",
+    "POST /sdapi/v1/txt2img",
+    "POST /sdapi/v1/img2img",
+    "GET /sdapi/v1/progress",
+    "POST /sdapi/v1/interrupt",
+    "POST /sdapi/v1/skip",
+    "GET /sdapi/v1/options",
+    "POST /sdapi/v1/options",
+    "GET /sdapi/v1/sd-models",
+    "GET /sdapi/v1/samplers",
+    "GET /sdapi/v1/schedulers",
+    "GET /sdapi/v1/upscalers",
+    "GET /sdapi/v1/latent-upscale-modes",
+    "GET /sdapi/v1/loras",
+    "GET /sdapi/v1/embeddings",
+    "GET /controlnet/model_list",
+    "GET /controlnet/module_list",
+    "GET /controlnet/version",
 ];
 
 async fn description(worker: &Worker) -> Value {
