@@ -83,6 +83,11 @@ impl ImageFile {
         self.size
     }
 
+    /// The bytes, and their format.
+    pub(super) fn contents(&self) -> (&[u8], ImageFormat) {
+        (&self.bytes, self.format)
+    }
+
     /// Whether all of the pixels can be read.
     #[must_use]
     pub fn is_whole(&self) -> bool {

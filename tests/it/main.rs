@@ -30,6 +30,7 @@ mod ink;
 mod jobs;
 mod layouts;
 mod life;
+mod links;
 mod load;
 mod loras;
 mod made_lora;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 36] = [
+const ROUTES: [&str; 39] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
@@ -27,8 +27,11 @@ const ROUTES: [&str; 36] = [
     "GET /v1/jobs/{id}",
     "GET /v1/jobs/{id}/stream",
     "GET /v1/jobs/{id}/result",
+    "POST /v1/images/variations",
+    "GET /v1/images/{id}/content",
     "POST /sdapi/v1/txt2img",
     "POST /sdapi/v1/img2img",
+    "POST /sdapi/v1/png-info",
     "GET /sdapi/v1/progress",
     "POST /sdapi/v1/interrupt",
     "POST /sdapi/v1/skip",
@@ -138,7 +141,9 @@ async fn the_page_shows_every_variant_and_examples_that_work() {
         let example = &body["content"]["application/json"]["example"];
         let answer = Client::new().post(worker.url(path)).json(example).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}: {example}");
-        assert!(page.contains(&format!("\"prompt\": {}", example["prompt"])), "{path}");
+        for name in example.as_object().unwrap().keys() {
+            assert!(page.contains(&format!("\"{name}\": ")), "{path}: {name}");
+        }
     }
 }
 
