@@ -19,7 +19,10 @@ mod spelling;
 mod stop_signals;
 mod variables;
 
-pub use args::{Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, SelfcheckArgs, ServeArgs};
+pub use args::{
+    Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, RequestDefaultArgs, SelfcheckArgs,
+    ServeArgs,
+};
 pub use failure::Failure;
 pub use generate::generate;
 pub use logs::{Logs, init_logs};

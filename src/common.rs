@@ -30,7 +30,7 @@ pub use error_chain::error_chain;
 pub use feature_cache::{CacheKind, CacheParts, FeatureCache, Refresh};
 pub use guidance_interval::GuidanceInterval;
 pub use image_format::{ImageFormat, OutputConfig};
-pub use input_image::{InputImage, InputImages, Mask, MaskMeaning};
+pub use input_image::{Canvas, InputImage, InputImages, Mask, MaskLatents, MaskMeaning, Part};
 pub use invalid_value::InvalidValue;
 pub use loopback::{is_loopback, normalised_host};
 pub use lora::{LoraScale, NamedLora};

@@ -253,9 +253,9 @@ async fn keep_up(metrics: PrometheusHandle, runs: Runs, admission: Admission) {
 
 /// Loads the model and makes a small picture with it, on another thread.
 async fn load(args: &ServeArgs) -> Result<Arc<InferencePipeline>, Failure> {
-    let (model, merged) = (args.model.clone(), args.lora.clone());
+    let (model, merged, requests) = (args.model.clone(), args.lora.clone(), args.defaults.clone().into());
     let work = move || -> Result<_, LoadError> {
-        let options = LoadOptions { merged, ..model.options()? };
+        let options = LoadOptions { merged, requests, ..model.options()? };
         let pipeline = Arc::new(backend::load(&model.files()?, &options)?);
         pipeline.self_test().map_err(LoadError::SelfTest)?;
         Ok(pipeline)

@@ -1,14 +1,14 @@
 //! Input pictures as files. A header is checked before anything is decoded.
 
-use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage, metadata::Orientation};
+use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, metadata::Orientation};
 
 use super::{
-    Fitting, GenerationError, image_utils,
+    Fitting, GenerationError, edit_image, image_utils,
     ip_adapter::reduce,
     picture_decoder::{self, Broken},
 };
 use crate::{
-    common::{ImageSize, InputImage, InputImages, InvalidValue, Mask, MaskMeaning},
+    common::{ImageSize, InputImage, InputImages, InvalidValue, MaskMeaning},
     ops,
 };
 
@@ -83,6 +83,11 @@ impl ImageFile {
         self.size
     }
 
+    /// The bytes, and their format.
+    pub(super) fn contents(&self) -> (&[u8], ImageFormat) {
+        (&self.bytes, self.format)
+    }
+
     /// Whether all of the pixels can be read.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -155,10 +160,16 @@ impl InitFiles {
 
     /// A mask of another size than the picture is stretched over that first.
     fn decode(&self, size: ImageSize) -> Result<InputImage, GenerationError> {
-        let image = self.image.decode_to(size, flatten)?;
-        let Some(file) = &self.mask else { return Ok(InputImage { image, mask: None }) };
-        let mask = ops::with_room(file.room(size), || read_mask(file, self.image.size, size))??;
-        Ok(InputImage { image, mask: Some(mask) })
+        let room = self.image.room(size) + self.mask.as_ref().map_or(0, |mask| mask.room(size));
+        let decoded = || {
+            let (picture, Fitting { resize, mask: rules }) = (flatten(&self.image.decode()?), self.fitting);
+            let Some(file) = &self.mask else {
+                return Ok(InputImage { image: edit_image::fit(&picture, picture.dimensions(), size, resize), mask: None });
+            };
+            let (mask, meaning) = read_mask(file, rules.opaque_is_new)?;
+            edit_image::with_mask(picture, mask, meaning, self.fitting, size).ok_or_else(|| marks_nothing(file.name, meaning))
+        };
+        Ok(ops::with_room(room, decoded)??)
     }
 }
 
@@ -174,28 +185,29 @@ fn flatten(picture: &DynamicImage) -> RgbImage {
     })
 }
 
-/// A mask with transparent pixels marks the part to be repainted by them, and any other mask by white.
-fn read_mask(file: &ImageFile, of: (u32, u32), size: ImageSize) -> Result<Mask, InvalidValue> {
+/// A mask with transparent pixels marks the part to be repainted by them, or by the others, and any other mask by white. White in the
+/// result.
+fn read_mask(file: &ImageFile, opaque_is_new: bool) -> Result<(GrayImage, MaskMeaning), InvalidValue> {
     let picture = file.decode()?;
     let alpha = picture.color().has_alpha().then(|| picture.to_rgba8());
-    let (mask, meaning) = match alpha.filter(|picture| picture.pixels().any(|pixel| pixel.0[3] < 255)) {
+    Ok(match alpha.filter(|picture| picture.pixels().any(|pixel| pixel.0[3] < 255)) {
         Some(picture) => {
-            let is_clear = |x, y| picture.get_pixel(x, y).0[3] == 0;
-            let mask = GrayImage::from_fn(picture.width(), picture.height(), |x, y| [if is_clear(x, y) { 255 } else { 0 }].into());
-            (mask, MaskMeaning::Transparent)
+            let is_new = |alpha: u8| if opaque_is_new { alpha > 128 } else { alpha == 0 };
+            let pixel = |x, y| Luma([if is_new(picture.get_pixel(x, y).0[3]) { 255 } else { 0 }]);
+            let meaning = if opaque_is_new { MaskMeaning::Opaque } else { MaskMeaning::Transparent };
+            (GrayImage::from_fn(picture.width(), picture.height(), pixel), meaning)
         }
         None => (picture.to_luma8(), MaskMeaning::White),
+    })
+}
+
+fn marks_nothing(name: &'static str, meaning: MaskMeaning) -> InvalidValue {
+    let found = match meaning {
+        MaskMeaning::Transparent => "one that is transparent nowhere altogether",
+        MaskMeaning::White => "one that is white nowhere",
+        MaskMeaning::Opaque => "one that is opaque nowhere",
     };
-    let pixels = image_utils::cut_mask(&mask, of, size);
-    if pixels.iter().all(|pixel| *pixel == 0) {
-        let found = match meaning {
-            MaskMeaning::Transparent => "one that is transparent nowhere altogether",
-            MaskMeaning::White => "one that is white nowhere",
-        };
-        let right = "a picture that marks what is painted anew, in white or by transparency";
-        return Err(InvalidValue::new(file.name, found, right));
-    }
-    Ok(Mask { pixels, meaning })
+    InvalidValue::new(name, found, "a picture that marks what is painted anew, in white or by transparency")
 }
 
 #[cfg(test)]
@@ -206,6 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::common::Mask;
 
     fn png(picture: &DynamicImage) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());

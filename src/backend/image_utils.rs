@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use image::{GrayImage, ImageBuffer, Luma, Pixel, RgbImage, imageops};
 
 use super::GenerationError;
-use crate::common::{ImageSize, InputImage, Mask};
+use crate::common::{Canvas, ImageSize, InputImage, Mask};
 
 /// The first picture of a batch `(batch, 3, height, width)` in [-1, 1] as 8-bit pixels, rounded as diffusers'
 /// `VaeImageProcessor.postprocess` rounds them.
@@ -80,6 +80,32 @@ fn is_new(pixel: Luma<u8>) -> bool {
     pixel.0[0] > 127
 }
 
+/// A canvas with a finished picture laid into it.
+pub(super) fn lay_into(picture: &RgbImage, canvas: &Canvas) -> RgbImage {
+    let Canvas { picture: around, mask, part } = canvas;
+    let drawn = stretch(picture, (part.width, part.height));
+    let mut whole = around.clone();
+    for (x, y, drawn) in drawn.enumerate_pixels() {
+        let (x, y) = (part.x + x, part.y + y);
+        let share = u32::from(mask.get_pixel(x, y).0[0]);
+        for (old, new) in whole.get_pixel_mut(x, y).0.iter_mut().zip(drawn.0) {
+            *old = ((u32::from(*old) * (255 - share) + u32::from(new) * share + 127) / 255) as u8;
+        }
+    }
+    whole
+}
+
+/// A picture scaled to a size, whatever its proportions.
+pub(super) fn stretch<P>(picture: &ImageBuffer<P, Vec<u8>>, (width, height): (u32, u32)) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    if picture.dimensions() == (width, height) {
+        return picture.clone();
+    }
+    imageops::resize(picture, width, height, imageops::FilterType::Lanczos3)
+}
+
 /// Copies the part of `kept` that a mask keeps over a picture.
 pub(super) fn lay_over(picture: &mut RgbImage, kept: &RgbImage, mask: &Mask) {
     for ((pixel, kept), mask) in picture.pixels_mut().zip(kept.pixels()).zip(mask.pixels.pixels()) {
@@ -105,31 +131,35 @@ where
     };
     let ((x, width), (y, height)) = (span(across, picture.width()), span(down, picture.height()));
     let part = imageops::crop_imm(picture, x, y, width, height);
-    if (width, height) == (size.width(), size.height()) {
-        return part.to_image();
-    }
-    imageops::resize(&*part, size.width(), size.height(), imageops::FilterType::Lanczos3)
+    stretch(&part.to_image(), (size.width(), size.height()))
 }
 
 /// A picture in the proportions of `size`: where it is too narrow or too low, its edges are repeated.
-pub(super) fn extend(picture: &RgbImage, size: ImageSize) -> RgbImage {
+pub(super) fn extend<P>(picture: &ImageBuffer<P, Vec<u8>>, size: ImageSize) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
     let (width, height) = picture.dimensions();
     let proportion = f64::from(size.width()) / f64::from(size.height());
     let across = width.max((f64::from(height) * proportion).round() as u32);
     let down = height.max((f64::from(width) / proportion).round() as u32);
     let (left, above) = ((across - width) / 2, (down - height) / 2);
-    RgbImage::from_fn(across, down, |x, y| {
+    ImageBuffer::from_fn(across, down, |x, y| {
         *picture.get_pixel(x.saturating_sub(left).min(width - 1), y.saturating_sub(above).min(height - 1))
     })
 }
 
 /// [`cut`] for a mask, whose pixels stay 0 or 255.
 pub(super) fn cut_mask(mask: &GrayImage, of: (u32, u32), size: ImageSize) -> GrayImage {
-    let mut pixels = cut(mask, of, size);
-    for pixel in pixels.pixels_mut() {
+    decided(cut(mask, of, size))
+}
+
+/// A mask whose pixels are 0 or 255.
+pub(super) fn decided(mut mask: GrayImage) -> GrayImage {
+    for pixel in mask.pixels_mut() {
         *pixel = Luma([if is_new(*pixel) { 255 } else { 0 }]);
     }
-    pixels
+    mask
 }
 
 /// An input picture at the size at which the model draws.
@@ -138,7 +168,8 @@ pub(super) fn at_size(input: &InputImage, size: ImageSize) -> Cow<'_, InputImage
     if of == (size.width(), size.height()) {
         return Cow::Borrowed(input);
     }
-    let mask = input.mask.as_ref().map(|mask| Mask { pixels: cut_mask(&mask.pixels, of, size), meaning: mask.meaning });
+    let smaller = |mask: &Mask| Mask { pixels: cut_mask(&mask.pixels, of, size), canvas: None, ..*mask };
+    let mask = input.mask.as_ref().map(smaller);
     Cow::Owned(InputImage { image: cut(&input.image, of, size), mask })
 }
 

@@ -207,7 +207,10 @@ impl Generation for Diffusion {
         }
         // Latents lose detail: the part that a mask keeps is copied pixel by pixel.
         if let Some(InputImage { image, mask: Some(mask) }) = &self.images.init {
-            image_utils::lay_over(&mut picture, image, mask);
+            match &mask.canvas {
+                Some(canvas) => picture = image_utils::lay_into(&picture, canvas),
+                None => image_utils::lay_over(&mut picture, image, mask),
+            }
         }
         Ok(picture)
     }

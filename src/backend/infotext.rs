@@ -1,8 +1,15 @@
 //! The parameters of a picture as text in its PNG file, in the form of
 //! [A1111](https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/infotext_utils.py), which many tools read.
 
+mod reader;
+
+pub use reader::read_infotext;
+
 use super::{ChosenControl, Order, OrderAdapters};
 use crate::common::{ControlScale, ControlSettings, Decoder, ImageSize, NamedLora, SamplingConfig, Schedule};
+
+/// What the negative prompt's line begins with.
+const NEGATIVE: &str = "Negative prompt:";
 
 /// The parameters of one picture.
 #[derive(Debug, Clone)]
@@ -38,14 +45,15 @@ impl<'a> ImageMetadata<'a> {
     /// The prompts, and a line of names and values.
     #[must_use]
     pub fn to_a1111(&self) -> String {
-        let negative = if self.negative_prompt.is_empty() { String::new() } else { format!("Negative prompt: {}\n", self.negative_prompt) };
+        let [prompt, negative] = [self.prompt, self.negative_prompt].map(without_marks);
+        let negative = if negative.is_empty() { negative } else { format!("{NEGATIVE} {negative}\n") };
         let values = self.values().into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(&value?))));
         let mut values: Vec<String> = values.collect();
         values.extend(self.lora_hashes());
         values.extend(self.controls.iter().enumerate().map(|(i, control)| format!("ControlNet {i}: {}", quoted(&unit(&control.settings)))));
         let scales: Vec<String> = self.references.iter().map(|scale| scale.get().to_string()).collect();
         values.extend((!scales.is_empty()).then(|| format!("IP-Adapter scale: {}", quoted(&scales.join(", ")))));
-        format!("{}{}\n{negative}{}", self.prompt, self.lora_tags(), values.join(", "))
+        format!("{prompt}{}\n{negative}{}", self.lora_tags(), values.join(", "))
     }
 
     /// LoRAs that the prompt does not name, as it would name them.
@@ -94,6 +102,14 @@ impl<'a> ImageMetadata<'a> {
     }
 }
 
+/// A prompt none of whose lines but the first begins like the negative prompt's: it would be read as one. To the model, a line end is a
+/// blank.
+fn without_marks(prompt: &str) -> String {
+    let mut lines = prompt.split('\n');
+    let first = lines.next().unwrap_or_default().to_owned();
+    lines.fold(first, |text, line| text + if line.trim_start().starts_with(NEGATIVE) { " " } else { "\n" } + line)
+}
+
 /// A control network in the words of A1111's extension for them.
 fn unit(settings: &ControlSettings) -> String {
     let ControlSettings { name, scale, window, guess_mode, preprocess, kind } = settings;
@@ -116,37 +132,10 @@ fn quoted(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::common::{Sampler, SamplingOptions};
-
-    /// What A1111 reads (`parse_generation_parameters`): pairs of the last line, each the likes of
-    /// `\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)`.
-    fn read(text: &str) -> HashMap<String, String> {
-        let (mut line, mut pairs) = (text.trim().rsplit('\n').next().unwrap(), HashMap::new());
-        while let Some((name, rest)) = line.split_once(':') {
-            let rest = rest.trim_start();
-            let end = if rest.starts_with('"') { end_of_string(rest) } else { rest.find(',').unwrap_or(rest.len()) };
-            let value = &rest[..end];
-            let value = serde_json::from_str(value).ok().filter(|_| value.starts_with('"')).unwrap_or(value.to_owned());
-            pairs.insert(name.trim().to_owned(), value);
-            line = rest[end..].trim_start_matches(',');
-        }
-        pairs
-    }
-
-    fn end_of_string(text: &str) -> usize {
-        let mut is_escaped = false;
-        let end = text.char_indices().skip(1).find(|(_, c)| {
-            let is_end = *c == '"' && !is_escaped;
-            is_escaped = *c == '\\' && !is_escaped;
-            is_end
-        });
-        end.map_or(text.len(), |(end, _)| end + 1)
-    }
 
     fn text(model_id: &str) -> String {
         let config = SamplingConfig {
@@ -176,15 +165,30 @@ mod tests {
     fn check(model: &str) {
         let text = text(model);
         assert_eq!(text.lines().count(), 4, "{text}");
-        let pairs = read(&text);
+        let pairs = read_infotext(&text);
         assert_eq!(pairs["Model"], model, "{text}");
         let rest = [("Steps", "7"), ("CFG scale", "4.5"), ("Seed", "3"), ("Size", "64x128"), ("Eta", "0.5")];
         for (name, value) in rest.into_iter().chain([("Sampler", "Euler a"), ("Schedule type", "Karras")]) {
             assert_eq!(pairs[name], value, "{text}");
         }
-        assert_eq!(pairs.len(), rest.len() + 4, "{text}");
+        assert_eq!((pairs["Prompt"].as_str(), pairs["Negative prompt"].as_str()), ("a fox: red,\nold", "Seed: 5, dogs"), "{text}");
+        // Both prompts and sides count.
+        assert_eq!(pairs.len(), rest.len() + 8, "{text}");
         // Those that know of no quotes take the same apart at commas.
         assert_eq!(text.lines().last().unwrap().split(',').filter(|pair| pair.split(':').count() == 2).count(), rest.len() + 4, "{text}");
+    }
+
+    #[test]
+    fn no_line_of_a_prompt_is_read_as_the_negative_prompt() {
+        for (prompt, written) in [
+            ("a\nb\n", "a\nb\n"),
+            ("a\n Negative prompt: b\nc", "a  Negative prompt: b\nc"),
+            ("Steps: 5, Sampler: x, Size: 8x8, Seed: 1\nb", "Steps: 5, Sampler: x, Size: 8x8, Seed: 1\nb"),
+        ] {
+            assert_eq!(without_marks(prompt), written);
+            let read = read_infotext(&format!("{written}\nNegative prompt: dogs\nSteps: 7, Seed: 3, Size: 64x64"));
+            assert_eq!((read["Prompt"].as_str(), read["Negative prompt"].as_str()), (written, "dogs"));
+        }
     }
 
     #[test]

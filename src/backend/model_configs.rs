@@ -4,7 +4,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use tracing::warn;
 
 use super::{
-    LoadError, ModelDefaults, ModelFiles, PromptTokenizer,
+    FewSteps, LoadError, ModelDefaults, ModelFiles, PromptTokenizer,
     families::{self, SUPPORTED_NAMES},
     model_files::POOLING,
 };
@@ -204,12 +204,19 @@ fn defaults(
             "the checkpoint asks for a scheduler that begins with steps of Runge and Kutta (skip_prk_steps is not true); pndm has none here"
         );
     }
-    Ok(ModelDefaults {
+    let own = ModelDefaults {
         size,
         own_size_only: config.own_size_only,
         steps: config.num_inference_steps.map_or_else(|| Steps::try_from(steps), Ok).map_err(in_range)?,
         guidance_scale: config.guidance_scale.map_or_else(|| GuidanceScale::try_from(guidance_scale), Ok).map_err(in_range)?,
         sampler,
         schedule: scheduler.own_schedule(sampler),
-    })
+    };
+    // A checkpoint that another was merged into looks like any of its family.
+    let few = files.checkpoint_name().filter(|_| variant == ModelVariant::Base).and_then(FewSteps::of_name);
+    Ok(few.map_or(own, |few| {
+        warn!("by its name, the checkpoint is for few steps; requests that do not say get {few}");
+        let (steps, guidance_scale) = (few.steps.unwrap_or(own.steps), few.guidance_scale.unwrap_or(own.guidance_scale));
+        ModelDefaults { steps, guidance_scale, sampler: few.sampler, schedule: few.schedule, ..own }
+    }))
 }

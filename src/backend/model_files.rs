@@ -214,6 +214,11 @@ impl ModelFiles {
         }
     }
 
+    /// The name of a checkpoint in one file, without its ending.
+    pub(super) fn checkpoint_name(&self) -> Option<&str> {
+        if let Source::Checkpoint(checkpoint) = &self.source { checkpoint.path().file_stem()?.to_str() } else { None }
+    }
+
     /// The contents of a file.
     ///
     /// # Errors

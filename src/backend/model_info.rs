@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, ChosenControl, ControlLibrary, IpAdapter, families, ip_adapter::MAX_REFERENCES};
+use super::{AdapterLibrary, ChosenControl, ControlLibrary, IpAdapter, RequestDefaults, families, ip_adapter::MAX_REFERENCES};
 use crate::{
     common::{
         ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler,
@@ -38,8 +38,10 @@ pub struct ModelInfo {
     pub embeddings: Vec<String>,
     /// The largest `clip_skip`: as many as the text encoder has layers, or 1 in families in which it has no effect.
     pub max_clip_skip: usize,
-    /// Settings of a request that leaves them out.
+    /// The model's own settings.
     pub defaults: ModelDefaults,
+    /// Settings of a request that leaves them out, where they are not the model's own.
+    pub requests: RequestDefaults,
     /// Its noise levels in training.
     pub scheduler: SchedulerConfig,
     /// The adapters that requests may ask for, if the worker has any.
@@ -53,10 +55,11 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// The size of a request that names none: that of its input picture, whose sides these are, or the model's own.
+    /// The size of a request that names none: that of its input picture, whose sides these are, the owner's, or the model's own.
     #[must_use]
     pub fn default_size(&self, input: Option<(u32, u32)>) -> ImageSize {
-        input.map_or(self.defaults.size, |(width, height)| self.size_for(width, height))
+        let without = || self.requests.size.unwrap_or(self.defaults.size);
+        input.map_or_else(without, |(width, height)| self.size_for(width, height))
     }
 
     /// The size for an input picture of `width` x `height` pixels: its own, rounded down to what the model can do. A picture of more pixels
@@ -179,14 +182,21 @@ impl ModelInfo {
         self.ip_adapter.as_ref().map_or(0, |adapter| adapter.side())
     }
 
-    /// The sampler and the schedule of a request. The checkpoint's own take the place of those that are left out.
+    /// The sampler and the schedule of a request. The owner's, if the sampler can have the schedule, and then the checkpoint's own take the
+    /// place of those that are left out.
     ///
     /// # Errors
     /// When the name of the sampler and the schedule beside it do not agree.
     pub fn sampler(&self, sampler: Option<NamedSampler>, schedule: Option<NamedSchedule>) -> Result<(Sampler, Schedule), InvalidValue> {
-        let named = sampler.unwrap_or_else(|| self.defaults.sampler.into());
-        let schedule = named.schedule(schedule)?.unwrap_or_else(|| self.scheduler.own_schedule(named.sampler));
+        let named = sampler.or(self.requests.sampler).unwrap_or_else(|| self.defaults.sampler.into());
+        let of_owner = || self.requests.schedule.map(|schedule| schedule.of(named.sampler));
+        let of_owner = || of_owner().filter(|schedule| named.sampler.schedules().contains(schedule));
+        let schedule = named.schedule(schedule)?.or_else(of_owner).unwrap_or_else(|| self.own_schedule(named.sampler));
         Ok((named.sampler, schedule))
+    }
+
+    fn own_schedule(&self, sampler: Sampler) -> Schedule {
+        if sampler == self.defaults.sampler { self.defaults.schedule } else { self.scheduler.own_schedule(sampler) }
     }
 
     /// The most steps that a sampler can take.
@@ -252,7 +262,7 @@ fn size_for(most: u64, size_multiple: u32, width: u32, height: u32) -> Option<Im
     ImageSize::new(width, height).ok()
 }
 
-/// Settings of a request that leaves them out.
+/// The settings that a model was made for.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelDefaults {
     /// The size that the model was trained for.

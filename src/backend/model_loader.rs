@@ -11,7 +11,8 @@ use tracing::warn;
 
 use super::{
     AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, IpAdapter, KnownWords,
-    LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
+    LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, Order, PartWeights, PromptEncoder, RequestDefaults,
+    TextEncoder, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::{LearnedVectors, TinyVaeFiles},
 };
@@ -51,6 +52,8 @@ pub struct LoadOptions {
     pub image_encoder: Option<PathBuf>,
     /// A tiny autoencoder, for requests that ask for its decoder and for previews.
     pub tiny_vae: Option<PathBuf>,
+    /// What requests get that leave it out.
+    pub requests: RequestDefaults,
 }
 
 impl LoadOptions {
@@ -77,6 +80,7 @@ impl Default for LoadOptions {
             ip_adapter: None,
             image_encoder: None,
             tiny_vae: None,
+            requests: RequestDefaults::default(),
         }
     }
 }
@@ -111,6 +115,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
+    Order::bare(&info).map_err(|error| LoadError::Unsupported(format!("--{} {error}", error.name.replace('_', "-"))))?;
     info.controls = controls(files, &configs, dtype, options)?;
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let tiny_vae = options.tiny_vae.as_deref().map(|path| tiny_vae(path, &configs, dtype, options)).transpose()?;
@@ -217,6 +222,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         embeddings: learned.iter().filter_map(|word| word.names.first().cloned()).collect(),
         max_clip_skip: if has_clip_skip { configs.text[0].config.depth() } else { 1 },
         defaults: configs.defaults,
+        requests: options.requests.clone(),
         scheduler: configs.scheduler.clone(),
         adapters: None,
         controls: None,

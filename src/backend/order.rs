@@ -150,6 +150,8 @@ impl Order {
     pub fn new(mut settings: Settings, mut adapters: OrderAdapters, info: &ModelInfo) -> Result<(Self, Vec<&'static str>), InvalidValue> {
         let (asked, given, has_input) = (settings.size, settings.options, settings.input.is_some());
         info.check_size(asked)?;
+        settings.default_steps = info.requests.steps.or(settings.default_steps);
+        settings.default_guidance_scale = info.requests.guidance_scale.or(settings.default_guidance_scale);
         adapters.fill_in(&mut settings);
         let (sampler, schedule) = info.sampler(settings.sampler, settings.schedule)?;
         let edit = settings.input.map(|input| (given.strength, input.has_mask));
@@ -164,14 +166,15 @@ impl Order {
             schedule,
             options: SamplingOptions { clip_skip: given.clip_skip.filter(|_| info.has_clip_skip()), strength, ..given },
         };
-        let negative_prompt = settings.negative_prompt.unwrap_or_default();
+        let asks_for_negative = settings.negative_prompt.as_ref().is_some_and(|prompt| !prompt.as_str().is_empty());
+        let negative_prompt = settings.negative_prompt.or_else(|| info.requests.negative_prompt.clone()).unwrap_or_default();
         let controls = info.choose_controls(settings.controls, config.size)?;
         info.check_references(&settings.references)?;
         info.check_decoder(settings.decoder)?;
         let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, controls, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
-            ("negative_prompt", !order.demand.is_guided() && !negative_prompt.as_str().is_empty()),
+            ("negative_prompt", !order.demand.is_guided() && asks_for_negative),
             ("strength", given.strength.is_some() && !has_input),
             ("cache", given.cache.is_some_and(|cache| !cache.may_skip_any(order.demand.steps()))),
         ];
@@ -180,6 +183,33 @@ impl Order {
         let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
         let (adapters, references, decoder) = (Arc::new(adapters), settings.references.into(), settings.decoder);
         Ok((Self { adapters, references, decoder, output, ..order }, without_effect))
+    }
+
+    /// The order of a request that leaves out everything.
+    ///
+    /// # Errors
+    /// Names the default that the model cannot follow.
+    pub fn bare(info: &ModelInfo) -> Result<Self, InvalidValue> {
+        info.requests.check()?;
+        let settings = Settings {
+            prompt: ParsedPrompt::positive("")?,
+            negative_prompt: None,
+            size: info.default_size(None),
+            steps: None,
+            default_steps: None,
+            guidance_scale: None,
+            default_guidance_scale: None,
+            seed: None,
+            sampler: None,
+            schedule: None,
+            options: SamplingOptions::default(),
+            input: None,
+            controls: Vec::new(),
+            references: Vec::new(),
+            decoder: Decoder::default(),
+            output: OutputConfig::default(),
+        };
+        Self::new(settings, OrderAdapters::default(), info).map(|(order, _)| order)
     }
 
     /// An order whose settings are all known: a PNG file from noise alone, without adapters.

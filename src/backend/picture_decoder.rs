@@ -71,7 +71,7 @@ pub(super) fn decode(file: &[u8], format: ImageFormat) -> Result<DynamicImage, B
 }
 
 /// A file that makes a decoder panic is a broken file.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Broken>) -> Result<T, Broken> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Broken>) -> Result<T, Broken> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Broken("the decoder gave up".to_owned())))
 }
 

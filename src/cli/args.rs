@@ -3,6 +3,7 @@
 #![allow(clippy::doc_markdown, reason = "these comments are the help text")]
 
 mod generate;
+mod request_defaults;
 mod serve;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{
     builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser},
 };
 pub use generate::GenerateArgs;
+pub use request_defaults::RequestDefaultArgs;
 pub use serve::{OrchestratorArgs, ServeArgs};
 
 use super::Failure;

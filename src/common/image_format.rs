@@ -8,12 +8,12 @@ use super::ImageSize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
-    /// Lossless, carries the parameters of the generation.
+    /// Lossless.
     #[default]
     Png,
     /// Small, lossy.
     Jpeg,
-    /// Lossless here: `output_compression` has no effect on it.
+    /// Smaller still, lossy.
     Webp,
 }
 
@@ -22,7 +22,7 @@ pub enum ImageFormat {
 pub struct OutputConfig {
     /// File format of the picture and of its previews.
     pub format: ImageFormat,
-    /// JPEG quality, 0 to 100.
+    /// Quality of a JPEG or a WebP, 0 to 100.
     pub quality: u8,
     /// The number of previews, evenly spaced over the steps.
     pub previews: u8,

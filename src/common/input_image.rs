@@ -30,6 +30,51 @@ pub struct Mask {
     pub pixels: GrayImage,
     /// How the mask marked the part.
     pub meaning: MaskMeaning,
+    /// What is under it at the beginning, if not the picture.
+    pub latents: Option<MaskLatents>,
+    /// What the finished picture is laid into, if not the picture to begin with, pixel by pixel.
+    pub canvas: Option<Canvas>,
+}
+
+impl Mask {
+    /// A mask with the picture under it at the beginning.
+    #[must_use]
+    pub fn new(pixels: GrayImage, meaning: MaskMeaning) -> Self {
+        Self { pixels, meaning, latents: None, canvas: None }
+    }
+}
+
+/// Latents under a mask at the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskLatents {
+    /// Those that the noise is drawn from.
+    Noise,
+    /// Zeros.
+    Zeros,
+}
+
+/// A picture that a finished one becomes a part of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Canvas {
+    /// The picture.
+    pub picture: RgbImage,
+    /// How much of it the finished picture replaces, 0 to 255, of the same size.
+    pub mask: GrayImage,
+    /// Where the finished picture lies in it, and its size there.
+    pub part: Part,
+}
+
+/// A part of a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// From the left.
+    pub x: u32,
+    /// From above.
+    pub y: u32,
+    /// At least 1.
+    pub width: u32,
+    /// At least 1.
+    pub height: u32,
 }
 
 /// How a mask marks the part to repaint.
@@ -40,4 +85,6 @@ pub enum MaskMeaning {
     Transparent,
     /// The part is white, as in other tools.
     White,
+    /// The part is opaque, as in A1111's API.
+    Opaque,
 }

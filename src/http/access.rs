@@ -77,9 +77,12 @@ fn check_access(access: &Access, request: &Request) -> Result<(), ApiError> {
         return Err(ApiError::unknown_host(host));
     }
     // A browser's preflight request (`OPTIONS`) carries no key.
-    let is_open = OPEN_PATHS.contains(&request.uri().path()) || request.method() == Method::OPTIONS;
+    let path = request.uri().path();
+    // The link itself is the secret.
+    let is_link = path.starts_with("/v1/images/") && path.ends_with("/content");
+    let is_open = OPEN_PATHS.contains(&path) || is_link || request.method() == Method::OPTIONS;
     if let Some(key) = access.api_key.as_ref().filter(|_| !is_open) {
-        let takes_basic = BASIC_PATHS.iter().any(|start| request.uri().path().starts_with(start));
+        let takes_basic = BASIC_PATHS.iter().any(|start| path.starts_with(start));
         let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
         let password = || authorization.filter(|_| takes_basic).and_then(password);
         let given = authorization.and_then(bearer).map(Cow::Borrowed).or_else(|| password().map(Cow::Owned));

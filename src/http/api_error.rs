@@ -228,6 +228,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "job_not_found", format!("there is no job \"{id}\", or not any more"))
     }
 
+    pub(super) fn no_such_picture(id: &str) -> Self {
+        let message = format!("there is no picture \"{}\", or not any more: links last as long as --keep-results says", clip(id));
+        Self::new(StatusCode::NOT_FOUND, "image_not_found", message)
+    }
+
     pub(super) fn job_over(status: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "job_over", format!("there is nothing to cancel: the job is {status} already"))
     }

@@ -1,11 +1,13 @@
 //! `OpenAI`'s Images API, and its list of models.
 
+mod content;
 mod edits;
 mod generations;
 mod image_events;
 mod image_stream;
 mod images_response;
 mod models;
+mod variations;
 
 use axum::extract::DefaultBodyLimit;
 pub(super) use image_events::{ImageEvent, ImageItem};
@@ -24,4 +26,6 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(models::show))
         .routes(routes!(generations::generations).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(edits::edits).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(variations::variations).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(content::content))
 }

@@ -21,6 +21,8 @@ pub(super) struct ImagesOrder {
     pub(super) mask: Option<MaskMeaning>,
     pub(super) count: u32,
     pub(super) stream: bool,
+    /// Whether the answer has links to the pictures in place of their files.
+    pub(super) has_links: bool,
     /// Whether a stream sends progress as events, and not only as comments.
     pub(super) progress: bool,
     pub(super) on_disconnect: OnDisconnect,

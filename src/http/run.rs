@@ -156,9 +156,14 @@ impl Run {
         self.log.borrow().progress
     }
 
+    /// A picture that is done, counted from 0.
+    pub(super) fn picture(&self, index: usize) -> Option<Arc<Complete>> {
+        self.log.borrow().pictures().nth(index).map(Arc::clone)
+    }
+
     /// How many pictures are done.
     pub(super) fn finished(&self) -> usize {
-        self.log.borrow().finished()
+        self.log.borrow().pictures().count()
     }
 
     /// The latest preview of a picture that is not done, if it is kept.

@@ -10,6 +10,7 @@ mod overrides;
 mod picture_answer;
 mod picture_request;
 mod pictures;
+mod png_info;
 mod progress;
 mod running;
 
@@ -37,6 +38,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     let router = OpenApiRouter::new()
         .routes(routes!(pictures::txt2img).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(pictures::img2img).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(png_info::png_info).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(progress::progress))
         .routes(routes!(progress::interrupt))
         .routes(routes!(progress::skip))

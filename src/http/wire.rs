@@ -32,15 +32,13 @@ pub(super) const MAX_N: i64 = 10;
 /// The largest side that a field may have. The rest of a size's rules concern both sides together.
 pub(super) const MAX_SIDE: i64 = ImageSize::MAX_SIDE as i64;
 
-/// The only valid `response_format`, with the reason.
-const ONLY_FILES_IN_ANSWERS: &str = "b64_json (this worker keeps no files to link to)";
-
 /// The request. A field that has no effect here, such as `quality`, `style`, `moderation` or `user`, is named in the answer's `ignored`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
 pub(super) struct ImagesRequest {
     /// What the picture shows.
-    pub(super) prompt: Prompt,
+    #[schema(value_type = Prompt)]
+    pub(super) prompt: Option<Prompt>,
     /// A worker has one model; another name is named in `ignored`.
     pub(super) model: Option<String>,
     /// How many pictures.
@@ -55,12 +53,12 @@ pub(super) struct ImagesRequest {
     /// Height in pixels, whatever `size` says.
     #[schema(value_type = Option<u32>, minimum = 64, maximum = 4096, multiple_of = 8)]
     pub(super) height: Option<Bounded<0, MAX_SIDE>>,
-    /// `b64_json`: this worker keeps no files to link to.
-    #[schema(pattern = "^b64_json$")]
-    pub(super) response_format: Option<String>,
+    /// Whether the answer has the files, or links to them that work without a key, as long as `--keep-results` and its like say. Streams
+    /// always have the files.
+    pub(super) response_format: Option<ResponseFormat>,
     /// `png` where it is left out.
     pub(super) output_format: Option<ImageFormat>,
-    /// Quality of a JPEG; 90 where it is left out.
+    /// Quality of a JPEG or a WebP; 90 where it is left out.
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 100)]
     pub(super) output_compression: Option<Bounded<0, 100>>,
     /// Whether to answer with server-sent events.
@@ -127,9 +125,23 @@ pub(super) struct ImagesRequest {
     /// The guidance scale where the request leaves it out, if not the model's own.
     #[serde(skip)]
     pub(super) default_guidance_scale: Option<GuidanceScale>,
+    /// Whether there need not be a prompt.
+    #[serde(skip)]
+    pub(super) may_lack_prompt: bool,
     /// The names of all other fields with a value. `OpenAI` knows some of them; this worker knows none.
     #[serde(skip)]
     pub(super) others: Vec<String>,
+}
+
+/// How an answer has its pictures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ResponseFormat {
+    /// In base64.
+    #[default]
+    B64Json,
+    /// As links.
+    Url,
 }
 
 impl FromFields for ImagesRequest {
@@ -203,7 +215,7 @@ impl ImagesRequest {
     /// A request that leaves out everything else.
     pub(super) fn new(prompt: Prompt) -> Self {
         Self {
-            prompt,
+            prompt: Some(prompt),
             model: None,
             n: None,
             size: None,
@@ -235,6 +247,7 @@ impl ImagesRequest {
             reference: None,
             default_steps: None,
             default_guidance_scale: None,
+            may_lack_prompt: false,
             others: Vec::new(),
         }
     }
@@ -242,20 +255,23 @@ impl ImagesRequest {
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
     pub(super) async fn into_order(self, info: &ModelInfo, files: &InputFiles) -> Result<ImagesOrder, ApiError> {
-        self.check_response_format()?;
+        let nothing = || self.may_lack_prompt.then(Prompt::none).ok_or_else(|| ApiError::missing_param("prompt"));
+        let prompt = self.prompt.clone().map_or_else(nothing, Ok)?;
         let size = self.image_size(info, files)?;
         let stream = self.stream.unwrap_or(false);
+        let has_links = self.response_format.unwrap_or_default() == ResponseFormat::Url;
         let format = self.output_format.unwrap_or_default();
         let output = self.output(format, stream);
         let without_effect = [
             ("model", self.model.is_some_and(|model| model != info.id)),
             ("size", self.size.is_some_and(|text| text != "auto" && text.parse() != Ok(size))),
-            ("output_compression", self.output_compression.is_some() && format != ImageFormat::Jpeg),
+            ("output_compression", self.output_compression.is_some() && format == ImageFormat::Png),
+            ("response_format", has_links && stream),
             ("partial_images", self.partial_images.is_some_and(|n| n.0 > 0) && !stream),
             ("progress", self.progress == Some(true) && !stream),
         ];
         let settings = Settings {
-            prompt: ParsedPrompt::positive(self.prompt.as_str())?,
+            prompt: ParsedPrompt::positive(prompt.as_str())?,
             negative_prompt: self.negative_prompt,
             size,
             steps: self.num_inference_steps,
@@ -293,6 +309,7 @@ impl ImagesRequest {
             mask: None,
             count: self.n.map_or(1, |n| n.0 as u32),
             stream,
+            has_links,
             progress: self.progress.unwrap_or(false),
             on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
@@ -305,13 +322,6 @@ impl ImagesRequest {
         let quality = self.output_compression.as_ref().map_or(default.quality, |quality| quality.0 as u8);
         let previews = self.partial_images.as_ref().filter(|_| stream).map_or(0, |n| n.0 as u8);
         OutputConfig { format, quality, previews, ..default }
-    }
-
-    fn check_response_format(&self) -> Result<(), InvalidValue> {
-        match self.response_format.as_deref() {
-            None | Some("b64_json") => Ok(()),
-            Some(other) => Err(InvalidValue::new("response_format", format_args!("\"{other}\""), ONLY_FILES_IN_ANSWERS)),
-        }
     }
 
     /// The size that the request names, that of its input picture, or the model's own.

@@ -222,7 +222,7 @@ fn every_sampler_may_be_in_the_company_of_all_others() {
 #[test]
 fn pictures_to_begin_with_and_masks_are_ones_own() {
     let image = image::open("tests/parity/picture.png").unwrap().into_rgb8();
-    let mask = Mask { pixels: image::open("tests/parity/mask.png").unwrap().into_luma8(), meaning: MaskMeaning::White };
+    let mask = Mask::new(image::open("tests/parity/mask.png").unwrap().into_luma8(), MaskMeaning::White);
     for_every_model(|model, pipeline| {
         let sampler = pipeline.info().defaults.sampler;
         let plain = member(sampler, 0, &json!({ "prompt": "a fox", "seed": 1, "steps": 4 }));

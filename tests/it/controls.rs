@@ -65,7 +65,7 @@ impl Case {
     fn asked(&self, pipeline: &InferencePipeline) -> Asked {
         let asked = self.request.with(pipeline.info().defaults.sampler, pipeline.info().defaults.schedule);
         let picture = || image::open("tests/parity/picture.png").unwrap().into_rgb8();
-        let mask = || Mask { pixels: image::open("tests/parity/mask.png").unwrap().into_luma8(), meaning: MaskMeaning::White };
+        let mask = || Mask::new(image::open("tests/parity/mask.png").unwrap().into_luma8(), MaskMeaning::White);
         let begins = asked.config.options.strength.is_some() || self.mask;
         let input = begins.then(|| InputImage { image: picture(), mask: self.mask.then(mask) });
         let control = |control: &Control| {

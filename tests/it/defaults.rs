@@ -102,3 +102,40 @@ async fn a_name_with_a_schedule_in_it_is_both() {
     let error = refused.json::<Value>().await.unwrap();
     assert_eq!(error["error"]["param"], "schedule");
 }
+
+/// For clients that cannot ask for it.
+#[tokio::test]
+async fn requests_that_leave_something_out_get_what_the_owner_says() {
+    let directory = made_up::model("sd1");
+    let model = ["--model", directory.path().to_str().unwrap()];
+    let owner = ["--steps", "3", "--guidance-scale", "2.5", "--sampler", "euler_a", "--schedule", "Karras", "--size", "72x64"];
+    let worker = Worker::ready(&[&model[..], &owner, &["--negative-prompt", "an owl"]].concat());
+    let of = |answer: &Value| {
+        let of = &answer["parameters"];
+        json!([of["steps"], of["guidance_scale"], of["sampler"], of["schedule"], of["width"], of["height"]])
+    };
+    let bare = worker.generate(&json!({ "prompt": "a", "seed": 1 })).await;
+    assert_eq!((of(&bare), &bare["ignored"]), (json!([3, 2.5, "euler_a", "karras", 72, 64]), &json!([])));
+    let defaults = worker.get("/v1/models").await.json::<Value>().await.unwrap()["data"][0]["defaults"].clone();
+    let right = json!({ "size": "72x64", "num_inference_steps": 3, "guidance_scale": 2.5, "sampler": "euler_a", "schedule": "karras",
+        "negative_prompt": "an owl" });
+    assert_eq!(defaults, right);
+    let said = json!({ "prompt": "a", "seed": 1, "steps": 3, "guidance_scale": 2.5, "sampler": "euler_a", "schedule": "karras", "size": "72x64",
+        "negative_prompt": "an owl" });
+    assert_eq!(worker.generate(&said).await["data"], bare["data"]);
+    let none = worker.generate(&json!({ "prompt": "a", "seed": 1, "negative_prompt": "" })).await;
+    assert_ne!(none["data"], bare["data"], "to leave it empty is to say something");
+    let other = worker.generate(&json!({ "prompt": "a", "sampler": "lcm", "guidance_scale": 1, "steps": 2, "size": "64x64" })).await;
+    assert_eq!((of(&other), &other["ignored"]), (json!([2, 1.0, "lcm", "default", 64, 64]), &json!([])), "a schedule that lcm has not");
+
+    for (options, message) in [
+        (["--sampler", "ddim", "--schedule", "karras"], "--schedule must be one of default, normal, sgm_uniform with the sampler ddim"),
+        (["--size", "68x64", "--steps", "3"], "--size"),
+        (["--size", "4096x4096", "--steps", "3"], "--size must be at most"),
+        (["--steps", "0", "--sampler", "ddim"], "steps must be a whole number from 1 to 1000, not 0"),
+    ] {
+        let output = binary().arg("serve").args(model).args(options).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && stderr.contains(message), "{options:?}: {stderr}");
+    }
+}

@@ -400,3 +400,40 @@ async fn the_command_line_makes_the_same_of_a_picture() {
         assert!(exit == code && last.contains(message), "{args:?}: {exit}: {last}");
     }
 }
+
+/// `OpenAI`'s clients send several pictures, and ask for variations without a word.
+#[tokio::test]
+async fn the_first_of_several_pictures_and_a_picture_alone_are_enough() {
+    let worker = Worker::ready(&[]);
+    let (image, other) = (BASE64_STANDARD.encode(png(original())), BASE64_STANDARD.encode(png(white_mask())));
+    let body = |more: Value| {
+        let mut body = json!({ "steps": 4, "seed": 1, "guidance_scale": 4, "sampler": "ddim" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let send = |route: &'static str, body: Value| {
+        let request = Client::new().post(worker.url(&format!("/v1/images/{route}"))).json(&body);
+        async { request.send().await.unwrap().json::<Value>().await.unwrap() }
+    };
+    let right = send("edits", body(json!({ "prompt": "a fox", "image": image }))).await;
+    let both = json!({ "prompt": "a fox", "image": [image, other], "several_images": "first" });
+    let first = send("edits", body(both.clone())).await;
+    assert_eq!((&first["data"], &first["ignored"]), (&right["data"], &json!(["image[1]"])));
+    let part = |bytes: Vec<u8>| Part::bytes(bytes).file_name("a.png");
+    let form = form(&[("several_images", "first")]).part("image[]", part(png(original()))).part("image[]", part(png(white_mask())));
+    let in_form: Value = Client::new().post(worker.url("/v1/images/edits")).multipart(form).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&in_form["data"], &in_form["ignored"]), (&right["data"], &json!(["image[1]"])));
+    let mut wrong = both;
+    wrong["several_images"] = "all".into();
+    assert_eq!(send("edits", body(wrong)).await["error"]["param"], "several_images");
+
+    let variation = send("variations", body(json!({ "image": image, "n": 2, "size": "64x64", "model": "dall-e-2" }))).await;
+    assert_eq!((variation["data"].as_array().unwrap().len(), &variation["ignored"]), (2, &json!(["model"])), "{variation}");
+    assert_ne!(variation["data"][0], right["data"][0]);
+    let with_words = send("variations", body(json!({ "image": image, "prompt": "a fox" }))).await;
+    assert_eq!(with_words["data"], right["data"]);
+    assert_eq!(send("edits", body(json!({ "image": image }))).await["error"]["code"], "missing_required_parameter");
+    let linked = send("variations", body(json!({ "image": image, "response_format": "url" }))).await;
+    let file = reqwest::get(linked["data"][0]["url"].as_str().unwrap()).await.unwrap().bytes().await.unwrap();
+    assert_eq!(file, bytes(&variation["data"][0]));
+}

@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use sd_worker::{
     backend::{
         Demand, Generation, GenerationEngine, GenerationError, GenerationRequest, GenerationResponse, Interrupt, ModelDefaults, ModelInfo,
-        Pipeline, Pulse, RequestQueue, StepKind,
+        Pipeline, Pulse, RequestDefaults, RequestQueue, StepKind,
     },
     common::{ModelFamily, ModelVariant, Refresh, Sampler, Schedule},
     http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
@@ -306,6 +306,7 @@ pub(crate) fn info() -> ModelInfo {
         embeddings: Vec::new(),
         max_clip_skip: 12,
         defaults,
+        requests: RequestDefaults::default(),
         scheduler: SchedulerConfig::default(),
         adapters: None,
         controls: None,

@@ -262,8 +262,25 @@ async fn every_output_format_is_what_it_says() {
         request["output_format"] = format.into();
         let answer = worker.generate(&request).await;
         assert_eq!(answer["output_format"], format);
-        assert!(bytes(&answer["data"][0]).starts_with(magic), "{format}");
+        let file = bytes(&answer["data"][0]);
+        assert!(file.starts_with(magic), "{format}");
+        let body = serde_json::json!({ "image": answer["data"][0]["b64_json"] });
+        let read = Client::new().post(worker.url("/sdapi/v1/png-info")).json(&body).send().await.unwrap();
+        let read: Value = read.json().await.unwrap();
+        assert!(read["info"].as_str().unwrap().starts_with("a fox\nSteps: 2, Sampler: DDIM, "), "{format}: {read}");
+        assert_eq!((&read["parameters"]["Prompt"], &read["parameters"]["Size-1"]), (&json!("a fox"), &json!("64")));
+        request["output_compression"] = 10.into();
+        let smaller = worker.generate(&request).await;
+        let is_smaller = bytes(&smaller["data"][0]).len() < file.len();
+        assert_eq!(
+            (is_smaller, &smaller["ignored"]),
+            (format != "png", &if format == "png" { json!(["output_compression"]) } else { json!([]) })
+        );
     }
+    let long = "a fox ".repeat(5000);
+    let body = json!({ "prompt": long, "negative_prompt": long, "output_format": "jpeg", "size": "64x64", "steps": 1 });
+    let warnings = worker.generate(&body).await["warnings"].clone();
+    assert!(warnings.to_string().contains("the prompts are too long for a JPEG file"), "{warnings}");
 }
 
 #[tokio::test]

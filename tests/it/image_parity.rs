@@ -39,7 +39,7 @@ impl Case {
     fn request(&self) -> Asked {
         let image = picture();
         let mask = || image::open("tests/parity/mask.png").unwrap().into_luma8();
-        let mask = self.mask.then(|| Mask { pixels: mask(), meaning: MaskMeaning::White });
+        let mask = self.mask.then(|| Mask::new(mask(), MaskMeaning::White));
         let config = SamplingConfig {
             size: ImageSize::new(image.width(), image.height()).unwrap(),
             steps: self.steps,
@@ -136,7 +136,7 @@ fn an_inpainting_model_makes_pictures_from_a_prompt_or_from_a_picture_too() {
         generation.latents().clone()
     };
     let (width, height) = picture().dimensions();
-    let all = Mask { pixels: image::GrayImage::from_pixel(width, height, image::Luma([255])), meaning: MaskMeaning::White };
+    let all = Mask::new(image::GrayImage::from_pixel(width, height, image::Luma([255])), MaskMeaning::White);
     let from_prompt = latents(None, 1.0);
     let under_a_full_mask = latents(Some(InputImage { image: picture(), mask: Some(all) }), 1.0);
     assert!(relative_error(&from_prompt, &under_a_full_mask) < 1e-6);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 19] = [
+const ROUTES: [&str; 39] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
@@ -27,6 +27,26 @@ const ROUTES: [&str; 19] = [
     "GET /v1/jobs/{id}",
     "GET /v1/jobs/{id}/stream",
     "GET /v1/jobs/{id}/result",
+    "POST /v1/images/variations",
+    "GET /v1/images/{id}/content",
+    "POST /sdapi/v1/txt2img",
+    "POST /sdapi/v1/img2img",
+    "POST /sdapi/v1/png-info",
+    "GET /sdapi/v1/progress",
+    "POST /sdapi/v1/interrupt",
+    "POST /sdapi/v1/skip",
+    "GET /sdapi/v1/options",
+    "POST /sdapi/v1/options",
+    "GET /sdapi/v1/sd-models",
+    "GET /sdapi/v1/samplers",
+    "GET /sdapi/v1/schedulers",
+    "GET /sdapi/v1/upscalers",
+    "GET /sdapi/v1/latent-upscale-modes",
+    "GET /sdapi/v1/loras",
+    "GET /sdapi/v1/embeddings",
+    "GET /controlnet/model_list",
+    "GET /controlnet/module_list",
+    "GET /controlnet/version",
 ];
 
 async fn description(worker: &Worker) -> Value {
@@ -123,7 +143,9 @@ async fn the_page_shows_every_variant_and_examples_that_work() {
         let example = &body["content"]["application/json"]["example"];
         let answer = Client::new().post(worker.url(path)).json(example).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}: {example}");
-        assert!(page.contains(&format!("\"prompt\": {}", example["prompt"])), "{path}");
+        for name in example.as_object().unwrap().keys() {
+            assert!(page.contains(&format!("\"{name}\": ")), "{path}: {name}");
+        }
     }
 }
 

@@ -41,7 +41,7 @@ async fn bad_requests_are_refused_with_the_reason() {
         ("seed", json!(0.5)),
         ("sampler", json!("plms2")),
         ("schedule", json!("karras")),
-        ("response_format", json!("url")),
+        ("response_format", json!("uri")),
         ("output_format", json!("gif")),
         ("output_compression", json!(101)),
         ("clip_skip", json!(4)),

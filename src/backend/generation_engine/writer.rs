@@ -13,7 +13,10 @@ use image::{RgbImage, imageops};
 
 use super::{attempt, turn::Turn};
 use crate::{
-    backend::{Complete, EncodedImage, GenerationError, GenerationResponse, ImageMetadata, Progress, Pulse, Timings},
+    backend::{
+        Complete, EncodedImage, GenerationError, GenerationResponse, ImageMetadata, Progress, Pulse, Timings,
+        picture_encoder::missing_metadata,
+    },
     common::{ImageSize, OutputConfig},
 };
 
@@ -134,9 +137,11 @@ fn conclude(turn: &Turn, outcome: Result<Complete, GenerationError>) {
 /// When nobody waits for the picture any more, or the encoder fails.
 fn write(turn: &Turn, drawn: Drawn, model_id: &str, encode: Encode) -> Result<Complete, GenerationError> {
     turn.check_wanted()?;
-    let Drawn { pixels, mut timings, warnings, since } = drawn;
+    let Drawn { pixels, mut timings, mut warnings, since } = drawn;
     let order = &turn.request.order;
-    let image = encode(&pixels, order.output, Some(&ImageMetadata::new(order, model_id)))?;
+    let metadata = ImageMetadata::new(order, model_id);
+    let image = encode(&pixels, order.output, Some(&metadata))?;
+    warnings.extend(missing_metadata(order.output.format, &metadata).map(str::to_owned));
     timings.encode = since.elapsed();
     Ok(Complete { image, config: order.config, timings, warnings })
 }

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{InferencePipeline, Networks};
 use crate::{
     backend::{GenerationError, Order, image_utils},
-    common::{ImageSize, InputImage, Mask, ModelVariant, TorchRng},
+    common::{ImageSize, InputImage, Mask, MaskLatents, ModelVariant, TorchRng},
     models::Interrupt,
     schedulers::Level,
 };
@@ -44,8 +44,13 @@ impl KeptLatents {
             Some(level) => add_noise(&self.picture, &self.noise, level)?,
             None => self.picture.clone(),
         };
-        Ok((kept.broadcast_mul(&self.mask.affine(-1.0, 1.0)?)? + latents.broadcast_mul(&self.mask)?)?)
+        laid_over(&kept, latents, &self.mask)
     }
+}
+
+/// The part of `kept` that a mask `(1, 1, height / 8, width / 8)` keeps, over `latents`.
+fn laid_over(kept: &Tensor, latents: &Tensor, mask: &Tensor) -> Result<Tensor, GenerationError> {
+    Ok((kept.broadcast_mul(&mask.affine(-1.0, 1.0)?)? + latents.broadcast_mul(mask)?)?)
 }
 
 impl InferencePipeline {
@@ -75,6 +80,13 @@ impl InferencePipeline {
             _ => None,
         };
         let noise = self.randn(rng, shape)?;
+        let picture = match (picture, mask.and_then(|mask| Some((mask, mask.latents?)))) {
+            (Some(picture), Some((mask, latents))) => {
+                let under = if latents == MaskLatents::Noise { noise.clone() } else { noise.zeros_like()? };
+                Some(laid_over(&picture, &under, &self.latent_mask(mask, shape)?)?)
+            }
+            (picture, _) => picture,
+        };
         let latents = match (&picture, order.demand.plan.stages.first()) {
             (Some(picture), Some(first)) if !is_noise_alone => add_noise(picture, &noise, first.level)?,
             _ => (&noise * order.demand.plan.init_noise_sigma)?,

@@ -13,7 +13,7 @@ use clap::{
     builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser},
 };
 
-use super::{Failure, ModelArgs};
+use super::{Failure, ModelArgs, RequestDefaultArgs};
 use crate::{
     common::NamedLora,
     http::{self, Access, AllowedHosts, ApiKey},
@@ -94,6 +94,9 @@ pub struct ServeArgs {
     /// Say how this binary was built, release or debug, and end
     #[arg(long)]
     pub build_info: bool,
+    /// What requests get that leave it out.
+    #[command(flatten)]
+    pub defaults: RequestDefaultArgs,
     /// Whom to report to.
     #[command(flatten)]
     pub orchestrator: OrchestratorArgs,

@@ -109,7 +109,7 @@ pub(in crate::http) struct JobRequest {
     cache: Option<WireCache>,
     /// `png` where it is left out.
     output_format: Option<ImageFormat>,
-    /// Quality of a JPEG; 90 where it is left out.
+    /// Quality of a JPEG or a WebP; 90 where it is left out.
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 100)]
     output_compression: Option<Bounded<0, 100>>,
     /// How many previews the stream has.

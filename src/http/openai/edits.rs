@@ -29,6 +29,7 @@ use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::{
+    content::Address,
     image_events::ImageItem,
     images_response::{self, ImagesResponse},
 };
@@ -48,10 +49,14 @@ use crate::{
         page,
         start::start,
         uploads,
+        wire::ImagesRequest,
         wire_controls::WireControls,
         wire_references::WireReferences,
     },
 };
+
+/// What is done with several pictures to begin with: `first` takes the first of them.
+const SEVERAL: &str = "several_images";
 
 /// The most fields of a form.
 const MAX_FIELDS: usize = 64;
@@ -86,6 +91,9 @@ pub(super) struct EditsRequest {
     /// What is painted anew: where it is transparent, or, if it is opaque everywhere, white.
     #[schema(value_type = Option<String>, format = Binary)]
     mask: Option<Vec<u8>>,
+    /// `first` takes the first of several pictures; the others are named in `ignored`. Without it, several are refused.
+    #[schema(pattern = "^first$")]
+    several_images: Option<String>,
     /// What the picture shows.
     prompt: Prompt,
     /// How much of the picture is changed; 0.8 where it is left out, with a mask 1.
@@ -117,19 +125,33 @@ pub(super) struct EditsRequest {
     )
 )]
 pub(super) async fn edits(
-    State(state): State<AppState>,
-    Extension(id): Extension<RequestId>,
+    state: State<AppState>,
+    id: Extension<RequestId>,
+    address: Address,
     client: ClientHeaders,
     body: Result<EditsBody, ApiError>,
 ) -> Result<Response, ApiError> {
+    draw((state, id, address, client), body, |_| {}).await
+}
+
+/// What a request brings along beside its body.
+pub(super) type Client = (State<AppState>, Extension<RequestId>, Address, ClientHeaders);
+
+/// Pictures from a picture. `adapt` fits the request to its route.
+pub(super) async fn draw(
+    (State(state), Extension(id), address, client): Client,
+    body: Result<EditsBody, ApiError>,
+    adapt: impl FnOnce(&mut ImagesRequest),
+) -> Result<Response, ApiError> {
     let accepted = async {
-        let EditsBody(ParsedBody { value: Edit(body), fingerprint, budget }) = body?;
+        let EditsBody(ParsedBody { value: Edit(mut body), fingerprint, budget }) = body?;
+        adapt(&mut body.request);
         let info = state.model()?;
         let order = body.into_order(&info).await?;
         drop(budget);
         start(&state, &id, client, order, fingerprint, &info)
     };
-    images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
+    images_response::answer(&state, &address, accepted.await.inspect_err(ApiError::count_rejection)?).await
 }
 
 impl FromRequest<AppState> for EditsBody {
@@ -158,7 +180,7 @@ impl FromFields for Edit {
             let values = values.into_iter().map(|(_, value)| fields::entries(value)).collect::<Result<Vec<_>, _>>()?;
             values.into_iter().flatten().map(|value| uploads::from_json(param, value)).collect()
         };
-        ImagesBody::new(fields, FormPictures::default(), || init(read("image", images)?, read("mask", masks)?)).map(Self)
+        Self::new(fields, FormPictures::default(), || Ok((read("image", images)?, read("mask", masks)?)))
     }
 }
 
@@ -214,7 +236,30 @@ impl Edit {
             }
         }
         let settings = settings.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
-        ImagesBody::new(settings, pictures, || init(images, masks)).map(Self)
+        Self::new(settings, pictures, || Ok((images, masks)))
+    }
+
+    /// `files` are the pictures to begin with, and masks.
+    fn new(
+        mut fields: Fields,
+        pictures: FormPictures,
+        files: impl FnOnce() -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), ApiError>,
+    ) -> Result<Self, ApiError> {
+        let takes_first = match fields.take_one(|name| name == SEVERAL)?.map(RawValue::get) {
+            None => false,
+            Some("\"first\"") => true,
+            Some(_) => return Err(ApiError::invalid_param(SEVERAL, "must be \"first\", or left out")),
+        };
+        let mut left_out = 0;
+        let mut body = ImagesBody::new(fields, pictures, || {
+            let (mut images, masks) = files()?;
+            if takes_first {
+                left_out = images.drain(1.min(images.len())..).count();
+            }
+            init(images, masks)
+        })?;
+        body.request.others.extend((1..=left_out).map(|i| format!("image[{i}]")));
+        Ok(Self(body))
     }
 }
 
@@ -288,7 +333,11 @@ impl FormField {
 fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError> {
     match files.len() {
         0 | 1 => Ok(files.pop()),
-        several => Err(ApiError::invalid_param(param, &format!("must be one picture, not {several}: this model begins with a single one"))),
+        several => {
+            let help = if param == "mask" { String::new() } else { format!("; {SEVERAL}: \"first\" takes the first of several") };
+            let reason = format!("must be one picture, not {several}: this model begins with a single one{help}");
+            Err(ApiError::invalid_param(param, &reason))
+        }
     }
 }
 

@@ -2,8 +2,11 @@
 
 use axum::{Extension, extract::State, response::Response};
 
-use super::image_events::ImageItem;
-use super::images_response::{self, ImagesResponse};
+use super::{
+    content::Address,
+    image_events::ImageItem,
+    images_response::{self, ImagesResponse},
+};
 use crate::{
     common::RequestId,
     http::{
@@ -37,6 +40,7 @@ use crate::{
 pub(super) async fn generations(
     State(state): State<AppState>,
     Extension(id): Extension<RequestId>,
+    address: Address,
     client: ClientHeaders,
     body: Result<JsonBody<ImagesBody, MAX_UPLOAD_BYTES>, ApiError>,
 ) -> Result<Response, ApiError> {
@@ -47,5 +51,5 @@ pub(super) async fn generations(
         drop(budget);
         start(&state, &id, client, order, fingerprint, &info)
     };
-    images_response::answer(accepted.await.inspect_err(ApiError::count_rejection)?).await
+    images_response::answer(&state, &address, accepted.await.inspect_err(ApiError::count_rejection)?).await
 }

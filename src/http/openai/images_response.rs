@@ -3,31 +3,42 @@
 use std::sync::Arc;
 
 use axum::{
+    Json,
     http::header,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::image_stream::{self, ImageStream};
+use super::{
+    content::Address,
+    image_stream::{self, ImageStream},
+};
 use crate::{
     backend::{Complete, Timings},
     common::{ImageFormat, Seed},
     http::{
         answer::{Base64, Parameters, WireTimings},
         api_error::ApiError,
+        app_state::AppState,
         off_thread,
         run::{Follower, Run},
     },
 };
 
 /// Answers with a stream, or with all pictures once they are finished.
-pub(super) async fn answer(mut follower: Follower) -> Result<Response, ApiError> {
+pub(super) async fn answer(state: &AppState, address: &Address, mut follower: Follower) -> Result<Response, ApiError> {
     if follower.run.order.stream {
         return Ok(image_stream::respond(ImageStream::new(follower)));
     }
     let pictures = follower.pictures().await?;
-    ImagesResponse::respond(&follower.run, pictures).await
+    if !follower.run.order.has_links {
+        return ImagesResponse::respond(&follower.run, pictures).await;
+    }
+    state.runs.insert_job(Arc::clone(&follower.run));
+    let link = |i, picture: &Arc<Complete>| ImageData::Linked { url: address.link(&follower.run, i), seed: picture.config.seed };
+    let data = pictures.iter().enumerate().map(|(i, picture)| link(i, picture)).collect();
+    Ok(Json(ImagesResponse { data, ..ImagesResponse::new(&follower.run, &pictures) }).into_response())
 }
 
 /// The usual size of an answer without its pictures, in bytes.
@@ -52,13 +63,21 @@ pub(in crate::http) struct ImagesResponse {
     warnings: Vec<String>,
 }
 
-/// A picture.
+/// A picture, or a link to it.
 #[derive(Debug, Serialize, ToSchema)]
-struct ImageData {
-    /// The file.
-    #[schema(value_type = String, content_encoding = "base64")]
-    b64_json: Base64,
-    seed: Seed,
+#[serde(untagged)]
+enum ImageData {
+    File {
+        /// The file.
+        #[schema(value_type = String, content_encoding = "base64")]
+        b64_json: Base64,
+        seed: Seed,
+    },
+    Linked {
+        /// Where the file is for some time.
+        url: String,
+        seed: Seed,
+    },
 }
 
 /// Token counts, which `OpenAI` bills by. A worker counts none.
@@ -103,7 +122,7 @@ impl ImagesResponse {
             created: run.created,
             data: pictures
                 .iter()
-                .map(|picture| ImageData { b64_json: Base64::of(Arc::clone(picture)), seed: picture.config.seed })
+                .map(|picture| ImageData::File { b64_json: Base64::of(Arc::clone(picture)), seed: picture.config.seed })
                 .collect(),
             background: "opaque",
             output_format: run.order.picture.output.format,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    backend::ModelInfo,
+    backend::{ModelInfo, Order},
     common::{ModelFamily, ModelVariant},
     http::{
         api_error::ApiError,
@@ -44,7 +44,9 @@ pub(super) struct ModelObject {
     max_steps: usize,
     /// The largest `clip_skip`: the number of the text encoder's layers, or 1 in families in which it has no effect.
     max_clip_skip: usize,
-    defaults: Defaults,
+    /// What a request gets that leaves it out.
+    #[schema(value_type = Defaults)]
+    defaults: Option<Defaults>,
 }
 
 /// Defaults of a request.
@@ -55,6 +57,9 @@ struct Defaults {
     guidance_scale: f64,
     sampler: &'static str,
     schedule: &'static str,
+    /// Only where the worker's owner has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_prompt: Option<String>,
 }
 
 /// A list with one entry, or with none while the model loads.
@@ -66,13 +71,14 @@ pub(super) struct ModelList {
 
 impl ModelObject {
     fn new(info: &ModelInfo) -> Self {
-        let defaults = Defaults {
-            size: info.defaults.size.to_string(),
-            num_inference_steps: info.defaults.steps.get(),
-            guidance_scale: info.defaults.guidance_scale.get(),
-            sampler: info.defaults.sampler.name(),
-            schedule: info.defaults.schedule.name(),
-        };
+        let defaults = Order::bare(info).ok().map(|order| Defaults {
+            size: order.size().to_string(),
+            num_inference_steps: order.config.steps.get(),
+            guidance_scale: order.config.guidance_scale.get(),
+            sampler: order.config.sampler.name(),
+            schedule: order.config.schedule.name(),
+            negative_prompt: Some(order.negative_prompt.as_str().to_owned()).filter(|prompt| !prompt.is_empty()),
+        });
         Self {
             object: "model",
             // A checkpoint does not state its age.

@@ -107,9 +107,9 @@ impl Log {
         self.entries.iter().map(|(_, entry)| entry).filter(|entry| entry.is_preview()).map(Entry::bytes).sum()
     }
 
-    /// How many pictures are done.
-    pub(super) fn finished(&self) -> usize {
-        self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Complete(_))).count()
+    /// The pictures that are done, in their order.
+    pub(super) fn pictures(&self) -> impl Iterator<Item = &Arc<Complete>> {
+        self.entries.iter().filter_map(|(_, entry)| if let Entry::Complete(complete) = entry { Some(complete) } else { None })
     }
 
     /// The latest preview of a picture that is not done.

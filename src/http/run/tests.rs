@@ -36,6 +36,7 @@ fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
         mask: None,
         count: 1,
         stream: false,
+        has_links: false,
         progress: false,
         on_disconnect: OnDisconnect::Cancel,
         ignored: Vec::new(),

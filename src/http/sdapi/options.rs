@@ -56,7 +56,7 @@ pub(super) async fn show(State(state): State<AppState>) -> Result<Json<Options>,
 
 /// Accepts the loaded model as the checkpoint, and refuses another. All other options stay as they are: requests have their own in
 /// `override_settings`.
-#[utoipa::path(post, path = "/sdapi/v1/options", operation_id = "sdapi_set_options", tag = A1111, request_body = BTreeMap<String, Value>, responses((status = 200, description = "`null`", body = Option<Value>), KeyMissing, Refused, NotReady))]
+#[utoipa::path(post, path = "/sdapi/v1/options", operation_id = "sdapi_set_options", tag = A1111, request_body(content = std::collections::BTreeMap<String, Value>, example = json!({ "sd_vae": "Automatic" })), responses((status = 200, description = "`null`", body = Option<Value>), KeyMissing, Refused, NotReady))]
 pub(super) async fn set(
     State(state): State<AppState>,
     body: Result<JsonBody<NewOptions>, ApiError>,

@@ -162,16 +162,21 @@ impl FromFields for PictureBody {
     fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let (init_images, mask) = (fields.take_one(|name| name == "init_images")?, fields.take_one(|name| name == "mask")?);
         let scripts = fields.take_one(|name| name == "alwayson_scripts")?;
-        let echo: BTreeMap<String, Box<RawValue>> =
+        let mut echo: BTreeMap<String, Box<RawValue>> =
             fields.short(MAX_ECHO).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let (request, mut others): (PictureRequest, _) = fields.read()?;
         others.retain(|name| echo.get(name).is_none_or(|value| asks_for_something(name, value.get())));
+        // What is unknown may be a secret that a client passes around.
+        echo.retain(|name, _| !others.contains(name));
 
         let images = init_images.map(fields::entries).transpose()?.unwrap_or_default();
         let bytes = match &*images {
             [] => None,
             [one] => Some(uploads::from_json("init_images", one)?),
-            _ => return Err(ApiError::invalid_param("init_images", "must have one picture: a request begins with a single one")),
+            several => {
+                let reason = format!("must be a list of one picture, not of {}: a request begins with a single one", several.len());
+                return Err(ApiError::invalid_param("init_images", &reason));
+            }
         };
         let (controls, of_scripts) = control_units::read(scripts, bytes.as_deref())?;
         others.extend(of_scripts);
@@ -186,6 +191,16 @@ impl FromFields for PictureBody {
     }
 }
 
+/// Checks a picture that waits with its request, to have its part laid into it.
+fn check_canvas(image: &ImageFile) -> Result<(), ApiError> {
+    let (width, height) = image.size();
+    if i64::from(width.max(height)) <= MAX_SIDE {
+        return Ok(());
+    }
+    let reason = format!("must be at most {MAX_SIDE} pixels wide and high, not {width}x{height}, unless inpaint_full_res is false");
+    Err(ApiError::invalid_param("init_images", &reason))
+}
+
 /// Whether an unknown field asks for anything.
 fn asks_for_something(name: &str, value: &str) -> bool {
     !matches!(value, "\"\"" | "[]" | "{}" | "false" | "0" | "0.0" | "-1") && !IDLE.contains(&(name, value))
@@ -197,7 +212,13 @@ impl PictureBody {
         let Self { mut request, init, controls: control_units::Units { settings, pictures }, mut others, .. } = self;
         let init = match (begins_with_picture, init) {
             (true, None) => return Err(ApiError::missing_param("init_images")),
-            (true, Some((image, mask))) => Some(InitFiles { image, mask, fitting: request.fitting()? }),
+            (true, Some((image, mask))) => {
+                let fitting = request.fitting()?;
+                if mask.is_some() && fitting.mask.margin.is_some() {
+                    check_canvas(&image)?;
+                }
+                Some(InitFiles { image, mask, fitting })
+            }
             (false, init) => {
                 others.extend(init.map(|_| "init_images".to_owned()));
                 None

@@ -55,7 +55,10 @@ pub(super) async fn txt2img(
     operation_id = "sdapi_img2img",
     tag = A1111,
     params(WaitHeaders),
-    request_body(content = PictureRequest),
+    request_body(content = PictureRequest, example = json!({
+        "init_images": ["data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR42mOwidqSErUFk2QYWhIAEEZXgauZLxMAAAAASUVORK5CYII="],
+        "prompt": "an owl on a blue background", "denoising_strength": 0.7, "width": 128, "height": 128
+    })),
     responses((status = 200, description = "The pictures", body = Pictures), KeyMissing, Refused, NotReady, WentWrong, TooLate)
 )]
 pub(super) async fn img2img(
