@@ -92,6 +92,11 @@ const checks = {
         await page.click("#generate");
         assert.equal(await page.textContent("[data-param=n] .field-problem"), "Pictures must be a number.");
         await page.fill("#n", "");
+        // What has no field here is said all the same.
+        const error = { message: "loras: there is none", type: "invalid_request_error", param: "loras", code: "invalid_loras" };
+        await page.route("**/generations", (route) => route.fulfill({ status: 400, json: { error } }), { times: 1 });
+        await page.click("#generate");
+        await page.locator("#problem:not(.unseen)", { hasText: "Loras: there is none." }).waitFor();
         await drop(page, "#results", Buffer.from("no picture"));
         await page.locator("#begin .field-problem", { hasText: "no picture that this browser can read" }).waitFor();
         assert.equal(await page.locator("#painting").isVisible(), false);
@@ -288,8 +293,10 @@ const checks = {
     ),
 
   "with the keyboard alone": () =>
-    withPage([], async ({ page }) => {
+    withPage(["--steps", "5", "--negative-prompt", "a cat"], async ({ page }) => {
       await isLoaded(page);
+      const shown = await page.locator("#negative_prompt, #width, #num_inference_steps").evaluateAll((all) => all.map((input) => input.placeholder));
+      assert.deepEqual(shown, ["a cat", "128", "5"]);
       await page.keyboard.type("a fox");
       const visible = await page.locator("a, button, input, select, textarea, summary").evaluateAll((all) => all.filter((element) => element.checkVisibility()).map((element) => element.id || element.textContent));
       const reached = new Set();
@@ -307,6 +314,9 @@ const checks = {
       await page.focus("#width");
       await page.keyboard.press("ArrowUp");
       assert.equal(await page.inputValue("#width"), "136");
+      await page.getByRole("button", { name: "16:9" }).press("Enter");
+      await page.locator("#swap").press("Enter");
+      assert.deepEqual([await page.inputValue("#width"), await page.inputValue("#height")], ["96", "168"]);
     }),
 
   "the pictures of a visit are bounded": () =>

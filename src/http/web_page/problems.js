@@ -1,9 +1,10 @@
 
 // What is wrong is said at the field and in a region that screen readers read out.
 
-/** The element around the field that a parameter of the API belongs to. */
+/** The element around the field that a parameter of the API belongs to, if it is there for this worker. */
 function fieldOf(param) {
-  return param && document.querySelector(`[data-param~="${CSS.escape(param)}"]`);
+  const field = param ? document.querySelector(`[data-param~="${CSS.escape(param)}"]`) : null;
+  return field?.closest("[hidden]") ? null : field;
 }
 
 function clearProblems() {
@@ -39,7 +40,8 @@ function showProblem(error) {
 /** The API names its own fields; people see labels. */
 function inWordsOf(field, { param, message }) {
   const name = field?.dataset.name;
-  return name && /^[ :]/.test(message.slice(param.length)) && message.startsWith(param) ? name + message.slice(param.length) : message;
+  const isAbout = name && [" ", ":"].some((next) => message.startsWith(param + next));
+  return isAbout ? name + message.slice(param.length) : message;
 }
 
 /** The API's messages begin in small letters and end without a full stop. */

@@ -1,8 +1,9 @@
 
 // The form as a request, and a request as the form. A request here is what the API takes, with files where the API takes base64.
 
-/** The model's own settings, which count where a field is empty. */
-let defaults = { size: "x" };
+/** What counts where a field is empty. */
+const NO_DEFAULTS = { size: "x" };
+let defaults = NO_DEFAULTS;
 let schedulesOf = {};
 
 const NUMBERS = ["num_inference_steps", "guidance_scale", "n", "strength"];
@@ -72,19 +73,22 @@ const dataUrl = (blob) =>
 
 /** Offers what the model has, and shows its own settings where fields are empty. */
 function offerSettings(model, { samplers, limits }) {
-  defaults = model.defaults;
+  defaults = model.defaults ?? NO_DEFAULTS;
   schedulesOf = Object.fromEntries(samplers.map(({ name, schedules }) => [name, schedules]));
   const names = samplers.map(({ name }) => new Option(name, name));
-  $("sampler").replaceChildren(new Option(`auto: ${defaults.sampler}`, ""), ...names);
+  $("sampler").replaceChildren(new Option(auto(defaults.sampler), ""), ...names);
   offerSchedules();
   for (const id of ["width", "height"]) Object.assign($(id), { min: limits.min_side, max: limits.max_side, step: limits.size_multiple });
   const [width, height] = defaults.size.split("x").map(Number);
-  showDefaultSize(false);
-  Object.assign($("num_inference_steps"), { placeholder: defaults.num_inference_steps, max: limits.max_steps });
-  $("guidance_scale").placeholder = defaults.guidance_scale;
+  showDefaultSize(Boolean(beginPicture.get()));
+  for (const id of ["num_inference_steps", "guidance_scale"]) $(id).placeholder = defaults[id] ?? "";
+  if (defaults.negative_prompt) $("negative_prompt").placeholder = defaults.negative_prompt;
+  $("num_inference_steps").max = limits.max_steps;
   $("n").max = limits.max_n;
-  offerShapes(width * height, limits.size_multiple);
+  if (width && height) offerShapes(width * height, limits);
 }
+
+const auto = (name) => (name ? `auto: ${name}` : "auto");
 
 /** A picture to begin with has a size of its own. */
 function showDefaultSize(hasPicture) {
@@ -97,19 +101,22 @@ function showDefaultSize(hasPicture) {
 function offerSchedules() {
   const kept = $("schedule").value;
   const names = schedulesOf[$("sampler").value || defaults.sampler] ?? [];
-  const own = $("sampler").value ? "auto" : `auto: ${defaults.schedule}`;
+  const own = auto($("sampler").value ? "" : defaults.schedule);
   $("schedule").replaceChildren(new Option(own, ""), ...names.map((name) => new Option(name, name)));
   if (names.includes(kept)) $("schedule").value = kept;
 }
 $("sampler").addEventListener("change", offerSchedules);
 
 /** Offers sizes of several shapes, with about as many pixels as the model's own. */
-function offerShapes(pixels, multiple) {
+function offerShapes(pixels, { size_multiple: multiple, min_side: least }) {
   const shapes = [[1, 1], [4, 3], [3, 4], [16, 9], [9, 16]].map(([across, down]) => {
-    const side = (share) => Math.max(multiple, Math.round(Math.sqrt(pixels * share) / multiple) * multiple);
+    const side = (share) => Math.max(least, Math.round(Math.sqrt(pixels * share) / multiple) * multiple);
     const [width, height] = [side(across / down), side(down / across)];
     const chip = make("button", { type: "button", title: `${width} × ${height}` }, `${across}:${down}`);
-    chip.addEventListener("click", () => Object.assign($("width"), { value: width }) && Object.assign($("height"), { value: height }));
+    chip.addEventListener("click", () => {
+      $("width").value = width;
+      $("height").value = height;
+    });
     return chip;
   });
   $("shapes").replaceChildren(...shapes);

@@ -22,6 +22,8 @@ function showPreview(event) {
   previewUrl = URL.createObjectURL(blobOf(event.b64_json, `image/${event.output_format}`));
   $("stage").dataset.preview = event.partial_image_index;
   showImage(previewUrl, "Preview");
+  // It is of no picture that is finished.
+  $("caption").hidden = true;
 }
 
 /** Shows how far the work is; without numbers, that it waits. */
