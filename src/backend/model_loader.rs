@@ -11,7 +11,8 @@ use tracing::warn;
 
 use super::{
     AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, IpAdapter, KnownWords,
-    LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, WideVae, families,
+    LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, PartWeights, PromptEncoder, TextEncoder, UpscalerLibrary,
+    WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::{LearnedVectors, TinyVaeFiles},
 };
@@ -51,6 +52,8 @@ pub struct LoadOptions {
     pub image_encoder: Option<PathBuf>,
     /// A tiny autoencoder, for requests that ask for its decoder and for previews.
     pub tiny_vae: Option<PathBuf>,
+    /// Networks that enlarge finished pictures, for requests that ask for it.
+    pub upscalers: Vec<NamedPath>,
 }
 
 impl LoadOptions {
@@ -77,6 +80,7 @@ impl Default for LoadOptions {
             ip_adapter: None,
             image_encoder: None,
             tiny_vae: None,
+            upscalers: Vec::new(),
         }
     }
 }
@@ -111,6 +115,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
     if info.defaults.size.pixels() > info.max_pixels {
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
+    info.upscalers = Arc::new(UpscalerLibrary::open(&options.upscalers, device, info.max_pixels)?);
     info.controls = controls(files, &configs, dtype, options)?;
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let tiny_vae = options.tiny_vae.as_deref().map(|path| tiny_vae(path, &configs, dtype, options)).transpose()?;
@@ -221,6 +226,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         adapters: None,
         controls: None,
         ip_adapter: None,
+        upscalers: Arc::default(),
         has_tiny_decoder: options.tiny_vae.is_some(),
     }
 }

@@ -17,6 +17,7 @@ use super::{
     wire_controls::WireControls,
     wire_loras::WireLoras,
     wire_references::WireReferences,
+    wire_upscale::WireUpscale,
 };
 use crate::{
     backend::{GenerationError, InputFiles, InputKind, ModelInfo, Order, OrderAdapters, ParsedPrompt, Settings},
@@ -104,6 +105,9 @@ pub(super) struct ImagesRequest {
     pub(super) clip_skip: Option<ClipSkip>,
     /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
     pub(super) decoder: Option<Decoder>,
+    /// What enlarges the finished pictures, by its name, and how much.
+    #[schema(inline)]
+    pub(super) upscale: Option<WireUpscale>,
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     pub(super) strength: Option<Strength>,
     /// Features that are reused between steps: faster, and another picture.
@@ -227,6 +231,7 @@ impl ImagesRequest {
             zero_snr: None,
             clip_skip: None,
             decoder: None,
+            upscale: None,
             strength: None,
             cache: None,
             progress: None,
@@ -242,7 +247,7 @@ impl ImagesRequest {
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
     pub(super) async fn into_order(self, info: &ModelInfo, files: &InputFiles) -> Result<ImagesOrder, ApiError> {
-        self.check_response_format()?;
+        check_response_format(self.response_format.as_deref())?;
         let size = self.image_size(info, files)?;
         let stream = self.stream.unwrap_or(false);
         let format = self.output_format.unwrap_or_default();
@@ -278,6 +283,7 @@ impl ImagesRequest {
             controls: self.control.unwrap_or_default().0,
             references: self.reference.unwrap_or_default().0,
             decoder: self.decoder.unwrap_or_default(),
+            upscale: self.upscale.and_then(|upscale| upscale.0),
             output,
         };
         let adapters = adapters(&settings, self.loras.unwrap_or_default().0, info).await?;
@@ -307,13 +313,6 @@ impl ImagesRequest {
         OutputConfig { format, quality, previews, ..default }
     }
 
-    fn check_response_format(&self) -> Result<(), InvalidValue> {
-        match self.response_format.as_deref() {
-            None | Some("b64_json") => Ok(()),
-            Some(other) => Err(InvalidValue::new("response_format", format_args!("\"{other}\""), ONLY_FILES_IN_ANSWERS)),
-        }
-    }
-
     /// The size that the request names, that of its input picture, or the model's own.
     fn image_size(&self, info: &ModelInfo, files: &InputFiles) -> Result<ImageSize, ApiError> {
         let size = match self.size.as_deref() {
@@ -322,6 +321,15 @@ impl ImagesRequest {
         };
         let side = |given: Option<Bounded<0, MAX_SIDE>>, otherwise| given.map_or(otherwise, |side| side.0 as u32);
         Ok(ImageSize::new(side(self.width, size.width()), side(self.height, size.height()))?)
+    }
+}
+
+/// # Errors
+/// When another form of answer is asked for than files in it.
+pub(super) fn check_response_format(format: Option<&str>) -> Result<(), InvalidValue> {
+    match format {
+        None | Some("b64_json") => Ok(()),
+        Some(other) => Err(InvalidValue::new("response_format", format_args!("\"{other}\""), ONLY_FILES_IN_ANSWERS)),
     }
 }
 
