@@ -17,7 +17,7 @@ pub(super) struct WireUpscale(pub(super) Option<UpscaleSettings>);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Parts {
-    name: String,
+    name: Option<String>,
     scale: Option<UpscaleScale>,
 }
 
@@ -26,6 +26,7 @@ impl ObjectOrText for UpscaleSettings {
     const EXPECTED: &'static str = "an object such as {\"name\": \"Lanczos\", \"scale\": 2}";
 
     fn of_parts(Parts { name, scale }: Parts) -> Result<Self, String> {
+        let name = name.ok_or("name must be that of an upscaler, such as \"Lanczos\", not left out")?;
         Ok(Self { name, scale })
     }
 
@@ -75,7 +76,7 @@ mod tests {
         assert_eq!(read(r#"" ""#).unwrap(), None);
         for (json, reason) in [
             ("2", "expected an object such as {\"name\": \"Lanczos\", \"scale\": 2}"),
-            (r#"{"scale": 2}"#, "missing field `name`"),
+            (r#"{"scale": 2}"#, "name must be that of an upscaler, such as \"Lanczos\", not left out"),
             (r#"{"name": "a", "scale": 9}"#, "must be a number from 1 to 8, not 9"),
             (r#""a,scale=0.5""#, "scale must be a number from 1 to 8, not 0.5"),
             (r#"{"name": "a", "factor": 2}"#, "unknown field `factor`, expected `name` or `scale`"),

@@ -23,6 +23,7 @@ const ROUTES: [&str; 19] = [
     "POST /v1/shutdown",
     "POST /v1/images/generations",
     "POST /v1/images/edits",
+    "POST /v1/images/upscale",
     "POST /v1/jobs",
     "GET /v1/jobs/{id}",
     "GET /v1/jobs/{id}/stream",
