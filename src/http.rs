@@ -17,6 +17,7 @@ mod docs;
 mod event_stream;
 mod extract;
 mod fields;
+mod form;
 mod hosts;
 mod images_body;
 mod jobs;
@@ -24,6 +25,7 @@ mod json_error;
 mod lifecycle;
 mod loras;
 mod metrics_endpoint;
+mod object_or_text;
 mod off_thread;
 mod openai;
 mod openapi;
@@ -42,11 +44,13 @@ mod start;
 mod trace_context;
 mod unread_body;
 mod uploads;
+mod upscale;
 mod wire;
 mod wire_cache;
 mod wire_controls;
 mod wire_loras;
 mod wire_references;
+mod wire_upscale;
 
 use std::sync::Arc;
 
@@ -86,6 +90,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(docs::docs))
         .routes(routes!(shutdown::shutdown))
         .merge(openai::routes())
+        .merge(upscale::routes())
         .merge(jobs::routes())
         .merge(sdapi::routes())
         .split_for_parts();
