@@ -2,6 +2,7 @@
 //!
 //! Each API has a folder: `openai`, `jobs` and `sdapi`. The modules beside them serve every API: bodies, admission, runs, errors.
 
+mod accept;
 mod access;
 mod admission;
 mod answer;
@@ -45,6 +46,7 @@ mod trace_context;
 mod unread_body;
 mod uploads;
 mod upscale;
+mod web_page;
 mod wire;
 mod wire_cache;
 mod wire_controls;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{ControlEntry, MAX_INPUT_PIXELS},
-    common::{CacheKind, Decoder, FeatureCache, ImageSize, Sampler, Steps},
+    common::{CacheKind, Decoder, FeatureCache, ImageSize, Preprocess, Sampler, Steps},
 };
 
 /// What requests may ask for.
@@ -28,6 +28,8 @@ pub(super) struct Capabilities {
     embeddings: Vec<String>,
     /// The networks that requests may name in `control`.
     controls: Vec<Control>,
+    /// What `preprocess` may say in `control`.
+    preprocess: [&'static str; Preprocess::ALL.len()],
     /// Whether requests may bring pictures in `reference`.
     references: bool,
     /// What `decoder` may say.
@@ -115,6 +117,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         output_formats: ["png", "jpeg", "webp"],
         embeddings: info.embeddings.clone(),
         controls: controls.collect(),
+        preprocess: Preprocess::ALL.map(Preprocess::name),
         references: info.ip_adapter.is_some(),
         decoders: info.decoders(),
         upscalers: info.upscalers.names().map(|(name, scale)| Upscaler { name: name.to_owned(), scale }).collect(),

@@ -1,14 +1,21 @@
 //! Probes: whether the process lives, and whether it can work.
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
+    accept,
     api_error::ApiError,
     app_state::AppState,
     lifecycle::Lifecycle,
     openapi::{NotReady, PROBES},
+    web_page,
 };
 
 /// What this is.
@@ -33,17 +40,26 @@ pub(super) struct Ready {
     model: String,
 }
 
-/// Says what this is.
+/// Says what this is; to a browser, with a page that makes pictures.
 ///
-/// An orchestrator may poll it: it answers from the moment the socket is bound.
-#[utoipa::path(get, path = "/", tag = PROBES, responses((status = 200, description = "From the moment the socket is bound", body = Root)))]
-pub(super) async fn root(State(state): State<AppState>) -> Json<Root> {
+/// An orchestrator may poll it: it answers from the moment the socket is bound. A client gets HTML if its `Accept` prefers that to JSON.
+#[utoipa::path(
+    get,
+    path = "/",
+    tag = PROBES,
+    responses((status = 200, description = "From the moment the socket is bound", content((Root = "application/json"), (String = "text/html"))))
+)]
+pub(super) async fn root(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    let vary = [(header::VARY, "accept")];
+    if accept::prefers_html(&headers) {
+        return (vary, web_page::respond()).into_response();
+    }
     let status = match &*state.lifecycle.borrow() {
         Lifecycle::Loading => "loading",
         Lifecycle::Ready(_) => "ready",
         Lifecycle::Draining => "draining",
     };
-    Json(Root { name: "sd-worker", version: env!("CARGO_PKG_VERSION"), status })
+    (vary, Json(Root { name: "sd-worker", version: env!("CARGO_PKG_VERSION"), status })).into_response()
 }
 
 /// Whether the process lives, and if its engine has something to do, moves.

@@ -61,3 +61,4 @@ mod trouble;
 mod upscale_requests;
 mod upscalers;
 mod waiting;
+mod web_page;

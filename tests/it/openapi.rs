@@ -106,6 +106,8 @@ async fn a_description_is_whole_and_open_to_all() {
     for target in targets {
         assert!(api.pointer(target.trim_start_matches('#')).is_some(), "{target} is named and not there");
     }
+    let root = api["paths"]["/"]["get"]["responses"]["200"]["content"].as_object().unwrap();
+    assert_eq!(root.keys().collect::<Vec<_>>(), ["application/json", "text/html"]);
     let request = &api["components"]["schemas"]["ImagesRequest"];
     assert_eq!(request["required"], serde_json::json!(["prompt"]));
     for (name, field) in request["properties"].as_object().unwrap() {
