@@ -33,6 +33,8 @@ mod request_defaults;
 mod request_queue;
 #[cfg(feature = "builtin-model")]
 mod selfcheck;
+mod studio;
+mod upscalers;
 mod wide_vae;
 
 pub use adapted_network::AdaptedNetwork;
@@ -64,6 +66,8 @@ pub use request_defaults::RequestDefaults;
 pub use request_queue::{Complete, EncodedImage, GenerationRequest, GenerationResponse, Progress, RequestQueue, Timings};
 #[cfg(feature = "builtin-model")]
 pub use selfcheck::{Comparison, selfcheck};
+pub use studio::{Studio, Work};
+pub use upscalers::{ChosenUpscale, ChosenUpscaler, UpscalerEntry, UpscalerLibrary};
 pub use wide_vae::WideVae;
 
 pub use crate::models::{HiddenState, Interrupt, Tiling};

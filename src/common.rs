@@ -21,6 +21,7 @@ mod sampler;
 mod sampler_names;
 mod sampling_config;
 mod torch_rng;
+mod upscale;
 mod whole_number;
 
 pub use control::{ControlKind, ControlScale, ControlSettings, ControlWindow, Preprocess};
@@ -45,4 +46,5 @@ pub use sampling_config::{
     ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };
 pub use torch_rng::TorchRng;
+pub use upscale::{UpscaleScale, UpscaleSettings};
 pub use whole_number::WholeNumber;

@@ -18,6 +18,7 @@ mod docs;
 mod event_stream;
 mod extract;
 mod fields;
+mod form;
 mod hosts;
 mod images_body;
 mod jobs;
@@ -25,6 +26,7 @@ mod json_error;
 mod lifecycle;
 mod loras;
 mod metrics_endpoint;
+mod object_or_text;
 mod off_thread;
 mod openai;
 mod openapi;
@@ -43,12 +45,14 @@ mod start;
 mod trace_context;
 mod unread_body;
 mod uploads;
+mod upscale;
 mod web_page;
 mod wire;
 mod wire_cache;
 mod wire_controls;
 mod wire_loras;
 mod wire_references;
+mod wire_upscale;
 
 use std::sync::Arc;
 
@@ -88,6 +92,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(docs::docs))
         .routes(routes!(shutdown::shutdown))
         .merge(openai::routes())
+        .merge(upscale::routes())
         .merge(jobs::routes())
         .merge(sdapi::routes())
         .split_for_parts();

@@ -14,7 +14,9 @@ use anyhow::{Context, anyhow};
 use metrics_exporter_prometheus::PrometheusHandle;
 use sd_notify::NotifyState;
 use sd_worker::{
-    backend::{self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelInfo, Pulse, RequestQueue},
+    backend::{
+        self, GenerationEngine, GenerationRequest, InferencePipeline, LoadError, LoadOptions, ModelInfo, Pulse, RequestQueue, Studio,
+    },
     cli::{self, Cli, Command, Failure, Heartbeat, LogFormat, ServeArgs, StopSignals},
     common::error_chain,
     http::{self, Access, Admission, AppState, ConnectionLimits, Lifecycle, RunLimits, Runs},
@@ -185,7 +187,7 @@ impl Worker<'_> {
             () = self.signals.next() => return Ok(()),
         };
         let info = Arc::clone(pipeline.info());
-        let engine = GenerationEngine::new(pipeline, requests).with_pulse(self.pulse.clone());
+        let engine = GenerationEngine::new(Arc::new(Studio::new(pipeline)), requests).with_pulse(self.pulse.clone());
         let mut engine = engine.with_max_batch(self.args.max_batch as usize).start();
         self.ready(&info, started.elapsed());
         tokio::select! {

@@ -18,6 +18,7 @@ mod t2i_adapter;
 mod text_context;
 mod text_network;
 mod unet;
+mod upscaler;
 mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel};
@@ -34,4 +35,5 @@ pub use residuals::Residuals;
 pub use t2i_adapter::{T2IAdapter, T2IAdapterConfig, T2IAdapterType};
 pub use text_network::{HiddenState, TextNetwork, TextNetworkConfig};
 pub use unet::{UNet2DConditionConfig, UNet2DConditionModel, UNetContext};
+pub use upscaler::{RRDBNet, RRDBNetConfig, SRVGGNetCompact, SRVGGNetCompactConfig, StripBytes, Upscaler, UpscalerConfig};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig, LatentDistribution, Tiling};

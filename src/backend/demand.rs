@@ -49,6 +49,13 @@ impl StepKind {
 }
 
 impl Demand {
+    /// That of a picture that is not drawn.
+    #[must_use]
+    pub fn without_steps(size: ImageSize) -> Self {
+        let plan = SamplingPlan { init_noise_sigma: 1.0, stages: Vec::new() };
+        Self { plan, part_weights: Vec::new(), guidance_interval: None, size, controls: Vec::new() }
+    }
+
     /// Number of steps: evaluations of the network.
     #[must_use]
     pub fn steps(&self) -> usize {

@@ -21,6 +21,9 @@ pub enum GenerationError {
     /// A control network cannot be used.
     #[error("a network that looks at a picture of the request cannot be used: {}", error_chain(.0))]
     Control(Box<LoadError>),
+    /// An upscaler cannot be used.
+    #[error("the upscaler of the request cannot be used: {0}")]
+    Upscaler(String),
     /// The client went away, or cancelled.
     #[error("the request was cancelled")]
     Cancelled,

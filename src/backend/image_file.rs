@@ -94,6 +94,15 @@ impl ImageFile {
         self.decode().is_ok()
     }
 
+    /// The pixels as they are, what is transparent on white.
+    ///
+    /// # Errors
+    /// When the file is broken, or there is no memory for the pixels.
+    pub fn pixels(&self) -> Result<RgbImage, GenerationError> {
+        let opaque = || Ok::<_, InvalidValue>(flatten(&self.decode()?));
+        Ok(ops::with_room(picture_decoder::room_for(&self.bytes, self.size, self.size), opaque)??)
+    }
+
     /// The pixels, made opaque, cut and scaled to a size. The memory is asked for first: a decoder without memory ends the process.
     fn decode_to(&self, size: ImageSize, opaque: impl Fn(&DynamicImage) -> RgbImage) -> Result<RgbImage, GenerationError> {
         let cut = || Ok::<_, InvalidValue>(image_utils::cut(&opaque(&self.decode()?), self.size, size));
@@ -102,7 +111,7 @@ impl ImageFile {
 
     /// The most memory that it takes to decode it and to scale it to a size.
     fn room(&self, size: ImageSize) -> u64 {
-        picture_decoder::room_for(&self.bytes, self.size, size)
+        picture_decoder::room_for(&self.bytes, self.size, (size.width(), size.height()))
     }
 
     fn decode(&self) -> Result<DynamicImage, InvalidValue> {

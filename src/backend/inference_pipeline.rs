@@ -16,8 +16,8 @@ pub use prediction::Prediction;
 use tracing::{debug_span, warn};
 
 use super::{
-    Demand, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder, StepKind, WideVae,
-    controls::ActiveControl, image_utils,
+    ChosenUpscale, Demand, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
+    StepKind, WideVae, controls::ActiveControl, image_utils,
 };
 use crate::{
     common::{
@@ -77,6 +77,7 @@ pub struct Diffusion {
     images: Arc<InputImages>,
     decoder: Decoder,
     enlarged_to: Option<ImageSize>,
+    upscale: Option<ChosenUpscale>,
     /// The features that later steps reuse, if the request asks for it.
     kept_features: Option<KeptFeatures>,
     /// The latest stages, the newest first.
@@ -127,6 +128,7 @@ impl Pipeline for InferencePipeline {
             images: Arc::clone(&request.order.images),
             decoder: request.order.decoder,
             enlarged_to: request.order.output.enlarged_to,
+            upscale: request.order.upscale.clone(),
             kept_features: config.options.cache.map(KeptFeatures::new),
             past: VecDeque::new(),
             rng,
@@ -212,7 +214,11 @@ impl Generation for Diffusion {
                 None => image_utils::lay_over(&mut picture, image, mask),
             }
         }
-        Ok(picture)
+
+        // 6. Upscale.
+        let Some(upscale) = &self.upscale else { return Ok(picture) };
+        let _span = debug_span!("upscale").entered();
+        upscale.enlarge(&picture, interrupt)
     }
 
     fn warnings(&self) -> Vec<String> {

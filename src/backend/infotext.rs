@@ -5,7 +5,7 @@ mod reader;
 
 pub use reader::read_infotext;
 
-use super::{ChosenControl, Order, OrderAdapters};
+use super::{ChosenControl, ChosenUpscale, Order, OrderAdapters};
 use crate::common::{ControlScale, ControlSettings, Decoder, ImageSize, NamedLora, SamplingConfig, Schedule};
 
 /// What the negative prompt's line begins with.
@@ -22,6 +22,9 @@ pub struct ImageMetadata<'a> {
     controls: &'a [ChosenControl],
     references: &'a [ControlScale],
     decoder: Decoder,
+    upscale: Option<&'a ChosenUpscale>,
+    /// Whether the picture was drawn, and not only enlarged.
+    is_drawn: bool,
     model_id: &'a str,
 }
 
@@ -38,6 +41,8 @@ impl<'a> ImageMetadata<'a> {
             controls: &order.controls,
             references: &order.references,
             decoder: order.decoder,
+            upscale: order.upscale.as_ref(),
+            is_drawn: order.is_drawn(),
             model_id,
         }
     }
@@ -45,10 +50,12 @@ impl<'a> ImageMetadata<'a> {
     /// The prompts, and a line of names and values.
     #[must_use]
     pub fn to_a1111(&self) -> String {
+        if !self.is_drawn {
+            return written(self.upscale_values()).join(", ");
+        }
         let [prompt, negative] = [self.prompt, self.negative_prompt].map(without_marks);
         let negative = if negative.is_empty() { negative } else { format!("{NEGATIVE} {negative}\n") };
-        let values = self.values().into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(&value?))));
-        let mut values: Vec<String> = values.collect();
+        let mut values = written(self.values());
         values.extend(self.lora_hashes());
         values.extend(self.controls.iter().enumerate().map(|(i, control)| format!("ControlNet {i}: {}", quoted(&unit(&control.settings)))));
         let scales: Vec<String> = self.references.iter().map(|scale| scale.get().to_string()).collect();
@@ -70,13 +77,22 @@ impl<'a> ImageMetadata<'a> {
         (!hashes.is_empty()).then(|| format!("Lora hashes: {}", serde_json::json!(hashes.join(", "))))
     }
 
-    fn values(&self) -> [(&'static str, Option<String>); 18] {
+    /// The words of A1111's tab for other people's pictures.
+    fn upscale_values(&self) -> [Value; 3] {
+        [
+            ("Postprocess upscale by", self.upscale.map(|upscale| upscale.scale.to_string())),
+            ("Postprocess upscaler", self.upscale.map(|upscale| upscale.upscaler.name().to_owned())),
+            ("Version", Some(concat!("sd-worker ", env!("CARGO_PKG_VERSION")).to_owned())),
+        ]
+    }
+
+    fn values(&self) -> Vec<Value> {
         let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
         let interval = options.guidance_interval.map(|interval| {
             let [start, stop] = interval.into();
             format!("{start}-{stop}")
         });
-        [
+        let values = [
             ("Steps", Some(steps.to_string())),
             ("Sampler", Some(sampler.a1111_name().to_owned())),
             (
@@ -97,8 +113,8 @@ impl<'a> ImageMetadata<'a> {
             ("Hires upscaler", self.enlarged_to.map(|_| "Lanczos".to_owned())),
             ("Model", Some(self.model_id.to_owned())),
             ("VAE Decoder", (self.decoder == Decoder::Tiny).then(|| "TAESD".to_owned())),
-            ("Version", Some(concat!("sd-worker ", env!("CARGO_PKG_VERSION")).to_owned())),
-        ]
+        ];
+        values.into_iter().chain(self.upscale_values()).collect()
     }
 }
 
@@ -108,6 +124,14 @@ fn without_marks(prompt: &str) -> String {
     let mut lines = prompt.split('\n');
     let first = lines.next().unwrap_or_default().to_owned();
     lines.fold(first, |text, line| text + if line.trim_start().starts_with(NEGATIVE) { " " } else { "\n" } + line)
+}
+
+/// A name with its value, if there is one.
+type Value = (&'static str, Option<String>);
+
+/// Those that there are, as text.
+fn written(values: impl IntoIterator<Item = Value>) -> Vec<String> {
+    values.into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(&value?)))).collect()
 }
 
 /// A control network in the words of A1111's extension for them.
@@ -157,6 +181,8 @@ mod tests {
             controls: &[],
             references: &[],
             decoder: Decoder::Full,
+            upscale: None,
+            is_drawn: true,
             model_id,
         }
         .to_a1111()

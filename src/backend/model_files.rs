@@ -12,6 +12,7 @@ mod survey;
 mod tensor_files;
 mod textual_inversion;
 mod tiny_vae_files;
+mod upscaler_files;
 
 use std::{
     borrow::Cow,
@@ -29,6 +30,7 @@ pub(super) use self::tensor_files::TensorFiles;
 pub(super) use self::textual_inversion::LearnedVectors;
 use self::textual_inversion::TextualInversion;
 pub(super) use self::tiny_vae_files::TinyVaeFiles;
+pub(super) use self::upscaler_files::UpscalerFile;
 use self::{checkpoint::Checkpoint, part_file::PartFile, tensor_files::Locate};
 pub use self::{part_weights::PartWeights, tensor_files::dequantized};
 use crate::{backend::LoadError, common::read_regular};

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, ChosenControl, ControlLibrary, IpAdapter, RequestDefaults, families, ip_adapter::MAX_REFERENCES};
+use super::{
+    AdapterLibrary, ChosenControl, ControlLibrary, IpAdapter, RequestDefaults, UpscalerLibrary, families, ip_adapter::MAX_REFERENCES,
+};
 use crate::{
     common::{
         ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InvalidValue, ModelFamily, ModelVariant, NamedSampler,
@@ -50,6 +52,8 @@ pub struct ModelInfo {
     pub controls: Option<Arc<ControlLibrary>>,
     /// What looks at pictures that requests bring as a prompt, if the worker has it.
     pub ip_adapter: Option<Arc<IpAdapter>>,
+    /// What enlarges finished pictures.
+    pub upscalers: Arc<UpscalerLibrary>,
     /// Whether the worker has the decoder of a tiny autoencoder.
     pub has_tiny_decoder: bool,
 }

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{
     AdaptableNetwork, AdaptedNetwork, AdapterFolder, AdapterLibrary, ControlLibrary, FewSteps, InferencePipeline, IpAdapter, KnownWords,
     LatentPreview, LoadError, MergedAdapters, ModelFiles, ModelInfo, Networks, Order, PartWeights, PromptEncoder, RequestDefaults,
-    TextEncoder, WideVae, families,
+    TextEncoder, UpscalerLibrary, WideVae, families,
     model_configs::{ModelConfigs, TextConfigs},
     model_files::{LearnedVectors, TinyVaeFiles},
 };
@@ -54,6 +54,8 @@ pub struct LoadOptions {
     pub tiny_vae: Option<PathBuf>,
     /// What requests get that leave it out.
     pub requests: RequestDefaults,
+    /// Networks that enlarge finished pictures, for requests that ask for it.
+    pub upscalers: Vec<NamedPath>,
 }
 
 impl LoadOptions {
@@ -81,6 +83,7 @@ impl Default for LoadOptions {
             image_encoder: None,
             tiny_vae: None,
             requests: RequestDefaults::default(),
+            upscalers: Vec::new(),
         }
     }
 }
@@ -116,6 +119,7 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
     Order::bare(&info).map_err(|error| LoadError::Unsupported(format!("--{} {error}", error.name.replace('_', "-"))))?;
+    info.upscalers = Arc::new(UpscalerLibrary::open(&options.upscalers, device, info.max_pixels)?);
     info.controls = controls(files, &configs, dtype, options)?;
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let tiny_vae = options.tiny_vae.as_deref().map(|path| tiny_vae(path, &configs, dtype, options)).transpose()?;
@@ -227,6 +231,7 @@ fn info(files: &ModelFiles, options: &LoadOptions, configs: &ModelConfigs, learn
         adapters: None,
         controls: None,
         ip_adapter: None,
+        upscalers: Arc::default(),
         has_tiny_decoder: options.tiny_vae.is_some(),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{AdapterLibrary, ChosenAdapter, ChosenControl, Demand, ModelInfo, ParsedPrompt};
+use image::RgbImage;
+
+use super::{AdapterLibrary, ChosenAdapter, ChosenControl, ChosenUpscale, Demand, ModelDefaults, ModelInfo, ParsedPrompt};
 use crate::common::{
-    ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InputImages, InvalidValue, NamedLora, NamedSampler, NamedSchedule,
-    NegativePrompt, OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps,
+    ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InputImage, InputImages, InvalidValue, NamedLora, NamedSampler,
+    NamedSchedule, NegativePrompt, OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, UpscaleSettings,
 };
 
 /// The settings of a request, which may leave most of them out.
@@ -41,6 +43,8 @@ pub struct Settings {
     pub references: Vec<ControlScale>,
     /// What turns latents into pictures.
     pub decoder: Decoder,
+    /// How the finished pictures are enlarged, if they are.
+    pub upscale: Option<UpscaleSettings>,
     /// How the pictures are written. `enlarged_to` follows from the size.
     pub output: OutputConfig,
 }
@@ -82,6 +86,8 @@ pub struct Order {
     pub config: SamplingConfig,
     /// What turns its latents into pixels.
     pub decoder: Decoder,
+    /// How the finished picture is enlarged, if it is.
+    pub upscale: Option<ChosenUpscale>,
     /// How it is written.
     pub output: OutputConfig,
     /// The work on it. The pictures of one order share it.
@@ -171,6 +177,7 @@ impl Order {
         let controls = info.choose_controls(settings.controls, config.size)?;
         info.check_references(&settings.references)?;
         info.check_decoder(settings.decoder)?;
+        let upscale = settings.upscale.map(|upscale| info.upscalers.choose_named(&upscale, (asked.width(), asked.height()))).transpose()?;
         let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, controls, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
@@ -182,7 +189,34 @@ impl Order {
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();
         let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
         let (adapters, references, decoder) = (Arc::new(adapters), settings.references.into(), settings.decoder);
-        Ok((Self { adapters, references, decoder, output, ..order }, without_effect))
+        Ok((Self { adapters, references, decoder, upscale, output, ..order }, without_effect))
+    }
+
+    /// An order to enlarge a picture of the client's. It has no steps, and nothing of it but `images`, `upscale` and `output` has a meaning.
+    #[must_use]
+    pub fn upscaling(picture: RgbImage, upscale: ChosenUpscale, output: OutputConfig, info: &ModelInfo) -> Self {
+        let ModelDefaults { size, steps, guidance_scale, sampler, schedule, .. } = info.defaults;
+        let config = SamplingConfig { size, steps, guidance_scale, seed: 0.into(), sampler, schedule, options: SamplingOptions::default() };
+        let init = Some(InputImage { image: picture, mask: None });
+        Self {
+            prompt: ParsedPrompt::negative(""),
+            negative_prompt: ParsedPrompt::negative(""),
+            adapters: Arc::default(),
+            controls: Arc::default(),
+            references: Arc::default(),
+            images: Arc::new(InputImages { init, ..InputImages::default() }),
+            config,
+            decoder: Decoder::default(),
+            upscale: Some(upscale),
+            output,
+            demand: Arc::new(Demand::without_steps(size)),
+        }
+    }
+
+    /// Whether a picture is drawn; otherwise, one of the client's is enlarged.
+    #[must_use]
+    pub fn is_drawn(&self) -> bool {
+        self.demand.steps() > 0
     }
 
     /// The order of a request that leaves out everything.
@@ -206,6 +240,7 @@ impl Order {
             input: None,
             controls: Vec::new(),
             references: Vec::new(),
+            upscale: None,
             decoder: Decoder::default(),
             output: OutputConfig::default(),
         };
@@ -246,15 +281,22 @@ impl Order {
             images: Arc::default(),
             config,
             decoder: Decoder::default(),
+            upscale: None,
             output: OutputConfig::default(),
             demand: Arc::new(demand),
         })
     }
 
-    /// The size of the finished pictures.
+    /// The size of the pictures before they are upscaled.
     #[must_use]
     pub fn size(&self) -> ImageSize {
         self.output.size(self.config.size)
+    }
+
+    /// Width and height of the finished pictures.
+    #[must_use]
+    pub fn finished_size(&self) -> (u32, u32) {
+        self.upscale.as_ref().map_or((self.size().width(), self.size().height()), |upscale| upscale.size)
     }
 
     /// The order of the `index`th of its pictures, counted from 0.
@@ -296,6 +338,7 @@ impl Order {
             images: Arc::default(),
             config,
             decoder: Decoder::default(),
+            upscale: None,
             output: OutputConfig::default(),
             demand: Arc::new(Demand::plain(size, steps, false)),
         }

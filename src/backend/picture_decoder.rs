@@ -9,8 +9,6 @@ use std::{
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel, metadata::Orientation};
 use png::{BitDepth, ColorType};
 
-use crate::common::ImageSize;
-
 /// Why a file is no picture, for people.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -29,12 +27,12 @@ pub(super) struct Header {
 }
 
 /// The most bytes of memory that it takes to [`decode`] a file and to scale the picture to `to`.
-pub(super) fn room_for(file: &[u8], (width, height): (u32, u32), to: ImageSize) -> u64 {
-    let pixels = u64::from(width) * u64::from(height);
+pub(super) fn room_for(file: &[u8], (width, height): (u32, u32), to: (u32, u32)) -> u64 {
+    let pixels = |width: u32, height: u32| u64::from(width) * u64::from(height);
     // Between its two passes, the scaler keeps an image of the new width and the old height, of four numbers of 32 bits a pixel.
-    let between = BYTES_PER_PIXEL * u64::from(width) * u64::from(to.height());
+    let between = BYTES_PER_PIXEL * pixels(width, to.1);
     // Decoders copy the file into a buffer that doubles as it grows.
-    4 * file.len() as u64 + BYTES_PER_PIXEL * pixels + between + BYTES_PER_PIXEL * to.pixels()
+    4 * file.len() as u64 + BYTES_PER_PIXEL * pixels(width, height) + between + BYTES_PER_PIXEL * pixels(to.0, to.1)
 }
 
 /// Reads the header.

@@ -127,6 +127,10 @@ pub struct ModelArgs {
     /// directory or a .safetensors file
     #[arg(long, env = "SD_WORKER_TINY_VAE", value_name = "PATH")]
     pub tiny_vae: Option<PathBuf>,
+    /// A network that enlarges pictures, by the name that requests call it: an ESRGAN or Real-ESRGAN (.safetensors); may be given several
+    /// times, or with commas between them. Each is read when it is first asked for
+    #[arg(long, env = "SD_WORKER_UPSCALER", value_delimiter = ',', value_name = "NAME=PATH")]
+    pub upscaler: Vec<NamedPath>,
     /// Where to run it: auto, cpu, cuda, cuda:N, metal, or a number of whatever this binary is built for
     #[arg(long, env = "SD_WORKER_DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -197,6 +201,7 @@ impl ModelArgs {
             ip_adapter: self.ip_adapter.clone(),
             image_encoder: self.image_encoder.clone(),
             tiny_vae: self.tiny_vae.clone(),
+            upscalers: self.upscaler.clone(),
             ..LoadOptions::default()
         })
     }

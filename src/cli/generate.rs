@@ -51,6 +51,7 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         let order = order.picture(index.into());
         let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = order.config;
         let mut recording = args.save_latents.as_ref().map(|_| Recording::default());
+        let upscaled = order.upscale.as_ref().map_or(String::new(), |upscale| format!(", upscaled to {upscale}"));
         let (picture, times) = draw(&pipeline, order, recording.as_mut())?;
         let path = output.write(index, &picture)?;
         if let (Some(path), Some(recording)) = (&args.save_latents, recording) {
@@ -60,7 +61,9 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         let loaded = if index == 0 { format!("load {}, ", seconds(load_time)) } else { String::new() };
         let path = path.display();
         // A line that nobody reads does not make the picture fail.
-        stderr().line(format!("{path}: {size}, {steps} steps of {sampler} at guidance {guidance_scale}, seed {seed} ({loaded}{times})"));
+        stderr().line(format!(
+            "{path}: {size}, {steps} steps of {sampler} at guidance {guidance_scale}, seed {seed}{upscaled} ({loaded}{times})"
+        ));
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ impl FromStr for NamedPath {
             Some((name, path)) if !name.trim().is_empty() && !path.is_empty() => {
                 Ok(Self { name: name.trim().to_owned(), path: path.into() })
             }
-            _ => Err(InvalidValue::new("controlnet", format_args!("\"{text}\""), "NAME=PATH")),
+            _ => Err(InvalidValue::new("path", format_args!("\"{text}\""), "NAME=PATH")),
         }
     }
 }

@@ -32,6 +32,11 @@ pub enum Sampler {
     Dpmpp2m,
     /// The same with fresh noise at each step, diffusers' `algorithm_type="sde-dpmsolver++"`.
     Dpmpp2mSde,
+    /// The same by Heun's formula, diffusers' `solver_type="heun"`.
+    Dpmpp2mSdeHeun,
+    /// [DPM-Solver++](https://arxiv.org/abs/2211.01095), third order, multistep, with fresh noise at each step; as k-diffusion's
+    /// `sample_dpmpp_3m_sde`.
+    Dpmpp3mSde,
     /// [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, single step, with fresh noise at each step; as k-diffusion's
     /// `sample_dpmpp_2s_ancestral`.
     Dpmpp2sAncestral,
@@ -41,6 +46,14 @@ pub enum Sampler {
     UniPc,
     /// [DEIS](https://arxiv.org/abs/2204.13902), diffusers' `DEISMultistepScheduler`.
     Deis,
+    /// Heun's method with [restarts](https://arxiv.org/abs/2306.14878) at a higher noise level, as A1111's `restart_sampler`.
+    Restart,
+    /// [RES](https://arxiv.org/abs/2308.02157), second order, multistep; as `ComfyUI`'s `sample_res_multistep`.
+    ResMultistep,
+    /// [ER-SDE](https://arxiv.org/abs/2309.06169), third order, with fresh noise at each step; as `ComfyUI`'s `sample_er_sde`.
+    ErSde,
+    /// [iPNDM](https://arxiv.org/abs/2204.13902), fourth order, multistep; as `ComfyUI`'s `sample_ipndm`.
+    Ipndm,
     /// For [latent consistency models](https://arxiv.org/abs/2310.04378), diffusers' `LCMScheduler`.
     Lcm,
     /// For [trajectory consistency distillation](https://arxiv.org/abs/2402.19159), diffusers' `TCDScheduler`. Its `eta` is 0.3
@@ -50,7 +63,7 @@ pub enum Sampler {
 
 impl Sampler {
     /// Every sampler, in the order of the documentation.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 23] = [
         Self::Ddim,
         Self::Ddpm,
         Self::Pndm,
@@ -62,10 +75,16 @@ impl Sampler {
         Self::Dpm2Ancestral,
         Self::Dpmpp2m,
         Self::Dpmpp2mSde,
+        Self::Dpmpp2mSdeHeun,
+        Self::Dpmpp3mSde,
         Self::Dpmpp2sAncestral,
         Self::DpmppSde,
         Self::UniPc,
         Self::Deis,
+        Self::Restart,
+        Self::ResMultistep,
+        Self::ErSde,
+        Self::Ipndm,
         Self::Lcm,
         Self::Tcd,
     ];
@@ -95,10 +114,16 @@ impl Sampler {
             Self::Dpm2Ancestral => ("dpm2_a", "DPM2 a"),
             Self::Dpmpp2m => ("dpmpp_2m", "DPM++ 2M"),
             Self::Dpmpp2mSde => ("dpmpp_2m_sde", "DPM++ 2M SDE"),
+            Self::Dpmpp2mSdeHeun => ("dpmpp_2m_sde_heun", "DPM++ 2M SDE Heun"),
+            Self::Dpmpp3mSde => ("dpmpp_3m_sde", "DPM++ 3M SDE"),
             Self::Dpmpp2sAncestral => ("dpmpp_2s_a", "DPM++ 2S a"),
             Self::DpmppSde => ("dpmpp_sde", "DPM++ SDE"),
             Self::UniPc => ("unipc", "UniPC"),
             Self::Deis => ("deis", "DEIS"),
+            Self::Restart => ("restart", "Restart"),
+            Self::ResMultistep => ("res_multistep", "Res Multistep"),
+            Self::ErSde => ("er_sde", "ER SDE"),
+            Self::Ipndm => ("ipndm", "iPNDM"),
             Self::Lcm => ("lcm", "LCM"),
             Self::Tcd => ("tcd", "TCD"),
         }
@@ -132,7 +157,19 @@ impl Sampler {
     pub fn knows_zero_snr(self) -> bool {
         !matches!(
             self,
-            Self::Pndm | Self::Lms | Self::Heun | Self::Dpm2 | Self::Dpm2Ancestral | Self::Dpmpp2sAncestral | Self::DpmppSde | Self::Deis
+            Self::Pndm
+                | Self::Lms
+                | Self::Heun
+                | Self::Dpm2
+                | Self::Dpm2Ancestral
+                | Self::Dpmpp3mSde
+                | Self::Dpmpp2sAncestral
+                | Self::DpmppSde
+                | Self::Deis
+                | Self::Restart
+                | Self::ResMultistep
+                | Self::ErSde
+                | Self::Ipndm
         )
     }
 
@@ -182,12 +219,26 @@ pub enum Schedule {
     Simple,
     /// The sigmas of [Align Your Steps](https://arxiv.org/abs/2404.14507).
     AlignYourSteps,
+    /// Sigmas whose arcus tangens falls evenly, after the same paper's theorem 3.1.
+    KlOptimal,
+    /// Timesteps counted evenly up from the second, as in DDIM's own program.
+    DdimUniform,
 }
 
 impl Schedule {
     /// Every schedule, in the order of the documentation.
-    pub const ALL: [Self; 8] =
-        [Self::Default, Self::Normal, Self::Karras, Self::Exponential, Self::Beta, Self::SgmUniform, Self::Simple, Self::AlignYourSteps];
+    pub const ALL: [Self; 10] = [
+        Self::Default,
+        Self::Normal,
+        Self::Karras,
+        Self::Exponential,
+        Self::Beta,
+        Self::SgmUniform,
+        Self::Simple,
+        Self::AlignYourSteps,
+        Self::KlOptimal,
+        Self::DdimUniform,
+    ];
 
     /// The name in the API.
     #[must_use]
@@ -211,6 +262,8 @@ impl Schedule {
             Self::SgmUniform => ("sgm_uniform", "SGM Uniform"),
             Self::Simple => ("simple", "Simple"),
             Self::AlignYourSteps => ("ays", "Align Your Steps"),
+            Self::KlOptimal => ("kl_optimal", "KL Optimal"),
+            Self::DdimUniform => ("ddim_uniform", "DDIM"),
         }
     }
 }

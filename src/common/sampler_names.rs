@@ -16,7 +16,7 @@ const COMFY: &str = "ComfyUI";
 const SD_CPP: &str = "stable-diffusion.cpp";
 
 /// Aliases of samplers besides the API's names and A1111's. A few include a schedule.
-const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 38] = [
+const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 42] = [
     ("DDIMScheduler", DIFFUSERS, Sampler::Ddim, None),
     ("ddim_trailing", SD_CPP, Sampler::Ddim, Some(Schedule::SgmUniform)),
     ("DDPMScheduler", DIFFUSERS, Sampler::Ddpm, None),
@@ -43,6 +43,10 @@ const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 38] = [
     ("k_dpmpp_2m_sde", A1111, Sampler::Dpmpp2mSde, None),
     ("dpmpp_2m_sde_gpu", COMFY, Sampler::Dpmpp2mSde, None),
     ("dpm++2m_sde", SD_CPP, Sampler::Dpmpp2mSde, None),
+    ("k_dpmpp_2m_sde_heun", A1111, Sampler::Dpmpp2mSdeHeun, None),
+    ("dpmpp_2m_sde_heun_gpu", COMFY, Sampler::Dpmpp2mSdeHeun, None),
+    ("k_dpmpp_3m_sde", A1111, Sampler::Dpmpp3mSde, None),
+    ("dpmpp_3m_sde_gpu", COMFY, Sampler::Dpmpp3mSde, None),
     ("k_dpmpp_2s_a", A1111, Sampler::Dpmpp2sAncestral, None),
     ("dpmpp_2s_ancestral", COMFY, Sampler::Dpmpp2sAncestral, None),
     ("dpm++2s_a", SD_CPP, Sampler::Dpmpp2sAncestral, None),
@@ -59,12 +63,15 @@ const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 38] = [
 ];
 
 /// Aliases of schedules besides the API's names and A1111's.
-const SCHEDULES: [(&str, &str, Schedule); 5] = [
+const SCHEDULES: [(&str, &str, Schedule); 7] = [
     ("Uniform", A1111, Schedule::Normal),
     ("discrete", SD_CPP, Schedule::Normal),
     ("trailing", DIFFUSERS, Schedule::SgmUniform),
     ("SGMUniform", A1111, Schedule::SgmUniform),
     ("align_your_steps", A1111, Schedule::AlignYourSteps),
+    // With its default rho of 1, it is that.
+    ("Polyexponential", A1111, Schedule::Exponential),
+    ("Turbo", A1111, Schedule::SgmUniform),
 ];
 
 /// The end of A1111's short sampler names that include Karras sigmas, such as `k_dpmpp_2m_ka`.
@@ -99,13 +106,27 @@ impl NamedSchedule {
             (Self::Named(schedule), _) => schedule,
             (
                 Self::Automatic,
-                Sampler::Dpm2 | Sampler::Dpm2Ancestral | Sampler::Dpmpp2m | Sampler::Dpmpp2sAncestral | Sampler::DpmppSde,
+                Sampler::Dpm2
+                | Sampler::Dpm2Ancestral
+                | Sampler::Dpmpp2m
+                | Sampler::Dpmpp2sAncestral
+                | Sampler::DpmppSde
+                | Sampler::Restart,
             ) => Schedule::Karras,
-            (Self::Automatic, Sampler::Dpmpp2mSde) => Schedule::Exponential,
+            (Self::Automatic, Sampler::Dpmpp2mSde | Sampler::Dpmpp2mSdeHeun | Sampler::Dpmpp3mSde) => Schedule::Exponential,
             (Self::Automatic, Sampler::Euler | Sampler::EulerAncestral | Sampler::Lms | Sampler::Heun) => Schedule::Normal,
             (
                 Self::Automatic,
-                Sampler::Ddim | Sampler::Ddpm | Sampler::Pndm | Sampler::UniPc | Sampler::Deis | Sampler::Lcm | Sampler::Tcd,
+                Sampler::Ddim
+                | Sampler::Ddpm
+                | Sampler::Pndm
+                | Sampler::UniPc
+                | Sampler::Deis
+                | Sampler::ResMultistep
+                | Sampler::ErSde
+                | Sampler::Ipndm
+                | Sampler::Lcm
+                | Sampler::Tcd,
             ) => Schedule::Default,
         }
     }

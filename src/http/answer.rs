@@ -2,13 +2,17 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use axum::{
+    http::header,
+    response::{IntoResponse, Response},
+};
 use base64::{display::Base64Display, prelude::BASE64_STANDARD};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::run::Run;
+use super::{api_error::ApiError, off_thread, run::Run};
 use crate::{
-    backend::{ChosenAdapter, ChosenControl, Timings},
+    backend::{ChosenAdapter, ChosenControl, ChosenUpscale, Complete, Timings},
     common::{
         ClipSkip, ControlKind, Decoder, Eta, FeatureCache, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Refresh, Sampler,
         SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength,
@@ -35,6 +39,29 @@ impl fmt::Debug for Base64 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", (*self.0).as_ref().len())
     }
+}
+
+/// The usual size of an answer without its pictures, in bytes.
+const SMALL_ANSWER: usize = 4096;
+
+/// Answers with finished pictures: with what `make` makes of them.
+///
+/// # Errors
+/// When there is no memory for the answer.
+pub(super) async fn respond<T: Serialize + 'static>(
+    run: &Arc<Run>,
+    pictures: Vec<Arc<Complete>>,
+    make: fn(&Run, &[Arc<Complete>]) -> T,
+) -> Result<Response, ApiError> {
+    let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
+    let write = move || {
+        let mut answer = Vec::new();
+        answer.try_reserve_exact(length / 3 * 4 + SMALL_ANSWER * (1 + pictures.len())).map_err(|_| ApiError::no_memory_for_answer())?;
+        serde_json::to_writer(&mut answer, &make(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
+        Ok(answer)
+    };
+    let answer = off_thread::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 /// The settings that the pictures were made with.
@@ -81,6 +108,9 @@ pub(super) struct Parameters {
     /// What enlarged it.
     #[serde(skip_serializing_if = "Option::is_none")]
     upscaler: Option<&'static str>,
+    /// How the finished picture was enlarged. Only where the request asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upscale: Option<UsedUpscale>,
     /// The LoRAs that the request lists or its prompt names. Only where there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     loras: Vec<UsedLora>,
@@ -90,6 +120,19 @@ pub(super) struct Parameters {
     /// The pictures that the model looked at beside the prompt, without themselves. Only where there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reference: Vec<UsedReference>,
+}
+
+/// What enlarged the finished picture.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct UsedUpscale {
+    name: String,
+    scale: f64,
+}
+
+impl From<&ChosenUpscale> for UsedUpscale {
+    fn from(upscale: &ChosenUpscale) -> Self {
+        Self { name: upscale.upscaler.name().to_owned(), scale: upscale.scale.get() }
+    }
 }
 
 /// The cache of features, as a request has it.
@@ -199,6 +242,7 @@ impl Parameters {
             mask: run.order.mask,
             drawn_size: enlarged_to.map(|_| drawn.to_string()),
             upscaler: enlarged_to.map(|_| "lanczos"),
+            upscale: run.order.picture.upscale.as_ref().map(UsedUpscale::from),
             loras: run.order.picture.adapters.chosen.iter().map(UsedLora::from).collect(),
             control: run.order.picture.controls.iter().map(UsedControl::from).collect(),
             reference: run.order.picture.references.iter().map(|scale| UsedReference { scale: scale.get() }).collect(),

@@ -307,6 +307,7 @@ impl From<GenerationError> for ApiError {
             GenerationError::Unsupported(invalid) => invalid.into(),
             GenerationError::Adapter(_) => Self::invalid_param("loras", &message),
             GenerationError::Control(_) => hopeless("control_failed"),
+            GenerationError::Upscaler(_) => hopeless("upscaler_failed"),
             // A client that cancels does not read the answer, so the worker itself must have cancelled.
             GenerationError::Cancelled => Self::draining(),
             GenerationError::TooLate => Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", message),

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Capabilities {
     model: String,
-    tasks: [&'static str; 3],
+    tasks: [&'static str; 4],
     samplers: Vec<SamplerSchedules>,
     input_formats: [&'static str; 3],
     output_formats: [&'static str; 3],
@@ -34,6 +34,8 @@ pub(super) struct Capabilities {
     references: bool,
     /// What `decoder` may say.
     decoders: &'static [Decoder],
+    /// What `upscale` may name.
+    upscalers: Vec<Upscaler>,
     /// What `kind` may say in `cache`.
     caches: [&'static str; 1],
     limits: Limits,
@@ -48,6 +50,15 @@ struct Control {
     /// What `type` may say, of a union of several kinds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     types: Vec<&'static str>,
+}
+
+/// What enlarges pictures.
+#[derive(Debug, Serialize, ToSchema)]
+struct Upscaler {
+    name: String,
+    /// The scale of a network. Filters have every scale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<usize>,
 }
 
 /// A sampler with the schedules that go with it.
@@ -100,7 +111,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
     let controls = controls.map(|entry| Control { name: entry.name().to_owned(), kind: entry.kind(), types: types(entry) });
     Ok(Json(Capabilities {
         model: info.id.clone(),
-        tasks: ["text-to-image", "image-to-image", "inpainting"],
+        tasks: ["text-to-image", "image-to-image", "inpainting", "upscaling"],
         samplers: samplers.into(),
         input_formats: ["png", "jpeg", "webp"],
         output_formats: ["png", "jpeg", "webp"],
@@ -109,6 +120,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         preprocess: Preprocess::ALL.map(Preprocess::name),
         references: info.ip_adapter.is_some(),
         decoders: info.decoders(),
+        upscalers: info.upscalers.names().map(|(name, scale)| Upscaler { name: name.to_owned(), scale }).collect(),
         caches: CacheKind::ALL.map(CacheKind::name),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,

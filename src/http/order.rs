@@ -31,6 +31,12 @@ pub(super) struct ImagesOrder {
 }
 
 impl ImagesOrder {
+    /// Width and height of the finished pictures, as answers have them.
+    pub(super) fn size(&self) -> String {
+        let (width, height) = self.picture.finished_size();
+        format!("{width}x{height}")
+    }
+
     /// The same order, with its input pictures.
     pub(super) fn with_images(self, images: Arc<InputImages>) -> Self {
         let mask = images.init.as_ref().and_then(|init| init.mask.as_ref()).map(|mask| mask.meaning);

@@ -6,6 +6,7 @@ use base64::{
     DecodeSliceError, Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
+use image::RgbImage;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
@@ -16,7 +17,7 @@ use utoipa::{
 
 use super::{api_error::ApiError, off_thread::in_turn};
 use crate::{
-    backend::InputFiles,
+    backend::{ImageFile, InputFiles},
     common::{ImageSize, InputImages},
 };
 
@@ -148,6 +149,12 @@ pub(super) async fn decode(files: InputFiles, size: ImageSize, reference_side: u
     }
     let decoded = in_turn(&DECODERS, move || files.decode(size, reference_side)).await;
     Ok(Arc::new(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??))
+}
+
+/// Decodes a picture whose header has been checked as it is, on another thread.
+pub(super) async fn decode_whole(file: ImageFile) -> Result<RgbImage, ApiError> {
+    let decoded = in_turn(&DECODERS, move || file.pixels()).await;
+    Ok(decoded.map_err(|_| ApiError::unreadable_body("a picture in it cannot be decoded"))??)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::{
     wire_controls::WireControls,
     wire_loras::WireLoras,
     wire_references::WireReferences,
+    wire_upscale::WireUpscale,
 };
 use crate::{
     backend::{GenerationError, InputFiles, InputKind, ModelInfo, Order, OrderAdapters, ParsedPrompt, Settings},
@@ -102,6 +103,9 @@ pub(super) struct ImagesRequest {
     pub(super) clip_skip: Option<ClipSkip>,
     /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
     pub(super) decoder: Option<Decoder>,
+    /// What enlarges the finished pictures, by its name, and how much.
+    #[schema(inline)]
+    pub(super) upscale: Option<WireUpscale>,
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.
     pub(super) strength: Option<Strength>,
     /// Features that are reused between steps: faster, and another picture.
@@ -239,6 +243,7 @@ impl ImagesRequest {
             zero_snr: None,
             clip_skip: None,
             decoder: None,
+            upscale: None,
             strength: None,
             cache: None,
             progress: None,
@@ -294,6 +299,7 @@ impl ImagesRequest {
             controls: self.control.unwrap_or_default().0,
             references: self.reference.unwrap_or_default().0,
             decoder: self.decoder.unwrap_or_default(),
+            upscale: self.upscale.and_then(|upscale| upscale.0),
             output,
         };
         let adapters = adapters(&settings, self.loras.unwrap_or_default().0, info).await?;

@@ -1,17 +1,13 @@
 //! The cache of features that a request asks for.
 
-use std::fmt;
-
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
-};
+use serde::{Deserialize, Deserializer};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, Type, schema::AdditionalProperties},
 };
 
-use crate::common::{CacheKind, CacheParts, FeatureCache, InvalidValue, WholeNumber};
+use super::object_or_text::{ObjectOrText, object_or_text, reason};
+use crate::common::{CacheKind, CacheParts, FeatureCache, WholeNumber};
 
 /// The field in a request: an object or, in a form, text with one. Empty text is none.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +16,7 @@ pub(super) struct WireCache(pub(super) Option<FeatureCache>);
 /// The object. A field that is none of these is refused: it may be a misspelled one.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Parts {
+pub(super) struct Parts {
     kind: Option<String>,
     interval: Option<WholeNumber>,
     threshold: Option<f64>,
@@ -28,46 +24,24 @@ struct Parts {
     end: Option<f64>,
 }
 
-impl Parts {
-    fn cache(self) -> Result<FeatureCache, String> {
-        let Self { kind, interval, threshold, start, end } = self;
-        let parts = CacheParts { kind, interval: interval.map(i64::from), threshold, start, end };
-        FeatureCache::try_from(parts).map_err(|error| reason(&error))
-    }
-}
+impl ObjectOrText for FeatureCache {
+    type Parts = Parts;
+    const EXPECTED: &'static str = "an object such as {\"kind\": \"deep\", \"interval\": 3} or {\"kind\": \"deep\", \"threshold\": 0.1}";
 
-/// The error, after the name of the field that it is about if that is one inside of the object.
-fn reason(error: &InvalidValue) -> String {
-    if error.name == "cache" { error.to_string() } else { format!("{} {error}", error.name) }
+    fn of_parts(parts: Parts) -> Result<Self, String> {
+        let Parts { kind, interval, threshold, start, end } = parts;
+        let parts = CacheParts { kind, interval: interval.map(i64::from), threshold, start, end };
+        Self::try_from(parts).map_err(|error| reason(&error, "cache"))
+    }
+
+    fn of_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error| reason(&error, "cache"))
+    }
 }
 
 impl<'de> Deserialize<'de> for WireCache {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ObjectOrText;
-
-        impl<'de> Visitor<'de> for ObjectOrText {
-            type Value = WireCache;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object such as {\"kind\": \"deep\", \"interval\": 3} or {\"kind\": \"deep\", \"threshold\": 0.1}")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<WireCache, A::Error> {
-                let parts = Parts::deserialize(MapAccessDeserializer::new(map))?;
-                parts.cache().map(|cache| WireCache(Some(cache))).map_err(A::Error::custom)
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<WireCache, E> {
-                let cache = match text.trim() {
-                    "" => return Ok(WireCache(None)),
-                    json if json.starts_with('{') => serde_json::from_str::<Parts>(json).map_err(E::custom)?.cache(),
-                    spelled => spelled.parse().map_err(|error| reason(&error)),
-                };
-                cache.map(|cache| WireCache(Some(cache))).map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_any(ObjectOrText)
+        object_or_text(deserializer).map(Self)
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Activation, Conv2dConfig, GroupNorm, LayerIndex, LayerKind, Weights, cpu, for_batch, weight_type::DenseType};
+use super::{Activation, Conv2dConfig, GroupNorm, LayerIndex, LayerKind, PRelu, Weights, cpu, for_batch, weight_type::DenseType};
 
 /// A convolution.
 #[derive(Debug, Clone)]
@@ -38,14 +38,15 @@ struct Around<'a> {
     /// Height and width to which the image is enlarged.
     size: (usize, usize),
     added: Added<'a>,
-    /// Comes last.
     activation: Option<Activation>,
+    /// Comes last.
+    prelu: Option<&'a PRelu>,
 }
 
 impl<'a> Around<'a> {
     /// The image keeps its size.
     fn new(x: &Tensor, added: Added<'a>) -> Result<Self> {
-        Ok(Self { norm: None, size: (x.dim(2)?, x.dim(3)?), added, activation: None })
+        Ok(Self { norm: None, size: (x.dim(2)?, x.dim(3)?), added, activation: None, prelu: None })
     }
 }
 
@@ -81,6 +82,17 @@ impl Conv2d {
             Implementation::Candle { weight, bias: bias.unsqueeze(0)?.unsqueeze(2)?.unsqueeze(3)? }
         };
         Ok(Self { implementation, config, index })
+    }
+
+    /// [`Conv2d::new`] without a bias.
+    ///
+    /// # Errors
+    /// As [`Conv2d::new`].
+    pub fn without_bias(in_channels: usize, out_channels: usize, config: Conv2dConfig, vb: &Weights) -> Result<Self> {
+        let bias = || Tensor::zeros(out_channels, vb.dtype(), vb.device());
+        Self::read([out_channels, in_channels], config, vb, bias, |dtype, weight, bias| {
+            cpu::PackedConv::new(vb.machine(), dtype, weight, in_channels, bias, config)
+        })
     }
 
     /// A convolution by `weight` `(out_channels, in_channels, kernel, kernel)`, f32 on a CPU, without bias: what an adapter adds to the layer
@@ -172,6 +184,22 @@ impl Conv2d {
         self.run(x, Around { activation: Some(Activation::Relu), ..Around::new(x, added)? })
     }
 
+    /// [`Conv2d::forward`], and then `PReLU`.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`], and when there are not as many slopes as channels.
+    pub fn forward_prelu(&self, x: &Tensor, prelu: &PRelu) -> Result<Tensor> {
+        self.run(x, Around { prelu: Some(prelu), ..Around::new(x, Added::default())? })
+    }
+
+    /// [`Conv2d::forward_prelu`] of the image, enlarged to `size` (height, width) by nearest neighbours first.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_prelu`].
+    pub fn forward_enlarged_prelu(&self, x: &Tensor, size: (usize, usize), prelu: &PRelu) -> Result<Tensor> {
+        self.run(x, Around { size, prelu: Some(prelu), ..Around::new(x, Added::default())? })
+    }
+
     /// [`Conv2d::forward_relu`] of an image that nothing else uses, as [`Conv2d::forward_normed_in_place`].
     ///
     /// # Errors
@@ -249,14 +277,15 @@ impl Conv2d {
 
     /// In candle's operations.
     fn candle_forward(&self, (weight, bias): (&Tensor, &Tensor), x: &Tensor, around: Around) -> Result<Tensor> {
-        let Around { norm, size, added: Added { sample_bias, residual }, activation } = around;
+        let Around { norm, size, added: Added { sample_bias, residual }, activation, prelu } = around;
         let x = norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward_silu(x))?;
         let same = size == (x.dim(2)?, x.dim(3)?);
         let x = if same { x } else { x.upsample_nearest2d(size.0, size.1)? };
         let y = x.conv2d(weight, self.config.padding, self.config.stride, 1, 1)?;
         #[cfg(feature = "cuda")]
         if cuda::takes(&y) {
-            return cuda::add(y, cuda::Added { bias: Some(bias), sample_bias, residual, activation });
+            let y = cuda::add(y, cuda::Added { bias: Some(bias), sample_bias, residual, activation })?;
+            return prelu.map_or_else(|| Ok(y.clone()), |prelu| prelu.forward(&y));
         }
         let mut y = y.broadcast_add(bias)?;
         if let Some(bias) = sample_bias {
@@ -265,7 +294,8 @@ impl Conv2d {
         if let Some(residual) = residual {
             y = (y + residual)?;
         }
-        activation.map_or_else(|| Ok(y.clone()), |activation| activation.forward(&y))
+        let y = activation.map_or_else(|| Ok(y.clone()), |activation| activation.forward(&y))?;
+        prelu.map_or_else(|| Ok(y.clone()), |prelu| prelu.forward(&y))
     }
 }
 
@@ -286,7 +316,7 @@ fn new_image(
 fn packed_forward_by(
     packed: &cpu::PackedConv,
     x: &Tensor,
-    Around { norm, size, added, activation }: Around,
+    Around { norm, size, added, activation, prelu }: Around,
     run: impl FnOnce(cpu::Image, cpu::Shape, Option<&cpu::Normalization>, cpu::Epilogue) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let image = cpu::Image::new(x)?;
@@ -300,6 +330,9 @@ fn packed_forward_by(
     if added.residual.is_some_and(|residual| residual.dims() != [batch, channels, height, width]) {
         candle_core::bail!("a residual of another shape than the convolution's {:?}", (batch, channels, height, width));
     }
+    if prelu.is_some_and(|prelu| prelu.slopes().len() != channels) {
+        candle_core::bail!("a PReLU of other than the convolution's {channels} channels");
+    }
     let bias = added.sample_bias.map(|bias| for_batch(bias, batch)?.broadcast_as((batch, channels))?.flatten_all()?.to_vec1());
     let bias: Option<Vec<f32>> = bias.transpose()?;
     let residual = added.residual.map(cpu::Image::new).transpose()?;
@@ -307,7 +340,12 @@ fn packed_forward_by(
     let shape = cpu::Shape { batch, height: image.height, width: image.width, seen: size };
     let run = |residual: Option<&[f32]>| {
         let sample_bias = bias.as_deref().map(|bias| (bias, height * width));
-        run(image, shape, norm.as_ref(), cpu::Epilogue { sample_bias, residual, activation, ..cpu::Epilogue::default() })
+        run(
+            image,
+            shape,
+            norm.as_ref(),
+            cpu::Epilogue { sample_bias, residual, activation, slopes: prelu.map(PRelu::slopes), ..cpu::Epilogue::default() },
+        )
     };
     cpu::fallible(|| match &residual {
         Some(residual) => residual.with(|residual| run(Some(residual))),
@@ -331,6 +369,38 @@ mod tests {
 
     fn numbers(x: &Tensor) -> Vec<f32> {
         x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Numbers of f64 take the way of other devices.
+    #[test]
+    fn what_is_negative_is_multiplied_by_a_number_of_its_channel() {
+        for (inputs, outputs) in [(16, 16), (3, 5), (20, 33)] {
+            let slopes = made_up(&[outputs], 0.9);
+            let tensors = [
+                ("weight".to_owned(), made_up(&[outputs, inputs, 3, 3], 0.7)),
+                ("bias".to_owned(), made_up(&[outputs], 0.4)),
+                ("prelu.weight".to_owned(), slopes.clone()),
+            ];
+            let image = made_up(&[2, inputs, 9, 18], 0.3);
+            let right = |y: &Tensor| -> Vec<f32> {
+                let slopes: Vec<f32> = slopes.to_vec1().unwrap();
+                let of = |i: usize| slopes[i / (9 * 18) % outputs];
+                numbers(y).into_iter().enumerate().map(|(i, y)| if y < 0.0 { y * of(i) } else { y }).collect()
+            };
+            for dtype in [DType::F32, DType::F64] {
+                let tensors = tensors.clone().map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()));
+                let vb = Weights::new(VarBuilder::from_tensors(tensors.into(), dtype, &Device::Cpu), WeightType::F32);
+                let conv = Conv2d::new(inputs, outputs, Conv2dConfig::SAME_3X3, &vb).unwrap();
+                let prelu = PRelu::new(outputs, &vb.pp("prelu")).unwrap();
+                let x = image.to_dtype(dtype).unwrap();
+                let [plain, ours] = [conv.forward(&x), conv.forward_prelu(&x, &prelu)].map(|y| y.unwrap().to_dtype(DType::F32).unwrap());
+                assert!(numbers(&ours).iter().zip(right(&plain)).all(|(ours, right)| (ours - right).abs() <= 1e-6), "{inputs} {outputs}");
+                assert!(numbers(&ours).iter().zip(numbers(&plain)).any(|(ours, plain)| (ours - plain).abs() > 0.01));
+                // As many slopes as channels, or none.
+                let other = PRelu::leaky(outputs + 1, 0.2, &vb).unwrap();
+                assert!(conv.forward_prelu(&x, &other).is_err());
+            }
+        }
     }
 
     /// candle's own operations trust a tensor's shape: whatever is written over, it must stay true of the memory.

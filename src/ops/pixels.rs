@@ -1,7 +1,8 @@
-//! From images to sequences of pixels, and back.
+//! From images to sequences of pixels, and back; and from channels to pixels.
 
 use candle_core::{Result, Tensor};
 
+use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
 
@@ -30,4 +31,32 @@ pub fn to_image(x: &Tensor, like: &Tensor) -> Result<Tensor> {
         return cuda::transpose(&x.contiguous()?)?.reshape((batch, channels, height, width));
     }
     x.reshape((batch, height, width, channels))?.permute((0, 3, 1, 2))
+}
+
+/// `(batch, channels * factor^2, height, width)` to `(batch, channels, height * factor, width * factor)`: torch's `pixel_shuffle`.
+///
+/// # Errors
+/// When the channels cannot be divided so, or the device fails.
+pub fn pixel_shuffle(x: &Tensor, factor: usize) -> Result<Tensor> {
+    cpu::check_room(x.elem_count())?;
+    candle_nn::ops::pixel_shuffle(x, factor)
+}
+
+/// `(batch, channels, height, width)` to `(batch, channels * factor^2, height / factor, width / factor)`: torch's `pixel_unshuffle`.
+///
+/// # Errors
+/// When the sides are no multiples of the factor, or the device fails.
+pub fn pixel_unshuffle(x: &Tensor, factor: usize) -> Result<Tensor> {
+    cpu::check_room(x.elem_count())?;
+    candle_nn::ops::pixel_unshuffle(x, factor)
+}
+
+/// Each channel of an image `times` times, one after the other. After [`pixel_shuffle`], that is the image enlarged by nearest neighbours.
+///
+/// # Errors
+/// When the device fails.
+pub fn repeat_channels(x: &Tensor, times: usize) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    cpu::check_room(x.elem_count() * times)?;
+    x.unsqueeze(2)?.broadcast_as((batch, channels, times, height, width))?.reshape((batch, channels * times, height, width))
 }

@@ -1,5 +1,5 @@
-//! [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, multistep, midpoint: as an ODE (its algorithm 2) and as an SDE.
-//! After diffusers' `scheduling_dpmsolver_multistep.py` with its default `solver_order` and `solver_type`.
+//! [DPM-Solver++](https://arxiv.org/abs/2211.01095), second order, multistep: as an ODE (its algorithm 2) and as an SDE, by the midpoint,
+//! and as an SDE by Heun's formula. After diffusers' `scheduling_dpmsolver_multistep.py` with its default `solver_order`.
 
 use super::{
     BetaSchedule, Level, PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term,
@@ -19,15 +19,26 @@ pub(super) enum Equation {
     Sde,
 }
 
+/// How the second order is taken, diffusers' `solver_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Formula {
+    Midpoint,
+    Heun,
+}
+
 pub(super) fn ode(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
-    plan(config, request, Equation::Ode)
+    plan(config, request, Equation::Ode, Formula::Midpoint)
 }
 
 pub(super) fn sde(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
-    plan(config, request, Equation::Sde)
+    plan(config, request, Equation::Sde, Formula::Midpoint)
 }
 
-fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> SamplingPlan {
+pub(super) fn sde_heun(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
+    plan(config, request, Equation::Sde, Formula::Heun)
+}
+
+fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation, formula: Formula) -> SamplingPlan {
     let steps = request.steps;
     // As in diffusers, timesteps are whole. Those of the cosine schedule are truncated, not rounded.
     let whole = if config.beta_schedule == BetaSchedule::SquaredCosine { truncate } else { f64::round_ties_even };
@@ -44,7 +55,7 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, equation: Equation) -> S
         update: if i == request.start || (i == steps - 1 && ends_first_order) {
             equation.first_order(levels[i], levels[i + 1])
         } else {
-            second_order(equation, levels[i - 1], levels[i], levels[i + 1])
+            second_order((equation, formula), levels[i - 1], levels[i], levels[i + 1])
         },
     };
     SamplingPlan { init_noise_sigma: 1.0, stages: (request.start..steps).map(stage).collect() }
@@ -85,15 +96,21 @@ pub(super) fn noise(from: Level, to: Level) -> f64 {
     to.sigma * (-(2.0 * (from.lambda() - to.lambda())).exp_m1()).max(0.0).sqrt()
 }
 
-fn second_order(equation: Equation, before: Level, from: Level, to: Level) -> Vec<(Term, f64)> {
-    let r = (from.lambda() - before.lambda()) / (to.lambda() - from.lambda());
+fn second_order((equation, formula): (Equation, Formula), before: Level, from: Level, to: Level) -> Vec<(Term, f64)> {
+    let h = to.lambda() - from.lambda();
+    let r = (from.lambda() - before.lambda()) / h;
     let mut update = equation.first_order(from, to);
     if r == 0.0 || !r.is_finite() {
         // Runs of many steps visit a timestep twice: there is no slope between a level and itself.
         return update;
     }
-    // D0 + D1 / 2 with D0 = x0 and D1 = (x0 - previous x0) / r
-    let slope = 0.5 * equation.gained(from, to) / r;
+    // D0 = x0 and D1 = (x0 - previous x0) / r
+    let gained = equation.gained(from, to);
+    let slope = match formula {
+        Formula::Midpoint => 0.5 * gained,
+        // Of the SDE: the exponent is 2 h.
+        Formula::Heun => to.alpha - gained / (2.0 * h),
+    } / r;
     update.extend([(Term::Denoised(0), slope), (Term::Denoised(1), -slope)]);
     update
 }

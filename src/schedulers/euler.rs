@@ -1,17 +1,11 @@
 //! Euler's method on the probability-flow ODE of [Karras et al.](https://arxiv.org/abs/2206.00364), algorithm 2 without churn.
 //! After diffusers' `scheduling_euler_discrete.py`.
 
-use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, sigmas};
+use super::{PlanRequest, SamplingPlan, SchedulerConfig, Term, sigmas};
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, config.final_sigmas_type);
-    let stage = |(timestep, sigma, next): (f64, f64, f64)| Stage {
-        timestep,
-        level: sigmas::level(sigma),
-        input_scale: sigmas::input_scale(sigma),
-        denoised: sigmas::denoised_from_sigma(config.prediction_type, sigma),
-        update: step(sigma, next),
-    };
+    let stage = |(timestep, sigma, next)| sigmas::stage(config, timestep, sigma, step(sigma, next));
     SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().skip(request.start).map(stage).collect() }
 }
 

@@ -1,7 +1,7 @@
 //! Euler's method with ancestral noise: each step goes further down than the schedule asks, and fresh noise leads back up.
 //! After diffusers' `scheduling_euler_ancestral_discrete.py`.
 
-use super::{PlanRequest, SamplingPlan, SchedulerConfig, Stage, Term, euler, scheduler_config::FinalSigmas, sigmas};
+use super::{PlanRequest, SamplingPlan, SchedulerConfig, Term, euler, scheduler_config::FinalSigmas, sigmas};
 
 pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPlan {
     let run = sigmas::SigmaSchedule::new(config, request.schedule, request.steps, FinalSigmas::Zero);
@@ -9,13 +9,7 @@ pub(super) fn plan(config: &SchedulerConfig, request: PlanRequest) -> SamplingPl
         let (down, up) = sigmas::ancestral_step(from, to);
         let mut update = euler::step(from, down);
         update.push((Term::Noise, up));
-        Stage {
-            timestep,
-            level: sigmas::level(from),
-            input_scale: sigmas::input_scale(from),
-            denoised: sigmas::denoised_from_sigma(config.prediction_type, from),
-            update,
-        }
+        sigmas::stage(config, timestep, from, update)
     };
     SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages: run.steps().skip(request.start).map(stage).collect() }
 }

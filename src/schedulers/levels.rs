@@ -58,7 +58,7 @@ fn timesteps(config: &SchedulerConfig, schedule: Schedule, steps: usize) -> Vec<
     let spacing = sigmas::spacing(config, schedule, TimestepSpacing::Linspace);
     let spaced = match (schedule, spacing) {
         // Schedules of other programs, which leave none out and round none.
-        (Schedule::Normal, _) => return sigmas::spaced(config, schedule, spacing, steps),
+        (Schedule::Normal | Schedule::DdimUniform, _) => return sigmas::spaced(config, schedule, spacing, steps),
         (Schedule::Simple, _) | (_, TimestepSpacing::Trailing) => sigmas::spaced(config, schedule, spacing, steps),
         (_, TimestepSpacing::Leading | TimestepSpacing::Linspace) => {
             let mut timesteps = sigmas::timesteps(config, spacing, steps + 1);

@@ -2,7 +2,7 @@
 //! deviation next to a picture of variance 1.
 
 use super::{
-    Level, PredictionType, SchedulerConfig, TimestepSpacing,
+    Level, PredictionType, SchedulerConfig, Stage, Term, TimestepSpacing,
     beta_quantile::beta_quantile,
     scheduler_config::{FinalSigmas, linspace},
 };
@@ -113,11 +113,23 @@ impl SigmaSchedule {
     }
 }
 
+/// The stage of latents at noise level `sigma`.
+pub(super) fn stage(config: &SchedulerConfig, timestep: f64, sigma: f64, update: Vec<(Term, f64)>) -> Stage {
+    Stage {
+        timestep,
+        level: level(sigma),
+        input_scale: input_scale(sigma),
+        denoised: denoised_from_sigma(config.prediction_type, sigma),
+        update,
+    }
+}
+
 /// The spacing of timesteps: the request's, the checkpoint's, or the default of the sampler's class in diffusers.
 pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing) -> TimestepSpacing {
     match schedule {
         Schedule::Normal => TimestepSpacing::Linspace,
         Schedule::SgmUniform | Schedule::Simple => TimestepSpacing::Trailing,
+        Schedule::DdimUniform => TimestepSpacing::Leading,
         _ => config.timestep_spacing.unwrap_or(default),
     }
 }
@@ -126,6 +138,8 @@ pub(super) fn spacing(config: &SchedulerConfig, schedule: Schedule, default: Tim
 pub(super) fn spaced(config: &SchedulerConfig, schedule: Schedule, default: TimestepSpacing, steps: usize) -> Vec<f64> {
     match schedule {
         Schedule::Simple => simple_timesteps(config, steps),
+        // Whatever the checkpoint's offset is.
+        Schedule::DdimUniform => timesteps(&SchedulerConfig { steps_offset: 1, ..config.clone() }, TimestepSpacing::Leading, steps),
         // As in other programs: the last timestep. numpy.linspace would give the first.
         Schedule::Normal if steps == 1 => vec![(config.num_train_timesteps - 1) as f64],
         _ => timesteps(config, spacing(config, schedule, default), steps),
@@ -135,16 +149,20 @@ pub(super) fn spaced(config: &SchedulerConfig, schedule: Schedule, default: Time
 /// `steps` noise levels from `max` to `min`, if the schedule is a curve.
 pub(super) fn curve(config: &SchedulerConfig, schedule: Schedule, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
     let curve = match schedule {
-        Schedule::Default | Schedule::Normal | Schedule::SgmUniform | Schedule::Simple => return None,
-        Schedule::Karras => {
-            const RHO: f64 = 7.0;
-            linspace(max.powf(1.0 / RHO), min.powf(1.0 / RHO), steps).into_iter().map(|root| root.powf(RHO)).collect()
-        }
+        Schedule::Default | Schedule::Normal | Schedule::SgmUniform | Schedule::Simple | Schedule::DdimUniform => return None,
+        Schedule::Karras => karras(max, min, steps),
+        Schedule::KlOptimal => linspace(max.atan(), min.atan(), steps).into_iter().map(f64::tan).collect(),
         Schedule::Exponential => linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect(),
         Schedule::Beta => linspace(1.0, 0.0, steps).into_iter().map(|share| min + beta_quantile(share) * (max - min)).collect(),
         Schedule::AlignYourSteps => align_your_steps(config.is_xl, steps),
     };
     Some(curve)
+}
+
+/// The sigmas of [Karras et al.](https://arxiv.org/abs/2206.00364), equation 5, with rho 7.
+pub(super) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
+    const RHO: f64 = 7.0;
+    linspace(max.powf(1.0 / RHO), min.powf(1.0 / RHO), steps).into_iter().map(|root| root.powf(RHO)).collect()
 }
 
 /// The best noise levels for ten steps ([Sabour et al.](https://arxiv.org/abs/2404.14507)), interpolated in the

@@ -1,8 +1,8 @@
 //! The table of solvers. A new sampler is a variant of [`Sampler`], a line here, and a file beside this one.
 
 use super::{
-    PlanRequest, SamplingPlan, SchedulerConfig, ddim, ddpm, deis, dpmpp_multistep, dpmpp_sde, euler, euler_ancestral, lcm, lms, pndm, tcd,
-    two_evaluations, unipc,
+    PlanRequest, SamplingPlan, SchedulerConfig, ddim, ddpm, deis, dpmpp_3m_sde, dpmpp_multistep, dpmpp_sde, er_sde, euler, euler_ancestral,
+    ipndm, lcm, lms, pndm, res_multistep, restart, tcd, two_evaluations, unipc,
 };
 use crate::common::{Eta, InvalidValue, Sampler, Schedule, Steps};
 
@@ -52,10 +52,16 @@ fn solver(sampler: Sampler) -> fn(&SchedulerConfig, PlanRequest) -> SamplingPlan
         Sampler::Dpm2Ancestral => two_evaluations::dpm2_ancestral,
         Sampler::Dpmpp2m => dpmpp_multistep::ode,
         Sampler::Dpmpp2mSde => dpmpp_multistep::sde,
+        Sampler::Dpmpp2mSdeHeun => dpmpp_multistep::sde_heun,
+        Sampler::Dpmpp3mSde => dpmpp_3m_sde::plan,
         Sampler::Dpmpp2sAncestral => two_evaluations::dpmpp_2s_ancestral,
         Sampler::DpmppSde => dpmpp_sde::plan,
         Sampler::UniPc => unipc::plan,
         Sampler::Deis => deis::plan,
+        Sampler::Restart => restart::plan,
+        Sampler::ResMultistep => res_multistep::plan,
+        Sampler::ErSde => er_sde::plan,
+        Sampler::Ipndm => ipndm::plan,
         Sampler::Lcm => lcm::plan,
         Sampler::Tcd => tcd::plan,
     }

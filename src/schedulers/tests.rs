@@ -1,4 +1,5 @@
-//! The plans against diffusers' schedulers, on a toy network. The goldens are made by `tests/parity/make_scheduler_goldens.py`.
+//! The plans against diffusers' schedulers, k-diffusion's and papers' formulas, on a toy network. The goldens are made by
+//! `tests/parity/make_scheduler_goldens.py` and `make_k_sampler_goldens.py`.
 
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -72,10 +73,20 @@ fn run(plan: &SamplingPlan, begins_with_picture: bool, blend: bool) -> Vec<f64> 
 
 #[test]
 fn every_plan_ends_where_diffusers_does() {
-    let goldens: Goldens = serde_json::from_str(include_str!("../../tests/parity/schedulers.json")).unwrap();
+    check_ends(include_str!("../../tests/parity/schedulers.json"), 5000);
+}
+
+#[test]
+fn every_plan_of_other_programs_ends_where_theirs_does() {
+    check_ends(include_str!("../../tests/parity/k_samplers.json"), 700);
+}
+
+/// Compares the ends of runs, more than `least`.
+fn check_ends(goldens: &str, least: usize) {
+    let goldens: Goldens = serde_json::from_str(goldens).unwrap();
     let configs: Vec<SchedulerConfig> =
         goldens.configs.iter().map(|config| SchedulerConfig::from_json(config.to_string().as_bytes()).unwrap()).collect();
-    assert!(goldens.cases.len() > 5000);
+    assert!(goldens.cases.len() > least);
     let mut worst = vec![0.0_f64; Sampler::ALL.len()];
     let mut wrong = Vec::new();
     for Case { config, sampler, schedule, steps, eta, end, start, blend } in goldens.cases {
@@ -136,8 +147,11 @@ proptest! {
             prop_assert!(is_too_many || sampler.check_schedule(schedule).is_err());
             return Ok(());
         };
+        // Of as many steps and more, some are taken again.
+        let restarts = sampler == Sampler::Restart && steps.get() - start >= 20;
         let evaluations = match sampler {
-            Sampler::Heun | Sampler::Dpm2 | Sampler::Dpm2Ancestral | Sampler::Dpmpp2sAncestral => 2 * (steps.get() - start) - 1,
+            Sampler::Restart if restarts => plan.stages.len(),
+            Sampler::Restart | Sampler::Heun | Sampler::Dpm2 | Sampler::Dpm2Ancestral | Sampler::Dpmpp2sAncestral => 2 * (steps.get() - start) - 1,
             Sampler::Pndm if steps.get() > 1 => steps.get() - start + 1,
             _ => steps.get() - start,
         };
@@ -153,7 +167,7 @@ proptest! {
             };
             prop_assert!(stage.update.iter().all(|(term, _)| is_known(term)), "step {i} looks back too far");
         }
-        prop_assert!(plan.stages.windows(2).all(|pair| pair[0].timestep + 1.0 > pair[1].timestep));
+        prop_assert!(restarts || plan.stages.windows(2).all(|pair| pair[0].timestep + 1.0 > pair[1].timestep));
     }
 }
 

@@ -76,6 +76,15 @@ fn plan(config: &SchedulerConfig, request: PlanRequest, method: Method, ancestra
     SamplingPlan { init_noise_sigma: run.init_noise_sigma, stages }
 }
 
+/// A step of Heun's method between two noise levels, of which `timestep_of` says the timesteps.
+pub(super) fn heun_step(config: &SchedulerConfig, from: f64, to: f64, timestep_of: impl Fn(f64) -> f64) -> Vec<Stage> {
+    let mut stages = vec![sigmas::stage(config, timestep_of(from), from, euler::step(from, to))];
+    if to > 0.0 {
+        stages.push(sigmas::stage(config, timestep_of(to), to, Method::Heun.second(&Step { from, middle: to, down: to })));
+    }
+    stages
+}
+
 impl Method {
     /// From the second evaluation to the end of the step.
     fn second(self, &Step { from, middle, down }: &Step) -> Vec<(Term, f64)> {

@@ -132,7 +132,7 @@ async fn requests_that_leave_something_out_get_what_the_owner_says() {
         (["--sampler", "ddim", "--schedule", "karras"], "--schedule must be one of default, normal, sgm_uniform with the sampler ddim"),
         (["--size", "68x64", "--steps", "3"], "--size"),
         (["--size", "4096x4096", "--steps", "3"], "--size must be at most"),
-        (["--steps", "0", "--sampler", "ddim"], "steps must be a whole number from 1 to 1000, not 0"),
+        (["--steps", "0", "--sampler", "ddim"], "must be a whole number from 1 to 1000, not 0"),
     ] {
         let output = binary().arg("serve").args(model).args(options).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();

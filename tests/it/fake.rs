@@ -311,6 +311,7 @@ pub(crate) fn info() -> ModelInfo {
         adapters: None,
         controls: None,
         ip_adapter: None,
+        upscalers: Arc::default(),
         has_tiny_decoder: false,
     }
 }

@@ -1,5 +1,5 @@
 //! Promises to the outside, one module for each. The tests run the binary as users do; only `batches`, `damaged`, `families`,
-//! `family_samplers`, `layouts`, `loras`, `made_lora`, `parity`, `parts`, `references`, `sharing`, `single_file` and `tiny_vae` look inside.
+//! `family_samplers`, `layouts`, `loras`, `made_lora`, `parity`, `parts`, `references`, `sharing`, `single_file`, `tiny_vae` and `upscalers` look inside.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod access;
@@ -58,5 +58,7 @@ mod threads;
 mod tiny_decoder;
 mod tiny_vae;
 mod trouble;
+mod upscale_requests;
+mod upscalers;
 mod waiting;
 mod web_page;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 39] = [
+const ROUTES: [&str; 40] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
@@ -23,6 +23,7 @@ const ROUTES: [&str; 39] = [
     "POST /v1/shutdown",
     "POST /v1/images/generations",
     "POST /v1/images/edits",
+    "POST /v1/images/upscale",
     "POST /v1/jobs",
     "GET /v1/jobs/{id}",
     "GET /v1/jobs/{id}/stream",

@@ -50,12 +50,15 @@ impl<G: Generation> Batch<G> {
         self.joined = None;
     }
 
-    /// A step of the oldest picture, and of all others whose next step is of the same kind. The others wait: no picture is held up by a
+    /// A step of the oldest picture that is to take one, and of all others whose next step is of the same kind. The others wait: no picture is held up by a
     /// younger one. What goes wrong is kept with the picture that it happened to.
     pub(super) fn step(&mut self, pulse: &Pulse, writer: &WriterQueue) {
         let started = Instant::now();
-        let Some(kind) = self.pictures.first().map(|oldest| oldest.generation.kind()) else { return };
-        let mut stepping: Vec<&mut Picture<G>> = self.pictures.iter_mut().filter(|picture| picture.generation.kind() == kind).collect();
+        let Some(kind) = self.pictures.iter().find(|picture| picture.has_steps_left()).map(|oldest| oldest.generation.kind()) else {
+            return;
+        };
+        let steps = |picture: &&mut Picture<G>| picture.has_steps_left() && picture.generation.kind() == kind;
+        let mut stepping: Vec<&mut Picture<G>> = self.pictures.iter_mut().filter(steps).collect();
         let spans: Vec<Span> = stepping.iter().map(|picture| picture.step_span()).collect();
         let pictures: Vec<&Picture<G>> = stepping.iter().map(|picture| &**picture).collect();
         let outputs = predict(&pictures, kind, &mut self.joined, pulse);

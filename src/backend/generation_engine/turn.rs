@@ -74,11 +74,21 @@ impl Turn {
     pub(super) fn new(mut request: GenerationRequest, begun: Begun) -> Self {
         let held = Held { place: request.place.take(), begun: Some(begun), failure: None, untold: 0 };
         let config = &request.order.config;
-        let span = info_span!(
-            parent: &request.span, "generate",
-            request_id = %request.request_id, steps = %config.steps, size = %config.size, seed = %config.seed,
-            queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
-        );
+        let drawing = || {
+            info_span!(
+                parent: &request.span, "generate",
+                request_id = %request.request_id, steps = %config.steps, size = %config.size, seed = %config.seed,
+                queue_ms = Empty, text_ms = Empty, denoise_ms = Empty, decode_ms = Empty, encode_ms = Empty
+            )
+        };
+        let upscaling = || {
+            info_span!(
+                parent: &request.span, "upscale",
+                request_id = %request.request_id, upscale = request.order.upscale.as_ref().map(tracing::field::display),
+                queue_ms = Empty, decode_ms = Empty, encode_ms = Empty
+            )
+        };
+        let span = if request.order.is_drawn() { drawing() } else { upscaling() };
         Self { request, span, held: Mutex::new(held) }
     }
 
@@ -212,7 +222,12 @@ impl<G: Generation> Picture<G> {
 
     /// Whether it takes no more steps.
     pub(super) fn is_over(&self) -> bool {
-        self.failure.is_some() || self.steps >= self.generation.total_steps() || !self.turn.is_wanted()
+        self.failure.is_some() || !self.has_steps_left() || !self.turn.is_wanted()
+    }
+
+    /// Whether it has steps to take. One of the client's that is enlarged has none from the beginning.
+    pub(super) fn has_steps_left(&self) -> bool {
+        self.steps < self.generation.total_steps()
     }
 
     /// The span of the next step.

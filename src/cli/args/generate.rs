@@ -12,7 +12,7 @@ use crate::{
     common::{
         ClipSkip, ControlFile, Decoder, Eta, FeatureCache, GuidanceInterval, GuidanceScale, ImageSize, InvalidValue, NamedLora,
         NamedSampler, NamedSchedule, NegativePrompt, OutputConfig, Prompt, ReferenceFile, Sampler, SamplingOptions, Schedule, Seed, Steps,
-        Strength,
+        Strength, UpscaleSettings,
     },
 };
 
@@ -66,6 +66,10 @@ pub struct GenerateArgs {
     /// What turns latents into pixels: full, the model's VAE, or tiny, that of --tiny-vae
     #[arg(long, default_value_t)]
     pub decoder: Decoder,
+    /// Enlarge the finished picture with a network of --upscaler, Lanczos or Nearest, and how much, 1 to 8 [default: as much as the network
+    /// does, or 2]
+    #[arg(long, value_name = "NAME[,scale=SCALE]")]
+    pub upscale: Option<UpscaleSettings>,
     /// Width and height in pixels, multiples of 8, such as 512x768 [default: those of the picture to begin with, or the model's]
     #[arg(long, value_name = "WIDTHxHEIGHT", conflicts_with_all = ["width", "height"])]
     pub size: Option<ImageSize>,
@@ -129,6 +133,7 @@ impl GenerateArgs {
             controls: self.control.iter().map(|control| control.settings.clone()).collect(),
             references: self.reference.iter().map(|reference| reference.scale).collect(),
             decoder: self.decoder,
+            upscale: self.upscale.clone(),
             output: OutputConfig::default(),
         })
     }

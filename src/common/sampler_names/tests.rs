@@ -56,7 +56,7 @@ fn names_with_a_schedule_are_taken_apart() {
         assert_eq!(parse(name), (sampler, schedule), "{name}");
     }
     for name in
-        ["", "Karras", "_karras", "plms2", "DPM++ 3M SDE", "DPM++ 2M Karras Karras", "ddim_trailing_karras", "DPMSolverSinglestepScheduler"]
+        ["", "Karras", "_karras", "plms2", "DPM++ 4M SDE", "DPM++ 2M Karras Karras", "ddim_trailing_karras", "DPMSolverSinglestepScheduler"]
     {
         assert!(name.parse::<NamedSampler>().is_err(), "{name}");
     }
@@ -96,6 +96,6 @@ fn an_unknown_sampler_is_answered_with_the_known_ones() {
     let error = "plms2".parse::<Sampler>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "must be one of ddim, ddpm, pndm, lms, heun, euler, euler_a, dpm2, dpm2_a, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s_a, dpmpp_sde, unipc, deis, lcm, tcd, not \"plms2\""
+        "must be one of ddim, ddpm, pndm, lms, heun, euler, euler_a, dpm2, dpm2_a, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_2s_a, dpmpp_sde, unipc, deis, restart, res_multistep, er_sde, ipndm, lcm, tcd, not \"plms2\""
     );
 }

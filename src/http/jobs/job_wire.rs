@@ -23,6 +23,7 @@ use crate::{
         wire_controls::{self, WireControls, is_control},
         wire_loras::WireLoras,
         wire_references::{self, WireReferences, is_reference},
+        wire_upscale::WireUpscale,
     },
 };
 
@@ -104,6 +105,9 @@ pub(in crate::http) struct JobRequest {
     clip_skip: Option<ClipSkip>,
     /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
     decoder: Option<Decoder>,
+    /// What enlarges the finished picture, by its name, and how much.
+    #[schema(inline)]
+    upscale: Option<WireUpscale>,
     /// Features that are reused between steps: faster, and another picture.
     #[schema(inline)]
     cache: Option<WireCache>,
@@ -209,6 +213,7 @@ impl JobRequest {
             zero_snr: self.zero_snr,
             clip_skip: self.clip_skip,
             decoder: self.decoder,
+            upscale: self.upscale,
             strength: self.strength,
             cache: self.cache,
             others: self.others,

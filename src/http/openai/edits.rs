@@ -3,29 +3,10 @@
 //! `OpenAI`'s clients send a form with files; JSON with base64 in the same fields works as well. A URL or a file that a request names is
 //! never opened.
 
-use std::{
-    borrow::Cow,
-    hash::{DefaultHasher, Hash},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::borrow::Cow;
 
-use axum::{
-    Extension,
-    extract::{
-        FromRequest, Multipart, Request, State,
-        multipart::{Field, MultipartError},
-    },
-    http::StatusCode,
-    response::Response,
-};
-use serde_json::{
-    Map, Value,
-    value::{RawValue, to_raw_value},
-};
-use tokio::sync::Mutex;
+use axum::{Extension, extract::State, response::Response};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
@@ -37,16 +18,15 @@ use crate::{
     backend::{ImageFile, InitFiles},
     common::{Prompt, RequestId, Strength},
     http::{
-        api_error::{self, ApiError},
+        api_error::ApiError,
         app_state::AppState,
-        body_bytes::{self, BodyBudget, MAX_BODY_BYTES, MAX_UPLOAD_BYTES, ParsedBody},
+        body_bytes::ParsedBody,
         client_headers::{ClientHeaders, WaitHeaders},
-        extract::{self, FromFields, JsonBody},
+        extract::FromFields,
         fields::{self, Fields},
-        hosts,
+        form::{FormField, FormOrJson, FromForm, Settings, list_name},
         images_body::{FormPictures, ImagesBody},
         openapi::{Forbidden, IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
-        page,
         start::start,
         uploads,
         wire::ImagesRequest,
@@ -58,28 +38,8 @@ use crate::{
 /// What is done with several pictures to begin with: `first` takes the first of them.
 const SEVERAL: &str = "several_images";
 
-/// The most fields of a form.
-const MAX_FIELDS: usize = 64;
-
-/// The most bytes of a field's head, and of what precedes the first field.
-const MAX_HEAD_BYTES: usize = 1 << 20;
-
-/// Fields that stay text even where their value looks like a number, a list or a boolean.
-const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "user", "safety_identifier"];
-
-/// An edit from a form or from JSON.
-pub(super) struct EditsBody(ParsedBody<Edit>);
-
 /// A body with a picture to begin with.
-struct Edit(ImagesBody);
-
-/// A field of a form.
-#[derive(Hash)]
-struct FormField {
-    name: String,
-    is_file: bool,
-    bytes: Vec<u8>,
-}
+pub(super) struct Edit(ImagesBody);
 
 /// The fields that an edit has beside those of `/v1/images/generations`.
 #[derive(ToSchema)]
@@ -129,7 +89,7 @@ pub(super) async fn edits(
     id: Extension<RequestId>,
     address: Address,
     client: ClientHeaders,
-    body: Result<EditsBody, ApiError>,
+    body: Result<FormOrJson<Edit>, ApiError>,
 ) -> Result<Response, ApiError> {
     draw((state, id, address, client), body, |_| {}).await
 }
@@ -140,11 +100,11 @@ pub(super) type Client = (State<AppState>, Extension<RequestId>, Address, Client
 /// Pictures from a picture. `adapt` fits the request to its route.
 pub(super) async fn draw(
     (State(state), Extension(id), address, client): Client,
-    body: Result<EditsBody, ApiError>,
+    body: Result<FormOrJson<Edit>, ApiError>,
     adapt: impl FnOnce(&mut ImagesRequest),
 ) -> Result<Response, ApiError> {
     let accepted = async {
-        let EditsBody(ParsedBody { value: Edit(mut body), fingerprint, budget }) = body?;
+        let FormOrJson(ParsedBody { value: Edit(mut body), fingerprint, budget }) = body?;
         adapt(&mut body.request);
         let info = state.model()?;
         let order = body.into_order(&info).await?;
@@ -152,25 +112,6 @@ pub(super) async fn draw(
         start(&state, &id, client, order, fingerprint, &info)
     };
     images_response::answer(&state, &address, accepted.await.inspect_err(ApiError::count_rejection)?).await
-}
-
-impl FromRequest<AppState> for EditsBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        match extract::media_type(request.headers())?.as_str() {
-            "multipart/form-data" => {
-                page::check(request.headers(), hosts::authority(&request), state)?;
-                extract::check_length(request.headers(), MAX_UPLOAD_BYTES)?;
-                Ok(Self(from_form(request, state).await?))
-            }
-            "application/json" => {
-                let JsonBody(edit) = JsonBody::<Edit, MAX_UPLOAD_BYTES>::from_request(request, state).await?;
-                Ok(Self(edit))
-            }
-            _ => Err(ApiError::no_form()),
-        }
-    }
 }
 
 impl FromFields for Edit {
@@ -184,61 +125,24 @@ impl FromFields for Edit {
     }
 }
 
-/// Reads a form to its end. Its fields are judged afterwards, so that a client that is still sending receives the answer.
-async fn from_form(request: Request, state: &AppState) -> Result<ParsedBody<Edit>, ApiError> {
-    let (hasher, budget) = (extract::route_hasher(&request), Arc::new(Mutex::new(BodyBudget::new(state.client_timeout))));
-    // The reader buffers the whole head of a field before it parses it.
-    let allowance = Arc::new(AtomicUsize::new(MAX_HEAD_BYTES));
-    let metered = request.map(|body| body_bytes::metered(body, Arc::clone(&budget), Arc::clone(&allowance)));
-    let form = Multipart::from_request(metered, state).await;
-    let mut form = form.map_err(|error| ApiError::unreadable_body(&error.body_text()))?;
-    let (mut fields, mut length) = (Vec::new(), 0);
-    while let Some(field) = form.next_field().await.map_err(|error| unreadable(&error))? {
-        allowance.store(usize::MAX, Ordering::Relaxed);
-        // Browsers send an empty field where no file was chosen.
-        let has_no_name = field.file_name() == Some("");
-        let field = FormField::read(field).await?;
-        allowance.store(MAX_HEAD_BYTES, Ordering::Relaxed);
-        if has_no_name && field.bytes.is_empty() {
-            continue;
-        }
-        length += field.bytes.len();
-        fields.push(field);
-        if fields.len() > MAX_FIELDS {
-            return Err(ApiError::unreadable_body(&format!("a form has at most {MAX_FIELDS} fields")));
-        }
-    }
-    let read = move |hasher: &mut DefaultHasher| {
-        // The boundary differs on every try, so only the fields are hashed.
-        fields.hash(hasher);
-        Edit::from_form(fields)
-    };
-    body_bytes::parse(length, budget, hasher, read).await
-}
-
-impl Edit {
+impl FromForm for Edit {
     fn from_form(fields: Vec<FormField>) -> Result<Self, ApiError> {
         let (mut images, mut masks, mut pictures) = (Vec::new(), Vec::new(), FormPictures::default());
-        let (mut settings, mut length) = (Vec::new(), 0);
+        let mut settings = Settings::default();
         for field in fields {
             match &*field.name {
                 name if is_image(name) => images.push(field.picture("image")?),
                 name if is_mask(name) => masks.push(field.picture("mask")?),
                 name if is_control_image(name) => pictures.controls.push(field.picture("control_image")?),
                 name if is_reference_image(name) => pictures.references.push(field.picture("reference_image")?),
-                _ => {
-                    length += field.bytes.len();
-                    if length > MAX_BODY_BYTES {
-                        return Err(ApiError::invalid_param(api_error::clip(&field.name), "is too long for a field that is no picture"));
-                    }
-                    settings.push(field.setting()?);
-                }
+                _ => settings.add(field)?,
             }
         }
-        let settings = settings.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
-        Self::new(settings, pictures, || Ok((images, masks)))
+        Self::new(settings.fields(), pictures, || Ok((images, masks)))
     }
+}
 
+impl Edit {
     /// `files` are the pictures to begin with, and masks.
     fn new(
         mut fields: Fields,
@@ -291,44 +195,6 @@ fn is_reference_image(name: &str) -> bool {
     matches!(list_name(name), "reference_image" | "reference_images")
 }
 
-/// A field's name without a final `[]` or `[0]`.
-fn list_name(name: &str) -> &str {
-    let entry = |name: &str| Some(name.strip_suffix(']')?.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix('[')?.len());
-    &name[..entry(name).unwrap_or(name.len())]
-}
-
-impl FormField {
-    async fn read(mut field: Field<'_>) -> Result<Self, ApiError> {
-        let name = field.name().unwrap_or_default().to_owned();
-        let is_file = field.file_name().is_some() || field.content_type().is_some_and(|kind| !kind.starts_with("text/"));
-        let mut bytes = Vec::new();
-        while let Some(more) = field.chunk().await.map_err(|error| unreadable(&error))? {
-            body_bytes::append(&mut bytes, &more)?;
-        }
-        Ok(Self { name, is_file, bytes })
-    }
-
-    fn text(&self) -> Result<&str, ApiError> {
-        str::from_utf8(&self.bytes).map_err(|_| ApiError::invalid_param(api_error::clip(&self.name), "must be text in UTF-8"))
-    }
-
-    fn picture(self, param: &str) -> Result<Vec<u8>, ApiError> {
-        if self.is_file { Ok(self.bytes) } else { uploads::from_text(param, self.text()?) }
-    }
-
-    /// The field as JSON.
-    fn setting(self) -> Result<(String, Box<RawValue>), ApiError> {
-        let value = match self.text() {
-            Ok(text) => value(&self.name, text),
-            // No field accepts an object: a known field refuses it, and an unknown one is reported as ignored.
-            Err(_) if self.is_file && !TEXTS.contains(&&*self.name) => Value::Object(Map::new()),
-            Err(error) => return Err(error),
-        };
-        let value = to_raw_value(&value).map_err(|error| ApiError::unreadable_body(&error.to_string()))?;
-        Ok((self.name, value))
-    }
-}
-
 /// `OpenAI`'s API allows several pictures; Stable Diffusion begins with one.
 fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError> {
     match files.len() {
@@ -339,19 +205,4 @@ fn one(param: &str, mut files: Vec<Vec<u8>>) -> Result<Option<Vec<u8>>, ApiError
             Err(ApiError::invalid_param(param, &reason))
         }
     }
-}
-
-/// Forms contain only text. Text that reads as a number, a list or a boolean is one, except in [`TEXTS`].
-fn value(name: &str, text: &str) -> Value {
-    match serde_json::from_str(text.trim()) {
-        Ok(value @ (Value::Number(_) | Value::Bool(_) | Value::Null | Value::Array(_))) if !TEXTS.contains(&name) => value,
-        _ => Value::String(text.to_owned()),
-    }
-}
-
-fn unreadable(error: &MultipartError) -> ApiError {
-    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return ApiError::body_too_large(MAX_UPLOAD_BYTES);
-    }
-    body_bytes::unreadable(error, &error.body_text())
 }

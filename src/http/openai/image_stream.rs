@@ -75,7 +75,7 @@ fn completed(run: &Run, complete: &Arc<Complete>) -> ImageEvent {
     let completed = Box::new(Completed {
         b64_json: Base64::of(Arc::clone(complete)),
         created_at: unix_seconds(),
-        size: run.order.picture.size().to_string(),
+        size: run.order.size(),
         quality: "auto",
         background: "opaque",
         output_format: complete.image.format,

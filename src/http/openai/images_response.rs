@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    http::header,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -18,10 +17,9 @@ use crate::{
     backend::{Complete, Timings},
     common::{ImageFormat, Seed},
     http::{
-        answer::{Base64, Parameters, WireTimings},
+        answer::{self, Base64, Parameters, WireTimings},
         api_error::ApiError,
         app_state::AppState,
-        off_thread,
         run::{Follower, Run},
     },
 };
@@ -40,9 +38,6 @@ pub(super) async fn answer(state: &AppState, address: &Address, mut follower: Fo
     let data = pictures.iter().enumerate().map(|(i, picture)| link(i, picture)).collect();
     Ok(Json(ImagesResponse { data, ..ImagesResponse::new(&follower.run, &pictures) }).into_response())
 }
-
-/// The usual size of an answer without its pictures, in bytes.
-const SMALL_ANSWER: usize = 4096;
 
 /// The pictures, and how they were made.
 #[derive(Debug, Serialize, ToSchema)]
@@ -101,15 +96,7 @@ impl ImagesResponse {
     /// # Errors
     /// When there is no memory for the answer.
     pub(in crate::http) async fn respond(run: &Arc<Run>, pictures: Vec<Arc<Complete>>) -> Result<Response, ApiError> {
-        let (run, length) = (Arc::clone(run), pictures.iter().map(|picture| picture.image.bytes.len()).sum());
-        let write = move || {
-            let mut answer = Vec::new();
-            answer.try_reserve_exact(length / 3 * 4 + SMALL_ANSWER * (1 + pictures.len())).map_err(|_| ApiError::no_memory_for_answer())?;
-            serde_json::to_writer(&mut answer, &Self::new(&run, &pictures)).map_err(|error| ApiError::unwritable(&error))?;
-            Ok(answer)
-        };
-        let answer = off_thread::offload(length, write).await.unwrap_or_else(|error| Err(ApiError::unwritable(&error)))?;
-        Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+        answer::respond(run, pictures, Self::new).await
     }
 
     /// Collects the fields of the answer.
@@ -126,7 +113,7 @@ impl ImagesResponse {
                 .collect(),
             background: "opaque",
             output_format: run.order.picture.output.format,
-            size: run.order.picture.size().to_string(),
+            size: run.order.size(),
             quality: "auto",
             usage: Usage::default(),
             parameters,

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::{
     content::Address,
-    edits::{self, EditsBody},
+    edits::{self, Edit},
     image_events::ImageItem,
     images_response::ImagesResponse,
 };
@@ -15,6 +15,7 @@ use crate::{
         api_error::ApiError,
         app_state::AppState,
         client_headers::{ClientHeaders, WaitHeaders},
+        form::FormOrJson,
         openapi::{Forbidden, IMAGES, KeyMissing, NotReady, Refused, TooLate, WentWrong},
     },
 };
@@ -55,7 +56,7 @@ pub(super) async fn variations(
     id: Extension<RequestId>,
     address: Address,
     client: ClientHeaders,
-    body: Result<EditsBody, ApiError>,
+    body: Result<FormOrJson<Edit>, ApiError>,
 ) -> Result<Response, ApiError> {
     edits::draw((state, id, address, client), body, |request| request.may_lack_prompt = true).await
 }

@@ -23,8 +23,9 @@ pub(in crate::ops) struct Epilogue<'a> {
     pub(in crate::ops) residual: Option<&'a [f32]>,
     /// Whether the numbers that the result's memory holds are added.
     pub(in crate::ops) onto: bool,
-    /// Applied last.
     pub(in crate::ops) activation: Option<Activation>,
+    /// One number for each column, by which what is negative is multiplied last: `PReLU`.
+    pub(in crate::ops) slopes: Option<&'a [f32]>,
 }
 
 impl Epilogue<'_> {
@@ -62,13 +63,17 @@ impl Epilogue<'_> {
         if self.onto {
             value = simd.add_f32s(value, load(simd, out.read(row * self.columns + column, n)));
         }
-        match self.activation {
+        let value = match self.activation {
             None => value,
             Some(Activation::Silu) => map(value, silu),
             Some(Activation::Gelu) => map(value, gelu),
             Some(Activation::QuickGelu) => map(value, quick_gelu),
             Some(Activation::Relu) => map(value, relu),
-        }
+        };
+        let Some(slopes) = self.slopes else { return value };
+        // NaN is not less than 0, and stays.
+        let is_negative = simd.less_than_f32s(value, simd.splat_f32s(0.0));
+        simd.select_f32s(is_negative, simd.mul_f32s(value, load(simd, &slopes[column..][..n])), value)
     }
 
     #[inline(always)]
