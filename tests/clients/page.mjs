@@ -29,6 +29,15 @@ const checks = {
       await page.click("#reuse");
       assert.deepEqual(await page.locator("#seed, #num_inference_steps, #width").evaluateAll((all) => all.map((input) => input.value)), ["64", "12", "7"]);
       assert((await generate(page)).equals(file) && !last.equals(file));
+      // Enlarged after that.
+      await page.selectOption("#upscaler", "Nearest");
+      await page.fill("#times", "3");
+      const large = await generate(page);
+      assert(large.equals(await made(ask, { ...FOX, upscale: { name: "Nearest", scale: 3 } })));
+      await page.selectOption("#upscaler", "");
+      await page.click("#reuse");
+      assert.deepEqual([await page.inputValue("#upscaler"), await page.inputValue("#times")], ["Nearest", "3"]);
+      for (const copy of await madeByCopies(page)) assert(copy.equals(large));
     }),
 
   "copied text makes the same picture": () =>
@@ -298,7 +307,7 @@ const checks = {
       const shown = await page.locator("#negative_prompt, #width, #num_inference_steps").evaluateAll((all) => all.map((input) => input.placeholder));
       assert.deepEqual(shown, ["a cat", "128", "5"]);
       await page.keyboard.type("a fox");
-      const visible = await page.locator("a, button, input, select, textarea, summary").evaluateAll((all) => all.filter((element) => element.checkVisibility()).map((element) => element.id || element.textContent));
+      const visible = await page.locator("a, button, input, select, textarea, summary").evaluateAll((all) => all.filter((element) => element.checkVisibility() && !element.disabled).map((element) => element.id || element.textContent));
       const reached = new Set();
       for (let i = 0; i < visible.length + 5; i++) {
         await page.keyboard.press("Tab");

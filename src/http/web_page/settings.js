@@ -11,7 +11,7 @@ const TEXTS = ["prompt", "negative_prompt"];
 
 /** The number in an input, or nothing where it is empty. */
 function numberOf(input, param) {
-  if (input.validity.badInput) throw new Problem(`${input.labels[0].textContent} must be a number`, { param });
+  if (input.validity.badInput) throw new Problem(`${input.labels[0]?.textContent ?? input.ariaLabel} must be a number`, { param });
   return input.value === "" ? undefined : Number(input.value);
 }
 
@@ -28,6 +28,7 @@ async function readSettings() {
   const image = beginPicture.get();
   for (const id of NUMBERS) if (id !== "strength" || image) settings[id] = numberOf($(id), id);
   for (const id of ["sampler", "schedule"]) settings[id] = $(id).value || undefined;
+  if ($("upscaler").value) settings.upscale = { name: $("upscaler").value, scale: numberOf($("times"), "upscale") };
   settings.seed = numberOf($("seed"), "seed") ?? newSeed();
   if (!Number.isSafeInteger(settings.seed)) throw new Problem("the seed must be a whole number up to 9007199254740991 here", { param: "seed" });
   const loras = loraRows.map(({ name, input }) => ({ name, scale: numberOf(input, "loras") }));
@@ -46,6 +47,9 @@ async function fill(settings) {
   $("sampler").value = settings.sampler ?? "";
   offerSchedules();
   $("schedule").value = settings.schedule ?? "";
+  $("upscaler").value = settings.upscale?.name ?? "";
+  $("times").value = settings.upscale?.scale ?? "";
+  showTimes();
   setLoras(settings.loras);
   if (settings.loras) $("loras").open = true;
   await setGuides(settings);
@@ -72,7 +76,7 @@ const dataUrl = (blob) =>
   });
 
 /** Offers what the model has, and shows its own settings where fields are empty. */
-function offerSettings(model, { samplers, limits }) {
+function offerSettings(model, { samplers, upscalers, limits }) {
   defaults = model.defaults ?? NO_DEFAULTS;
   schedulesOf = Object.fromEntries(samplers.map(({ name, schedules }) => [name, schedules]));
   const names = samplers.map(({ name }) => new Option(name, name));
@@ -85,6 +89,7 @@ function offerSettings(model, { samplers, limits }) {
   if (defaults.negative_prompt) $("negative_prompt").placeholder = defaults.negative_prompt;
   $("num_inference_steps").max = limits.max_steps;
   $("n").max = limits.max_n;
+  offerUpscalers(upscalers);
   if (width && height) offerShapes(width * height, limits);
 }
 
@@ -106,6 +111,22 @@ function offerSchedules() {
   if (names.includes(kept)) $("schedule").value = kept;
 }
 $("sampler").addEventListener("change", offerSchedules);
+
+/** Offers what enlarges finished pictures. A network has a scale of its own. */
+function offerUpscalers(upscalers) {
+  const options = upscalers.map(({ name, scale = 2 }) => {
+    const option = new Option(name, name);
+    option.dataset.scale = scale;
+    return option;
+  });
+  $("upscaler").replaceChildren(new Option("no", ""), ...options);
+  showTimes();
+}
+function showTimes() {
+  $("times").disabled = !$("upscaler").value;
+  $("times").placeholder = $("upscaler").selectedOptions[0]?.dataset.scale ?? "";
+}
+$("upscaler").addEventListener("change", showTimes);
 
 /** Offers sizes of several shapes, with about as many pixels as the model's own. */
 function offerShapes(pixels, { size_multiple: multiple, min_side: least }) {

@@ -86,6 +86,7 @@ function describe({ settings, event: { parameters: made, timings } }) {
     Sampler: `${made.sampler}, ${made.schedule}`,
     Strength: made.strength,
     Avoids: settings.negative_prompt,
+    Enlarged: settings.upscale?.name,
     LoRAs: scaled(made.loras),
     Guides: scaled([...(made.control ?? []), ...(made.reference ?? [])]),
     Time: `${((timings.total_ms - timings.queue_ms) / 1000).toFixed(1)} s`,
