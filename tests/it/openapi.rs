@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 19] = [
+const ROUTES: [&str; 20] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
