@@ -3,6 +3,7 @@
 
 mod control_lists;
 mod control_units;
+mod extras;
 mod lists;
 mod models;
 mod options;
@@ -13,6 +14,8 @@ mod pictures;
 mod png_info;
 mod progress;
 mod running;
+
+use std::collections::BTreeSet;
 
 use axum::{
     Extension,
@@ -25,7 +28,7 @@ use utoipa_axum::{
     routes,
 };
 
-use super::{app_state::AppState, body_bytes::MAX_UPLOAD_BYTES};
+use super::{app_state::AppState, body_bytes::MAX_UPLOAD_BYTES, fields::Fields};
 
 /// What a worker has none of.
 const NOTHING: [&str; 7] = ["sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info"];
@@ -38,6 +41,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     let router = OpenApiRouter::new()
         .routes(routes!(pictures::txt2img).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(pictures::img2img).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
+        .routes(routes!(extras::extra_single_image).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(png_info::png_info).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)))
         .routes(routes!(progress::progress))
         .routes(routes!(progress::interrupt))
@@ -59,4 +63,36 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     let router = NOTHING.iter().fold(router, |router, name| router.route(&path(name), get(lists::nothing)));
     let router = NOTHING_TO_DO.iter().fold(router, |router, name| router.route(&path(name), post(lists::nothing_to_do)));
     router.layer(Extension(Running::default()))
+}
+
+/// Fields that mean nothing here, and the values with which they ask for nothing, as A1111's own clients send them.
+const IDLE: [(&str, &str); 20] = [
+    ("denoising_strength", "0.7"),
+    ("do_not_save_grid", "true"),
+    ("do_not_save_samples", "true"),
+    ("hr_scale", "2"),
+    ("hr_scale", "2.0"),
+    ("hr_upscaler", "\"Latent\""),
+    ("image_cfg_scale", "1.5"),
+    ("initial_noise_multiplier", "1"),
+    ("initial_noise_multiplier", "1.0"),
+    ("override_settings_restore_afterwards", "true"),
+    ("override_settings_restore_afterwards", "false"),
+    ("s_noise", "1"),
+    ("s_noise", "1.0"),
+    ("send_images", "true"),
+    ("show_extras_results", "true"),
+    ("upscaler_2", "\"None\""),
+    ("upscaling_crop", "true"),
+    ("upscaling_resize_h", "512"),
+    ("upscaling_resize_w", "512"),
+    ("include_init_images", "true"),
+];
+
+/// The names of fields whose values ask for something.
+fn asking(fields: &Fields) -> BTreeSet<String> {
+    let asks =
+        |name: &str, value: &str| !matches!(value, "\"\"" | "[]" | "{}" | "false" | "0" | "0.0" | "-1") && !IDLE.contains(&(name, value));
+    let values = fields.short(usize::MAX).map(|(name, value)| (name, value.get()));
+    values.filter(|(name, value)| asks(name, value)).map(|(name, _)| name.to_owned()).collect()
 }

@@ -179,6 +179,12 @@ fn is_image(name: &str) -> bool {
 }
 
 impl UpscaleBody {
+    /// The body with these fields alone; `others` are names of fields that have no effect.
+    pub(super) fn of(image: ImageFile, upscaler: Option<String>, scale: Option<UpscaleScale>, others: Vec<String>) -> Self {
+        let (response_format, output_format, output_compression) = (None, None, None);
+        Self { fields: UpscaleFields { upscaler, scale, response_format, output_format, output_compression, others }, image }
+    }
+
     fn new(fields: Fields, images: Vec<Vec<u8>>) -> Result<Self, ApiError> {
         let (fields, others): (UpscaleFields, _) = fields.read()?;
         let several = images.len();
@@ -192,7 +198,7 @@ impl UpscaleBody {
     }
 
     /// Validates the request, then decodes the picture.
-    async fn into_order(self, info: &ModelInfo) -> Result<ImagesOrder, ApiError> {
+    pub(super) async fn into_order(self, info: &ModelInfo) -> Result<ImagesOrder, ApiError> {
         let UpscaleFields { upscaler, scale, response_format, output_format, output_compression, others } = self.fields;
         let upscaler = info.upscalers.find("upscaler", upscaler.as_deref())?;
         let upscale = info.upscalers.choose("scale", upscaler, scale, self.image.size())?;

@@ -39,7 +39,7 @@ try:
     assert {"Euler", "Euler a", "DPM++ 2M", "DDIM", "UniPC"} <= set(api.util_get_sampler_names())
     assert {"automatic", "karras", "exponential", "sgm_uniform"} <= set(api.util_get_scheduler_names())
     assert [lora["name"] for lora in api.get_loras()] == ["ink"]
-    assert api.get_upscalers()[0]["name"] == "None"
+    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None", "Lanczos", "Nearest"]
     for empty in api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers, api.get_realesrgan_models, api.get_prompt_styles:
         assert empty() == []
     assert api.refresh_checkpoints() == {} and api.get_cmd_flags() == {} and set(api.get_memory()) == {"ram", "cuda"}
@@ -55,6 +55,8 @@ try:
     read = api.png_info(result.image)
     assert read.info.startswith("a fox <lora:ink:0.8>\nNegative prompt: an owl\nSteps: 4, Sampler: Euler a, "), read.info
     assert read.parameters["Seed"] == "1" and read.parameters["Size-1"] == "64", read.parameters
+
+    assert api.extra_single_image(result.image, upscaler_1=webuiapi.Upscaler.Lanczos, upscaling_resize=3).image.size == (192, 192)
 
     # From a picture, with a mask: what is around it stays.
     mask = Image.new("L", (64, 64))

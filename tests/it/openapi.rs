@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::Worker;
 
-const ROUTES: [&str; 40] = [
+const ROUTES: [&str; 41] = [
     "GET /",
     "GET /livez",
     "GET /readyz",
@@ -33,6 +33,7 @@ const ROUTES: [&str; 40] = [
     "POST /sdapi/v1/txt2img",
     "POST /sdapi/v1/img2img",
     "POST /sdapi/v1/png-info",
+    "POST /sdapi/v1/extra-single-image",
     "GET /sdapi/v1/progress",
     "POST /sdapi/v1/interrupt",
     "POST /sdapi/v1/skip",

@@ -324,3 +324,29 @@ async fn control_units_are_the_networks_of_the_other_api() {
     let refused = refusal(&worker, "txt2img", &small(&json!({ "alwayson_scripts": wrong }))).await;
     assert!(refused.contains("unit 0 of ControlNet") && refused.contains("openpose_full"), "{refused}");
 }
+
+#[tokio::test]
+async fn extras_enlarge_a_picture() {
+    let worker = Worker::ready(&[]);
+    let names: Vec<Value> = get(&worker, "upscalers").await.as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
+    assert_eq!(names, ["None", "Lanczos", "Nearest"]);
+    let picture = RgbImage::from_fn(8, 6, |x, y| Rgb([x as u8 * 9, y as u8 * 9, 80]));
+    let enlarged = |more: Value| {
+        let body = with(json!({ "image": base64(picture.clone()), "gfpgan_visibility": 0, "upscaling_crop": true }), &more);
+        let request = Client::new().post(worker.url("/sdapi/v1/extra-single-image")).json(&body);
+        async { request.send().await.unwrap().json::<Value>().await.unwrap() }
+    };
+    let pixels =
+        |answer: &Value| image::load_from_memory(&BASE64_STANDARD.decode(answer["image"].as_str().unwrap()).unwrap()).unwrap().into_rgb8();
+    let nearest = enlarged(json!({ "upscaler_1": "Nearest", "upscaling_resize": 3 })).await;
+    assert_eq!((pixels(&nearest).dimensions(), &nearest["html_info"]), ((24, 18), &json!("")));
+    assert!(pixels(&nearest).enumerate_pixels().all(|(x, y, pixel)| pixel == picture.get_pixel(x / 3, y / 3)));
+    assert_eq!(pixels(&enlarged(json!({ "upscaler_1": "None" })).await), picture);
+    let odd = enlarged(json!({ "upscaler_1": "Lanczos", "codeformer_visibility": 0.5 })).await;
+    assert_eq!((pixels(&odd).dimensions(), &odd["html_info"]), ((16, 12), &json!("without effect: codeformer_visibility")));
+    for (more, param) in
+        [(json!({ "upscaler_1": "SwinIR" }), "upscaler"), (json!({ "resize_mode": 1 }), "resize_mode"), (json!({ "image": null }), "image")]
+    {
+        assert_eq!(enlarged(more.clone()).await["error"]["param"], param, "{more}");
+    }
+}

@@ -40,7 +40,7 @@ pub(super) struct SchedulerItem {
 /// What enlarges pictures.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct UpscalerItem {
-    name: &'static str,
+    name: String,
     #[schema(required)]
     model_name: Option<String>,
     #[schema(required)]
@@ -88,11 +88,19 @@ pub(super) async fn schedulers() -> Json<Vec<SchedulerItem>> {
     Json([item("automatic", "Automatic")].into_iter().chain(own).collect())
 }
 
-/// What enlarges pictures.
-#[utoipa::path(get, path = "/sdapi/v1/upscalers", operation_id = "sdapi_upscalers", tag = A1111, responses((status = 200, description = "All of them", body = Vec<UpscalerItem>), KeyMissing))]
-pub(super) async fn upscalers() -> Json<Vec<UpscalerItem>> {
-    let item = |name| UpscalerItem { name, model_name: None, model_path: None, model_url: None, scale: 4.0 };
-    Json(vec![item("None")])
+/// What enlarges pictures: nothing, filters, and the networks of `--upscaler`.
+#[utoipa::path(get, path = "/sdapi/v1/upscalers", operation_id = "sdapi_upscalers", tag = A1111, responses((status = 200, description = "All of them", body = Vec<UpscalerItem>), KeyMissing, NotReady))]
+pub(super) async fn upscalers(State(state): State<AppState>) -> Result<Json<Vec<UpscalerItem>>, ApiError> {
+    let item = |(name, scale): (&str, Option<usize>)| UpscalerItem {
+        name: name.to_owned(),
+        model_name: scale.map(|_| name.to_owned()),
+        model_path: None,
+        model_url: None,
+        scale: scale.map_or(4.0, |scale| scale as f64),
+    };
+    let info = state.model()?;
+    let (networks, filters): (Vec<_>, Vec<_>) = info.upscalers.names().partition(|(_, scale)| scale.is_some());
+    Ok(Json([("None", None)].into_iter().chain(filters).chain(networks).map(item).collect()))
 }
 
 /// What enlarges latents.

@@ -31,25 +31,6 @@ const MULTIPLE: i64 = 8;
 /// The standard deviation of a mask's blur where the request does not say, in pixels.
 const BLUR: u8 = 4;
 
-/// Fields that mean nothing here, and the values with which they ask for nothing, as A1111's own clients send them.
-const IDLE: [(&str, &str); 15] = [
-    ("denoising_strength", "0.7"),
-    ("do_not_save_grid", "true"),
-    ("do_not_save_samples", "true"),
-    ("hr_scale", "2"),
-    ("hr_scale", "2.0"),
-    ("hr_upscaler", "\"Latent\""),
-    ("image_cfg_scale", "1.5"),
-    ("initial_noise_multiplier", "1"),
-    ("initial_noise_multiplier", "1.0"),
-    ("override_settings_restore_afterwards", "true"),
-    ("override_settings_restore_afterwards", "false"),
-    ("s_noise", "1"),
-    ("s_noise", "1.0"),
-    ("send_images", "true"),
-    ("include_init_images", "true"),
-];
-
 /// What A1111's clients ask for. A setting that is left out is the worker's own.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
@@ -164,8 +145,9 @@ impl FromFields for PictureBody {
         let scripts = fields.take_one(|name| name == "alwayson_scripts")?;
         let mut echo: BTreeMap<String, Box<RawValue>> =
             fields.short(MAX_ECHO).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let asking = super::asking(&fields);
         let (request, mut others): (PictureRequest, _) = fields.read()?;
-        others.retain(|name| echo.get(name).is_none_or(|value| asks_for_something(name, value.get())));
+        others.retain(|name| asking.contains(name));
         // What is unknown may be a secret that a client passes around.
         echo.retain(|name, _| !others.contains(name));
 
@@ -199,11 +181,6 @@ fn check_canvas(image: &ImageFile) -> Result<(), ApiError> {
     }
     let reason = format!("must be at most {MAX_SIDE} pixels wide and high, not {width}x{height}, unless inpaint_full_res is false");
     Err(ApiError::invalid_param("init_images", &reason))
-}
-
-/// Whether an unknown field asks for anything.
-fn asks_for_something(name: &str, value: &str) -> bool {
-    !matches!(value, "\"\"" | "[]" | "{}" | "false" | "0" | "0.0" | "-1") && !IDLE.contains(&(name, value))
 }
 
 impl PictureBody {
