@@ -81,12 +81,14 @@ async fn no_proxy_keeps_a_stream_back() {
     let worker = Worker::ready(&[]);
     let answer = worker.generate(&small("a fox")).await;
     let edit = streamed(small("an owl"), &json!({ "image": answer["data"][0]["b64_json"] }));
+    let variation = streamed(json!({ "image": answer["data"][0]["b64_json"], "steps": 2 }), &json!({}));
     let job = json!({ "operation": "image_generation", "prompt": "a fox", "steps": 1, "width": 64, "height": 64 });
     let post = |path: &str, body: &Value| reqwest::Client::new().post(worker.url(path)).json(body).send();
     let job: Value = post("/v1/jobs", &job).await.unwrap().json().await.unwrap();
     let streams = [
         ("/v1/images/generations", post("/v1/images/generations", &streamed(small("a fox"), &json!({}))).await.unwrap()),
         ("/v1/images/edits", post("/v1/images/edits", &edit).await.unwrap()),
+        ("/v1/images/variations", post("/v1/images/variations", &variation).await.unwrap()),
         ("/v1/jobs/{id}/stream", worker.get(job["sse_url"].as_str().unwrap()).await),
     ];
     for (path, stream) in &streams {

@@ -12,8 +12,8 @@ const LEAST: usize = 3;
 pub fn read_infotext(text: &str) -> BTreeMap<String, String> {
     let lines: Vec<&str> = text.trim().split('\n').collect();
     let (last, before) = lines.split_last().map_or(("", &[][..]), |(last, before)| (*last, before));
-    let pairs = pairs(last);
-    let (pairs, lines) = if pairs.len() < LEAST { (Vec::new(), &lines[..]) } else { (pairs, before) };
+    let found = pairs(last);
+    let (pairs, lines) = if found.len() < LEAST { (Vec::new(), &lines[..]) } else { (found, before) };
     let (mut prompts, mut is_negative) = ([Vec::new(), Vec::new()], false);
     for line in lines.iter().map(|line| line.trim()) {
         let rest = line.strip_prefix(NEGATIVE).map(str::trim);
