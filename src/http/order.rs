@@ -20,9 +20,7 @@ pub(super) struct ImagesOrder {
     /// How its mask marks the part to be repainted, if it has one.
     pub(super) mask: Option<MaskMeaning>,
     pub(super) count: u32,
-    pub(super) stream: bool,
-    /// Whether the answer has links to the pictures in place of their files.
-    pub(super) has_links: bool,
+    pub(super) answer: AnswerForm,
     /// Whether a stream sends progress as events, and not only as comments.
     pub(super) progress: bool,
     pub(super) on_disconnect: OnDisconnect,
@@ -42,6 +40,17 @@ impl ImagesOrder {
         let mask = images.init.as_ref().and_then(|init| init.mask.as_ref()).map(|mask| mask.meaning);
         Self { is_edit: images.init.is_some(), mask, picture: Order { images, ..self.picture }, ..self }
     }
+}
+
+/// How the pictures reach the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AnswerForm {
+    /// As files in one answer.
+    Files,
+    /// As links in one answer.
+    Links,
+    /// As files in events.
+    Stream,
 }
 
 /// What happens to a request whose client disconnects.

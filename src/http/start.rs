@@ -15,7 +15,7 @@ use super::{
     api_error::ApiError,
     app_state::AppState,
     client_headers::{ClientHeaders, RETRY_GRACE},
-    order::{ImagesOrder, OnDisconnect},
+    order::{AnswerForm, ImagesOrder, OnDisconnect},
     run::{Answers, Follower, Patience, Run},
 };
 use crate::{
@@ -33,7 +33,7 @@ pub(super) fn start(
     info: &ModelInfo,
 ) -> Result<Follower, ApiError> {
     // Work that is finished in any case has no deadline.
-    let deadline = client.deadline(order.stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
+    let deadline = client.deadline(order.answer == AnswerForm::Stream).filter(|_| order.on_disconnect == OnDisconnect::Cancel);
     let patience = match (order.on_disconnect, &client.retry_key) {
         (OnDisconnect::Finish, _) => Patience::Forever,
         (OnDisconnect::Cancel, Some(_)) => Patience::For(RETRY_GRACE),

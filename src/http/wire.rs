@@ -12,7 +12,7 @@ use super::{
     extract::FromFields,
     fields::Fields,
     off_thread,
-    order::{ImagesOrder, OnDisconnect},
+    order::{AnswerForm, ImagesOrder, OnDisconnect},
     wire_cache::WireCache,
     wire_controls::WireControls,
     wire_loras::WireLoras,
@@ -260,11 +260,10 @@ impl ImagesRequest {
     /// Validates the request against the model and fills in the defaults. Only the headers of the input files are read: the caller decodes
     /// them once everything else is valid.
     pub(super) async fn into_order(self, info: &ModelInfo, files: &InputFiles) -> Result<ImagesOrder, ApiError> {
-        let nothing = || self.may_lack_prompt.then(Prompt::none).ok_or_else(|| ApiError::missing_param("prompt"));
-        let prompt = self.prompt.clone().map_or_else(nothing, Ok)?;
+        let prompt = self.needed_prompt()?;
         let size = self.image_size(info, files)?;
-        let stream = self.stream.unwrap_or(false);
-        let has_links = self.response_format.unwrap_or_default() == ResponseFormat::Url;
+        let (answer, has_links) = self.answer_form();
+        let stream = answer == AnswerForm::Stream;
         let format = self.output_format.unwrap_or_default();
         let output = self.output(format, stream);
         let without_effect = [
@@ -276,7 +275,7 @@ impl ImagesRequest {
             ("progress", self.progress == Some(true) && !stream),
         ];
         let settings = Settings {
-            prompt: ParsedPrompt::positive(prompt.as_str())?,
+            prompt,
             negative_prompt: self.negative_prompt,
             size,
             steps: self.num_inference_steps,
@@ -314,12 +313,27 @@ impl ImagesRequest {
             is_edit: false,
             mask: None,
             count: self.n.map_or(1, |n| n.0 as u32),
-            stream,
-            has_links,
+            answer,
             progress: self.progress.unwrap_or(false),
             on_disconnect: self.on_disconnect.unwrap_or_default(),
             ignored,
         })
+    }
+
+    /// How the pictures reach the client, and whether it asks for links.
+    fn answer_form(&self) -> (AnswerForm, bool) {
+        let has_links = self.response_format.unwrap_or_default() == ResponseFormat::Url;
+        let form = match (self.stream.unwrap_or(false), has_links) {
+            (true, _) => AnswerForm::Stream,
+            (false, true) => AnswerForm::Links,
+            (false, false) => AnswerForm::Files,
+        };
+        (form, has_links)
+    }
+
+    fn needed_prompt(&self) -> Result<ParsedPrompt, ApiError> {
+        let nothing = || self.may_lack_prompt.then(Prompt::none).ok_or_else(|| ApiError::missing_param("prompt"));
+        Ok(ParsedPrompt::positive(self.prompt.clone().map_or_else(nothing, Ok)?.as_str())?)
     }
 
     /// How the pictures are written.

@@ -10,7 +10,7 @@ const LEAST: usize = 3;
 /// Names and values. The prompts are `Prompt` and `Negative prompt`; a size is also given as `Size-1`, its width, and `Size-2`.
 #[must_use]
 pub fn read_infotext(text: &str) -> BTreeMap<String, String> {
-    let lines: Vec<&str> = text.trim().split('\n').collect();
+    let lines: Vec<&str> = text.trim().lines().collect();
     let (last, before) = lines.split_last().map_or(("", &[][..]), |(last, before)| (*last, before));
     let found = pairs(last);
     let (pairs, lines) = if found.len() < LEAST { (Vec::new(), &lines[..]) } else { (found, before) };

@@ -20,17 +20,18 @@ use crate::{
         answer::{self, Base64, Parameters, WireTimings},
         api_error::ApiError,
         app_state::AppState,
+        order::AnswerForm,
         run::{Follower, Run},
     },
 };
 
 /// Answers with a stream, or with all pictures once they are finished.
 pub(super) async fn answer(state: &AppState, address: &Address, mut follower: Follower) -> Result<Response, ApiError> {
-    if follower.run.order.stream {
+    if follower.run.order.answer == AnswerForm::Stream {
         return Ok(image_stream::respond(ImageStream::new(follower)));
     }
     let pictures = follower.pictures().await?;
-    if !follower.run.order.has_links {
+    if follower.run.order.answer == AnswerForm::Files {
         return ImagesResponse::respond(&follower.run, pictures).await;
     }
     state.runs.insert_job(Arc::clone(&follower.run));

@@ -6,7 +6,11 @@ use super::*;
 use crate::{
     backend::{GenerationRequest, Order, Pulse, RequestQueue},
     common::RequestId,
-    http::{Access, Admission, AppState, Lifecycle, RunLimits, Runs, order::OnDisconnect, start::start_run},
+    http::{
+        Access, Admission, AppState, Lifecycle, RunLimits, Runs,
+        order::{AnswerForm, OnDisconnect},
+        start::start_run,
+    },
 };
 
 /// A worker with room for one picture, and the engine's end of its queue.
@@ -35,8 +39,7 @@ fn start(state: &AppState, patience: Patience) -> Result<Arc<Run>, ApiError> {
         is_edit: false,
         mask: None,
         count: 1,
-        stream: false,
-        has_links: false,
+        answer: AnswerForm::Files,
         progress: false,
         on_disconnect: OnDisconnect::Cancel,
         ignored: Vec::new(),

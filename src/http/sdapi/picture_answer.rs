@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::{
     backend::{Complete, ImageMetadata},
-    common::{GuidanceScale, Seed, Steps},
+    common::{GuidanceScale, Seed, Steps, Strength},
     http::{
         answer::Base64,
         api_error::ApiError,
@@ -116,7 +116,7 @@ impl<'a> Info<'a> {
             sd_vae_hash: None,
             seed_resize_from_w: -1,
             seed_resize_from_h: -1,
-            denoising_strength: config.options.strength.map(|strength| strength.get()),
+            denoising_strength: config.options.strength.map(Strength::get),
             extra_generation_params: BTreeMap::new(),
             index_of_first_image: 0,
             infotexts: of_each().map(|order| ImageMetadata::new(&order, &run.model).to_a1111()).collect(),

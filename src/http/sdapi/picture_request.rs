@@ -268,7 +268,7 @@ impl PictureRequest {
             named(self.subseed_strength.is_some_and(|strength| strength != 0.0), "subseed_strength"),
             named(self.scheduler.is_some() && self.schedule(sampler).is_none(), "scheduler"),
             // 0 is none, and 1 is what ancestral samplers do.
-            named(self.eta.is_some_and(|eta| eta != 0.0 && eta != 1.0) && !has_eta, "eta"),
+            named(self.eta.is_some_and(|eta| ![0.0, 1.0].contains(&eta)) && !has_eta, "eta"),
         ]
         .into_iter()
         .flatten()

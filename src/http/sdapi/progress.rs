@@ -17,6 +17,7 @@ const BEGUN: f64 = 0.01;
 
 /// How far the pictures of this API are.
 #[derive(Debug, Serialize, ToSchema)]
+#[allow(clippy::struct_field_names, reason = "the names are A1111's")]
 pub(super) struct Progress {
     /// From 0 to 1; 0 when nothing is to be done.
     progress: f64,
