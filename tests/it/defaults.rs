@@ -139,3 +139,24 @@ async fn requests_that_leave_something_out_get_what_the_owner_says() {
         assert!(!output.status.success() && stderr.contains(message), "{options:?}: {stderr}");
     }
 }
+
+/// What was merged into a checkpoint does not show but in its name.
+#[tokio::test]
+async fn a_checkpoint_for_few_steps_is_known_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, options, right) in [
+        ("house-lcm-v2", vec![], json!([4, 1.0, "lcm", "default"])),
+        ("house_lightning_8step", vec![], json!([8, 1.0, "euler", "sgm_uniform"])),
+        ("house_lightning_8step", vec!["--steps", "6", "--guidance-scale", "1.5"], json!([6, 1.5, "euler", "sgm_uniform"])),
+        ("lightning_over_a_house", vec![], json!([20, 7.5, "pndm", "default"])),
+    ] {
+        let file = folder.path().join(format!("{name}.safetensors"));
+        write(&file, &checkpoint("sd1"), &[]);
+        let worker = Worker::ready(&[&["--model", file.to_str().unwrap()][..], &options].concat());
+        let defaults = worker.get("/v1/models").await.json::<Value>().await.unwrap()["data"][0]["defaults"].clone();
+        let said = json!([defaults["num_inference_steps"], defaults["guidance_scale"], defaults["sampler"], defaults["schedule"]]);
+        assert_eq!(said, right, "{name} {options:?}");
+        let drawn = worker.generate(&json!({ "prompt": "a", "size": "64x64", "steps": 2 })).await["parameters"].clone();
+        assert_eq!(json!([drawn["guidance_scale"], drawn["sampler"], drawn["schedule"]]), json!([right[1], right[2], right[3]]), "{name}");
+    }
+}

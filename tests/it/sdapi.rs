@@ -214,6 +214,7 @@ async fn progress_is_told_until_an_interrupt() {
     assert!((0.01..1.0).contains(&progress["progress"].as_f64().unwrap()), "{progress}");
     assert_eq!((&progress["state"]["job_count"], &progress["state"]["sampling_steps"]), (&json!(2), &json!(1000)));
     assert_eq!(get(&worker, "progress?skip_current_image=true").await["current_image"], Value::Null);
+    assert_eq!(worker.get("/sdapi/v1/progress?skip_current_image=7").await.status(), 400);
     let stranger = Client::new().post(worker.url("/sdapi/v1/interrupt")).header("origin", "https://evil.example");
     assert_eq!(stranger.send().await.unwrap().status(), 403);
     assert_eq!(send(&worker, "interrupt", &json!({})).await.json::<Value>().await.unwrap(), json!({}));
@@ -273,7 +274,7 @@ async fn what_cannot_be_drawn_is_refused() {
         ("img2img", json!({ "init_images": [] }), "init_images is missing"),
         ("img2img", json!({ "init_images": [init(), init()] }), "init_images must be a list of one picture, not of 2"),
         ("img2img", json!({ "init_images": ["http://127.0.0.1/x.png"] }), "this worker opens no links and no files"),
-        ("img2img", json!({ "init_images": [init()], "resize_mode": 3 }), "resize_mode must be 0, 1 or 2"),
+        ("img2img", json!({ "init_images": [init()], "resize_mode": 3 }), "resize_mode must be a whole number from 0 to 2, not 3"),
         ("img2img", json!({ "init_images": [init()], "mask": base64(GrayImage::new(64, 64)) }), "one that is white nowhere"),
         ("txt2img", json!({ "mask": base64(GrayImage::new(64, 64)) }), "mask: needs a picture in init_images"),
         ("txt2img", json!({ "batch_size": 4, "n_iter": 3 }), "at most 10 in all, not 4 with n_iter 3"),

@@ -33,10 +33,11 @@ const NONE: &str = "None";
 pub(super) struct ExtrasRequest {
     /// A PNG, JPEG or WebP file in base64, or a `data:` URL with one.
     #[serde(rename = "image")]
-    #[schema(inline)]
+    #[schema(value_type = String)]
     _image: Option<TakenPicture>,
     /// 0: `upscaling_resize` says how much larger each side is. Nothing else is known here.
-    resize_mode: Option<u8>,
+    #[schema(minimum = 0, maximum = 0)]
+    resize_mode: Option<i64>,
     /// How much larger each side is; 2 where it is left out.
     #[schema(value_type = Option<f64>, minimum = 1, maximum = 8)]
     upscaling_resize: Option<UpscaleScale>,

@@ -67,6 +67,7 @@ pub(in crate::http) struct PictureRequest {
     #[schema(value_type = Option<i64>, minimum = 1, maximum = 10)]
     n_iter: Option<Bounded<1, MAX_N>>,
     /// How much fresh noise samplers with an `eta` add.
+    #[schema(minimum = 0, maximum = 1)]
     eta: Option<f64>,
     /// Which of the text encoder's layers is the last one, counted from its end.
     clip_skip: Option<ClipSkip>,
@@ -81,21 +82,21 @@ pub(in crate::http) struct PictureRequest {
 
     /// The picture that `img2img` begins with, in a list: base64, or a `data:` URL.
     #[serde(rename = "init_images")]
-    #[schema(inline)]
+    #[schema(value_type = Option<Vec<String>>)]
     _init_images: Option<TakenPicture>,
     /// What `img2img` paints anew: white.
     #[serde(rename = "mask")]
-    #[schema(inline)]
+    #[schema(value_type = Option<String>)]
     _mask: Option<TakenPicture>,
     /// `ControlNet` is read; others are named in `info`.
     #[serde(rename = "alwayson_scripts")]
-    #[schema(inline)]
+    #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
     _alwayson_scripts: Option<TakenPicture>,
     /// How much of the picture `img2img` changes; 0.75 where it is left out.
     denoising_strength: Option<Strength>,
     /// What happens to a picture of other proportions: 0 stretches it, 1 cuts it, 2 fills what it leaves.
-    #[schema(value_type = Option<i64>, minimum = 0, maximum = 3)]
-    resize_mode: Option<Bounded<0, 3>>,
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 2)]
+    resize_mode: Option<Bounded<0, 2>>,
     /// The standard deviation of the mask's blur in pixels; 4 where it is left out.
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 64)]
     mask_blur: Option<Bounded<0, 64>>,
@@ -111,19 +112,29 @@ pub(in crate::http) struct PictureRequest {
     inpainting_mask_invert: Option<Flag>,
 }
 
+/// The same with a picture to begin with.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "a description")]
+pub(super) struct PictureEditRequest {
+    #[serde(flatten)]
+    more: PictureRequest,
+    /// The picture to begin with, in a list: base64, or a `data:` URL.
+    init_images: Vec<String>,
+}
+
 /// A boolean that some clients write as a number.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "must be true or false")]
 enum Flag {
     Bool(bool),
-    Number(i64),
+    Number(f64),
 }
 
 impl Flag {
     fn get(self) -> bool {
         match self {
             Self::Bool(is_set) => is_set,
-            Self::Number(number) => number != 0,
+            Self::Number(number) => number != 0.0,
         }
     }
 }
@@ -190,7 +201,7 @@ impl PictureBody {
         let init = match (begins_with_picture, init) {
             (true, None) => return Err(ApiError::missing_param("init_images")),
             (true, Some((image, mask))) => {
-                let fitting = request.fitting()?;
+                let fitting = request.fitting();
                 if mask.is_some() && fitting.mask.margin.is_some() {
                     check_canvas(&image)?;
                 }
@@ -276,12 +287,11 @@ impl PictureRequest {
     }
 
     /// How the picture to begin with is used.
-    fn fitting(&self) -> Result<Fitting, ApiError> {
+    fn fitting(&self) -> Fitting {
         let resize = match self.resize_mode.map_or(0, Bounded::get) {
             0 => Resize::Stretch,
             1 => Resize::Crop,
-            2 => Resize::Fill,
-            _ => return Err(ApiError::invalid_param("resize_mode", "must be 0, 1 or 2: this worker does not stretch latents")),
+            _ => Resize::Fill,
         };
         let fill = match self.inpainting_fill.map_or(0, Bounded::get) {
             0 => MaskFill::Surroundings,
@@ -297,6 +307,6 @@ impl PictureRequest {
             fill,
             margin: self.inpaint_full_res.is_none_or(Flag::get).then_some(margin),
         };
-        Ok(Fitting { resize, mask })
+        Fitting { resize, mask }
     }
 }

@@ -4,7 +4,7 @@ use axum::{Extension, extract::State, response::Response};
 
 use super::{
     picture_answer::{self, Pictures, Repeated},
-    picture_request::{PictureBody, PictureRequest},
+    picture_request::{PictureBody, PictureEditRequest, PictureRequest},
     running::Running,
 };
 use crate::{
@@ -55,7 +55,7 @@ pub(super) async fn txt2img(
     operation_id = "sdapi_img2img",
     tag = A1111,
     params(WaitHeaders),
-    request_body(content = PictureRequest, example = json!({
+    request_body(content = PictureEditRequest, example = json!({
         "init_images": ["data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR42mOwidqSErUFk2QYWhIAEEZXgauZLxMAAAAASUVORK5CYII="],
         "prompt": "an owl on a blue background", "denoising_strength": 0.7, "width": 128, "height": 128
     })),

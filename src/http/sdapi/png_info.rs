@@ -15,7 +15,7 @@ use crate::{
         fields::Fields,
         off_thread,
         openapi::{A1111, KeyMissing, Refused},
-        uploads::{self, TakenPicture},
+        uploads,
     },
 };
 
@@ -24,8 +24,7 @@ use crate::{
 #[allow(dead_code, reason = "a description")]
 pub(super) struct PictureToRead {
     /// A PNG, JPEG or WebP file in base64, or a `data:` URL with one.
-    #[schema(inline)]
-    image: TakenPicture,
+    image: String,
 }
 
 /// The file of a request.

@@ -1,13 +1,17 @@
 //! `GET /sdapi/v1/progress`, and what stops the pictures of this API.
 
-use axum::{Extension, Json, extract::Query};
+use axum::{
+    Extension, Json,
+    extract::{Query, rejection::QueryRejection},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::running::Running;
 use crate::http::{
     answer::Base64,
-    openapi::{A1111, Forbidden, KeyMissing},
+    api_error::ApiError,
+    openapi::{A1111, Forbidden, KeyMissing, Unreadable},
     page::OfNoStranger,
     run::{Run, Status},
 };
@@ -46,6 +50,7 @@ struct State {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
     /// Whether the preview is left out.
     skip_current_image: Option<bool>,
@@ -56,17 +61,21 @@ pub(super) struct Wanted {
 pub(super) struct Done {}
 
 /// How far the pictures of this API are: those of the oldest request that has begun.
-#[utoipa::path(get, path = "/sdapi/v1/progress", operation_id = "sdapi_progress", tag = A1111, params(Wanted), responses((status = 200, description = "All zeros when nothing is to be done", body = Progress), KeyMissing))]
-pub(super) async fn progress(Extension(running): Extension<Running>, Query(wanted): Query<Wanted>) -> Json<Progress> {
+#[utoipa::path(get, path = "/sdapi/v1/progress", operation_id = "sdapi_progress", tag = A1111, params(Wanted), responses((status = 200, description = "All zeros when nothing is to be done", body = Progress), Unreadable, KeyMissing))]
+pub(super) async fn progress(
+    Extension(running): Extension<Running>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<Progress>, ApiError> {
+    let Query(wanted) = wanted.map_err(|_| ApiError::invalid_param("skip_current_image", "must be true or false"))?;
     let runs = running.list();
     let left = |run: &Run| run.order.count as usize - run.finished().min(run.order.count as usize);
     let job_count = runs.iter().map(|run| left(run)).sum();
     let idle = Progress { progress: 0.0, eta_relative: 0.0, state: State::default(), current_image: None, textinfo: None };
-    let Some(run) = runs.iter().find(|run| matches!(run.status(), Status::Running)).or(runs.first()) else { return Json(idle) };
+    let Some(run) = runs.iter().find(|run| matches!(run.status(), Status::Running)).or(runs.first()) else { return Ok(Json(idle)) };
     let (done, steps) = (run.finished(), run.progress());
     let (step, total) = steps.map_or((0, 0), |steps| (steps.step, steps.total));
     let share = if total == 0 || step == total { 0.0 } else { step as f64 / total as f64 };
-    Json(Progress {
+    Ok(Json(Progress {
         progress: ((done as f64 + share) / f64::from(run.order.count)).clamp(BEGUN, 1.0),
         eta_relative: steps.map_or(0.0, |steps| steps.remaining.as_secs_f64()),
         state: State {
@@ -80,7 +89,7 @@ pub(super) async fn progress(Extension(running): Extension<Running>, Query(wante
         },
         current_image: run.latest_preview().filter(|_| wanted.skip_current_image != Some(true)).map(Base64::of),
         textinfo: None,
-    })
+    }))
 }
 
 /// Stops the pictures of this API. Their requests are answered with what there is.
