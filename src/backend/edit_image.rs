@@ -5,7 +5,7 @@ use image::{GrayImage, ImageBuffer, Luma, Pixel, Rgb, RgbImage, Rgba, Rgba32FIma
 
 use super::{
     Fitting, MaskFill, MaskRules, Resize,
-    image_utils::{cut, decided, extend, stretch},
+    image_utils::{cut, decided, stretch},
 };
 use crate::common::{Canvas, ImageSize, InputImage, Mask, MaskLatents, MaskMeaning, Part};
 
@@ -20,11 +20,24 @@ where
     match resize {
         Resize::Crop => cut(picture, of, size),
         Resize::Stretch => stretch(picture, (size.width(), size.height())),
-        Resize::Fill => {
-            let whole = extend(&stretch(picture, of), size);
-            cut(&whole, whole.dimensions(), size)
-        }
+        Resize::Fill => whole(picture, of, size),
     }
+}
+
+/// A picture of size `of`, or a mask that is stretched over it, shown whole; its edges are repeated where it leaves room. It is scaled first:
+/// of a long line, the room may be a million times as large.
+fn whole<P>(picture: &ImageBuffer<P, Vec<u8>>, of: (u32, u32), size: ImageSize) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    let scale = (f64::from(size.width()) / f64::from(of.0)).min(f64::from(size.height()) / f64::from(of.1));
+    let side = |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
+    let (width, height) = (side(of.0, size.width()), side(of.1, size.height()));
+    let scaled = stretch(picture, (width, height));
+    let (left, above) = ((size.width() - width) / 2, (size.height() - height) / 2);
+    ImageBuffer::from_fn(size.width(), size.height(), |x, y| {
+        *scaled.get_pixel(x.saturating_sub(left).min(width - 1), y.saturating_sub(above).min(height - 1))
+    })
 }
 
 /// A picture of which a mask marks a part, in white. None if nothing is marked.
@@ -44,7 +57,11 @@ pub(super) fn with_mask(
         mask = stretch(&mask, of);
     }
     if blur > 0 {
-        mask = imageops::blur(&mask, f32::from(blur));
+        let blurred = imageops::blur(&mask, f32::from(blur));
+        // What is smaller than its blur would be gone.
+        if marks_any(&blurred) || !marks_any(&mask) {
+            mask = blurred;
+        }
     }
     let (mut image, pixels, canvas) = if let Some(margin) = margin {
         let part = around(&mask, margin, size)?;
@@ -71,8 +88,12 @@ pub(super) fn with_mask(
         MaskFill::Nothing => Some(MaskLatents::Zeros),
     };
     let pixels = decided(pixels);
-    let is_marked = pixels.iter().any(|pixel| *pixel != 0);
-    is_marked.then_some(InputImage { image, mask: Some(Mask { pixels, meaning, latents, canvas }) })
+    marks_any(&pixels).then_some(InputImage { image, mask: Some(Mask { pixels, meaning, latents, canvas }) })
+}
+
+/// Whether a mask marks anything once it is decided.
+fn marks_any(mask: &GrayImage) -> bool {
+    mask.iter().any(|pixel| *pixel > 127)
 }
 
 /// The part of a picture around all that a mask marks, with so many pixels more at each side, in the proportions of `size` as far as the
@@ -215,6 +236,12 @@ mod tests {
         let reds = |picture: &RgbImage| (0..64).filter(|x| picture.get_pixel(*x, 32).0[0] > 127).count();
         assert_eq!([Resize::Stretch, Resize::Crop, Resize::Fill].map(|resize| reds(&fitted(resize))), [8, 0, 8]);
         assert_eq!(fitted(Resize::Fill).dimensions(), (64, 64));
+        let line = RgbImage::from_fn(300_000, 1, |x, _| Rgb([if x < 150_000 { 255 } else { 0 }, 9, 9]));
+        let filled = fit(&line, (300_000, 1), size(64, 4096), Resize::Fill);
+        assert_eq!([(9, 0), (9, 4095), (60, 2000)].map(|(x, y)| filled.get_pixel(x, y).0[0]), [255, 255, 0], "a line fills a page");
+        let dot = mask((128, 64), (60, 30, 3, 3));
+        let dot = white(wide.clone(), dot, rules(MaskRules { blur: 40, ..MaskRules::default() }), size(128, 64)).mask.unwrap();
+        assert_eq!(dot.pixels.get_pixel(61, 31).0, [255], "what is smaller than its blur is not lost");
         let inverted = rules(MaskRules { is_inverted: true, ..MaskRules::default() });
         let pixels = white(wide, mask((128, 64), (0, 0, 64, 64)), inverted, size(128, 64)).mask.unwrap().pixels;
         assert_eq!([pixels.get_pixel(9, 9).0, pixels.get_pixel(99, 9).0], [[0], [255]]);

@@ -131,7 +131,10 @@ where
     };
     let ((x, width), (y, height)) = (span(across, picture.width()), span(down, picture.height()));
     let part = imageops::crop_imm(picture, x, y, width, height);
-    stretch(&part.to_image(), (size.width(), size.height()))
+    if (width, height) == (size.width(), size.height()) {
+        return part.to_image();
+    }
+    imageops::resize(&*part, size.width(), size.height(), imageops::FilterType::Lanczos3)
 }
 
 /// A picture in the proportions of `size`: where it is too narrow or too low, its edges are repeated.

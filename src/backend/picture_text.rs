@@ -35,12 +35,49 @@ fn png_text(bytes: &[u8]) -> Option<String> {
     decoder.set_limits(png::Limits { bytes: bytes.len() + MAX_TEXT });
     let reader = decoder.read_info().ok()?;
     let info = reader.info();
-    let plain = info.uncompressed_latin1_text.iter().find(|text| text.keyword == PARAMETERS).map(|text| text.text.clone());
-    let unicode = || info.utf8_text.iter().find(|text| text.keyword == PARAMETERS).and_then(|text| text.get_text().ok());
+    let plain = || info.uncompressed_latin1_text.iter().find(|text| text.keyword == PARAMETERS).map(|text| text.text.clone());
+    let unicode = || {
+        let mut text = info.utf8_text.iter().find(|text| text.keyword == PARAMETERS)?.clone();
+        text.decompress_text_with_limit(MAX_TEXT).ok()?;
+        text.get_text().ok()
+    };
     let compressed = || {
         let mut text = info.compressed_latin1_text.iter().find(|text| text.keyword == PARAMETERS)?.clone();
         text.decompress_text_with_limit(MAX_TEXT).ok()?;
         text.get_text().ok()
     };
-    plain.or_else(unicode).or_else(compressed)
+    plain().or_else(unicode).or_else(compressed).filter(|text| text.len() <= MAX_TEXT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A picture with compressed text.
+    fn with_text(text: &str, latin: bool) -> ImageFile {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+        let mut writer = {
+            if latin {
+                encoder.add_ztxt_chunk(PARAMETERS.to_owned(), text.to_owned()).unwrap();
+            }
+            encoder.write_header().unwrap()
+        };
+        if !latin {
+            let mut chunk = png::text_metadata::ITXtChunk::new(PARAMETERS, text);
+            chunk.compress_text().unwrap();
+            writer.write_text_chunk(&chunk).unwrap();
+        }
+        writer.write_image_data(&[0]).unwrap();
+        writer.finish().unwrap();
+        ImageFile::open("image", bytes).unwrap()
+    }
+
+    #[test]
+    fn compressed_text_is_read_no_further_than_a_limit() {
+        for latin in [true, false] {
+            assert_eq!(with_text("a fox", latin).parameters().as_deref(), Some("a fox"));
+            assert_eq!(with_text(&"a".repeat(MAX_TEXT + 1), latin).parameters(), None);
+        }
+    }
 }

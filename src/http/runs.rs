@@ -51,6 +51,11 @@ impl Runs {
         Self { runs: Arc::default(), limits }
     }
 
+    /// Whether finished runs are kept at all.
+    pub(super) fn keeps_any(&self) -> bool {
+        !self.limits.keep.is_zero() && self.limits.most > 0
+    }
+
     /// Follows the run of this key, or starts it. A failed run is started again; without a key, every request starts one.
     pub(super) fn join_or_start(
         &self,

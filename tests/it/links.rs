@@ -65,4 +65,11 @@ async fn a_link_ends_with_what_is_kept() {
     let second = worker.generate(&linked("an owl", &json!({}))).await;
     assert_eq!(reqwest::get(link(&first, 0)).await.unwrap().status(), 404);
     assert_eq!(reqwest::get(link(&second, 0)).await.unwrap().status(), 200);
+    for none in ["--keep-results", "--max-results"] {
+        let refused = Worker::ready(&[none, "0"]).post(&linked("a fox", &json!({}))).await;
+        assert_eq!(
+            (refused.status().as_u16(), &refused.json::<Value>().await.unwrap()["error"]["param"]),
+            (400, &json!("response_format"))
+        );
+    }
 }

@@ -137,6 +137,12 @@ async fn a_picture_is_that_of_the_other_api() {
     let (index, _) =
         drawn(&worker, "txt2img", &small(&json!({ "sampler_name": null, "sampler_index": "Euler", "scheduler": "karras" }))).await;
     assert_eq!(file(&index, 0), file(&answer, 0));
+    let (empty, _) = drawn(&worker, "txt2img", &small(&json!({ "sampler_name": "", "sampler_index": "Euler", "scheduler": "" }))).await;
+    let (left_out, _) = drawn(&worker, "txt2img", &small(&json!({ "scheduler": "Automatic" }))).await;
+    assert_eq!(file(&empty, 0), file(&left_out, 0), "an empty name is none");
+    let (of_model, info) = drawn(&worker, "txt2img", &small(&json!({ "sampler_name": null, "eta": 0.5 }))).await;
+    let (named, _) = drawn(&worker, "txt2img", &small(&json!({ "sampler_name": "DDIM", "eta": 0.5 }))).await;
+    assert_eq!((file(&of_model, 0), &info["ignored"]), (file(&named, 0), &json!([])), "the worker's own sampler has an eta");
     let (none, info) = drawn(&worker, "txt2img", &small(&json!({ "send_images": false, "prompt": "" }))).await;
     assert_eq!((&none["images"], &info["prompt"]), (&json!([]), &json!("")));
     let format = json!({ "override_settings": { "samples_format": "jpg", "sd_vae": "Automatic", "eta_noise_seed_delta": 5 } });
@@ -289,8 +295,9 @@ async fn what_cannot_be_drawn_is_refused() {
         let refused = refusal(&worker, route, &small(&more)).await;
         assert!(refused.contains(message), "{more}: {refused}");
     }
-    let (_, info) = drawn(&worker, "txt2img", &small(&json!({ "init_images": [init()] }))).await;
-    assert_eq!(info["ignored"], json!(["init_images"]));
+    let of_edits = json!({ "init_images": [init()], "mask": base64(GrayImage::new(64, 64)), "mask_blur": 9, "denoising_strength": 0.3 });
+    let (_, info) = drawn(&worker, "txt2img", &small(&of_edits)).await;
+    assert_eq!(info["ignored"], json!(["denoising_strength", "init_images", "mask", "mask_blur"]));
 }
 
 #[tokio::test]

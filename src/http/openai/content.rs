@@ -12,6 +12,7 @@ use crate::{
         api_error::ApiError,
         app_state::AppState,
         openapi::{IMAGES, NotFound, Unreadable},
+        order::{AnswerForm, ImagesOrder},
         run::Run,
     },
 };
@@ -36,6 +37,18 @@ impl Address {
     pub(super) fn link(&self, run: &Run, index: usize) -> String {
         format!("{}/v1/images/{}-{index}/content", self.0, run.job_id)
     }
+}
+
+/// Checks that there are links to give, if an order asks for them.
+///
+/// # Errors
+/// When the worker keeps no results.
+pub(super) fn check(order: &ImagesOrder, state: &AppState) -> Result<(), ApiError> {
+    if order.answer != AnswerForm::Links || state.runs.keeps_any() {
+        return Ok(());
+    }
+    let reason = "must be b64_json: this worker keeps no results to link to (its --keep-results or --max-results is 0)";
+    Err(ApiError::invalid_param("response_format", reason))
 }
 
 /// A picture that an answer links to.

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    content::Address,
+    content::{self, Address},
     image_events::ImageItem,
     images_response::{self, ImagesResponse},
 };
@@ -108,6 +108,7 @@ pub(super) async fn draw(
         adapt(&mut body.request);
         let info = state.model()?;
         let order = body.into_order(&info).await?;
+        content::check(&order, &state)?;
         drop(budget);
         start(&state, &id, client, order, fingerprint, &info)
     };

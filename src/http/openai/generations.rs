@@ -3,7 +3,7 @@
 use axum::{Extension, extract::State, response::Response};
 
 use super::{
-    content::Address,
+    content::{self, Address},
     image_events::ImageItem,
     images_response::{self, ImagesResponse},
 };
@@ -48,6 +48,7 @@ pub(super) async fn generations(
         let JsonBody(ParsedBody { value: body, fingerprint, budget }) = body?;
         let info = state.model()?;
         let order = body.into_order(&info).await?;
+        content::check(&order, &state)?;
         drop(budget);
         start(&state, &id, client, order, fingerprint, &info)
     };

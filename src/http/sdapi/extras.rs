@@ -70,7 +70,10 @@ impl FromFields for ExtrasBody {
         let image = ImageFile::open("image", uploads::from_json("image", image)?)?;
         let (upscaler, scale) = match upscaler_1.filter(|name| name != NONE) {
             Some(name) => (name, upscaling_resize.map_or_else(|| 2.0.try_into(), Ok)?),
-            None => ("Nearest".to_owned(), 1.0.try_into()?),
+            None => {
+                others.extend(upscaling_resize.map(|_| "upscaling_resize".to_owned()));
+                ("Nearest".to_owned(), 1.0.try_into()?)
+            }
         };
         Ok(Self(UpscaleBody::of(image, Some(upscaler), Some(scale), others)))
     }

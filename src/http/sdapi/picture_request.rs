@@ -1,8 +1,8 @@
 //! The bodies of `txt2img` and `img2img`. Fields that mean nothing here are named in the answer, unless their value asks for nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::{Value, value::RawValue};
 use utoipa::ToSchema;
 
@@ -55,10 +55,13 @@ pub(in crate::http) struct PictureRequest {
     /// How much of another seed's noise is mixed in. Not here: named in `info` unless it is 0.
     subseed_strength: Option<f64>,
     /// The solver, by its name in `samplers`.
+    #[serde(default, deserialize_with = "unless_empty")]
     sampler_name: Option<NamedSampler>,
     /// The older name of `sampler_name`.
+    #[serde(default, deserialize_with = "unless_empty")]
     sampler_index: Option<NamedSampler>,
     /// How noise levels are spaced, by its name or label in `schedulers`.
+    #[serde(default, deserialize_with = "unless_empty")]
     scheduler: Option<NamedSchedule>,
     /// Pictures of a batch. With `n_iter`, at most 10 in all.
     #[schema(value_type = Option<i64>, minimum = 1, maximum = 10)]
@@ -139,6 +142,12 @@ impl Flag {
     }
 }
 
+/// A name, or none where a client leaves it empty.
+fn unless_empty<'de, D: Deserializer<'de>, T: FromStr<Err = InvalidValue>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose().map_err(D::Error::custom)
+}
+
 /// A request with what belongs to it.
 pub(super) struct PictureBody {
     request: PictureRequest,
@@ -208,7 +217,7 @@ impl PictureBody {
                 Some(InitFiles { image, mask, fitting })
             }
             (false, init) => {
-                others.extend(init.map(|_| "init_images".to_owned()));
+                others.extend(request.of_edits_alone(init.as_ref().map(|(_, mask)| mask.is_some())));
                 None
             }
         };
@@ -265,9 +274,9 @@ impl PictureRequest {
         sampler.schedules().contains(&schedule.of(sampler)).then_some(schedule)
     }
 
-    /// `eta`, where the sampler has one. A1111's clients send it with every sampler.
+    /// `eta`, where the sampler has one, or is the worker's own. A1111's clients send it with every sampler.
     fn used_eta(&self, sampler: Option<NamedSampler>) -> Result<Option<Eta>, InvalidValue> {
-        let has_eta = sampler.is_some_and(|named| named.sampler.has_eta());
+        let has_eta = sampler.is_none_or(|named| named.sampler.has_eta());
         self.eta.filter(|_| has_eta).map(Eta::try_from).transpose()
     }
 
@@ -284,6 +293,27 @@ impl PictureRequest {
         .into_iter()
         .flatten()
         .map(str::to_owned)
+    }
+
+    /// Names of what was given, and has no effect without a picture to begin with. `init` says whether there is one all the same, and whether
+    /// it has a mask.
+    fn of_edits_alone(&self, init: Option<bool>) -> impl Iterator<Item = String> + use<> {
+        // A1111's clients send it with every request.
+        let usual = Strength::try_from(0.7).ok();
+        [
+            ("init_images", init.is_some()),
+            ("mask", init == Some(true)),
+            ("denoising_strength", self.denoising_strength.is_some() && self.denoising_strength != usual),
+            ("resize_mode", self.resize_mode.is_some()),
+            ("mask_blur", self.mask_blur.is_some()),
+            ("inpainting_fill", self.inpainting_fill.is_some()),
+            ("inpaint_full_res", self.inpaint_full_res.is_some()),
+            ("inpaint_full_res_padding", self.inpaint_full_res_padding.is_some()),
+            ("inpainting_mask_invert", self.inpainting_mask_invert.is_some()),
+        ]
+        .into_iter()
+        .filter(|(_, is_given)| *is_given)
+        .map(|(name, _)| name.to_owned())
     }
 
     /// How the picture to begin with is used.
