@@ -68,12 +68,11 @@ impl FromFields for ExtrasBody {
             return Err(ApiError::invalid_param("resize_mode", "must be 0: upscaling_resize says how much larger each side is"));
         }
         let image = ImageFile::open("image", uploads::from_json("image", image)?)?;
-        let (upscaler, scale) = match upscaler_1.filter(|name| name != NONE) {
-            Some(name) => (name, upscaling_resize.map_or_else(|| 2.0.try_into(), Ok)?),
-            None => {
-                others.extend(upscaling_resize.map(|_| "upscaling_resize".to_owned()));
-                ("Nearest".to_owned(), 1.0.try_into()?)
-            }
+        let (upscaler, scale) = if let Some(name) = upscaler_1.filter(|name| name != NONE) {
+            (name, upscaling_resize.map_or_else(|| 2.0.try_into(), Ok)?)
+        } else {
+            others.extend(upscaling_resize.map(|_| "upscaling_resize".to_owned()));
+            ("Nearest".to_owned(), 1.0.try_into()?)
         };
         Ok(Self(UpscaleBody::of(image, Some(upscaler), Some(scale), others)))
     }
