@@ -118,12 +118,9 @@ impl<'a> ImageMetadata<'a> {
     }
 }
 
-/// A prompt none of whose lines but the first begins like the negative prompt's: it would be read as one. To the model, a line end is a
-/// blank.
+/// A prompt without the negative prompt's mark: what follows it would be read as that. To the model, the words are the same.
 fn without_marks(prompt: &str) -> String {
-    let mut lines = prompt.split('\n');
-    let first = lines.next().unwrap_or_default().to_owned();
-    lines.fold(first, |text, line| text + if line.trim_start().starts_with(NEGATIVE) { " " } else { "\n" } + line)
+    prompt.replace(NEGATIVE, "Negative prompt :")
 }
 
 /// A name with its value, if there is one.
@@ -205,10 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn no_line_of_a_prompt_is_read_as_the_negative_prompt() {
+    fn nothing_in_a_prompt_is_read_as_the_negative_prompt() {
         for (prompt, written) in [
             ("a\nb\n", "a\nb\n"),
-            ("a\n Negative prompt: b\nc", "a  Negative prompt: b\nc"),
+            ("a\nNegative prompt: b\nc, Negative prompt:", "a\nNegative prompt : b\nc, Negative prompt :"),
             ("Steps: 5, Sampler: x, Size: 8x8, Seed: 1\nb", "Steps: 5, Sampler: x, Size: 8x8, Seed: 1\nb"),
         ] {
             assert_eq!(without_marks(prompt), written);

@@ -1,4 +1,4 @@
-"""What PNG files say of how they were made, read by sd-parsers. Usage: infotext.py PATH-TO-SD-WORKER MODEL-DIRECTORY"""
+"""What files say of how they were made, read by sd-parsers. Usage: infotext.py PATH-TO-SD-WORKER MODEL-DIRECTORY"""
 
 import subprocess
 import sys
@@ -25,4 +25,11 @@ with tempfile.TemporaryDirectory() as folder:
         assert "Clip skip" not in info.metadata and info.metadata["Size"], info.metadata
         if not set(name) & set(',:\n"'):
             assert sampler.model.name == name, sampler
-print("sd-parsers reads what PNG files say")
+    # In every format, whatever is in a prompt.
+    for ending, prompt in ("jpg", "a \"red\" fox"), ("webp", "a fox,\nNegative prompt: cats\nSteps: 5, Sampler: x, Seed: 1, Size: 8x8"), ("png", "Ⓐ fox"):
+        file = Path(folder) / f"a.{ending}"
+        subprocess.run([BINARY, "generate", prompt, "--negative-prompt", "dogs", "--steps", "1", "--seed", "3", "-o", file], check=True, stderr=subprocess.DEVNULL)
+        sampler = ParserManager().parse(file).samplers[0]
+        assert [prompt.value for prompt in sampler.prompts] == [prompt.replace("Negative prompt:", "Negative prompt :")], sampler
+        assert [prompt.value for prompt in sampler.negative_prompts] == ["dogs"] and sampler.parameters["seed"] == "3", sampler
+print("sd-parsers reads what files say")
