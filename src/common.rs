@@ -46,5 +46,5 @@ pub use sampling_config::{
     ClipSkip, Eta, GuidanceRescale, GuidanceScale, ImageSize, SamplingConfig, SamplingOptions, Seed, Steps, Strength,
 };
 pub use torch_rng::TorchRng;
-pub use upscale::{UpscaleScale, UpscaleSettings};
+pub use upscale::{RedrawSettings, UpscaleScale, UpscaleSettings};
 pub use whole_number::WholeNumber;

@@ -7,6 +7,7 @@
 
 mod alphas;
 mod beta_quantile;
+mod cfg_pp;
 mod ddim;
 mod ddpm;
 mod deis;

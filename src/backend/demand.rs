@@ -1,5 +1,7 @@
 //! What one picture asks of the engine, worked out once, when its request is checked.
 
+use std::sync::Arc;
+
 use crate::{
     common::{ControlWindow, GuidanceInterval, ImageSize},
     schedulers::SamplingPlan,
@@ -18,6 +20,8 @@ pub struct Demand {
     pub size: ImageSize,
     /// The steps in which each control network counts.
     pub controls: Vec<ControlWindow>,
+    /// The work of drawing it again, at another size, after these steps.
+    pub again: Option<Arc<Demand>>,
 }
 
 /// The kind of a step. Steps of one kind can share a pass.
@@ -53,13 +57,19 @@ impl Demand {
     #[must_use]
     pub fn without_steps(size: ImageSize) -> Self {
         let plan = SamplingPlan { init_noise_sigma: 1.0, stages: Vec::new() };
-        Self { plan, part_weights: Vec::new(), guidance_interval: None, size, controls: Vec::new() }
+        Self { plan, part_weights: Vec::new(), guidance_interval: None, size, controls: Vec::new(), again: None }
     }
 
-    /// Number of steps: evaluations of the network.
+    /// Number of steps, evaluations of the network, before the picture is drawn again.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.plan.stages.len()
+    }
+
+    /// Number of all steps.
+    #[must_use]
+    pub fn all_steps(&self) -> usize {
+        self.steps() + self.again.as_ref().map_or(0, |again| again.all_steps())
     }
 
     /// Whether the network is evaluated for the negative prompt, in any step.
@@ -81,9 +91,12 @@ impl Demand {
         self.guidance_interval.is_some() && self.part_weights == [1.0]
     }
 
-    /// The kind of step `step`, counted from 0, if it is full.
+    /// The kind of step `step` of all, counted from 0, if it is full.
     #[must_use]
     pub fn kind(&self, step: usize) -> StepKind {
+        if let (Some(again), Some(step)) = (&self.again, step.checked_sub(self.steps())) {
+            return again.kind(step);
+        }
         let is_alone = !self.is_guided() || (self.has_steps_of_prompt_alone() && !self.is_in_interval(step));
         StepKind { size: self.size, samples: if is_alone { 1 } else { 1 + self.part_weights.len() }, is_shallow: false }
     }
@@ -93,20 +106,21 @@ impl Demand {
     pub fn work(&self) -> u64 {
         let controls = |step: usize| self.controls.iter().filter(|window| window.contains(step, self.steps())).count() as u64;
         let (share, whole) = CONTROL_COST;
-        (0..self.steps()).map(|step| self.kind(step).work() * (whole + share * controls(step))).sum::<u64>() / whole
+        let own = (0..self.steps()).map(|step| self.kind(step).work() * (whole + share * controls(step))).sum::<u64>() / whole;
+        own + self.again.as_ref().map_or(0, |again| again.work())
     }
 
     /// The memory that it takes, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let stages: usize = self.plan.stages.iter().map(|stage| size_of_val(stage) + size_of_val(&*stage.update)).sum();
-        stages + size_of_val(&*self.controls)
+        stages + size_of_val(&*self.controls) + self.again.as_ref().map_or(0, |again| again.bytes())
     }
 
     /// Pixels of all samples in the largest step.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        (0..self.steps()).map(|step| self.kind(step).work()).max().unwrap_or_default()
+        (0..self.all_steps()).map(|step| self.kind(step).work()).max().unwrap_or_default()
     }
 }
 
@@ -121,7 +135,8 @@ impl Demand {
 
         let (config, steps) = (SchedulerConfig::default(), steps.try_into().unwrap());
         let plan = SamplingPlan::new(&config, Sampler::Euler, Schedule::Default, steps, 0, None).unwrap();
-        Self { plan, part_weights: if is_guided { vec![1.0] } else { Vec::new() }, guidance_interval: None, size, controls: Vec::new() }
+        let part_weights = if is_guided { vec![1.0] } else { Vec::new() };
+        Self { plan, part_weights, guidance_interval: None, size, controls: Vec::new(), again: None }
     }
 }
 
@@ -149,5 +164,17 @@ mod tests {
             assert_eq!(samples(&weighed), [1 + weighed.part_weights.len(); 4], "parts are weighed against each other in every step");
         }
         assert_eq!(samples(&Demand { guidance_interval: interval, ..plain(false) }), [1; 4]);
+    }
+
+    #[test]
+    fn drawing_again_adds_its_steps_at_its_size() {
+        let size = |side| ImageSize::new(side, side).unwrap();
+        let again = Demand::plain(size(128), 3, true);
+        let first = Demand::plain(size(64), 2, false);
+        let both = Demand { again: Some(Arc::new(again.clone())), ..first.clone() };
+        assert_eq!((both.steps(), both.all_steps()), (2, 5));
+        assert_eq!([1, 2, 4].map(|step| both.kind(step)), [first.kind(0), again.kind(0), again.kind(2)]);
+        assert_eq!((both.work(), both.peak()), (first.work() + again.work(), again.peak()));
+        assert_eq!(both.bytes(), first.bytes() + again.bytes());
     }
 }

@@ -64,13 +64,20 @@ pub trait Generation {
     /// When the model fails.
     fn update(&mut self, output: Self::Output) -> Result<(), GenerationError>;
 
+    /// What comes between two steps and takes longer than they do: once it is there, a picture may be enlarged and drawn again.
+    ///
+    /// # Errors
+    /// When the model or an upscaler fails, or the work is interrupted.
+    fn prepare(&mut self, interrupt: Interrupt) -> Result<(), GenerationError>;
+
     /// One step of this generation alone.
     ///
     /// # Errors
     /// When the model fails.
     fn step(&mut self) -> Result<(), GenerationError> {
         let outputs = Self::predict(&[self], &Self::join(&[self])?, Interrupt::NEVER)?;
-        outputs.into_iter().try_for_each(|output| self.update(output))
+        outputs.into_iter().try_for_each(|output| self.update(output))?;
+        self.prepare(Interrupt::NEVER)
     }
 
     /// A rough picture of the current latents, cheap next to a step.

@@ -4,20 +4,21 @@ mod conditioning;
 mod initial_latents;
 mod kept_features;
 mod prediction;
+mod redrawing;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use conditioning::Conditioning;
 use image::RgbImage;
-use initial_latents::{InitialLatents, KeptLatents};
+use initial_latents::{InitialLatents, KeptLatents, Start};
 use kept_features::KeptFeatures;
 pub use prediction::Prediction;
 use tracing::{debug_span, warn};
 
 use super::{
     ChosenUpscale, Demand, Generation, GenerationError, GenerationRequest, LatentPreview, ModelInfo, Order, Pipeline, PromptEncoder,
-    StepKind, WideVae, controls::ActiveControl, image_utils,
+    Redraw, StepKind, WideVae, controls::ActiveControl, image_utils,
 };
 use crate::{
     common::{
@@ -78,12 +79,16 @@ pub struct Diffusion {
     decoder: Decoder,
     enlarged_to: Option<ImageSize>,
     upscale: Option<ChosenUpscale>,
+    /// How the picture is drawn again after the last step, if it is.
+    redraw: Option<Arc<Redraw>>,
     /// The features that later steps reuse, if the request asks for it.
     kept_features: Option<KeptFeatures>,
     /// The latest stages, the newest first.
     past: VecDeque<Moment>,
     rng: TorchRng,
     steps_done: usize,
+    /// With those of the picture that is drawn again, or is.
+    total_steps: usize,
     warnings: Vec<String>,
 }
 
@@ -99,42 +104,7 @@ impl Pipeline for InferencePipeline {
     type Generation = Diffusion;
 
     fn begin(self: &Arc<Self>, request: &GenerationRequest, interrupt: Interrupt) -> Result<Diffusion, GenerationError> {
-        // 1. Inputs were checked, and timesteps prepared, when the order was made.
-        let Order { config, demand, .. } = &request.order;
-
-        // 2. Encode the prompt.
-        let span = debug_span!("text_encode").entered();
-        let Conditioning { text_embeddings, context, unguided, controls, warnings } = self.conditioning(&request.order, interrupt)?;
-        drop(span);
-
-        // 3. Prepare latents.
-        let mut rng = TorchRng::new(config.seed);
-        let InitialLatents { latents, kept, condition } = self.initial_latents(&request.order, &mut rng, interrupt)?;
-
-        Ok(Diffusion {
-            pipeline: Arc::clone(self),
-            demand: Arc::clone(demand),
-            // A distilled network looks at the scale itself. Parts of a prompt are still weighed against each other.
-            guidance_scale: if self.info.embeds_guidance { 1.0 } else { config.guidance_scale.get() },
-            guidance_rescale: config.options.guidance_rescale,
-            text_embeddings,
-            context,
-            unguided,
-            unmasked: latents.clone(),
-            latents,
-            kept,
-            condition,
-            controls,
-            images: Arc::clone(&request.order.images),
-            decoder: request.order.decoder,
-            enlarged_to: request.order.output.enlarged_to,
-            upscale: request.order.upscale.clone(),
-            kept_features: config.options.cache.map(KeptFeatures::new),
-            past: VecDeque::new(),
-            rng,
-            steps_done: 0,
-            warnings,
-        })
+        self.begin_at(Start::Order, &request.order, interrupt)
     }
 
     fn model_id(&self) -> &str {
@@ -156,11 +126,12 @@ impl Generation for Diffusion {
     }
 
     fn kinds_to_come(&self) -> Vec<StepKind> {
-        self.expected_kinds()
+        let again = self.demand.again.iter().flat_map(|again| (0..again.steps()).map(|step| again.kind(step)));
+        self.expected_kinds().into_iter().chain(again).collect()
     }
 
     fn total_steps(&self) -> usize {
-        self.demand.steps()
+        self.total_steps
     }
 
     fn join(generations: &[&Self]) -> Result<DenoiserContext, GenerationError> {
@@ -177,15 +148,23 @@ impl Generation for Diffusion {
     fn update(&mut self, Prediction { output, features }: Prediction) -> Result<(), GenerationError> {
         let stage = self.stage().clone();
         self.keep(features)?;
+        let unguided = if self.demand.is_guided() { output.narrow(0, 0, 1)? } else { output.clone() };
         let output = self.guide(output)?;
-        self.unmasked = self.next_latents(&stage, output)?;
+        self.unmasked = self.next_latents(&stage, output, &unguided)?;
         self.steps_done += 1;
         let next_level = self.demand.plan.stages.get(self.steps_done).map(|stage| stage.level);
         self.latents = match &self.kept {
             Some(kept) => kept.lay_over(&self.unmasked, next_level)?,
             None => self.unmasked.clone(),
         };
-        self.prepare_next()
+        self.note_next()
+    }
+
+    fn prepare(&mut self, interrupt: Interrupt) -> Result<(), GenerationError> {
+        match self.redraw.take_if(|_| self.steps_done == self.demand.steps()) {
+            Some(redraw) => self.draw_again(&redraw, interrupt),
+            None => Ok(()),
+        }
     }
 
     fn preview(&self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
@@ -199,6 +178,22 @@ impl Generation for Diffusion {
 
     // 5. Decode.
     fn finish(self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
+        let picture = self.picture(interrupt)?;
+
+        // 6. Upscale.
+        let Some(upscale) = &self.upscale else { return Ok(picture) };
+        let _span = debug_span!("upscale").entered();
+        upscale.enlarge(&picture, interrupt)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+}
+
+impl Diffusion {
+    /// The picture of the latents, before it is upscaled.
+    fn picture(&self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
         let _span = debug_span!("vae_decode").entered();
         let mut picture = self.pipeline.decode(&self.latents, self.decoder, interrupt)?;
         if let Some(size) = self.enlarged_to {
@@ -214,19 +209,9 @@ impl Generation for Diffusion {
                 None => image_utils::lay_over(&mut picture, image, mask),
             }
         }
-
-        // 6. Upscale.
-        let Some(upscale) = &self.upscale else { return Ok(picture) };
-        let _span = debug_span!("upscale").entered();
-        upscale.enlarge(&picture, interrupt)
+        Ok(picture)
     }
 
-    fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
-    }
-}
-
-impl Diffusion {
     /// The latents as they are now, `(1, channels, height / 8, width / 8)` in f32.
     #[must_use]
     pub fn latents(&self) -> &Tensor {
@@ -290,8 +275,8 @@ impl Diffusion {
         })
     }
 
-    /// The latents after this stage, by the plan.
-    fn next_latents(&mut self, stage: &Stage, output: Tensor) -> Result<Tensor, GenerationError> {
+    /// The latents after this stage, by the plan. `unguided` is the network's output for the negative prompt.
+    fn next_latents(&mut self, stage: &Stage, output: Tensor, unguided: &Tensor) -> Result<Tensor, GenerationError> {
         let mut denoised = ((&self.latents * stage.denoised.sample)? + (&output * stage.denoised.output)?)?;
         if let Some(clip) = stage.denoised.clip {
             denoised = denoised.clamp(-clip, clip)?;
@@ -305,6 +290,7 @@ impl Diffusion {
                 Term::Sample(age) => self.past[age].sample.clone(),
                 Term::Output(age) => self.past[age].output.clone(),
                 Term::Denoised(age) => self.past[age].denoised.clone(),
+                Term::Unguided => unguided.clone(),
                 Term::Unmasked => self.unmasked.clone(),
                 Term::Noise => self.pipeline.randn(&mut self.rng, self.latents.dims4()?)?,
             };
@@ -366,6 +352,48 @@ impl InferencePipeline {
     #[cfg(feature = "builtin-model")]
     pub(super) fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// All that comes before the first step.
+    fn begin_at(self: &Arc<Self>, start: Start, order: &Order, interrupt: Interrupt) -> Result<Diffusion, GenerationError> {
+        // 1. Inputs were checked, and timesteps prepared, when the order was made.
+        let Order { config, demand, .. } = order;
+
+        // 2. Encode the prompt.
+        let span = debug_span!("text_encode").entered();
+        let Conditioning { text_embeddings, context, unguided, controls, warnings } = self.conditioning(order, interrupt)?;
+        drop(span);
+
+        // 3. Prepare latents.
+        let mut rng = TorchRng::new(config.seed);
+        let InitialLatents { latents, kept, condition } = self.initial_latents(start, order, &mut rng, interrupt)?;
+
+        Ok(Diffusion {
+            pipeline: Arc::clone(self),
+            demand: Arc::clone(demand),
+            // A distilled network looks at the scale itself. Parts of a prompt are still weighed against each other.
+            guidance_scale: if self.info.embeds_guidance { 1.0 } else { config.guidance_scale.get() * config.sampler.guidance_factor() },
+            guidance_rescale: config.options.guidance_rescale,
+            text_embeddings,
+            context,
+            unguided,
+            unmasked: latents.clone(),
+            latents,
+            kept,
+            condition,
+            controls,
+            images: Arc::clone(&order.images),
+            decoder: order.decoder,
+            enlarged_to: order.output.enlarged_to,
+            upscale: order.upscale.clone(),
+            redraw: order.redraw.clone(),
+            kept_features: config.options.cache.map(KeptFeatures::new),
+            past: VecDeque::new(),
+            rng,
+            steps_done: 0,
+            total_steps: demand.all_steps(),
+            warnings,
+        })
     }
 
     /// The picture of latents in f32.

@@ -5,7 +5,7 @@ mod reader;
 
 pub use reader::read_infotext;
 
-use super::{ChosenControl, ChosenUpscale, Order, OrderAdapters};
+use super::{ChosenControl, ChosenUpscale, Order, OrderAdapters, Redraw};
 use crate::common::{ControlScale, ControlSettings, Decoder, ImageSize, NamedLora, SamplingConfig, Schedule};
 
 /// What the negative prompt's line begins with.
@@ -23,6 +23,7 @@ pub struct ImageMetadata<'a> {
     references: &'a [ControlScale],
     decoder: Decoder,
     upscale: Option<&'a ChosenUpscale>,
+    redraw: Option<&'a Redraw>,
     /// Whether the picture was drawn, and not only enlarged.
     is_drawn: bool,
     model_id: &'a str,
@@ -42,6 +43,7 @@ impl<'a> ImageMetadata<'a> {
             references: &order.references,
             decoder: order.decoder,
             upscale: order.upscale.as_ref(),
+            redraw: order.redraw.as_deref(),
             is_drawn: order.is_drawn(),
             model_id,
         }
@@ -88,6 +90,7 @@ impl<'a> ImageMetadata<'a> {
 
     fn values(&self) -> Vec<Value> {
         let SamplingConfig { size, steps, guidance_scale, seed, sampler, schedule, options } = self.config;
+        let strength = options.strength.or(self.redraw.map(|redraw| redraw.strength));
         let interval = options.guidance_interval.map(|interval| {
             let [start, stop] = interval.into();
             format!("{start}-{stop}")
@@ -106,15 +109,39 @@ impl<'a> ImageMetadata<'a> {
             ("Feature cache", options.cache.map(|cache| cache.to_string().replace(',', " "))),
             ("Zero SNR", options.zero_snr.map(|zero_snr| zero_snr.to_string())),
             ("Clip skip", options.clip_skip.map(|skip| skip.to_string())),
-            ("Denoising strength", options.strength.map(|strength| strength.get().to_string())),
+            ("Denoising strength", strength.map(|strength| strength.get().to_string())),
             ("Seed", Some(seed.to_string())),
             ("Size", Some(size.to_string())),
-            ("Hires resize", self.enlarged_to.map(|size| size.to_string())),
-            ("Hires upscaler", self.enlarged_to.map(|_| "Lanczos".to_owned())),
             ("Model", Some(self.model_id.to_owned())),
             ("VAE Decoder", (self.decoder == Decoder::Tiny).then(|| "TAESD".to_owned())),
         ];
-        values.into_iter().chain(self.upscale_values()).collect()
+        let (model, rest) = (values.len() - 2, self.upscale_values());
+        let mut values = Vec::from(values);
+        values.splice(model..model, self.hires_values());
+        values.extend(rest);
+        values
+    }
+
+    /// The words of A1111's hires fix.
+    fn hires_values(&self) -> Vec<Value> {
+        let Some(redraw) = self.redraw else {
+            let values =
+                self.enlarged_to.map(|size| [("Hires resize", Some(size.to_string())), ("Hires upscaler", Some("Lanczos".to_owned()))]);
+            return values.into_iter().flatten().collect();
+        };
+        let Redraw { enlarger, scale, strength, steps, order } = redraw;
+        let SamplingConfig { size, sampler, schedule, .. } = order.config;
+        let is_other = (sampler, schedule) != (self.config.sampler, self.config.schedule);
+        vec![
+            // That of the first picture, which begins with one of the client's, is the plain one.
+            ("Hires denoising strength", self.config.options.strength.map(|_| strength.get().to_string())),
+            ("Hires upscale", scale.map(|scale| scale.to_string())),
+            ("Hires resize", if scale.is_none() { Some(size.to_string()) } else { None }),
+            ("Hires steps", Some(steps.to_string())),
+            ("Hires upscaler", Some(enlarger.name().to_owned())),
+            ("Hires sampler", is_other.then(|| sampler.a1111_name().to_owned())),
+            ("Hires schedule type", is_other.then(|| schedule.a1111_name().to_owned())),
+        ]
     }
 }
 
@@ -179,6 +206,7 @@ mod tests {
             references: &[],
             decoder: Decoder::Full,
             upscale: None,
+            redraw: None,
             is_drawn: true,
             model_id,
         }

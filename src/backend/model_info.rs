@@ -110,6 +110,14 @@ impl ModelInfo {
         Some(format!("this model was made for pictures of {own}; at {drawn}, {what}"))
     }
 
+    /// A warning about a picture that is drawn again at a size at which the model does not draw well.
+    #[must_use]
+    pub fn redraw_warning(&self, size: ImageSize) -> Option<String> {
+        let own = self.defaults.size;
+        let is_far = self.defaults.own_size_only && self.drawing_size(size, false) != size;
+        is_far.then(|| format!("this model draws well at {own} alone: drawn again at {size}, things may appear several times"))
+    }
+
     /// # Errors
     /// When pictures of this size are too large for this worker, or impossible for the model.
     pub fn check_size(&self, size: ImageSize) -> Result<(), InvalidValue> {
@@ -125,8 +133,8 @@ impl ModelInfo {
 
     /// Whether a guidance scale takes a second evaluation of the network, for the negative prompt.
     #[must_use]
-    pub fn is_guided(&self, scale: GuidanceScale) -> bool {
-        scale.is_guided() && !self.embeds_guidance
+    pub fn is_guided(&self, scale: GuidanceScale, sampler: Sampler) -> bool {
+        (scale.is_guided() || sampler.is_always_guided()) && !self.embeds_guidance
     }
 
     /// Whether `clip_skip` has an effect.

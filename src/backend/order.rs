@@ -1,13 +1,17 @@
 //! What is asked of a model, checked against it. Every way in, the server's and the command line's, makes its orders here.
 
+mod redraw;
+
 use std::sync::Arc;
 
 use image::RgbImage;
+pub use redraw::{Enlarger, Redraw};
 
 use super::{AdapterLibrary, ChosenAdapter, ChosenControl, ChosenUpscale, Demand, ModelDefaults, ModelInfo, ParsedPrompt};
 use crate::common::{
     ControlScale, ControlSettings, Decoder, GuidanceScale, ImageSize, InputImage, InputImages, InvalidValue, NamedLora, NamedSampler,
-    NamedSchedule, NegativePrompt, OutputConfig, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, UpscaleSettings,
+    NamedSchedule, NegativePrompt, OutputConfig, RedrawSettings, SamplingConfig, SamplingOptions, Schedule, Seed, Steps, UpscaleScale,
+    UpscaleSettings,
 };
 
 /// The settings of a request, which may leave most of them out.
@@ -43,7 +47,7 @@ pub struct Settings {
     pub references: Vec<ControlScale>,
     /// What turns latents into pictures.
     pub decoder: Decoder,
-    /// How the finished pictures are enlarged, if they are.
+    /// How the pictures are enlarged, if they are, and whether they are drawn again after that.
     pub upscale: Option<UpscaleSettings>,
     /// How the pictures are written. `enlarged_to` follows from the size.
     pub output: OutputConfig,
@@ -88,6 +92,8 @@ pub struct Order {
     pub decoder: Decoder,
     /// How the finished picture is enlarged, if it is.
     pub upscale: Option<ChosenUpscale>,
+    /// How the picture is enlarged and drawn again, if it is.
+    pub redraw: Option<Arc<Redraw>>,
     /// How it is written.
     pub output: OutputConfig,
     /// The work on it. The pictures of one order share it.
@@ -160,13 +166,14 @@ impl Order {
         settings.default_guidance_scale = info.requests.guidance_scale.or(settings.default_guidance_scale);
         adapters.fill_in(&mut settings);
         let (sampler, schedule) = info.sampler(settings.sampler, settings.schedule)?;
+        let usual = settings.default_guidance_scale.unwrap_or(info.defaults.guidance_scale);
         let edit = settings.input.map(|input| (given.strength, input.has_mask));
         let (steps, strength) = info.steps(sampler, settings.steps, settings.default_steps.unwrap_or(info.defaults.steps), edit);
         let config = SamplingConfig {
             // What is drawn after a picture has its proportions.
             size: info.drawing_size(asked, has_input || !settings.controls.is_empty()),
             steps,
-            guidance_scale: settings.guidance_scale.or(settings.default_guidance_scale).unwrap_or(info.defaults.guidance_scale),
+            guidance_scale: settings.guidance_scale.unwrap_or_else(|| usual.times(sampler.usual_guidance_factor())),
             seed: settings.seed.unwrap_or_else(Seed::random),
             sampler,
             schedule,
@@ -177,7 +184,18 @@ impl Order {
         let controls = info.choose_controls(settings.controls, config.size)?;
         info.check_references(&settings.references)?;
         info.check_decoder(settings.decoder)?;
-        let upscale = settings.upscale.map(|upscale| info.upscalers.choose_named(&upscale, (asked.width(), asked.height()))).transpose()?;
+        let (upscale, redraw) = match settings.upscale {
+            Some(UpscaleSettings { redraw: Some(_), .. }) if settings.input.is_some_and(|input| input.has_mask) => {
+                return Err(InvalidValue::new(
+                    "upscale",
+                    "a strength with a mask",
+                    "without a strength: what a mask keeps is not drawn again",
+                ));
+            }
+            Some(UpscaleSettings { name, scale, redraw: Some(redraw) }) => (None, Some((name, scale, redraw))),
+            Some(upscale) => (Some(info.upscalers.choose_named(&upscale, (asked.width(), asked.height()))?), None),
+            None => (None, None),
+        };
         let order = Self::of_parsed(settings.prompt, negative_prompt.as_str(), config, controls, info)?;
         let without_effect = [
             ("clip_skip", given.clip_skip.is_some() && !info.has_clip_skip()),
@@ -189,7 +207,25 @@ impl Order {
         let without_effect = without_effect.chain(config.options_without_effect(order.demand.is_guided())).collect();
         let output = OutputConfig { enlarged_to: Some(asked).filter(|asked| *asked != config.size), ..settings.output };
         let (adapters, references, decoder) = (Arc::new(adapters), settings.references.into(), settings.decoder);
-        Ok((Self { adapters, references, decoder, upscale, output, ..order }, without_effect))
+        let order = Self { adapters, references, decoder, upscale, output, ..order };
+        let order = match redraw {
+            Some((name, scale, settings)) => order.drawn_again(&name, scale, &settings, info)?,
+            None => order,
+        };
+        Ok((order, without_effect))
+    }
+
+    /// The same order for pictures that are drawn again, enlarged.
+    fn drawn_again(
+        self,
+        enlarger: &str,
+        scale: Option<UpscaleScale>,
+        settings: &RedrawSettings,
+        info: &ModelInfo,
+    ) -> Result<Self, InvalidValue> {
+        let redraw = Redraw::new(&self, enlarger, scale, settings, info)?;
+        let demand = Demand { again: Some(Arc::clone(&redraw.order.demand)), ..(*self.demand).clone() };
+        Ok(Self { redraw: Some(Arc::new(redraw)), demand: Arc::new(demand), ..self })
     }
 
     /// An order to enlarge a picture of the client's. It has no steps, and nothing of it but `images`, `upscale` and `output` has a meaning.
@@ -208,6 +244,7 @@ impl Order {
             config,
             decoder: Decoder::default(),
             upscale: Some(upscale),
+            redraw: None,
             output,
             demand: Arc::new(Demand::without_steps(size)),
         }
@@ -264,13 +301,15 @@ impl Order {
     ) -> Result<Self, InvalidValue> {
         let plan = info.plan(&config)?;
         // Several parts lead away from the negative prompt side by side, whatever the scale.
-        let part_weights = Some(prompt.part_weights()).filter(|parts| info.is_guided(config.guidance_scale) || parts.len() > 1);
+        let is_guided = info.is_guided(config.guidance_scale, config.sampler);
+        let part_weights = Some(prompt.part_weights()).filter(|parts| is_guided || parts.len() > 1);
         let demand = Demand {
             plan,
             part_weights: part_weights.unwrap_or_default(),
             guidance_interval: config.options.guidance_interval.filter(|interval| !interval.is_all()),
             size: config.size,
             controls: controls.iter().filter(|control| control.works_in_every_step()).map(|control| control.settings.window).collect(),
+            again: None,
         };
         Ok(Self {
             prompt,
@@ -282,6 +321,7 @@ impl Order {
             config,
             decoder: Decoder::default(),
             upscale: None,
+            redraw: None,
             output: OutputConfig::default(),
             demand: Arc::new(demand),
         })
@@ -296,14 +336,25 @@ impl Order {
     /// Width and height of the finished pictures.
     #[must_use]
     pub fn finished_size(&self) -> (u32, u32) {
-        self.upscale.as_ref().map_or((self.size().width(), self.size().height()), |upscale| upscale.size)
+        let size = self.redraw.as_ref().map_or(self.size(), |redraw| redraw.order.config.size);
+        self.upscale.as_ref().map_or((size.width(), size.height()), |upscale| upscale.size)
+    }
+
+    /// The memory that it takes without its pictures, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let controls = size_of_val(&*self.controls) + self.controls.iter().map(|control| control.settings.name.len()).sum::<usize>();
+        // What both drawings share counts twice.
+        let redraw = self.redraw.as_ref().map_or(0, |redraw| size_of_val(&**redraw) + redraw.order.bytes());
+        self.prompt.bytes() + self.negative_prompt.bytes() + self.adapters.bytes() + controls + self.demand.bytes() + redraw
     }
 
     /// The order of the `index`th of its pictures, counted from 0.
     #[must_use]
     pub fn picture(&self, index: u32) -> Self {
         let config = SamplingConfig { seed: self.config.seed.offset(index.into()), ..self.config };
-        Self { config, ..self.clone() }
+        let redraw = self.redraw.as_ref().map(|redraw| Arc::new(redraw.picture(index)));
+        Self { config, redraw, ..self.clone() }
     }
 
     /// Whether both are pictures of one order.
@@ -339,6 +390,7 @@ impl Order {
             config,
             decoder: Decoder::default(),
             upscale: None,
+            redraw: None,
             output: OutputConfig::default(),
             demand: Arc::new(Demand::plain(size, steps, false)),
         }

@@ -103,6 +103,10 @@ impl Generation for Work {
         if let Self::Diffusion(diffusion) = self { diffusion.update(output) } else { Ok(()) }
     }
 
+    fn prepare(&mut self, interrupt: Interrupt) -> Result<(), GenerationError> {
+        if let Self::Diffusion(diffusion) = self { diffusion.prepare(interrupt) } else { Ok(()) }
+    }
+
     fn preview(&self, interrupt: Interrupt) -> Result<RgbImage, GenerationError> {
         match self {
             Self::Diffusion(diffusion) => diffusion.preview(interrupt),

@@ -51,7 +51,8 @@ pub fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         let order = order.picture(index.into());
         let SamplingConfig { size, steps, sampler, guidance_scale, seed, .. } = order.config;
         let mut recording = args.save_latents.as_ref().map(|_| Recording::default());
-        let upscaled = order.upscale.as_ref().map_or(String::new(), |upscale| format!(", upscaled to {upscale}"));
+        let enlarged = order.upscale.as_ref().map(ToString::to_string).or(order.redraw.as_ref().map(ToString::to_string));
+        let upscaled = enlarged.map_or(String::new(), |how| format!(", upscaled to {how}"));
         let (picture, times) = draw(&pipeline, order, recording.as_mut())?;
         let path = output.write(index, &picture)?;
         if let (Some(path), Some(recording)) = (&args.save_latents, recording) {

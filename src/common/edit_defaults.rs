@@ -1,6 +1,6 @@
 //! Defaults of a request that begins with a picture.
 
-use super::{Steps, Strength};
+use super::{InvalidValue, Steps, Strength};
 
 /// diffusers' default strength without a mask. With one, the masked part is repainted completely.
 const STRENGTH: f64 = 0.8;
@@ -22,6 +22,22 @@ impl Strength {
             }
             _ => (given.0.unwrap_or(steps), strength),
         }
+    }
+
+    /// The steps of a schedule of which this share are `taken` steps.
+    ///
+    /// # Errors
+    /// When there would be more than a model can have.
+    pub fn steps_to_take(self, taken: Steps) -> Result<Steps, InvalidValue> {
+        // Rounding in the division may come out on either side.
+        let least = (taken.get() as f64 / self.get()) as i64;
+        let enough = (least..=least.saturating_add(1))
+            .filter_map(|steps| Steps::try_from(steps).ok())
+            .find(|steps| self.of_steps(*steps) >= taken.get());
+        enough.ok_or_else(|| {
+            let least = taken.get() as f64 / Steps::MAX as f64;
+            InvalidValue::new("strength", self.get(), format!("at least {least} where {taken} steps are taken"))
+        })
     }
 
     /// The number of steps taken, rounded down as in diffusers.
@@ -57,6 +73,19 @@ mod tests {
             // And nothing changes for models of many steps.
             if own > 1 && given == (None, None) {
                 prop_assert_eq!((steps, strength.get()), (self::steps(own), if has_mask { 1.0 } else { 0.8 }));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_share_of_a_schedule_is_as_many_steps_as_are_asked_for(taken in 1i64..=1000, strength in 0.0f64..=1.0) {
+            let strength = Strength::try_from(strength).unwrap();
+            match strength.steps_to_take(steps(taken)) {
+                Ok(all) => prop_assert_eq!(strength.of_steps(all), taken as usize),
+                Err(_) => prop_assert!(strength.get() < taken as f64 / 999.0),
             }
         }
     }

@@ -54,6 +54,12 @@ pub enum Sampler {
     ErSde,
     /// [iPNDM](https://arxiv.org/abs/2204.13902), fourth order, multistep; as `ComfyUI`'s `sample_ipndm`.
     Ipndm,
+    /// [DDIM](https://arxiv.org/abs/2010.02502) with [CFG++](https://arxiv.org/abs/2406.08070), A1111's `ddim_cfgpp`.
+    DdimCfgPp,
+    /// Euler's method with [CFG++](https://arxiv.org/abs/2406.08070), as `ComfyUI`'s `sample_euler_cfg_pp`.
+    EulerCfgPp,
+    /// The same with fresh noise at each step, as `ComfyUI`'s `sample_euler_ancestral_cfg_pp`.
+    EulerAncestralCfgPp,
     /// For [latent consistency models](https://arxiv.org/abs/2310.04378), diffusers' `LCMScheduler`.
     Lcm,
     /// For [trajectory consistency distillation](https://arxiv.org/abs/2402.19159), diffusers' `TCDScheduler`. Its `eta` is 0.3
@@ -61,9 +67,12 @@ pub enum Sampler {
     Tcd,
 }
 
+/// The share of a usual guidance scale that CFG++ has in its place: 0.6 of 7.5, as in the paper's table 1.
+const CFG_PP_FACTOR: f64 = 1.0 / 12.5;
+
 impl Sampler {
     /// Every sampler, in the order of the documentation.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::Ddim,
         Self::Ddpm,
         Self::Pndm,
@@ -85,6 +94,9 @@ impl Sampler {
         Self::ResMultistep,
         Self::ErSde,
         Self::Ipndm,
+        Self::DdimCfgPp,
+        Self::EulerCfgPp,
+        Self::EulerAncestralCfgPp,
         Self::Lcm,
         Self::Tcd,
     ];
@@ -124,6 +136,9 @@ impl Sampler {
             Self::ResMultistep => ("res_multistep", "Res Multistep"),
             Self::ErSde => ("er_sde", "ER SDE"),
             Self::Ipndm => ("ipndm", "iPNDM"),
+            Self::DdimCfgPp => ("ddim_cfg_pp", "DDIM CFG++"),
+            Self::EulerCfgPp => ("euler_cfg_pp", "Euler CFG++"),
+            Self::EulerAncestralCfgPp => ("euler_a_cfg_pp", "Euler a CFG++"),
             Self::Lcm => ("lcm", "LCM"),
             Self::Tcd => ("tcd", "TCD"),
         }
@@ -134,7 +149,7 @@ impl Sampler {
     pub fn schedules(self) -> &'static [Schedule] {
         match self {
             // These count in whole training timesteps.
-            Self::Ddim | Self::Ddpm | Self::Pndm => &[Schedule::Default, Schedule::Normal, Schedule::SgmUniform],
+            Self::Ddim | Self::DdimCfgPp | Self::Ddpm | Self::Pndm => &[Schedule::Default, Schedule::Normal, Schedule::SgmUniform],
             Self::Lcm | Self::Tcd => &[Schedule::Default],
             _ => &Schedule::ALL,
         }
@@ -149,7 +164,25 @@ impl Sampler {
     /// Whether the sampler has an `eta`, the amount of fresh noise.
     #[must_use]
     pub fn has_eta(self) -> bool {
-        matches!(self, Self::Ddim | Self::Tcd)
+        matches!(self, Self::Ddim | Self::DdimCfgPp | Self::Tcd)
+    }
+
+    /// Whether the sampler looks at the negative prompt at every guidance scale.
+    #[must_use]
+    pub fn is_always_guided(self) -> bool {
+        matches!(self, Self::DdimCfgPp | Self::EulerCfgPp | Self::EulerAncestralCfgPp)
+    }
+
+    /// What a request's guidance scale is multiplied by. CFG++ has scales from 0 to 1; A1111 counts them up to 12.5.
+    #[must_use]
+    pub fn guidance_factor(self) -> f64 {
+        if self == Self::DdimCfgPp { CFG_PP_FACTOR } else { 1.0 }
+    }
+
+    /// What the usual guidance scale is multiplied by where a request leaves it out.
+    #[must_use]
+    pub fn usual_guidance_factor(self) -> f64 {
+        if matches!(self, Self::EulerCfgPp | Self::EulerAncestralCfgPp) { CFG_PP_FACTOR } else { 1.0 }
     }
 
     /// Whether the sampler's class in diffusers can rescale the noise levels to zero terminal SNR.

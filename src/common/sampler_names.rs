@@ -16,7 +16,7 @@ const COMFY: &str = "ComfyUI";
 const SD_CPP: &str = "stable-diffusion.cpp";
 
 /// Aliases of samplers besides the API's names and A1111's. A few include a schedule.
-const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 42] = [
+const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 44] = [
     ("DDIMScheduler", DIFFUSERS, Sampler::Ddim, None),
     ("ddim_trailing", SD_CPP, Sampler::Ddim, Some(Schedule::SgmUniform)),
     ("DDPMScheduler", DIFFUSERS, Sampler::Ddpm, None),
@@ -58,6 +58,8 @@ const SAMPLERS: [(&str, &str, Sampler, Option<Schedule>); 42] = [
     ("uni_pc_bh2", COMFY, Sampler::UniPc, None),
     ("uni_pc", COMFY, Sampler::UniPc, None),
     ("DEISMultistepScheduler", DIFFUSERS, Sampler::Deis, None),
+    ("ddim_cfgpp", A1111, Sampler::DdimCfgPp, None),
+    ("euler_ancestral_cfg_pp", COMFY, Sampler::EulerAncestralCfgPp, None),
     ("LCMScheduler", DIFFUSERS, Sampler::Lcm, None),
     ("TCDScheduler", DIFFUSERS, Sampler::Tcd, None),
 ];
@@ -118,6 +120,9 @@ impl NamedSchedule {
             (
                 Self::Automatic,
                 Sampler::Ddim
+                | Sampler::DdimCfgPp
+                | Sampler::EulerCfgPp
+                | Sampler::EulerAncestralCfgPp
                 | Sampler::Ddpm
                 | Sampler::Pndm
                 | Sampler::UniPc

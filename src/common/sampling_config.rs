@@ -325,6 +325,12 @@ impl GuidanceScale {
     pub fn is_guided(self) -> bool {
         self.0 > 1.0
     }
+
+    /// The scale times a factor of at most 1.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Self {
+        Self(self.0 * factor)
+    }
 }
 
 impl TryFrom<f64> for GuidanceScale {

@@ -12,10 +12,10 @@ use utoipa::ToSchema;
 
 use super::{api_error::ApiError, off_thread, run::Run};
 use crate::{
-    backend::{ChosenAdapter, ChosenControl, ChosenUpscale, Complete, Timings},
+    backend::{ChosenAdapter, ChosenControl, ChosenUpscale, Complete, Redraw, Timings},
     common::{
         ClipSkip, ControlKind, Decoder, Eta, FeatureCache, GuidanceInterval, GuidanceRescale, GuidanceScale, MaskMeaning, Refresh, Sampler,
-        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength,
+        SamplingConfig, SamplingOptions, Schedule, Seed, Steps, Strength, UpscaleScale,
     },
 };
 
@@ -108,7 +108,7 @@ pub(super) struct Parameters {
     /// What enlarged it.
     #[serde(skip_serializing_if = "Option::is_none")]
     upscaler: Option<&'static str>,
-    /// How the finished picture was enlarged. Only where the request asked for it.
+    /// How the picture was enlarged. Only where the request asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     upscale: Option<UsedUpscale>,
     /// The LoRAs that the request lists or its prompt names. Only where there are any.
@@ -122,16 +122,30 @@ pub(super) struct Parameters {
     reference: Vec<UsedReference>,
 }
 
-/// What enlarged the finished picture.
+/// What enlarged the picture.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 struct UsedUpscale {
     name: String,
-    scale: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<f64>,
+    /// How much of the enlarged picture was changed. Only where it was drawn again, as the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strength: Option<Strength>,
+    /// The steps that were taken for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<Steps>,
 }
 
 impl From<&ChosenUpscale> for UsedUpscale {
     fn from(upscale: &ChosenUpscale) -> Self {
-        Self { name: upscale.upscaler.name().to_owned(), scale: upscale.scale.get() }
+        Self { name: upscale.upscaler.name().to_owned(), scale: Some(upscale.scale.get()), strength: None, steps: None }
+    }
+}
+
+impl From<&Redraw> for UsedUpscale {
+    fn from(Redraw { enlarger, scale, strength, steps, .. }: &Redraw) -> Self {
+        let scale = scale.map(UpscaleScale::get);
+        Self { name: enlarger.name().to_owned(), scale, strength: Some(*strength), steps: Some(*steps) }
     }
 }
 
@@ -242,7 +256,12 @@ impl Parameters {
             mask: run.order.mask,
             drawn_size: enlarged_to.map(|_| drawn.to_string()),
             upscaler: enlarged_to.map(|_| "lanczos"),
-            upscale: run.order.picture.upscale.as_ref().map(UsedUpscale::from),
+            upscale: run.order.picture.upscale.as_ref().map(UsedUpscale::from).or(run
+                .order
+                .picture
+                .redraw
+                .as_deref()
+                .map(UsedUpscale::from)),
             loras: run.order.picture.adapters.chosen.iter().map(UsedLora::from).collect(),
             control: run.order.picture.controls.iter().map(UsedControl::from).collect(),
             reference: run.order.picture.references.iter().map(|scale| UsedReference { scale: scale.get() }).collect(),

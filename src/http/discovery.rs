@@ -12,7 +12,7 @@ use super::{
     wire::MAX_N,
 };
 use crate::{
-    backend::{ControlEntry, MAX_INPUT_PIXELS},
+    backend::{ControlEntry, LatentFilter, MAX_INPUT_PIXELS},
     common::{CacheKind, Decoder, FeatureCache, ImageSize, Preprocess, Sampler, Steps},
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Capabilities {
     decoders: &'static [Decoder],
     /// What `upscale` may name.
     upscalers: Vec<Upscaler>,
+    /// What it may name beside them where the enlarged picture is drawn again.
+    latent_upscalers: [&'static str; 6],
     /// What `kind` may say in `cache`.
     caches: [&'static str; 1],
     limits: Limits,
@@ -121,6 +123,7 @@ pub(super) async fn capabilities(State(state): State<AppState>) -> Result<Json<C
         references: info.ip_adapter.is_some(),
         decoders: info.decoders(),
         upscalers: info.upscalers.names().map(|(name, scale)| Upscaler { name: name.to_owned(), scale }).collect(),
+        latent_upscalers: LatentFilter::ALL.map(|filter| filter.name),
         caches: CacheKind::ALL.map(CacheKind::name),
         limits: Limits {
             min_side: ImageSize::MIN_SIDE,

@@ -20,7 +20,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{admission::Permit, api_error::ApiError, order::ImagesOrder};
-use crate::backend::{Complete, EncodedImage, GenerationError, GenerationResponse, Order, Progress};
+use crate::backend::{Complete, EncodedImage, GenerationError, GenerationResponse, Progress};
 
 /// The pictures of one request, from the queue to the last of them.
 #[derive(Debug)]
@@ -173,10 +173,8 @@ impl Run {
 
     /// The memory of its order and its log, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let Order { prompt, negative_prompt, adapters, controls, demand, .. } = &self.order.picture;
         let ignored: usize = self.order.ignored.iter().map(String::len).sum();
-        let controls = size_of_val(&**controls) + controls.iter().map(|control| control.settings.name.len()).sum::<usize>();
-        prompt.bytes() + negative_prompt.bytes() + adapters.bytes() + controls + demand.bytes() + ignored + self.log.borrow().bytes()
+        self.order.picture.bytes() + ignored + self.log.borrow().bytes()
     }
 
     /// How long ago the run ended, if it has.

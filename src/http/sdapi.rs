@@ -30,6 +30,8 @@ use utoipa_axum::{
 
 use super::{app_state::AppState, body_bytes::MAX_UPLOAD_BYTES, fields::Fields};
 
+/// The upscaler that leaves a picture as it is.
+const NONE: &str = "None";
 /// What a worker has none of.
 const NOTHING: [&str; 7] = ["sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info"];
 /// What a worker with one model has no need for.
@@ -66,13 +68,9 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 }
 
 /// Fields that mean nothing here, and the values with which they ask for nothing, as A1111's own clients send them.
-const IDLE: [(&str, &str); 20] = [
-    ("denoising_strength", "0.7"),
+const IDLE: [(&str, &str); 15] = [
     ("do_not_save_grid", "true"),
     ("do_not_save_samples", "true"),
-    ("hr_scale", "2"),
-    ("hr_scale", "2.0"),
-    ("hr_upscaler", "\"Latent\""),
     ("image_cfg_scale", "1.5"),
     ("initial_noise_multiplier", "1"),
     ("initial_noise_multiplier", "1.0"),
@@ -80,7 +78,6 @@ const IDLE: [(&str, &str); 20] = [
     ("override_settings_restore_afterwards", "false"),
     ("s_noise", "1"),
     ("s_noise", "1.0"),
-    ("send_images", "true"),
     ("show_extras_results", "true"),
     ("upscaler_2", "\"None\""),
     ("upscaling_crop", "true"),

@@ -7,7 +7,7 @@ use utoipa::{
 };
 
 use super::object_or_text::{ObjectOrText, object_or_text, reason};
-use crate::common::{UpscaleScale, UpscaleSettings};
+use crate::common::{RedrawSettings, Steps, Strength, UpscaleScale, UpscaleSettings};
 
 /// The field in a request: an object or, in a form, text with one. Empty text is none.
 #[derive(Debug, Clone)]
@@ -19,15 +19,18 @@ pub(super) struct WireUpscale(pub(super) Option<UpscaleSettings>);
 pub(super) struct Parts {
     name: Option<String>,
     scale: Option<UpscaleScale>,
+    strength: Option<Strength>,
+    steps: Option<Steps>,
 }
 
 impl ObjectOrText for UpscaleSettings {
     type Parts = Parts;
     const EXPECTED: &'static str = "an object such as {\"name\": \"Lanczos\", \"scale\": 2}";
 
-    fn of_parts(Parts { name, scale }: Parts) -> Result<Self, String> {
+    fn of_parts(Parts { name, scale, strength, steps }: Parts) -> Result<Self, String> {
         let name = name.ok_or("name must be that of an upscaler, such as \"Lanczos\", not left out")?;
-        Ok(Self { name, scale })
+        let redraw = RedrawSettings::of(strength, steps).map_err(|error| reason(&error, "upscale"))?;
+        Ok(Self { name, scale, redraw })
     }
 
     fn of_text(text: &str) -> Result<Self, String> {
@@ -43,13 +46,16 @@ impl<'de> Deserialize<'de> for WireUpscale {
 
 impl PartialSchema for WireUpscale {
     fn schema() -> RefOr<Schema> {
-        let name = "A network of `--upscaler`, `Lanczos` or `Nearest`.";
+        let name = "A network of `--upscaler`, `Lanczos` or `Nearest`; with a strength also `Latent`, and the others of `latent_upscalers` in \
+                    `/v1/capabilities`.";
         let scale = "How much larger each side is; the network's own scale where it is left out, or 2.";
         let number = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(1)).maximum(Some(UpscaleScale::MAX));
         ObjectBuilder::new()
             .schema_type(Type::Object)
             .property("name", ObjectBuilder::new().schema_type(Type::String).description(Some(name)))
             .property("scale", number.description(Some(scale)))
+            .property("strength", Strength::schema())
+            .property("steps", Steps::schema())
             .required("name")
             .additional_properties(Some(AdditionalProperties::FreeForm(false)))
             .into()
@@ -79,7 +85,7 @@ mod tests {
             (r#"{"scale": 2}"#, "name must be that of an upscaler, such as \"Lanczos\", not left out"),
             (r#"{"name": "a", "scale": 9}"#, "must be a number from 1 to 8, not 9"),
             (r#""a,scale=0.5""#, "scale must be a number from 1 to 8, not 0.5"),
-            (r#"{"name": "a", "factor": 2}"#, "unknown field `factor`, expected `name` or `scale`"),
+            (r#"{"name": "a", "factor": 2}"#, "unknown field `factor`, expected one of `name`, `scale`, `strength`, `steps`"),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.contains(reason), "{json}: {error}");

@@ -47,6 +47,8 @@ pub enum Term {
     Unmasked,
     /// The output of the network, after guidance, in this stage (0), in the stage before it (1), ….
     Output(usize),
+    /// The output of the network for the negative prompt alone, in this stage; where there is none, [`Output(0)`](Self::Output).
+    Unguided,
     /// x0 of this stage (0), of the stage before it (1), ….
     Denoised(usize),
     /// Fresh noise of standard deviation 1, from the request's generator.
@@ -111,7 +113,7 @@ impl SamplingPlan {
     pub fn history(&self) -> usize {
         let ages = self.stages.iter().flat_map(|stage| &stage.update).map(|(term, _)| match term {
             Term::Sample(age) | Term::Output(age) | Term::Denoised(age) => *age,
-            Term::Unmasked | Term::Noise => 0,
+            Term::Unguided | Term::Unmasked | Term::Noise => 0,
         });
         ages.max().unwrap_or(0)
     }

@@ -1,8 +1,8 @@
 //! The table of solvers. A new sampler is a variant of [`Sampler`], a line here, and a file beside this one.
 
 use super::{
-    PlanRequest, SamplingPlan, SchedulerConfig, ddim, ddpm, deis, dpmpp_3m_sde, dpmpp_multistep, dpmpp_sde, er_sde, euler, euler_ancestral,
-    ipndm, lcm, lms, pndm, res_multistep, restart, tcd, two_evaluations, unipc,
+    PlanRequest, SamplingPlan, SchedulerConfig, cfg_pp, ddim, ddpm, deis, dpmpp_3m_sde, dpmpp_multistep, dpmpp_sde, er_sde, euler,
+    euler_ancestral, ipndm, lcm, lms, pndm, res_multistep, restart, tcd, two_evaluations, unipc,
 };
 use crate::common::{Eta, InvalidValue, Sampler, Schedule, Steps};
 
@@ -62,6 +62,9 @@ fn solver(sampler: Sampler) -> fn(&SchedulerConfig, PlanRequest) -> SamplingPlan
         Sampler::ResMultistep => res_multistep::plan,
         Sampler::ErSde => er_sde::plan,
         Sampler::Ipndm => ipndm::plan,
+        Sampler::DdimCfgPp => ddim::cfg_pp,
+        Sampler::EulerCfgPp => cfg_pp::euler,
+        Sampler::EulerAncestralCfgPp => cfg_pp::euler_ancestral,
         Sampler::Lcm => lcm::plan,
         Sampler::Tcd => tcd::plan,
     }

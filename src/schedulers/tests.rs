@@ -46,6 +46,8 @@ fn run(plan: &SamplingPlan, begins_with_picture: bool, blend: bool) -> Vec<f64> 
     for (i, stage) in plan.stages.iter().enumerate() {
         let network = |(i, v): (usize, &f64)| 0.3 * v * stage.input_scale + 0.1 * (stage.timestep / 100.0 + i as f64).cos();
         let output: Vec<f64> = x.iter().enumerate().map(network).collect();
+        let unguided = |(i, v): (usize, &f64)| 0.2 * v * stage.input_scale - 0.1 * (stage.timestep / 50.0 + i as f64).sin();
+        let unguided: Vec<f64> = x.iter().enumerate().map(unguided).collect();
         let clip = stage.denoised.clip.unwrap_or(f64::INFINITY);
         let denoised = |(x, o): (&f64, &f64)| (stage.denoised.sample * x + stage.denoised.output * o).clamp(-clip, clip);
         let denoised = x.iter().zip(&output).map(denoised).collect();
@@ -56,6 +58,7 @@ fn run(plan: &SamplingPlan, begins_with_picture: bool, blend: bool) -> Vec<f64> 
                 Term::Sample(age) => past[*age][0].clone(),
                 Term::Output(age) => past[*age][1].clone(),
                 Term::Denoised(age) => past[*age][2].clone(),
+                Term::Unguided => unguided.clone(),
                 Term::Unmasked => unmasked.clone(),
                 Term::Noise => randn(),
             };
@@ -163,7 +166,7 @@ proptest! {
             let is_known = |term: &Term| match term {
                 Term::Sample(age) | Term::Output(age) | Term::Denoised(age) => *age <= i,
                 Term::Unmasked => i > 0,
-                Term::Noise => true,
+                Term::Unguided | Term::Noise => true,
             };
             prop_assert!(stage.update.iter().all(|(term, _)| is_known(term)), "step {i} looks back too far");
         }

@@ -150,6 +150,10 @@ impl Generation for FakeGeneration {
         Ok(generations.iter().map(|generation| (generation.prompt.clone(), generation.done)).collect())
     }
 
+    fn prepare(&mut self, _: Interrupt) -> Result<(), GenerationError> {
+        Ok(())
+    }
+
     fn update(&mut self, output: (String, usize)) -> Result<(), GenerationError> {
         assert_eq!(output, (self.prompt.clone(), self.done), "an answer of one's own, to what one is now");
         self.done += 1;

@@ -52,10 +52,13 @@ async fn a_link_needs_no_key_and_names_the_address_that_was_asked() {
     let worker = Worker::ready(&["--api-key", "s3cret"]);
     let ask = Client::new().post(worker.url("/v1/images/generations")).bearer_auth("s3cret").json(&linked("a fox", &json!({})));
     let through_proxy = ask.try_clone().unwrap().header("host", "pictures.example").header("x-forwarded-proto", "https");
+    let strange = ask.try_clone().unwrap().header("host", "pictures.example/\"><b>");
     let answer: Value = ask.send().await.unwrap().json().await.unwrap();
     assert_eq!(reqwest::get(link(&answer, 0)).await.unwrap().status(), 200);
     let answer: Value = through_proxy.send().await.unwrap().json().await.unwrap();
     assert!(link(&answer, 0).starts_with("https://pictures.example/v1/images/job-"), "{answer}");
+    let answer: Value = strange.send().await.unwrap().json().await.unwrap();
+    assert!(link(&answer, 0).starts_with("/v1/images/job-"), "what is no address is in no link: {answer}");
 }
 
 #[tokio::test]

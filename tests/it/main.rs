@@ -44,6 +44,7 @@ mod parity;
 mod parts;
 mod probes;
 mod proxies;
+mod redraws;
 mod reference_requests;
 mod references;
 mod refusals;

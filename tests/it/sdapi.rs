@@ -358,3 +358,75 @@ async fn extras_enlarge_a_picture() {
         assert_eq!(enlarged(more.clone()).await["error"]["param"], param, "{more}");
     }
 }
+
+/// The hires fix, with A1111's own fields.
+#[tokio::test]
+async fn the_hires_fix_draws_a_larger_picture_again() {
+    let worker = Worker::unlimited(&[]);
+    let hires = |more: &Value| {
+        let fields = json!({ "enable_hr": true, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "denoising_strength": 0.7,
+            "hr_resize_x": 0, "hr_resize_y": 0, "hr_sampler_name": null, "hr_checkpoint_name": null, "hr_prompt": "", "hr_negative_prompt": "" });
+        small(&with(fields, more))
+    };
+    let own = |upscale: &str| {
+        json!({ "prompt": "a fox", "steps": 2, "seed": 1, "size": "64x64", "guidance_scale": 4, "sampler": "euler", "schedule": "normal",
+            "upscale": upscale })
+    };
+    let (answer, info) = drawn(&worker, "txt2img", &hires(&json!({}))).await;
+    let other = worker.generate(&own("Latent,scale=2,strength=0.7,steps=2")).await;
+    assert!(file(&answer, 0) == bytes(&other["data"][0]), "{info}");
+    assert_eq!((&info["ignored"], &info["denoising_strength"]), (&json!([]), &json!(0.7)));
+    assert_eq!((&info["width"], &info["height"]), (&json!(64), &json!(64)), "A1111's are those of the first drawing");
+    assert_eq!(info["extra_generation_params"], json!({ "Hires upscale": 2.0, "Hires steps": 2, "Hires upscaler": "Latent" }));
+    let text = info["infotexts"][0].as_str().unwrap();
+    assert!(
+        text.contains("Denoising strength: 0.7, ") && text.contains("Hires upscale: 2, Hires steps: 2, Hires upscaler: Latent, "),
+        "{text}"
+    );
+
+    // Left out, they are A1111's.
+    let left_out = small(&json!({ "enable_hr": true }));
+    let (answer, info) = drawn(&worker, "txt2img", &left_out).await;
+    let other = worker.generate(&own("Latent,scale=2,strength=0.75,steps=2")).await;
+    assert!(file(&answer, 0) == bytes(&other["data"][0]), "{info}");
+    let more =
+        json!({ "hr_upscaler": "None", "hr_scale": 1.5, "hr_second_pass_steps": 3, "denoising_strength": 0.5, "hr_prompt": "a fox" });
+    let (answer, info) = drawn(&worker, "txt2img", &hires(&more)).await;
+    let other = worker.generate(&own("Lanczos,scale=1.5,strength=0.5,steps=3")).await;
+    assert!(file(&answer, 0) == bytes(&other["data"][0]) && info["ignored"] == json!([]), "{info}");
+
+    // A size, of one side and of both; another sampler; what has no effect.
+    for (more, size, part) in [
+        (json!({ "hr_resize_x": 100 }), (96, 96), "Hires resize: 96x96"),
+        (json!({ "hr_resize_x": 96, "hr_resize_y": 128, "hr_upscaler": "Nearest" }), (96, 128), "Hires resize: 96x128"),
+        (
+            json!({ "hr_sampler_name": "DPM++ 2M", "hr_scheduler": "Karras" }),
+            (128, 128),
+            "Hires sampler: DPM++ 2M, Hires schedule type: Karras",
+        ),
+        (
+            json!({ "hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler" }),
+            (128, 128),
+            "Hires upscaler: Latent, Model",
+        ),
+    ] {
+        let (answer, info) = drawn(&worker, "txt2img", &hires(&more)).await;
+        let picture = image::load_from_memory(&file(&answer, 0)).unwrap();
+        assert_eq!((picture.width(), picture.height()), size, "{more}");
+        assert!(info["infotexts"][0].as_str().unwrap().contains(part), "{info}");
+    }
+    let (_, info) = drawn(&worker, "txt2img", &hires(&json!({ "hr_prompt": "an owl", "hr_checkpoint_name": "x" }))).await;
+    assert_eq!(info["ignored"], json!(["hr_checkpoint_name", "hr_prompt"]));
+    for (more, reason) in [
+        (json!({ "hr_upscaler": "4x-UltraSharp" }), "\"Nearest\", \"Latent\""),
+        (json!({ "hr_scale": 0.5 }), "hr_scale must be a number from 1 to 8"),
+        (json!({ "hr_resize_x": 8 }), "hr_resize_x"),
+        (json!({ "denoising_strength": 0 }), "strength must be at least"),
+        (json!({ "hr_sampler_name": "none such" }), "hr_sampler_name"),
+    ] {
+        let message = refusal(&worker, "txt2img", &hires(&more)).await;
+        assert!(message.contains(reason), "{more}: {message}");
+    }
+    let names = get(&worker, "latent-upscale-modes").await;
+    assert_eq!((&names[0]["name"], names.as_array().unwrap().len()), (&json!("Latent"), 6));
+}

@@ -9,7 +9,7 @@ import json, math, pathlib, warnings
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 import make_scheduler_goldens as goldens
 
@@ -113,6 +113,44 @@ def dpmpp_3m_sde(model, x, sigmas, noise):
                                         disable=True, noise_sampler=lambda *_: noise())
 
 
+def negative(x, t):
+    """The toy network's output for the negative prompt."""
+    return .2 * x - .1 * torch.sin(torch.as_tensor(t).float() / 50 + torch.arange(16))
+
+
+def euler_cfg_pp(model, x, sigmas, noise):
+    """arXiv 2406.08070, algorithm 2, with the variance exploding."""
+    for sigma, to in zip(sigmas[:-1], sigmas[1:]):
+        x = model(x, sigma) + derivative(x, sigma, model.negative(x, sigma)) * to
+    return x
+
+
+def euler_a_cfg_pp(model, x, sigmas, noise):
+    for sigma, to in zip(sigmas[:-1], sigmas[1:]):
+        up = to and (to**2 * (sigma**2 - to**2) / sigma**2) ** .5
+        x = model(x, sigma) + derivative(x, sigma, model.negative(x, sigma)) * (to**2 - up**2) ** .5 + (noise() * up if up else 0)
+    return x
+
+
+def ddim_cfg_pp(config, steps, eta):
+    """The same in DDIM's own form, on diffusers' timesteps and alphas."""
+    scheduler = DDIMScheduler.from_config(config)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator("cpu").manual_seed(7)
+    draw = lambda: torch.randn((1, 16), generator=generator).double()
+    x = draw()
+    for t in scheduler.timesteps.tolist():
+        to = t - 1000 // steps
+        a, a_to = float(scheduler.alphas_cumprod[t]), float(scheduler.alphas_cumprod[to] if to >= 0 else scheduler.final_alpha_cumprod)
+        out, left = goldens.network(x, t), negative(x, t)
+        is_v = config["prediction_type"] == "v_prediction"
+        x0 = a**.5 * x - (1 - a) ** .5 * out if is_v else (x - (1 - a) ** .5 * out) / a**.5
+        left = a**.5 * left + (1 - a) ** .5 * x if is_v else left
+        fresh = eta * float(scheduler._get_variance(t, to)) ** .5
+        x = a_to**.5 * x0 + max(1 - a_to - fresh**2, 0) ** .5 * left + (fresh * draw() if eta else 0)
+    return x
+
+
 def scheduler_of(schedule, steps, config, cls=EulerDiscreteScheduler, **extra):
     """diffusers' scheduler with the noise levels of a schedule."""
     extra |= {f"use_{schedule}_sigmas": True} if schedule in ("karras", "exponential") else {}
@@ -137,9 +175,10 @@ def run(sampler, scheduler, start=None):
     log_sigmas = np.log(np.array(((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** .5))
     is_v = scheduler.config.prediction_type == "v_prediction"
 
-    def model(x, sigma):
-        out = goldens.network(x / (sigma**2 + 1) ** .5, scheduler._sigma_to_t(np.array([sigma]), log_sigmas).item())
+    def model(x, sigma, network=goldens.network):
+        out = network(x / (sigma**2 + 1) ** .5, scheduler._sigma_to_t(np.array([sigma]), log_sigmas).item())
         return -out * sigma / (sigma**2 + 1) ** .5 + x / (sigma**2 + 1) if is_v else x - sigma * out
+    model.negative = lambda x, sigma: model(x, sigma, negative)
     x = noise * float(scheduler.init_noise_sigma) if start is None else goldens.PICTURE + noise * sigmas[start]
     return sampler(model, x, sigmas[start or 0:], draw)
 
@@ -147,7 +186,8 @@ def run(sampler, scheduler, start=None):
 def main():
     warnings.filterwarnings("ignore")
     cases, heun = [], dict(algorithm_type="sde-dpmsolver++", solver_type="heun")
-    own = dict(dpmpp_3m_sde=dpmpp_3m_sde, restart=restart, res_multistep=res_multistep, er_sde=er_sde, ipndm=ipndm)
+    own = dict(dpmpp_3m_sde=dpmpp_3m_sde, restart=restart, res_multistep=res_multistep, er_sde=er_sde, ipndm=ipndm, euler_cfg_pp=euler_cfg_pp,
+               euler_a_cfg_pp=euler_a_cfg_pp)
 
     def add(i, sampler, schedule, steps, end, **more):
         cases.append(dict(config=i, sampler=sampler, schedule=schedule, steps=steps, end=[float(f"{v:.6g}") for v in end[0, :4]], **more))
@@ -162,6 +202,9 @@ def main():
                     add(i, "euler", schedule, steps, goldens.run("euler", scheduler_of(schedule, steps, config), None))
                 if schedule in ("default", "karras", "exponential"):
                     add(i, "dpmpp_2m_sde_heun", schedule, steps, goldens.run("dpmpp_2m_sde_heun", scheduler_of(schedule, steps, config, DPMSolverMultistepScheduler, **heun), None))
+        for steps in STEPS if i < 2 else ():  # DDIM knows no linspace here
+            for eta in 0, 0.5, 1:
+                add(i, "ddim_cfg_pp", "default", steps, ddim_cfg_pp(config, steps, eta), eta=eta)
         for steps, start in (1, 0), (5, 1), (5, 4), (20, 3), (28, 5), (50, 2):
             for name, sampler in own.items():
                 add(i, name, "default", steps, run(sampler, scheduler_of("default", steps, config), start), start=start)

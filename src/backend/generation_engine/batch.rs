@@ -63,7 +63,7 @@ impl<G: Generation> Batch<G> {
         let pictures: Vec<&Picture<G>> = stepping.iter().map(|picture| &**picture).collect();
         let outputs = predict(&pictures, kind, &mut self.joined, pulse);
         for (picture, output) in stepping.iter_mut().zip(outputs) {
-            picture.go_on(pulse, |generation| generation.update(output?));
+            picture.go_on(pulse, |generation, _| generation.update(output?));
         }
         let step_time = started.elapsed();
         drop(spans);
@@ -76,6 +76,9 @@ impl<G: Generation> Batch<G> {
         }
         for picture in stepping {
             picture.report(pulse, writer, StepReport { step_time, batch_size, kind });
+            if picture.failure.is_none() {
+                picture.go_on(pulse, Generation::prepare);
+            }
         }
     }
 }

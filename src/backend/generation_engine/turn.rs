@@ -236,9 +236,9 @@ impl<G: Generation> Picture<G> {
     }
 
     /// Changes the generation. An error or a panic fails the picture.
-    pub(super) fn go_on(&mut self, pulse: &Pulse, work: impl FnOnce(&mut G) -> Result<(), GenerationError>) {
+    pub(super) fn go_on(&mut self, pulse: &Pulse, work: impl FnOnce(&mut G, Interrupt) -> Result<(), GenerationError>) {
         let generation = &mut self.generation;
-        self.failure = attempt(&[&self.turn], pulse, |_| work(generation)).err();
+        self.failure = attempt(&[&self.turn], pulse, |interrupt| work(generation, interrupt)).err();
     }
 
     /// Reports a step, and adds the previews that are due.

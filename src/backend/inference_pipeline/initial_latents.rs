@@ -1,8 +1,10 @@
 //! The latents that a generation begins with: noise, or a picture with noise. After diffusers' `pipeline_stable_diffusion.py`,
 //! `pipeline_stable_diffusion_img2img.py` and `pipeline_stable_diffusion_inpaint.py`, which draw random numbers in the same order.
 
-use candle_core::{DType, Tensor};
+use std::borrow::Cow;
 
+use candle_core::{DType, Tensor};
+use image::RgbImage;
 use tracing::warn;
 
 use super::{InferencePipeline, Networks};
@@ -15,6 +17,17 @@ use crate::{
 
 /// `(1, channels, height, width)` of latents.
 type LatentShape = (usize, usize, usize, usize);
+
+/// What a generation begins with.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// The picture to begin with of its order, or noise.
+    Order,
+    /// A picture.
+    Picture(RgbImage),
+    /// Latents `(1, channels, height / 8, width / 8)` of a picture.
+    Latents(Tensor),
+}
 
 /// The tensors that a generation begins with.
 #[derive(Debug)]
@@ -62,12 +75,17 @@ impl InferencePipeline {
     /// The tensors that a generation begins with. Without a mask, an inpainting model repaints all of the picture.
     pub(super) fn initial_latents(
         &self,
+        start: Start,
         order: &Order,
         rng: &mut TorchRng,
         interrupt: Interrupt,
     ) -> Result<InitialLatents, GenerationError> {
         let shape = self.latent_shape(order.config.size);
-        let input = order.images.init.as_ref().map(|input| image_utils::at_size(input, order.config.size));
+        let (latents, input) = match start {
+            Start::Order => (None, order.images.init.as_ref().map(|input| image_utils::at_size(input, order.config.size))),
+            Start::Picture(image) => (None, Some(Cow::Owned(InputImage { image, mask: None }))),
+            Start::Latents(latents) => (Some(latents), None),
+        };
         let input = input.as_deref();
         let mask = input.and_then(|input| input.mask.as_ref());
         // With a mask, full strength keeps nothing of the picture under the mask. Without one, diffusers keeps a little.
@@ -77,7 +95,7 @@ impl InferencePipeline {
             Some(input) if !(self.is_inpainting() && is_noise_alone) => {
                 Some(self.encode(&image_utils::to_tensor(&input.image, &self.device)?, rng, interrupt)?)
             }
-            _ => None,
+            _ => latents,
         };
         let noise = self.randn(rng, shape)?;
         let picture = match (picture, mask.and_then(|mask| Some((mask, mask.latents?)))) {

@@ -54,7 +54,7 @@ impl Diffusion {
     }
 
     /// Decides, after the latents have changed, whether the next step reuses the features. After the last step, they are freed.
-    pub(super) fn prepare_next(&mut self) -> Result<(), GenerationError> {
+    pub(super) fn note_next(&mut self) -> Result<(), GenerationError> {
         let (step, steps) = (self.steps_done, self.demand.steps());
         if step == steps {
             self.kept_features = None;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::enlarge::{enlarge, resize};
 use crate::{
-    backend::{GenerationError, LoadError, model_files::UpscalerFile},
+    backend::{GenerationError, LatentFilter, LoadError, model_files::UpscalerFile},
     common::{ImageSize, InvalidValue, NamedPath, UpscaleScale, UpscaleSettings, error_chain},
     models::{Interrupt, Upscaler, UpscalerConfig},
     ops::{self, WeightType, Weights},
@@ -146,11 +146,21 @@ impl UpscalerLibrary {
     /// # Errors
     /// When there is none of the name; `param` is where it was given.
     pub fn find(&self, param: &'static str, name: Option<&str>) -> Result<ChosenUpscaler, InvalidValue> {
-        let network = |entry: &Arc<UpscalerEntry>| ChosenUpscaler::Network(Arc::clone(entry));
-        let Some(name) = name else { return Ok(self.entries.first().map_or(ChosenUpscaler::Lanczos, network)) };
-        let found = self.entries.iter().find(|entry| entry.name == name).map(network);
+        match name {
+            Some(name) => self.find_or(param, name, &[]),
+            None => Ok(self.entries.first().map_or(ChosenUpscaler::Lanczos, ChosenUpscaler::network)),
+        }
+    }
+
+    /// The upscaler of this name, where `others` are not upscalers and may be asked for all the same.
+    ///
+    /// # Errors
+    /// As [`UpscalerLibrary::find`].
+    pub(in crate::backend) fn find_or(&self, param: &'static str, name: &str, others: &[&str]) -> Result<ChosenUpscaler, InvalidValue> {
+        let found = self.entries.iter().find(|entry| entry.name == name).map(ChosenUpscaler::network);
         found.or_else(|| filter(name)).ok_or_else(|| {
-            let names: Vec<String> = self.names().map(|(name, _)| format!("\"{name}\"")).collect();
+            let names = self.names().map(|(name, _)| name).chain(others.iter().copied());
+            let names: Vec<String> = names.map(|name| format!("\"{name}\"")).collect();
             InvalidValue::new(param, format_args!("\"{name}\""), format!("one of {}", names.join(", ")))
         })
     }
@@ -191,6 +201,10 @@ impl UpscalerLibrary {
     /// # Errors
     /// As [`UpscalerLibrary::find`] and [`UpscalerLibrary::choose`].
     pub fn choose_named(&self, settings: &UpscaleSettings, size: (u32, u32)) -> Result<ChosenUpscale, InvalidValue> {
+        if LatentFilter::named(&settings.name).is_some() {
+            let name = format_args!("\"{}\" without a strength", settings.name);
+            return Err(InvalidValue::new("upscale", name, "with a strength, such as 0.7: enlarged latents are drawn again"));
+        }
         self.choose("upscale", self.find("upscale", Some(&settings.name))?, settings.scale, size)
     }
 }
@@ -202,6 +216,10 @@ fn filter(name: &str) -> Option<ChosenUpscaler> {
 }
 
 impl ChosenUpscaler {
+    fn network(entry: &Arc<UpscalerEntry>) -> Self {
+        Self::Network(Arc::clone(entry))
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -214,7 +232,7 @@ impl ChosenUpscaler {
     }
 
     /// Its scale where none is given.
-    fn own_scale(&self) -> f64 {
+    pub(in crate::backend) fn own_scale(&self) -> f64 {
         match self {
             Self::Network(entry) => entry.scale() as f64,
             Self::Lanczos | Self::Nearest => FILTER_SCALE,

@@ -57,7 +57,7 @@ pub struct GenerateArgs {
     /// How noise levels are spaced.
     #[arg(long, help = one_of("How noise levels are spaced", &Schedule::ALL.map(Schedule::name)))]
     pub schedule: Option<NamedSchedule>,
-    /// How much fresh noise the samplers ddim and tcd add, 0 to 1 [default: 0; tcd: 0.3]
+    /// How much fresh noise the samplers ddim, ddim_cfg_pp and tcd add, 0 to 1 [default: 0; tcd: 0.3]
     #[arg(long)]
     pub eta: Option<Eta>,
     /// Which of the text encoder's layers is the last one, counted from its end, 1 to 12; 1 skips nothing [default: the model's]
@@ -66,9 +66,9 @@ pub struct GenerateArgs {
     /// What turns latents into pixels: full, the model's VAE, or tiny, that of --tiny-vae
     #[arg(long, default_value_t)]
     pub decoder: Decoder,
-    /// Enlarge the finished picture with a network of --upscaler, Lanczos or Nearest, and how much, 1 to 8 [default: as much as the network
-    /// does, or 2]
-    #[arg(long, value_name = "NAME[,scale=SCALE]")]
+    /// Enlarge the picture with a network of --upscaler, Lanczos or Nearest, and how much, 1 to 8 [default: as much as the network does, or
+    /// 2]; with a strength, also with Latent, and draw it again in so many steps [default: as many as the first time]
+    #[arg(long, value_name = "NAME[,scale=SCALE][,strength=STRENGTH][,steps=STEPS]")]
     pub upscale: Option<UpscaleSettings>,
     /// Width and height in pixels, multiples of 8, such as 512x768 [default: those of the picture to begin with, or the model's]
     #[arg(long, value_name = "WIDTHxHEIGHT", conflicts_with_all = ["width", "height"])]

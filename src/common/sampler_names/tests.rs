@@ -96,6 +96,7 @@ fn an_unknown_sampler_is_answered_with_the_known_ones() {
     let error = "plms2".parse::<Sampler>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "must be one of ddim, ddpm, pndm, lms, heun, euler, euler_a, dpm2, dpm2_a, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_2s_a, dpmpp_sde, unipc, deis, restart, res_multistep, er_sde, ipndm, lcm, tcd, not \"plms2\""
+        "must be one of ddim, ddpm, pndm, lms, heun, euler, euler_a, dpm2, dpm2_a, dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_2s_a, dpmpp_sde, unipc, deis, restart, res_multistep, er_sde, ipndm, ddim_cfg_pp, euler_cfg_pp, euler_a_cfg_pp, \
+         lcm, tcd, not \"plms2\""
     );
 }

@@ -1,12 +1,16 @@
 //! `GET /v1/images/{id}/content`: the file that an answer links to. Whoever has the link may fetch it, without a key; nobody can guess it.
 
+use std::sync::Arc;
+
 use axum::{
+    body::Bytes,
     extract::{FromRequestParts, Path, State, rejection::PathRejection},
     http::{HeaderValue, header, request::Parts, uri::Authority},
     response::{IntoResponse, Response},
 };
 
 use crate::{
+    backend::Complete,
     common::ImageFormat,
     http::{
         api_error::ApiError,
@@ -26,6 +30,7 @@ impl FromRequestParts<AppState> for Address {
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Self::Rejection> {
         let text = |name: &str| parts.headers.get(name)?.to_str().ok();
         let host = text(header::HOST.as_str()).or_else(|| parts.uri.authority().map(Authority::as_str));
+        let host = host.filter(|host| host.parse::<Authority>().is_ok());
         // A proxy says so where it speaks TLS with the client.
         let scheme = if text("x-forwarded-proto") == Some("https") { "https" } else { "http" };
         Ok(Self(host.map(|host| format!("{scheme}://{host}")).unwrap_or_default()))
@@ -80,5 +85,14 @@ pub(super) async fn content(State(state): State<AppState>, id: Result<Path<Strin
         (header::CACHE_CONTROL, "private"),
     ]
     .map(|(name, value)| (name, HeaderValue::from_static(value)));
-    Ok((headers, picture.image.bytes.clone()).into_response())
+    Ok((headers, Bytes::from_owner(File(picture))).into_response())
+}
+
+/// The file of a picture, which stays where it is kept.
+struct File(Arc<Complete>);
+
+impl AsRef<[u8]> for File {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.image.bytes
+    }
 }

@@ -24,9 +24,6 @@ use crate::{
     },
 };
 
-/// A1111's word for leaving a picture as it is.
-const NONE: &str = "None";
-
 /// A picture to enlarge.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "a JSON object")]
@@ -68,7 +65,7 @@ impl FromFields for ExtrasBody {
             return Err(ApiError::invalid_param("resize_mode", "must be 0: upscaling_resize says how much larger each side is"));
         }
         let image = ImageFile::open("image", uploads::from_json("image", image)?)?;
-        let (upscaler, scale) = if let Some(name) = upscaler_1.filter(|name| name != NONE) {
+        let (upscaler, scale) = if let Some(name) = upscaler_1.filter(|name| name != super::NONE) {
             (name, upscaling_resize.map_or_else(|| 2.0.try_into(), Ok)?)
         } else {
             others.extend(upscaling_resize.map(|_| "upscaling_resize".to_owned()));

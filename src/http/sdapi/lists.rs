@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::{
-    backend::AdapterEntry,
+    backend::{AdapterEntry, LatentFilter},
     common::{Sampler, Schedule},
     http::{
         api_error::ApiError,
@@ -103,10 +103,10 @@ pub(super) async fn upscalers(State(state): State<AppState>) -> Result<Json<Vec<
     Ok(Json([("None", None)].into_iter().chain(filters).chain(networks).map(item).collect()))
 }
 
-/// What enlarges latents.
+/// What enlarges latents that are drawn again.
 #[utoipa::path(get, path = "/sdapi/v1/latent-upscale-modes", operation_id = "sdapi_latent_upscale_modes", tag = A1111, responses((status = 200, description = "All of them", body = Vec<LatentUpscaleMode>), KeyMissing))]
 pub(super) async fn latent_upscale_modes() -> Json<Vec<LatentUpscaleMode>> {
-    Json(Vec::new())
+    Json(LatentFilter::ALL.map(|filter| LatentUpscaleMode { name: filter.name }).into())
 }
 
 /// The LoRAs of the folder of `--loras` that can be used.

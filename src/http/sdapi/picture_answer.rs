@@ -11,7 +11,7 @@ use serde_json::{Value, value::RawValue};
 use utoipa::ToSchema;
 
 use crate::{
-    backend::{Complete, ImageMetadata},
+    backend::{Complete, ImageMetadata, Redraw},
     common::{GuidanceScale, Seed, Steps, Strength},
     http::{
         answer::Base64,
@@ -69,7 +69,7 @@ struct Info<'a> {
     seed_resize_from_w: i8,
     seed_resize_from_h: i8,
     denoising_strength: Option<f64>,
-    extra_generation_params: BTreeMap<String, Value>,
+    extra_generation_params: BTreeMap<&'static str, Value>,
     index_of_first_image: u8,
     /// The parameters of each picture, as its file has them.
     infotexts: Vec<String>,
@@ -90,6 +90,7 @@ impl<'a> Info<'a> {
         let (config, size, count) = (order.config, order.size(), run.order.count as usize);
         let of_each = || (0..run.order.count).map(|index| order.picture(index));
         let seeds: Vec<Seed> = of_each().map(|order| order.config.seed).collect();
+        let redraw = order.redraw.as_deref();
         let mut warnings: Vec<&str> = pictures.iter().flat_map(|picture| &picture.warnings).map(String::as_str).collect();
         warnings.dedup();
         Self {
@@ -116,8 +117,8 @@ impl<'a> Info<'a> {
             sd_vae_hash: None,
             seed_resize_from_w: -1,
             seed_resize_from_h: -1,
-            denoising_strength: config.options.strength.map(Strength::get),
-            extra_generation_params: BTreeMap::new(),
+            denoising_strength: config.options.strength.or(redraw.map(|redraw| redraw.strength)).map(Strength::get),
+            extra_generation_params: redraw.map(hires_params).unwrap_or_default(),
             index_of_first_image: 0,
             infotexts: of_each().map(|order| ImageMetadata::new(&order, &run.model).to_a1111()).collect(),
             styles: [],
@@ -130,6 +131,15 @@ impl<'a> Info<'a> {
             warnings,
         }
     }
+}
+
+/// A1111's words for a second drawing.
+fn hires_params(Redraw { enlarger, scale, steps, order, .. }: &Redraw) -> BTreeMap<&'static str, Value> {
+    let how_large = match scale {
+        Some(scale) => ("Hires upscale", scale.get().into()),
+        None => ("Hires resize", order.config.size.to_string().into()),
+    };
+    BTreeMap::from([how_large, ("Hires steps", steps.get().into()), ("Hires upscaler", enlarger.name().into())])
 }
 
 /// Answers with the pictures of a run that has ended.

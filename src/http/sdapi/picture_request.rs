@@ -19,8 +19,11 @@ use crate::{
         wire::{Bounded, ImagesRequest, MAX_N, MAX_SIDE, WireSeed},
         wire_controls::WireControls,
         wire_loras::WireLoras,
+        wire_upscale::WireUpscale,
     },
 };
+
+mod hires;
 
 /// Values that an answer repeats are no longer than this, in bytes.
 const MAX_ECHO: usize = 64 << 10;
@@ -95,8 +98,34 @@ pub(in crate::http) struct PictureRequest {
     #[serde(rename = "alwayson_scripts")]
     #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
     _alwayson_scripts: Option<TakenPicture>,
-    /// How much of the picture `img2img` changes; 0.75 where it is left out.
+    /// How much of the picture `img2img` changes, or the hires fix; 0.75 where it is left out.
     denoising_strength: Option<Strength>,
+    /// Whether `txt2img` enlarges its pictures and draws them again: the hires fix.
+    enable_hr: Option<Flag>,
+    /// How much larger each side is; 2 where it is left out.
+    #[schema(minimum = 1, maximum = 8)]
+    hr_scale: Option<f64>,
+    /// What enlarges: one of the names in `upscalers` or `latent-upscale-modes`; `Latent` where it is left out.
+    hr_upscaler: Option<String>,
+    /// The steps of the second drawing; those of the first where it is left out or 0.
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 1000)]
+    hr_second_pass_steps: Option<Bounded<0, { Steps::MAX }>>,
+    /// The width in place of `hr_scale`, rounded down to a multiple of 8; 0 is none.
+    #[schema(value_type = Option<u32>, minimum = 0, maximum = 4096)]
+    hr_resize_x: Option<Bounded<0, MAX_SIDE>>,
+    /// The height in place of `hr_scale`, rounded down to a multiple of 8; 0 is none.
+    #[schema(value_type = Option<u32>, minimum = 0, maximum = 4096)]
+    hr_resize_y: Option<Bounded<0, MAX_SIDE>>,
+    /// The solver of the second drawing, if not that of the first.
+    #[serde(default, deserialize_with = "unless_same")]
+    hr_sampler_name: Option<NamedSampler>,
+    /// How its noise levels are spaced, if not as in the first.
+    #[serde(default, deserialize_with = "unless_same")]
+    hr_scheduler: Option<NamedSchedule>,
+    /// Has no effect: named in `info` unless it is empty or the prompt.
+    hr_prompt: Option<String>,
+    /// Has no effect: named in `info` unless it is empty or the negative prompt.
+    hr_negative_prompt: Option<String>,
     /// What happens to a picture of other proportions: 0 stretches it, 1 cuts it, 2 fills what it leaves.
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 2)]
     resize_mode: Option<Bounded<0, 2>>,
@@ -146,6 +175,13 @@ impl Flag {
 fn unless_empty<'de, D: Deserializer<'de>, T: FromStr<Err = InvalidValue>>(deserializer: D) -> Result<Option<T>, D::Error> {
     let text: Option<String> = Option::deserialize(deserializer)?;
     text.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose().map_err(D::Error::custom)
+}
+
+/// The same, where A1111's own page writes "Use same sampler" and the like.
+fn unless_same<'de, D: Deserializer<'de>, T: FromStr<Err = InvalidValue>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    let text = text.filter(|text| !text.is_empty() && !text.starts_with("Use same"));
+    text.map(|text| text.parse()).transpose().map_err(D::Error::custom)
 }
 
 /// A request with what belongs to it.
@@ -221,6 +257,8 @@ impl PictureBody {
                 None
             }
         };
+        let upscale = if begins_with_picture { None } else { request.hires_fix(info)? };
+        others.extend(request.hires_without_effect());
         let sampler = request.sampler_name.or(request.sampler_index);
         let overrides = Overrides::read(&request.override_settings.take().unwrap_or_default(), info, &mut others)?;
         let text = request.prompt.take().filter(|text| !text.trim().is_empty());
@@ -241,6 +279,7 @@ impl PictureBody {
             schedule: request.schedule(sampler),
             eta: request.used_eta(sampler)?,
             clip_skip: overrides.clip_skip.or(request.clip_skip),
+            upscale: upscale.map(|upscale| WireUpscale(Some(upscale))),
             strength: init.as_ref().map(|_| request.denoising_strength.map_or_else(|| STRENGTH.try_into(), Ok)).transpose()?,
             others,
             ..ImagesRequest::new(text.map_or_else(|| Ok(Prompt::none()), Prompt::try_from)?)
@@ -300,10 +339,11 @@ impl PictureRequest {
     fn of_edits_alone(&self, init: Option<bool>) -> impl Iterator<Item = String> + use<> {
         // A1111's clients send it with every request.
         let usual = Strength::try_from(0.7).ok();
+        let is_usual = self.denoising_strength == usual || self.has_hires_fix();
         [
             ("init_images", init.is_some()),
             ("mask", init == Some(true)),
-            ("denoising_strength", self.denoising_strength.is_some() && self.denoising_strength != usual),
+            ("denoising_strength", self.denoising_strength.is_some() && !is_usual),
             ("resize_mode", self.resize_mode.is_some()),
             ("mask_blur", self.mask_blur.is_some()),
             ("inpainting_fill", self.inpainting_fill.is_some()),

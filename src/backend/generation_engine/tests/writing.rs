@@ -95,6 +95,10 @@ impl Generation for Telling {
         Ok(())
     }
 
+    fn prepare(&mut self, _: Interrupt) -> Result<(), GenerationError> {
+        Ok(())
+    }
+
     fn preview(&self, _: Interrupt) -> Result<RgbImage, GenerationError> {
         Ok(self.picture())
     }
