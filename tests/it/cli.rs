@@ -172,7 +172,7 @@ fn bad_arguments_are_refused_in_one_line() {
         (vec!["generate", &long], 64, "must be 1 to 32000 characters, not 33000"),
         (vec!["generate", "a", "--steps", "0"], 64, "must be a whole number from 1 to 1000, not 0"),
         (vec!["generate", "a", "--guidance-scale", "NaN"], 64, "must be a number from 0 to 50, not NaN"),
-        (vec!["generate", "a", "--sampler", "plms2"], 64, "ipndm, lcm, tcd, not \"plms2\""),
+        (vec!["generate", "a", "--sampler", "plms2"], 64, "euler_a_cfg_pp, lcm, tcd, not \"plms2\""),
         (
             vec!["generate", "a", "--width", "65", "--height", "64"],
             64,
