@@ -1,9 +1,11 @@
 //! The command line: arguments, the commands that need no server, and exit codes.
 
 mod args;
+mod completions;
 mod failure;
 mod generate;
 mod logs;
+mod manual;
 mod models;
 mod orchestrator;
 #[cfg(feature = "otlp")]
@@ -23,9 +25,11 @@ pub use args::{
     Cli, Command, GenerateArgs, LogArgs, LogFormat, ModelArgs, ModelsCommand, OrchestratorArgs, RequestDefaultArgs, SelfcheckArgs,
     ServeArgs,
 };
+pub use completions::completions;
 pub use failure::Failure;
 pub use generate::generate;
 pub use logs::{Logs, init_logs};
+pub use manual::manual;
 pub use models::models;
 pub use orchestrator::{Heartbeat, notify_systemd, pet_watchdog, report_ready};
 pub use outlet::{Outlet, printed, stderr, stdout};

@@ -12,8 +12,6 @@
 //! [`backend::InferencePipeline`] forward step by step, and answers through the channel inside each request.
 
 pub mod backend;
-#[cfg(feature = "builtin-model")]
-pub mod builtin_model;
 pub mod cli;
 pub mod common;
 pub mod device;
@@ -21,3 +19,6 @@ pub mod http;
 pub mod models;
 pub mod ops;
 pub mod schedulers;
+
+#[cfg(feature = "builtin-model")]
+pub use sd_worker_model as builtin_model;

@@ -74,6 +74,8 @@ fn run(cli: Cli) -> ExitCode {
             Command::Generate(args) => cli::generate(&args),
             Command::Models { command } => cli::models(&command),
             Command::Selfcheck(args) => cli::selfcheck(&args),
+            Command::Completions { shell } => cli::completions(shell),
+            Command::Man { directory } => cli::manual(directory.as_deref()),
         }
     });
     match outcome {

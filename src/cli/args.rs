@@ -12,6 +12,7 @@ use clap::{
     Args, Parser, Subcommand, ValueEnum,
     builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser},
 };
+use clap_complete::Shell;
 pub use generate::GenerateArgs;
 pub use request_defaults::RequestDefaultArgs;
 pub use serve::{OrchestratorArgs, ServeArgs};
@@ -55,6 +56,16 @@ pub enum Command {
     },
     /// Compare the built-in model's numbers on a device with those of diffusers
     Selfcheck(SelfcheckArgs),
+    /// Print a script with which a shell completes commands and options
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Write it there, and the page of each command [default: print it]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// What is logged, and how.

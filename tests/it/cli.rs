@@ -341,3 +341,41 @@ fn help_is_worth_reading() {
         insta::assert_snapshot!(args.join(" "), String::from_utf8(output.stdout).unwrap());
     }
 }
+
+#[test]
+fn shells_complete_commands_and_options() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = run(&["completions", shell]);
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && script.contains("guidance-scale"), "{shell}: {script}");
+    }
+    let script = String::from_utf8(run(&["completions", "bash"]).stdout).unwrap();
+    for (words, completed) in [("gen", "generate"), ("generate --guidance-s", "--guidance-scale"), ("models l", "list")] {
+        let (last, index) = (words.rsplit(' ').next().unwrap(), words.split(' ').count());
+        let complete = format!("COMP_WORDS=(sd-worker {words}) COMP_CWORD={index}; _sd-worker sd-worker {last}; echo ${{COMPREPLY[@]}}");
+        let output = std::process::Command::new("bash").args(["-c", &format!("{script}\n{complete}")]).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), completed, "{words}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let (code, message) = failure(&["completions", "tcsh"]);
+    assert!(code == 64 && message.contains("bash, elvish, fish, powershell, zsh"), "{code}: {message}");
+}
+
+/// A page is the same wherever it is made.
+#[test]
+fn the_manual_has_a_page_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("share/man1");
+    let command = |args: &[&str]| binary().args(args).env("SD_WORKER_PORT", "4321").output().unwrap();
+    assert!(command(&["man", pages.to_str().unwrap()]).status.success());
+    let mut names: Vec<String> = fs::read_dir(&pages).unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let commands = ["completions", "generate", "man", "models", "models-export", "models-list", "selfcheck", "serve"];
+    let expected = commands.map(|command| format!("sd-worker-{command}.1")).into_iter().chain(["sd-worker.1".to_owned()]);
+    assert_eq!(names, expected.collect::<Vec<_>>());
+    let page = |name: &str| fs::read_to_string(pages.join(name)).unwrap();
+    let serve = page("sd-worker-serve.1");
+    assert!(serve.contains(".TH sd-worker-serve 1") && serve.contains("SD_WORKER_PORT") && !serve.contains("4321"), "{serve}");
+    assert_eq!(String::from_utf8(command(&["man"]).stdout).unwrap(), page("sd-worker.1"));
+    let (code, message) = failure(&["man", "/dev/null/man1"]);
+    assert!(code == 73 && message.starts_with("error: cannot write /dev/null/man1: "), "{code}: {message}");
+}

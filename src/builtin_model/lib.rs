@@ -1,7 +1,10 @@
 //! The model inside the binary: a small but complete Stable Diffusion, so that the first command makes a picture without a download.
 
+/// Names files of the folder `model`, each with its bytes, which are those of a crate of its own after `in`.
 macro_rules! files {
-    ($($path:literal),* $(,)?) => { [$(($path, include_bytes!(concat!("builtin_model/model/", $path)).as_slice())),*] };
+    ($($path:literal $(in $bytes:path)?),* $(,)?) => { [$(($path, files!(bytes $path $($bytes)?))),*] };
+    (bytes $path:literal) => { include_bytes!(concat!("model/", $path)).as_slice() };
+    (bytes $path:literal $bytes:path) => { $bytes };
 }
 
 /// The model's files, in the layout of diffusers' `save_pretrained`.
@@ -15,8 +18,8 @@ pub static FILES: &[(&str, &[u8])] = &files!(
     "text_encoder/model.safetensors",
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
+    "unet/config.json" in sd_worker_model_unet::CONFIG,
+    "unet/diffusion_pytorch_model.safetensors" in sd_worker_model_unet::WEIGHTS,
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 );
@@ -25,4 +28,4 @@ pub static FILES: &[(&str, &[u8])] = &files!(
 pub static LORAS: &[(&str, &[u8])] = &files!("loras/ink.safetensors");
 
 /// Tensors that diffusers computes on the way to a small picture, as safetensors; made by `tests/parity/make_selfcheck_goldens.py`.
-pub static GOLDENS: &[u8] = include_bytes!("builtin_model/goldens.safetensors");
+pub static GOLDENS: &[u8] = include_bytes!("goldens.safetensors");
