@@ -193,6 +193,15 @@ impl ModelFiles {
         self.elsewhere.contains_key(part)
     }
 
+    /// Networks in the binary that enlarge the model's pictures.
+    pub(super) fn upscalers(&self) -> &'static [(&'static str, &'static [u8])] {
+        #[cfg(feature = "builtin-model")]
+        if matches!(self.source, Source::Embedded(_)) {
+            return crate::builtin_model::UPSCALERS;
+        }
+        &[]
+    }
+
     /// The learned words.
     pub(super) fn embeddings(&self) -> &[TextualInversion] {
         &self.embeddings

@@ -2,7 +2,7 @@
 
   python data.py sprites --npm NPM --size 256       # sprites-256.npz: the art at its own size
   python train.py import --model DIR --steps 6700   # DIR: what `sd-worker models export builtin DIR` wrote
-  python upscaler.py --minutes 50                   # ../model/upscalers/crisp.safetensors; --sheet FILE shows the training pictures only
+  python upscaler.py --minutes 40                   # ../model/upscalers/crisp.safetensors; --sheet FILE shows the training pictures only
   python upscaler.py --evaluate                     # PSNR of scenes that no training had, beside nearest neighbours, Lanczos and bicubic
 """
 import argparse, math, os, random, time
@@ -24,15 +24,20 @@ LARGE = SCALE * SIZE
 
 
 class Compact(nn.Module):
-    """`SRVGGNetCompact`: convolutions of one width with PReLU; the last one makes what nearest neighbours lack."""
+    """`SRVGGNetCompact`: convolutions of one width with PReLU; the last one makes what nearest neighbours lack. Three channels of every layer carry the picture through, so that it begins as
+    bilinear enlarging, and need not learn to take the grid of nearest neighbours away."""
 
-    def __init__(self, features=32, convs=10):
+    def __init__(self, features=36, convs=10):
         super().__init__(); sides = [3] + [features] * (convs + 1); layers = []
         for a, b in zip(sides, sides[1:]): layers += [nn.Conv2d(a, b, 3, 1, 1), nn.PReLU(b, .2)]
-        self.body = nn.Sequential(*layers, nn.Conv2d(features, 3 * SCALE ** 2, 3, 1, 1))
-        for m in self.body:
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, a=.2); nn.init.zeros_(m.bias)
-        self.body[-1].weight.data *= .05
+        for m in layers[::2]: nn.init.kaiming_normal_(m.weight, a=.2); nn.init.zeros_(m.bias)
+        self.body = nn.Sequential(*layers, nn.Conv2d(features, 3 * SCALE ** 2, 3, 1, 1)); last = self.body[-1]; nn.init.zeros_(last.weight); nn.init.zeros_(last.bias); self.carry()
+        point = F.pad(torch.eye(9).view(9, 1, 3, 3), (1, 1, 1, 1)); larger = lambda mode: F.interpolate(point, scale_factor=SCALE, mode=mode)[..., 2 * SCALE:3 * SCALE, 2 * SCALE:3 * SCALE]   # of the pixel in the middle
+        for c in range(3): last.weight.data[c * SCALE ** 2:(c + 1) * SCALE ** 2, c] = (larger("bilinear") - larger("nearest")).reshape(9, -1).T.view(-1, 3, 3)
+
+    @torch.no_grad()
+    def carry(self):
+        for m in self.body[:-1:2]: m.weight[:3] = 0; m.weight[range(3), range(3), 1, 1] = 1; m.bias[:3] = 0
 
     def forward(self, x): return F.pixel_shuffle(self.body(x).float(), SCALE) + F.interpolate(x, scale_factor=SCALE, mode="nearest")
 
@@ -139,7 +144,8 @@ def save(weights, path):
 
 
 def train(o):
-    torch.manual_seed(1); random.seed(1); net = Compact(o.features, o.convs).to(memory_format=torch.channels_last); opt, pairs = Optimizer(list(net.named_parameters()), o.lr), Pairs(o.store, 1)
+    torch.manual_seed(1); random.seed(1); net = Compact(o.features, o.convs).to(memory_format=torch.channels_last); pairs = Pairs(o.store, 1)
+    ends = {0: "conv_in.", 2 * o.convs + 2: "conv_out."}; opt = Optimizer([(ends.get(i, "") + k, p) for i, m in enumerate(net.body) for k, p in m.named_parameters()], o.lr)   # Muon leaves both ends to AdamW
     print(sum(p.numel() for p in net.parameters()), "parameters", flush=True); step, losses, begun = 0, [], time.time(); saved = begun
     if o.resume: net.load_state_dict({k: v.float() for k, v in load_file(o.resume).items()})
     ema = {k: v.clone() for k, v in net.state_dict().items()}
@@ -148,12 +154,12 @@ def train(o):
         if step % o.renew == 0: pairs.renew(8)
         large, little = pairs.batch(o.batch, o.side)
         with torch.autocast("cpu", torch.bfloat16): out = net(little.contiguous(memory_format=torch.channels_last))
-        near, edge = (out - large).abs().mean(), sum((a - b).abs().mean() for a, b in zip(slopes(out), slopes(large)))
-        loss = near + o.edge * edge; loss.backward(); torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
-        opt.step(o.lr * min(1, (step + 1) / 50) * .5 * (1 + math.cos(math.pi * done))); opt.zero_grad(); step += 1
+        off = out - large; color = off - off.mean(1, keepdim=True); near, edge, tint = off.abs().mean(), sum(a.abs().mean() for a in slopes(off)), color.abs().mean() + sum(a.abs().mean() for a in slopes(color))
+        loss = near + o.edge * edge + o.tint * tint; loss.backward(); torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
+        opt.step(o.lr * min(1, (step + 1) / 50) * .5 * (1 + math.cos(math.pi * done))); opt.zero_grad(); net.carry(); step += 1
         now = net.state_dict(); torch._foreach_lerp_([ema[k] for k in now], list(now.values()), 1 - min(.995, 1 - 10 / (step + 10)))
-        losses.append((near.item(), edge.item(), (out - large).pow(2).mean().item()))
-        if step % 50 == 0: a, b, c = (sum(v) / len(v) for v in zip(*losses)); print(time.strftime("%H:%M:%S"), "step", step, f"l1 {a:.5f}, edge {b:.5f}, psnr {-10 * math.log10(c):.2f}, {step / (time.time() - begun):.2f} steps/s, {pairs.filled} pictures", flush=True); losses = []
+        losses.append((near.item(), edge.item(), tint.item(), off.pow(2).mean().item()))
+        if step % 50 == 0: a, b, c, d = (sum(v) / len(v) for v in zip(*losses)); print(time.strftime("%H:%M:%S"), "step", step, f"l1 {a:.5f}, edge {b:.5f}, tint {c:.5f}, psnr {-10 * math.log10(d):.2f}, {step / (time.time() - begun):.2f} steps/s, {pairs.filled} pictures", flush=True); losses = []
         if time.time() - saved > 120: save(ema, o.out); saved = time.time()
     save(ema, o.out); print(step, "steps,", step * o.batch, "parts of", pairs.next, "and more pictures,", os.path.getsize(o.out), "bytes")
 
@@ -174,9 +180,9 @@ def evaluate(o):
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(); p.add_argument("--out", default="../model/upscalers/crisp.safetensors", type=os.path.abspath); p.add_argument("--minutes", type=float, default=50.); p.add_argument("--batch", type=int, default=8); p.add_argument("--side", type=int, default=48, help="of a part, in small pixels")
-    p.add_argument("--lr", type=float, default=2e-3); p.add_argument("--features", type=int, default=32); p.add_argument("--convs", type=int, default=10); p.add_argument("--edge", type=float, default=.3, help="weight of the slopes"); p.add_argument("--store", type=int, default=1600, help="pictures kept"); p.add_argument("--first", type=int, default=160, help="pictures before the first step")
-    p.add_argument("--renew", type=int, default=16, help="every so many steps 8 pictures are new"); p.add_argument("--resume", type=os.path.abspath, help="goes on from this file, with a fresh optimizer and rate"); p.add_argument("--sheet", type=os.path.abspath); p.add_argument("--evaluate", action="store_true"); p.add_argument("--scenes", type=int, default=80)
+    p = argparse.ArgumentParser(); p.add_argument("--out", default="../model/upscalers/crisp.safetensors", type=os.path.abspath); p.add_argument("--minutes", type=float, default=40.); p.add_argument("--batch", type=int, default=8); p.add_argument("--side", type=int, default=48, help="of a part, in small pixels")
+    p.add_argument("--lr", type=float, default=2e-3); p.add_argument("--features", type=int, default=36); p.add_argument("--convs", type=int, default=10); p.add_argument("--edge", type=float, default=.3, help="weight of the slopes"); p.add_argument("--tint", type=float, default=1., help="weight of what differs in colour and not in lightness"); p.add_argument("--store", type=int, default=1600, help="pictures kept"); p.add_argument("--first", type=int, default=160, help="pictures before the first step")
+    p.add_argument("--renew", type=int, default=24, help="every so many steps 8 pictures are new"); p.add_argument("--resume", type=os.path.abspath, help="goes on from this file, with a fresh optimizer and rate"); p.add_argument("--sheet", type=os.path.abspath); p.add_argument("--evaluate", action="store_true"); p.add_argument("--scenes", type=int, default=80)
     o = p.parse_args(); os.chdir(data.HERE)
     if o.sheet:
         from PIL import Image
