@@ -196,10 +196,10 @@ impl ModelFiles {
     /// Networks in the binary that enlarge the model's pictures.
     pub(super) fn upscalers(&self) -> &'static [(&'static str, &'static [u8])] {
         #[cfg(feature = "builtin-model")]
-        if matches!(self.source, Source::Embedded(_)) {
-            return crate::builtin_model::UPSCALERS;
-        }
-        &[]
+        let embedded = crate::builtin_model::UPSCALERS;
+        #[cfg(not(feature = "builtin-model"))]
+        let embedded = &[];
+        if matches!(self.source, Source::Embedded(_)) { embedded } else { &[] }
     }
 
     /// The learned words.
