@@ -193,6 +193,15 @@ impl ModelFiles {
         self.elsewhere.contains_key(part)
     }
 
+    /// Networks in the binary that enlarge the model's pictures.
+    pub(super) fn upscalers(&self) -> &'static [(&'static str, &'static [u8])] {
+        #[cfg(feature = "builtin-model")]
+        let embedded = crate::builtin_model::UPSCALERS;
+        #[cfg(not(feature = "builtin-model"))]
+        let embedded = &[];
+        if matches!(self.source, Source::Embedded(_)) { embedded } else { &[] }
+    }
+
     /// The learned words.
     pub(super) fn embeddings(&self) -> &[TextualInversion] {
         &self.embeddings

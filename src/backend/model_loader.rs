@@ -119,7 +119,8 @@ pub(super) fn load_as(dtype: DType, files: &ModelFiles, options: &LoadOptions) -
         return Err(LoadError::Limit { max_pixels: info.max_pixels, size: info.defaults.size });
     }
     Order::bare(&info).map_err(|error| LoadError::Unsupported(format!("--{} {error}", error.name.replace('_', "-"))))?;
-    info.upscalers = Arc::new(UpscalerLibrary::open(&options.upscalers, device, info.max_pixels)?);
+    let upscalers = UpscalerLibrary::open(&options.upscalers, device, info.max_pixels)?;
+    info.upscalers = Arc::new(upscalers.with_embedded(files.upscalers(), device)?);
     info.controls = controls(files, &configs, dtype, options)?;
     ops::prepare(device).map_err(|error| LoadError::SelfTest(error.into()))?;
     let tiny_vae = options.tiny_vae.as_deref().map(|path| tiny_vae(path, &configs, dtype, options)).transpose()?;

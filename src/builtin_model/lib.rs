@@ -27,5 +27,8 @@ pub static FILES: &[(&str, &[u8])] = &files!(
 /// `LoRA` files for the model.
 pub static LORAS: &[(&str, &[u8])] = &files!("loras/ink.safetensors");
 
+/// Networks that enlarge the model's pictures.
+pub static UPSCALERS: &[(&str, &[u8])] = &files!("upscalers/crisp.safetensors");
+
 /// Tensors that diffusers computes on the way to a small picture, as safetensors; made by `tests/parity/make_selfcheck_goldens.py`.
 pub static GOLDENS: &[u8] = include_bytes!("goldens.safetensors");

@@ -40,7 +40,7 @@ fn export(directory: &Path) -> Result<(), Failure> {
     if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::Configuration(format!("{} is not empty", directory.display())));
     }
-    for (name, bytes) in builtin_model::FILES.iter().chain(builtin_model::LORAS) {
+    for (name, bytes) in [builtin_model::FILES, builtin_model::LORAS, builtin_model::UPSCALERS].into_iter().flatten() {
         let path = directory.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed(parent))?;

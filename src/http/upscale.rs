@@ -61,7 +61,7 @@ pub(super) struct UpscaleRequest {
     /// The picture: a file in a form; in JSON, base64 or a `data:` URL.
     #[schema(value_type = String, format = Binary)]
     image: Vec<u8>,
-    /// A network of `--upscaler`, `Lanczos` or `Nearest`; where it is left out, the first network, or without one Lanczos.
+    /// One of `upscalers` in the capabilities; where it is left out, the first of `--upscaler`, or without one Lanczos.
     upscaler: Option<String>,
     /// How much larger each side is; the network's own scale where it is left out, or 2. Of another scale than its own, the network's picture
     /// is scaled by Lanczos.

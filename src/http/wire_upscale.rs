@@ -46,8 +46,7 @@ impl<'de> Deserialize<'de> for WireUpscale {
 
 impl PartialSchema for WireUpscale {
     fn schema() -> RefOr<Schema> {
-        let name = "A network of `--upscaler`, `Lanczos` or `Nearest`; with a strength also `Latent`, and the others of `latent_upscalers` in \
-                    `/v1/capabilities`.";
+        let name = "One of `upscalers` in the capabilities; with a strength also one of `latent_upscalers`.";
         let scale = "How much larger each side is; the network's own scale where it is left out, or 2.";
         let number = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(1)).maximum(Some(UpscaleScale::MAX));
         ObjectBuilder::new()

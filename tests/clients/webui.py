@@ -39,7 +39,7 @@ try:
     assert {"Euler", "Euler a", "DPM++ 2M", "DDIM", "UniPC"} <= set(api.util_get_sampler_names())
     assert {"automatic", "karras", "exponential", "sgm_uniform"} <= set(api.util_get_scheduler_names())
     assert [lora["name"] for lora in api.get_loras()] == ["ink"]
-    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None", "Lanczos", "Nearest"]
+    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None", "Lanczos", "Nearest", "crisp"]
     for empty in api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers, api.get_realesrgan_models, api.get_prompt_styles:
         assert empty() == []
     assert api.refresh_checkpoints() == {} and api.get_cmd_flags() == {} and set(api.get_memory()) == {"ram", "cuda"}

@@ -14,6 +14,7 @@ mod connections;
 mod control_files;
 mod control_requests;
 mod controls;
+mod crisp;
 mod damaged;
 mod defaults;
 mod edits;

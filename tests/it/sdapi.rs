@@ -337,7 +337,7 @@ async fn control_units_are_the_networks_of_the_other_api() {
 async fn extras_enlarge_a_picture() {
     let worker = Worker::ready(&[]);
     let names: Vec<Value> = get(&worker, "upscalers").await.as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
-    assert_eq!(names, ["None", "Lanczos", "Nearest"]);
+    assert_eq!(names, ["None", "Lanczos", "Nearest", "crisp"]);
     let picture = RgbImage::from_fn(8, 6, |x, y| Rgb([x as u8 * 9, y as u8 * 9, 80]));
     let enlarged = |more: Value| {
         let body = with(json!({ "image": base64(picture.clone()), "gfpgan_visibility": 0, "upscaling_crop": true }), &more);

@@ -90,7 +90,10 @@ async fn a_picture_of_the_client_s_is_enlarged() {
     let capabilities: Value = worker.get("/v1/capabilities").await.json().await.unwrap();
     assert_eq!(
         capabilities["upscalers"],
-        json!([{ "name": "real", "scale": 4 }, { "name": "compact", "scale": 2 }, { "name": "Lanczos" }, { "name": "Nearest" }])
+        json!([
+            { "name": "real", "scale": 4 }, { "name": "compact", "scale": 2 }, { "name": "crisp", "scale": 4 },
+            { "name": "Lanczos" }, { "name": "Nearest" }
+        ])
     );
 }
 
@@ -107,7 +110,7 @@ async fn what_cannot_be_enlarged_is_refused() {
         (
             json!({ "image": image, "upscaler": "huge" }),
             "upscaler",
-            "must be one of \"real\", \"compact\", \"Lanczos\", \"Nearest\", not \"huge\"",
+            "must be one of \"real\", \"compact\", \"crisp\", \"Lanczos\", \"Nearest\", not \"huge\"",
         ),
         (json!({ "image": image, "upscaler": 7 }), "upscaler", "string"),
         (json!({ "image": image, "scale": 9 }), "scale", "must be a number from 1 to 8, not 9"),
@@ -237,7 +240,7 @@ fn the_command_line_enlarges_what_it_draws() {
     assert!(read(&large) == enlarged(&folder, "compact-x4", Some(3.0), &read(&plain)));
 
     let (code, line) = failure(&["generate", "a fox", "--upscale", "x"]);
-    assert!(code == 64 && line.contains("must be one of \"Lanczos\", \"Nearest\", not \"x\""), "{code}: {line}");
+    assert!(code == 64 && line.contains("must be one of \"crisp\", \"Lanczos\", \"Nearest\", not \"x\""), "{code}: {line}");
     let (code, line) = failure(&["generate", "a fox", "--upscale", "nearest,scale=9"]);
     assert!(code != 0 && line.contains("a number from 1 to 8"), "{code}: {line}");
     for (option, reason) in [("x=/none", "there is no upscaler /none"), ("x", "NAME=PATH"), ("nearest=/none", "is always there")] {

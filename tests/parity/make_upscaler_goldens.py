@@ -5,13 +5,14 @@ tests/parity/upscalers.safetensors.
 
 The networks' numbers follow from their tensors' names, made_up("<network>/<name>", shape), but for the slopes of PReLU, which are less by 0.8.
 What is kept of the networks are the names and shapes of their tensors, with their scale; "<network>" is what they make of
-control_picture("upscaler", 9, 7), or of 5 x 5 pixels at a scale of 8, as floats that are not clamped.
+control_picture("upscaler", 9, 7), or of 5 x 5 pixels at a scale of 8, as floats that are not clamped. "crisp" is what the binary's own network
+makes of it.
 """
 import json, pathlib
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from spandrel import ModelLoader
 
 from make_control_goldens import control_picture
@@ -76,22 +77,30 @@ NETWORKS = {
 
 
 @torch.no_grad()
+def enlarged(name, state):
+    """What spandrel makes of the picture, and the network's scale."""
+    network = ModelLoader().load_from_state_dict(dict(state))
+    size = (5, 5) if network.scale == 8 else (9, 7)
+    values = torch.from_numpy(np.array(control_picture("upscaler", *size))).float().permute(2, 0, 1)[None] / 255
+    result = []
+    # Its call pads the picture first, and clamps the numbers afterwards.
+    network._call_fn = lambda model, image: result.append(model(image)) or result[0].clone()
+    network(values)
+    made = result[0][..., :size[1] * network.scale, :size[0] * network.scale].clone()
+    print(name, network.architecture.id, network.scale, list(made.shape), "mean", round(made.mean().item(), 2), "deviation", round(made.std().item(), 2))
+    return made, network.scale
+
+
 def main():
     torch.set_num_threads(1)
     tensors, kept = {}, {}
     for name, shapes in NETWORKS.items():
         is_slope = lambda tensor, shape: len(shape) == 1 and tensor.endswith("weight")
         state = {tensor: made_up(f"{name}/{tensor}", shape) - (.8 if is_slope(tensor, shape) else 0) for tensor, shape in shapes.items()}
-        network = ModelLoader().load_from_state_dict(dict(state))
-        size = (5, 5) if network.scale == 8 else (9, 7)
-        values = torch.from_numpy(np.array(control_picture("upscaler", *size))).float().permute(2, 0, 1)[None] / 255
-        result = []
-        # Its call pads the picture first, and clamps the numbers afterwards.
-        network._call_fn = lambda model, image: result.append(model(image)) or result[0].clone()
-        network(values)
-        tensors[name] = result[0][..., :size[1] * network.scale, :size[0] * network.scale].clone()
-        kept[name] = {"scale": network.scale, "tensors": shapes}
-        print(name, network.architecture.id, network.scale, list(tensors[name].shape), "mean", round(tensors[name].mean().item(), 2), "deviation", round(tensors[name].std().item(), 2))
+        tensors[name], scale = enlarged(name, state)
+        kept[name] = {"scale": scale, "tensors": shapes}
+    state = load_file(HERE.parent.parent / "src/builtin_model/model/upscalers/crisp.safetensors")
+    tensors["crisp"], _ = enlarged("crisp", {name: tensor.float() for name, tensor in state.items()})
     lines = lambda shapes: ",\n".join(f"{json.dumps(tensor)}: {shape}" for tensor, shape in shapes.items())
     entry = lambda name: f'"{name}": {{"scale": {kept[name]["scale"]}, "tensors": {{\n{lines(kept[name]["tensors"])}\n}}}}'
     (HERE / "upscalers.json").write_text("{\n" + ",\n".join(map(entry, kept)) + "\n}\n")

@@ -79,11 +79,23 @@ impl UpscalerFile {
         if !path.is_file() {
             return Err(LoadError::NotFound(format!("there is no upscaler {}: a .safetensors file", path.display())));
         }
-        let bad = |reason: String| LoadError::BadConfig { path: path.to_owned(), reason };
         if is_pickle(path) {
-            return Err(bad(NO_PICKLES.to_owned()));
+            return Err(LoadError::BadConfig { path: path.to_owned(), reason: NO_PICKLES.to_owned() });
         }
         let files = TensorFiles::open(&[path.to_owned()]).map_err(|(path, source)| LoadError::BadWeights { path, source })?;
+        Self::new(path, files)
+    }
+
+    /// A file in memory, which messages call by this path.
+    ///
+    /// # Errors
+    /// As [`UpscalerFile::open`].
+    pub(in crate::backend) fn embedded(path: &Path, bytes: &'static [u8]) -> Result<Self, LoadError> {
+        let files = TensorFiles::from_slice(bytes).map_err(|source| LoadError::BadWeights { path: path.to_owned(), source })?;
+        Self::new(path, files)
+    }
+
+    fn new(path: &Path, files: Arc<TensorFiles>) -> Result<Self, LoadError> {
         let has = |prefix: &str, name: &str| files.shape(&format!("{prefix}{name}")).is_some();
         let found = PREFIXES.into_iter().find_map(|prefix| {
             let is = |names: &Names| names.signs().into_iter().all(|name| has(prefix, name));
@@ -96,7 +108,8 @@ impl UpscalerFile {
         first.sort();
         first.truncate(3);
         let first = first.join(", ");
-        Err(bad(format!("this is no ESRGAN, Real-ESRGAN or compact Real-ESRGAN network: its tensors are {first}, …")))
+        let reason = format!("this is no ESRGAN, Real-ESRGAN or compact Real-ESRGAN network: its tensors are {first}, …");
+        Err(LoadError::BadConfig { path: path.to_owned(), reason })
     }
 
     /// The file.

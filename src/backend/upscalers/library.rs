@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -20,7 +21,10 @@ use crate::{
 /// The upscalers of a worker.
 #[derive(Debug, Default)]
 pub struct UpscalerLibrary {
+    /// Those of files first.
     entries: Vec<Arc<UpscalerEntry>>,
+    /// How many of them are networks of files.
+    of_files: usize,
     /// The most pixels of a picture that a network enlarges.
     max_pixels: u64,
 }
@@ -63,12 +67,11 @@ const FILTER_SCALE: f64 = 2.0;
 const MAX_MADE: u64 = 1 << 26;
 
 impl UpscalerEntry {
-    /// Opens a file and looks for all tensors, without reading them.
-    fn open(NamedPath { name, path }: &NamedPath, device: &Device) -> Result<Self, LoadError> {
-        let file = UpscalerFile::open(path)?;
+    /// Looks for all tensors of a file, without reading them.
+    fn new(name: &str, file: UpscalerFile, device: &Device) -> Result<Self, LoadError> {
         let config = file.config()?;
         file.weights(&config, DType::F32, &Device::Cpu).check(|vb| Upscaler::new(&config, vb))?;
-        Ok(Self { name: name.clone(), file, config, device: device.clone(), loaded: Mutex::default() })
+        Ok(Self { name: name.to_owned(), file, config, device: device.clone(), loaded: Mutex::default() })
     }
 
     /// What requests call it.
@@ -126,9 +129,26 @@ impl UpscalerLibrary {
                 let why = if is_filter { "is always there, without a network" } else { "is given twice" };
                 return Err(LoadError::Unsupported(format!("--upscaler {} {why}; each needs a name of its own", network.name)));
             }
-            entries.push(Arc::new(UpscalerEntry::open(network, device)?));
+            entries.push(Arc::new(UpscalerEntry::new(&network.name, UpscalerFile::open(&network.path)?, device)?));
         }
-        Ok(Self { entries, max_pixels })
+        Ok(Self { of_files: entries.len(), entries, max_pixels })
+    }
+
+    /// The same with networks in the binary, each under its file's name where no other has it. They enlarge what asks for them by name.
+    ///
+    /// # Errors
+    /// When one is no such network.
+    pub fn with_embedded(mut self, files: &[(&str, &'static [u8])], device: &Device) -> Result<Self, LoadError> {
+        for (path, bytes) in files {
+            let path = Path::new("builtin").join(path);
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            if let Some(other) = self.entries.iter().find(|entry| entry.name == name) {
+                warn!("{}: left out, since {} has the same name", path.display(), other.file.path().display());
+            } else {
+                self.entries.push(Arc::new(UpscalerEntry::new(&name, UpscalerFile::embedded(&path, bytes)?, device)?));
+            }
+        }
+        Ok(self)
     }
 
     /// The networks.
@@ -141,14 +161,14 @@ impl UpscalerLibrary {
         self.entries().map(|entry| (entry.name(), Some(entry.scale()))).chain(Self::FILTERS.map(|name| (name, None)))
     }
 
-    /// The upscaler of this name; the first network, or without one Lanczos, where none is given.
+    /// The upscaler of this name; the first network of a file, or without one Lanczos, where none is given.
     ///
     /// # Errors
     /// When there is none of the name; `param` is where it was given.
     pub fn find(&self, param: &'static str, name: Option<&str>) -> Result<ChosenUpscaler, InvalidValue> {
         match name {
             Some(name) => self.find_or(param, name, &[]),
-            None => Ok(self.entries.first().map_or(ChosenUpscaler::Lanczos, ChosenUpscaler::network)),
+            None => Ok(self.entries[..self.of_files].first().map_or(ChosenUpscaler::Lanczos, ChosenUpscaler::network)),
         }
     }
 

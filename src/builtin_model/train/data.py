@@ -1,6 +1,6 @@
 """Art, words and pictures: builds the sprite sheet and the tokenizer, and composes captioned training images.
 
-  python data.py sprites   --npm DIR      # DIR holds the unpacked npm packages; writes sprites.npz
+  python data.py sprites   --npm DIR      # DIR holds the unpacked npm packages; writes sprites.npz, and sprites-256.npz with `--size 256`
   python data.py tokenizer --bpe bpe_simple_vocab_16e6.txt.gz
 """
 import argparse, glob, gzip, json, os, random, re
@@ -28,8 +28,8 @@ def key_of(emoji):
     return "-".join(f"{ord(c):x}" for c in emoji)
 
 
-def build_sprites(npm, out):
-    """Matches art to names and stores premultiplied RGBA, area-averaged to the training size. Flags are left out."""
+def build_sprites(npm, out, size=SIZE):
+    """Matches art to names and stores premultiplied RGBA, area-averaged to the training size or another (its own is 256). Flags are left out."""
     from PIL import Image
     names = json.load(open(glob.glob(f"{npm}/**/data-by-emoji.json", recursive=True)[0]))
     files = {os.path.basename(p)[:-5]: p for p in glob.glob(f"{npm}/**/assets/*.webp", recursive=True)}
@@ -40,10 +40,10 @@ def build_sprites(npm, out):
         if path is None or info["group"] == "Flags": continue
         rgba = np.asarray(Image.open(path).convert("RGBA")).astype(np.float32)
         rgba[..., :3] *= rgba[..., 3:] / 255
-        planes = [np.asarray(Image.fromarray(rgba[..., c]).resize((SIZE, SIZE), Image.BOX)) for c in range(4)]
+        planes = [np.asarray(Image.fromarray(rgba[..., c]).resize((size, size), Image.BOX)) for c in range(4)]
         rows.append((info["name"], np.stack(planes).clip(0, 255).round().astype(np.uint8)))
     np.savez_compressed(out, names=[r[0] for r in rows], sprites=np.stack([r[1] for r in rows]))
-    print(len(rows), "sprites of", SIZE, "px")
+    print(len(rows), "sprites of", size, "px")
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------------
@@ -61,10 +61,10 @@ def place(sprites, scale, cx, cy):
     return out
 
 
-def fill(top, bottom, angle=0.):
+def fill(top, bottom, angle=0., size=SIZE):
     """Backgrounds: a ramp between two colours each ((n, 3) in [0, 255]); equal colours make a plain one."""
     top, bottom = (torch.as_tensor(c, dtype=torch.float32)[:, :, None, None] / 255 for c in (top, bottom))
-    y, x = torch.meshgrid(*[torch.linspace(-1, 1, SIZE)] * 2, indexing="ij"); angle = torch.as_tensor(angle, dtype=torch.float32).reshape(-1, 1, 1)
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij"); angle = torch.as_tensor(angle, dtype=torch.float32).reshape(-1, 1, 1)
     t = ((torch.cos(angle) * y + torch.sin(angle) * x + 1) / 2).clamp(0, 1)[:, None]
     return top + (bottom - top) * t
 
@@ -188,6 +188,6 @@ def vocabulary():
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(); p.add_argument("what", choices=["sprites", "tokenizer"]); p.add_argument("--npm"); p.add_argument("--bpe")
+    p = argparse.ArgumentParser(); p.add_argument("what", choices=["sprites", "tokenizer"]); p.add_argument("--npm"); p.add_argument("--bpe"); p.add_argument("--size", type=int, default=SIZE, help="sprites: of the art, in pixels")
     o = p.parse_args(); os.chdir(HERE)
-    build_sprites(o.npm, "sprites.npz") if o.what == "sprites" else build_tokenizer(o.bpe, vocabulary(), "tokenizer")
+    build_sprites(o.npm, "sprites.npz" if o.size == SIZE else f"sprites-{o.size}.npz", o.size) if o.what == "sprites" else build_tokenizer(o.bpe, vocabulary(), "tokenizer")

@@ -66,8 +66,8 @@ pub struct GenerateArgs {
     /// What turns latents into pixels: full, the model's VAE, or tiny, that of --tiny-vae
     #[arg(long, default_value_t)]
     pub decoder: Decoder,
-    /// Enlarge the picture with a network of --upscaler, Lanczos or Nearest, and how much, 1 to 8 [default: as much as the network does, or
-    /// 2]; with a strength, also with Latent, and draw it again in so many steps [default: as many as the first time]
+    /// Enlarge the picture with a network of --upscaler, crisp (the built-in model's), Lanczos or Nearest, and how much, 1 to 8 [default:
+    /// as much as the network does, or 2]; with a strength, also with Latent, and draw it again in so many steps [default: as many as the first time]
     #[arg(long, value_name = "NAME[,scale=SCALE][,strength=STRENGTH][,steps=STEPS]")]
     pub upscale: Option<UpscaleSettings>,
     /// Width and height in pixels, multiples of 8, such as 512x768 [default: those of the picture to begin with, or the model's]

@@ -88,7 +88,7 @@ pub(super) async fn schedulers() -> Json<Vec<SchedulerItem>> {
     Json([item("automatic", "Automatic")].into_iter().chain(own).collect())
 }
 
-/// What enlarges pictures: nothing, filters, and the networks of `--upscaler`.
+/// What enlarges pictures: nothing, filters, and networks.
 #[utoipa::path(get, path = "/sdapi/v1/upscalers", operation_id = "sdapi_upscalers", tag = A1111, responses((status = 200, description = "All of them", body = Vec<UpscalerItem>), KeyMissing, NotReady))]
 pub(super) async fn upscalers(State(state): State<AppState>) -> Result<Json<Vec<UpscalerItem>>, ApiError> {
     let item = |(name, scale): (&str, Option<usize>)| UpscalerItem {
