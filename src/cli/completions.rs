@@ -12,6 +12,9 @@ use super::{Cli, Failure};
 pub fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "sd-worker", &mut script);
-    super::stdout().line(String::from_utf8_lossy(&script).trim_end());
+    // For bash, clap_complete 4.6.12 writes the name of a program with a hyphen in two ways, so that nothing is completed after a command
+    // (clap's issue 6421).
+    let script = String::from_utf8_lossy(&script).replace("sd__subcmd__worker", "sd__worker");
+    super::stdout().line(script.trim_end());
     super::printed()
 }

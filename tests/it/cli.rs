@@ -350,9 +350,16 @@ fn shells_complete_commands_and_options() {
         assert!(output.status.success() && script.contains("guidance-scale"), "{shell}: {script}");
     }
     let script = String::from_utf8(run(&["completions", "bash"]).stdout).unwrap();
-    for (words, completed) in [("gen", "generate"), ("generate --guidance-s", "--guidance-scale"), ("models l", "list")] {
-        let (last, index) = (words.rsplit(' ').next().unwrap(), words.split(' ').count());
-        let complete = format!("COMP_WORDS=(sd-worker {words}) COMP_CWORD={index}; _sd-worker sd-worker {last}; echo ${{COMPREPLY[@]}}");
+    for (words, completed) in
+        [("gen", "generate"), ("generate --guidance-s", "--guidance-scale"), ("models l", "list"), ("serve --log-format j", "json")]
+    {
+        let all: Vec<&str> = "sd-worker".split(' ').chain(words.split(' ')).collect();
+        let [.., before, last] = all.as_slice() else { unreachable!() };
+        let complete = format!(
+            "COMP_WORDS=({}) COMP_CWORD={}; _sd__worker sd-worker {last} {before}; echo ${{COMPREPLY[@]}}",
+            all.join(" "),
+            all.len() - 1
+        );
         let output = std::process::Command::new("bash").args(["-c", &format!("{script}\n{complete}")]).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), completed, "{words}: {}", String::from_utf8_lossy(&output.stderr));
     }
