@@ -58,6 +58,15 @@ try:
 
     assert api.extra_single_image(result.image, upscaler_1=webuiapi.Upscaler.Lanczos, upscaling_resize=3).image.size == (192, 192)
 
+    # The hires fix, by every upscaler of the client's own that there is.
+    known = {mode["name"] for mode in api.get_latent_upscale_modes()} | {upscaler["name"] for upscaler in api.get_upscalers()}
+    for upscaler in [upscaler for upscaler in webuiapi.HiResUpscaler if upscaler.value in known]:
+        large = api.txt2img(prompt="a fox", enable_hr=True, hr_upscaler=upscaler, hr_second_pass_steps=2, denoising_strength=0.5, **SMALL)
+        assert large.image.size == (128, 128) and large.info["ignored"] == [], large.info
+        name = "Lanczos" if upscaler is webuiapi.HiResUpscaler.none else upscaler.value  # A1111 scales so where no upscaler does
+        assert f"Hires steps: 2, Hires upscaler: {name}, " in large.info["infotexts"][0], large.info
+    assert len(known & {upscaler.value for upscaler in webuiapi.HiResUpscaler}) >= 8, known
+
     # From a picture, with a mask: what is around it stays.
     mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 16, 48, 48))
