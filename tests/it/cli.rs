@@ -376,7 +376,7 @@ fn the_manual_has_a_page_for_every_command() {
     assert!(command(&["man", pages.to_str().unwrap()]).status.success());
     let mut names: Vec<String> = fs::read_dir(&pages).unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    let commands = ["completions", "generate", "man", "models", "models-export", "models-list", "selfcheck", "serve"];
+    let commands = ["completions", "generate", "man", "models-export", "models-list", "models", "selfcheck", "serve"];
     let expected = commands.map(|command| format!("sd-worker-{command}.1")).into_iter().chain(["sd-worker.1".to_owned()]);
     assert_eq!(names, expected.collect::<Vec<_>>());
     let page = |name: &str| fs::read_to_string(pages.join(name)).unwrap();
