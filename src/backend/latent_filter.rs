@@ -88,7 +88,7 @@ impl LatentFilter {
             let distance = ((input as f64 + 0.5 - centre) / stretch).abs();
             (input, slope.map_or((1.0 - distance).max(0.0), |slope| cubic(distance, slope)))
         });
-        let inside = 0..from as i64;
+        let inside = 0..i64::try_from(from).unwrap_or(i64::MAX);
         let weighed: Vec<(i64, f64)> = weighed.filter(|(input, _)| !self.is_antialiased || inside.contains(input)).collect();
         let sum: f64 = weighed.iter().map(|(_, weight)| weight).sum();
         weighed.into_iter().map(|(input, weight)| (input.clamp(0, inside.end - 1) as usize, weight / sum)).collect()

@@ -50,9 +50,9 @@ fn latents_are_enlarged_as_in_torch() {
         // Of other proportions, the middle.
         let whole = filter.resize(small, (10, 14)).unwrap();
         let wide = filter.resize(small, (4, 14)).unwrap();
-        assert_eq!(relative_error(&wide, &whole.narrow(2, 3, 4).unwrap()), 0.0, "{}", filter.name);
+        assert!(relative_error(&wide, &whole.narrow(2, 3, 4).unwrap()) < 1e-6, "{}", filter.name);
         let tall = filter.resize(small, (10, 6)).unwrap();
-        assert_eq!(relative_error(&tall, &whole.narrow(3, 4, 6).unwrap()), 0.0, "{}", filter.name);
+        assert!(relative_error(&tall, &whole.narrow(3, 4, 6).unwrap()) < 1e-6, "{}", filter.name);
     }
 }
 

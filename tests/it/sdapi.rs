@@ -359,15 +359,17 @@ async fn extras_enlarge_a_picture() {
     }
 }
 
+/// A request for the hires fix, with all fields as A1111's clients send them.
+fn hires(more: &Value) -> Value {
+    let fields = json!({ "enable_hr": true, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "denoising_strength": 0.7,
+        "hr_resize_x": 0, "hr_resize_y": 0, "hr_sampler_name": null, "hr_checkpoint_name": null, "hr_prompt": "", "hr_negative_prompt": "" });
+    small(&with(fields, more))
+}
+
 /// The hires fix, with A1111's own fields.
 #[tokio::test]
 async fn the_hires_fix_draws_a_larger_picture_again() {
     let worker = Worker::unlimited(&[]);
-    let hires = |more: &Value| {
-        let fields = json!({ "enable_hr": true, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "denoising_strength": 0.7,
-            "hr_resize_x": 0, "hr_resize_y": 0, "hr_sampler_name": null, "hr_checkpoint_name": null, "hr_prompt": "", "hr_negative_prompt": "" });
-        small(&with(fields, more))
-    };
     let own = |upscale: &str| {
         json!({ "prompt": "a fox", "steps": 2, "seed": 1, "size": "64x64", "guidance_scale": 4, "sampler": "euler", "schedule": "normal",
             "upscale": upscale })
@@ -394,7 +396,11 @@ async fn the_hires_fix_draws_a_larger_picture_again() {
     let (answer, info) = drawn(&worker, "txt2img", &hires(&more)).await;
     let other = worker.generate(&own("Lanczos,scale=1.5,strength=0.5,steps=3")).await;
     assert!(file(&answer, 0) == bytes(&other["data"][0]) && info["ignored"] == json!([]), "{info}");
+}
 
+#[tokio::test]
+async fn the_hires_fix_takes_sizes_and_samplers_and_names_what_it_leaves_out() {
+    let worker = Worker::unlimited(&[]);
     // A size, of one side and of both; another sampler; what has no effect.
     for (more, size, part) in [
         (json!({ "hr_resize_x": 100 }), (96, 96), "Hires resize: 96x96"),

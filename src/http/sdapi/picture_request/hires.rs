@@ -3,7 +3,7 @@
 use super::{Flag, MULTIPLE, PictureRequest, STRENGTH};
 use crate::{
     backend::{LatentFilter, ModelInfo, UpscalerLibrary},
-    common::{ImageSize, InvalidValue, RedrawSettings, UpscaleScale, UpscaleSettings},
+    common::{ImageSize, InvalidValue, NegativePrompt, RedrawSettings, UpscaleScale, UpscaleSettings},
     http::{sdapi::NONE, wire::Bounded},
 };
 
@@ -45,7 +45,7 @@ impl PictureRequest {
         };
         [
             ("hr_prompt", is_other(self.prompt.as_deref(), &self.hr_prompt)),
-            ("hr_negative_prompt", is_other(self.negative_prompt.as_ref().map(|prompt| prompt.as_str()), &self.hr_negative_prompt)),
+            ("hr_negative_prompt", is_other(self.negative_prompt.as_ref().map(NegativePrompt::as_str), &self.hr_negative_prompt)),
         ]
         .into_iter()
         .filter(|(_, is_other)| *is_other)
