@@ -131,6 +131,8 @@ impl<'a> ImageMetadata<'a> {
         };
         let Redraw { enlarger, scale, strength, steps, order } = redraw;
         let SamplingConfig { size, sampler, schedule, .. } = order.config;
+        // What was drawn smaller than the request asks for is no base for a factor.
+        let scale = scale.filter(|_| self.enlarged_to.is_none());
         let is_other = (sampler, schedule) != (self.config.sampler, self.config.schedule);
         vec![
             // That of the first picture, which begins with one of the client's, is the plain one.

@@ -24,18 +24,22 @@ impl Strength {
         }
     }
 
-    /// The steps of a schedule of which this share are `taken` steps.
+    /// The steps of a schedule of which this share are `taken` steps, where there can be `most`.
     ///
     /// # Errors
-    /// When there would be more than a model can have.
-    pub fn steps_to_take(self, taken: Steps) -> Result<Steps, InvalidValue> {
+    /// When there would be more.
+    pub fn steps_to_take(self, taken: Steps, most: usize) -> Result<Steps, InvalidValue> {
         // Rounding in the division may come out on either side.
         let least = (taken.get() as f64 / self.get()) as i64;
         let enough = (least..=least.saturating_add(1))
             .filter_map(|steps| Steps::try_from(steps).ok())
             .find(|steps| self.of_steps(*steps) >= taken.get());
-        enough.ok_or_else(|| {
-            let least = taken.get() as f64 / Steps::MAX as f64;
+        enough.filter(|steps| steps.get() <= most).ok_or_else(|| {
+            if taken.get() > most {
+                return InvalidValue::new("steps", taken, format!("a whole number from 1 to {most} for this model with its sampler"));
+            }
+            // Rounded up to three decimals, so that the share is enough.
+            let least = (1000.0 * taken.get() as f64 / most as f64).ceil() / 1000.0;
             InvalidValue::new("strength", self.get(), format!("at least {least} where {taken} steps are taken"))
         })
     }
@@ -83,11 +87,19 @@ mod tests {
         #[test]
         fn a_share_of_a_schedule_is_as_many_steps_as_are_asked_for(taken in 1i64..=1000, strength in 0.0f64..=1.0) {
             let strength = Strength::try_from(strength).unwrap();
-            match strength.steps_to_take(steps(taken)) {
+            match strength.steps_to_take(steps(taken), 1000) {
                 Ok(all) => prop_assert_eq!(strength.of_steps(all), taken as usize),
                 Err(_) => prop_assert!(strength.get() < taken as f64 / 999.0),
             }
         }
+    }
+
+    #[test]
+    fn what_a_share_can_be_is_said() {
+        let error =
+            |strength: f64, taken, most| Strength::try_from(strength).unwrap().steps_to_take(steps(taken), most).unwrap_err().to_string();
+        assert_eq!(error(0.5, 30, 50), "must be at least 0.6 where 30 steps are taken, not 0.5");
+        assert_eq!(error(0.5, 60, 50), "must be a whole number from 1 to 50 for this model with its sampler, not 60");
     }
 
     #[test]

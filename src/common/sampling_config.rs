@@ -45,6 +45,16 @@ impl SamplingConfig {
         without_effect.into_iter().filter(|(_, is_without)| *is_without).map(|(name, _)| name)
     }
 
+    /// A warning about a guidance scale far above those of the sampler.
+    #[must_use]
+    pub fn guidance_warning(&self) -> Option<String> {
+        const FAR: f64 = 2.0;
+        let factor = self.sampler.guidance_factor();
+        let is_far = self.sampler.is_always_guided() && self.guidance_scale.get() * factor > FAR;
+        let warning = || format!("{} is made for guidance scales up to {}, not {}", self.sampler, 1.0 / factor, self.guidance_scale);
+        is_far.then(warning)
+    }
+
     /// Checks that at least one step is taken.
     ///
     /// # Errors

@@ -68,9 +68,10 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 }
 
 /// Fields that mean nothing here, and the values with which they ask for nothing, as A1111's own clients send them.
-const IDLE: [(&str, &str); 15] = [
+const IDLE: [(&str, &str); 16] = [
     ("do_not_save_grid", "true"),
     ("do_not_save_samples", "true"),
+    ("hr_checkpoint_name", "\"Use same checkpoint\""),
     ("image_cfg_scale", "1.5"),
     ("initial_noise_multiplier", "1"),
     ("initial_noise_multiplier", "1.0"),

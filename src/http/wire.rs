@@ -103,7 +103,7 @@ pub(super) struct ImagesRequest {
     pub(super) clip_skip: Option<ClipSkip>,
     /// What turns latents into pixels: `full`, the model's VAE, or `tiny`, that of `--tiny-vae`.
     pub(super) decoder: Option<Decoder>,
-    /// What enlarges the finished pictures, by its name, and how much.
+    /// What enlarges the pictures, by its name, and how much. With a strength, they are drawn again after that.
     #[schema(inline)]
     pub(super) upscale: Option<WireUpscale>,
     /// How much of the picture to begin with is changed, where there is one; 0.8 where it is left out, with a mask 1.

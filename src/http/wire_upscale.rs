@@ -49,12 +49,16 @@ impl PartialSchema for WireUpscale {
         let name = "One of `upscalers` in the capabilities; with a strength also one of `latent_upscalers`.";
         let scale = "How much larger each side is; the network's own scale where it is left out, or 2.";
         let number = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(1)).maximum(Some(UpscaleScale::MAX));
+        let strength = "How much of the enlarged picture is changed, where it is drawn again: from the noise level at which so much of a schedule is left.";
+        let share = ObjectBuilder::new().schema_type(Type::Number).exclusive_minimum(Some(0)).maximum(Some(1));
+        let steps = "The steps that are taken for that; as many as the first time where it is left out.";
+        let whole = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).maximum(Some(Steps::MAX));
         ObjectBuilder::new()
             .schema_type(Type::Object)
             .property("name", ObjectBuilder::new().schema_type(Type::String).description(Some(name)))
             .property("scale", number.description(Some(scale)))
-            .property("strength", Strength::schema())
-            .property("steps", Steps::schema())
+            .property("strength", share.description(Some(strength)))
+            .property("steps", whole.description(Some(steps)))
             .required("name")
             .additional_properties(Some(AdditionalProperties::FreeForm(false)))
             .into()

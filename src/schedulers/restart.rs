@@ -41,7 +41,10 @@ fn way(sigmas: &[f64]) -> Vec<(f64, f64)> {
     let (low, high) = (nearest(BETWEEN.0), nearest(BETWEEN.1));
     let mut way = pairs(&down[..=low]);
     if high < low {
-        let repeated = pairs(&sigmas::karras(down[high], down[low], again + 1));
+        let mut levels = sigmas::karras(down[high], down[low], again + 1);
+        // Rounding leaves something of no noise at all.
+        levels[again] = down[low];
+        let repeated = pairs(&levels);
         (0..times).for_each(|_| way.extend(&repeated));
     }
     way.extend(pairs(&down[low..]));

@@ -270,6 +270,27 @@ fn where_nothing_but_noise_is_left_the_picture_cannot_be_told_from_the_noise_tha
     assert!(error.to_string().contains("zero terminal SNR"), "{error}");
 }
 
+/// Where a schedule ends high above 0.1, a restart ends without noise. What rounding makes of none is no level to look at.
+#[test]
+fn a_restart_ends_at_a_level_of_the_run() {
+    for spacing in [TimestepSpacing::Trailing, TimestepSpacing::Leading] {
+        let config = SchedulerConfig {
+            timestep_spacing: Some(spacing),
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            ..SchedulerConfig::default()
+        };
+        for (schedule, steps) in
+            [Schedule::Default, Schedule::Simple, Schedule::SgmUniform].into_iter().flat_map(|s| (20..60).map(move |n| (s, n)))
+        {
+            let plan = SamplingPlan::new(&config, Sampler::Restart, schedule, Steps::try_from(steps).unwrap(), 0, None).unwrap();
+            let least = plan.stages.iter().map(|stage| stage.level.sigma).fold(f64::INFINITY, f64::min);
+            assert!(least > 1e-12, "{schedule} {steps}: {least:e}");
+        }
+    }
+}
+
 #[test]
 fn a_distilled_model_has_no_more_steps_than_its_teacher() {
     let config = SchedulerConfig { original_inference_steps: 8, ..SchedulerConfig::default() };

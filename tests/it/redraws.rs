@@ -141,6 +141,10 @@ async fn a_second_drawing_is_an_edit_of_the_first() {
     // The model in the binary is for one size.
     let own = Worker::ready(&[]);
     let answer = own.generate(&request(&json!("Lanczos,scale=4,strength=0.5"))).await;
+    let mut larger = request(&json!("Latent,scale=1.5,strength=0.5"));
+    larger["size"] = "256x256".into();
+    let text = String::from_utf8_lossy(&bytes(&own.generate(&larger).await["data"][0])).into_owned();
+    assert!(text.contains("Size: 128x128, Hires resize: 384x384, Hires steps: "), "it was drawn at another size than asked for");
     assert!(answer["warnings"].to_string().contains("draws well at 128x128 alone: drawn again at 256x256"), "{}", answer["warnings"]);
 
     // What the request leaves out is that of the first drawing.

@@ -423,6 +423,8 @@ async fn the_hires_fix_takes_sizes_and_samplers_and_names_what_it_leaves_out() {
     }
     let (_, info) = drawn(&worker, "txt2img", &hires(&json!({ "hr_prompt": "an owl", "hr_checkpoint_name": "x" }))).await;
     assert_eq!(info["ignored"], json!(["hr_checkpoint_name", "hr_prompt"]));
+    let (_, info) = drawn(&worker, "img2img", &hires(&json!({ "init_images": [base64(RgbImage::new(64, 64))] }))).await;
+    assert_eq!(info["ignored"], json!(["enable_hr"]));
     for (more, reason) in [
         (json!({ "hr_upscaler": "4x-UltraSharp" }), "\"Nearest\", \"Latent\""),
         (json!({ "hr_scale": 0.5 }), "hr_scale must be a number from 1 to 8"),

@@ -57,6 +57,7 @@ impl InferencePipeline {
         let EncodedPrompts { embeddings: text_embeddings, mut warnings, .. } = encoded;
         warnings.extend_from_slice(&adapters.warnings);
         warnings.extend(order.controls.iter().filter_map(|control| control.settings.window_warning(demand.steps())));
+        warnings.extend(config.guidance_warning());
         warnings.extend(self.info.size_warning(config.size, order.output.enlarged_to));
         Ok(Conditioning { text_embeddings, context, unguided, controls, warnings })
     }

@@ -71,7 +71,8 @@ impl Redraw {
         };
         let (strength, steps) = (settings.strength, settings.steps.unwrap_or(own.steps));
         let options = SamplingOptions { strength: Some(strength), ..own.options };
-        let config = SamplingConfig { size, steps: strength.steps_to_take(steps)?, sampler, schedule, options, ..own };
+        let config =
+            SamplingConfig { size, steps: strength.steps_to_take(steps, info.most_steps(sampler))?, sampler, schedule, options, ..own };
         let controls = info.choose_controls(first.controls.iter().map(|control| control.settings.clone()).collect(), size)?;
         let order = Order::of_parsed(first.prompt.clone(), first.negative_prompt.as_str(), config, controls, info)?;
         let order = Order {

@@ -46,3 +46,18 @@ fn an_error_names_the_value_and_the_range() {
     let error = Steps::try_from(0).unwrap_err();
     assert_eq!((error.name, error.to_string().as_str()), ("steps", "must be a whole number from 1 to 1000, not 0"));
 }
+
+#[test]
+fn guidance_far_above_those_of_cfg_pp_is_told() {
+    let warning = |sampler, scale: f64| {
+        let size = ImageSize::new(64, 64).unwrap();
+        let (steps, guidance_scale) = (Steps::try_from(4).unwrap(), scale.try_into().unwrap());
+        let options = SamplingOptions::default();
+        SamplingConfig { size, steps, guidance_scale, seed: 0.into(), sampler, schedule: Schedule::Default, options }.guidance_warning()
+    };
+    assert_eq!(warning(Sampler::EulerCfgPp, 7.5).unwrap(), "euler_cfg_pp is made for guidance scales up to 1, not 7.5");
+    assert_eq!(warning(Sampler::DdimCfgPp, 30.0).unwrap(), "ddim_cfg_pp is made for guidance scales up to 12.5, not 30");
+    for (sampler, scale) in [(Sampler::EulerCfgPp, 1.5), (Sampler::DdimCfgPp, 7.5), (Sampler::Euler, 50.0)] {
+        assert_eq!(warning(sampler, scale), None);
+    }
+}

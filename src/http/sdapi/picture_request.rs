@@ -258,7 +258,7 @@ impl PictureBody {
             }
         };
         let upscale = if begins_with_picture { None } else { request.hires_fix(info)? };
-        others.extend(request.hires_without_effect());
+        others.extend(request.hires_without_effect(begins_with_picture));
         let sampler = request.sampler_name.or(request.sampler_index);
         let overrides = Overrides::read(&request.override_settings.take().unwrap_or_default(), info, &mut others)?;
         let text = request.prompt.take().filter(|text| !text.trim().is_empty());

@@ -38,12 +38,13 @@ impl PictureRequest {
         self.enable_hr.is_some_and(Flag::get)
     }
 
-    /// The names of fields that are not followed where the request asks for it.
-    pub(super) fn hires_without_effect(&self) -> impl Iterator<Item = String> + use<> {
+    /// The names of fields that are not followed where the request asks for it. `img2img` follows none of them.
+    pub(super) fn hires_without_effect(&self, begins_with_picture: bool) -> impl Iterator<Item = String> + use<> {
         let is_other = |own: Option<&str>, other: &Option<String>| {
             self.has_hires_fix() && other.as_ref().is_some_and(|other| !other.is_empty() && Some(other.as_str()) != own)
         };
         [
+            ("enable_hr", begins_with_picture && self.has_hires_fix()),
             ("hr_prompt", is_other(self.prompt.as_deref(), &self.hr_prompt)),
             ("hr_negative_prompt", is_other(self.negative_prompt.as_ref().map(NegativePrompt::as_str), &self.hr_negative_prompt)),
         ]
