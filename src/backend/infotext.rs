@@ -95,7 +95,7 @@ impl<'a> ImageMetadata<'a> {
             let [start, stop] = interval.into();
             format!("{start}-{stop}")
         });
-        let values = [
+        let drawing = [
             ("Steps", Some(steps.to_string())),
             ("Sampler", Some(sampler.a1111_name().to_owned())),
             (
@@ -112,14 +112,10 @@ impl<'a> ImageMetadata<'a> {
             ("Denoising strength", strength.map(|strength| strength.get().to_string())),
             ("Seed", Some(seed.to_string())),
             ("Size", Some(size.to_string())),
-            ("Model", Some(self.model_id.to_owned())),
-            ("VAE Decoder", (self.decoder == Decoder::Tiny).then(|| "TAESD".to_owned())),
         ];
-        let (model, rest) = (values.len() - 2, self.upscale_values());
-        let mut values = Vec::from(values);
-        values.splice(model..model, self.hires_values());
-        values.extend(rest);
-        values
+        let networks =
+            [("Model", Some(self.model_id.to_owned())), ("VAE Decoder", (self.decoder == Decoder::Tiny).then(|| "TAESD".to_owned()))];
+        drawing.into_iter().chain(self.hires_values()).chain(networks).chain(self.upscale_values()).collect()
     }
 
     /// The words of A1111's hires fix.

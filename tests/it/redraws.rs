@@ -92,6 +92,13 @@ fn request(upscale: &Value) -> Value {
     body
 }
 
+/// The same with settings that both drawings share.
+fn request_with_lora(upscale: &Value) -> Value {
+    let mut body = request(upscale);
+    (body["loras"], body["guidance_interval"]) = (json!([{ "name": "ink", "scale": 0.7 }]), json!([0, 0.7]));
+    body
+}
+
 fn png(picture: &DynamicImage) -> String {
     let mut file = Cursor::new(Vec::new());
     picture.write_to(&mut file, ImageFormat::Png).unwrap();
@@ -101,16 +108,16 @@ fn png(picture: &DynamicImage) -> String {
 /// A second drawing is an edit of the enlarged picture, with the steps that the strength leaves.
 #[tokio::test]
 async fn a_second_drawing_is_an_edit_of_the_first() {
-    let worker = Worker::unlimited(&[]);
-    let plain = worker.generate(&request(&json!({ "name": "Nearest", "scale": 2 }))).await;
-    let mut edit = request(&Value::Null);
+    let worker = Worker::unlimited(&["--loras", "src/builtin_model/model/loras"]);
+    let plain = worker.generate(&request_with_lora(&json!({ "name": "Nearest", "scale": 2 }))).await;
+    let mut edit = request_with_lora(&Value::Null);
     (edit["image"], edit["size"], edit["strength"], edit["steps"]) =
         (png(&picture(&plain["data"][0])).into(), "128x128".into(), 0.6.into(), 5.into());
     let client = reqwest::Client::new();
     let edited: Value = client.post(worker.url("/v1/images/edits")).json(&edit).send().await.unwrap().json().await.unwrap();
 
     let again = json!({ "name": "Nearest", "scale": 2, "strength": 0.6, "steps": 3 });
-    let answer = worker.generate(&request(&again)).await;
+    let answer = worker.generate(&request_with_lora(&again)).await;
     assert!(picture(&answer["data"][0]) == picture(&edited["data"][0]), "{} {}", answer["parameters"], edited["parameters"]);
     assert_eq!((&answer["size"], &answer["parameters"]["width"]), (&json!("128x128"), &json!(64)), "the first drawing's");
     assert_eq!(answer["parameters"]["upscale"], json!({ "name": "Nearest", "scale": 2.0, "strength": 0.6, "steps": 3 }));
@@ -121,17 +128,17 @@ async fn a_second_drawing_is_an_edit_of_the_first() {
     }
 
     // Its pictures have the seeds that follow, and a stream counts the steps of both.
-    let mut second = request(&again);
+    let mut second = request_with_lora(&again);
     second["seed"] = 8.into();
     let second = worker.generate(&second).await;
-    let mut both = request(&again);
+    let mut both = request_with_lora(&again);
     both["n"] = 2.into();
     let both = worker.generate(&both).await;
     assert_eq!(
         [&both["data"][0], &both["data"][1]].map(|data| &data["b64_json"]),
         [&answer, &second].map(|one| &one["data"][0]["b64_json"])
     );
-    let (_, events) = transcript(&worker, &streamed(request(&again), &json!({ "partial_images": 3, "progress": true }))).await;
+    let (_, events) = transcript(&worker, &streamed(request_with_lora(&again), &json!({ "partial_images": 3, "progress": true }))).await;
     let steps: Vec<&Value> = events.iter().filter(|(name, _)| name.ends_with("progress")).map(|(_, event)| event).collect();
     let first = plain["parameters"]["steps"].as_u64().unwrap();
     assert_eq!(steps.iter().map(|event| event["step"].as_u64().unwrap()).collect::<Vec<_>>(), (1..=first + 3).collect::<Vec<_>>());
